@@ -1,0 +1,3 @@
+//! bhyve(8): run a guest operating system inside a virtual machine.
+
+fn main() {}

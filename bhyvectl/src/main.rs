@@ -1,0 +1,3 @@
+//! bhyvectl(8): control utility for bhyve instances.
+
+fn main() {}

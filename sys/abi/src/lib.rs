@@ -1,0 +1,1 @@
+//! vmm(4)'s ABI for amd64 as data.

@@ -1,0 +1,1 @@
+//! A vmm(4) in a library.
