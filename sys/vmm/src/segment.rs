@@ -1,0 +1,179 @@
+//! The VM objects behind memory segments (`sys/dev/vmm/vmm_mem.c`): memory that the processors, the devices and
+//! whoever maps `/dev/vmm/NAME` all share.
+//!
+//! A segment is a memory file mapped shared: pages that nobody has touched are holes in it, so that a checkpoint
+//! can step over them without looking at them.
+
+use std::ops::Range;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use crate::errno::Errno;
+
+/// One memory segment, zero-filled, mapped readable and writable for as long as it is referred to.
+#[derive(Debug)]
+pub struct Segment {
+    base: NonNull<u8>,
+    len: usize,
+    file: OwnedFd,
+}
+
+// SAFETY: the segment owns its mapping, which lives until drop at an address that never changes; what is done
+// through the pointer is the business of those who dereference it.
+unsafe impl Send for Segment {}
+// SAFETY: as above; no method writes through the pointer.
+unsafe impl Sync for Segment {}
+
+impl Segment {
+    /// A segment of `len` bytes; `len` is a multiple of the page size and not zero.
+    pub fn new(len: u64) -> Result<Arc<Self>, Errno> {
+        let size = usize::try_from(len).map_err(|_| Errno::ENOMEM)?;
+        let end = libc::off_t::try_from(len).map_err(|_| Errno::ENOMEM)?;
+        // SAFETY: the name is a NUL-terminated literal.
+        let fd = unsafe { libc::memfd_create(c"vmm".as_ptr(), libc::MFD_CLOEXEC) };
+        if fd < 0 {
+            return Err(Errno::last());
+        }
+        // SAFETY: memfd_create has just returned this descriptor to us alone.
+        let file = unsafe { OwnedFd::from_raw_fd(fd) };
+        // SAFETY: plain system call on a descriptor that we own.
+        if unsafe { libc::ftruncate(fd, end) } != 0 {
+            return Err(Errno::last());
+        }
+        // SAFETY: a new mapping at an address of the kernel's choice disturbs nothing.
+        let base = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                size,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                fd,
+                0,
+            )
+        };
+        if base == libc::MAP_FAILED {
+            return Err(Errno::last());
+        }
+        let base = NonNull::new(base.cast::<u8>()).ok_or(Errno::ENOMEM)?;
+        Ok(Arc::new(Self { base, len: size, file }))
+    }
+
+    /// Where the segment starts in this process.
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.base.as_ptr()
+    }
+
+    /// Length in bytes.
+    pub fn len(&self) -> u64 {
+        self.len as u64
+    }
+
+    /// Never: kept beside [`Self::len`] as readers expect.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Bytes of host memory that the segment occupies at the moment.
+    pub fn resident(&self) -> u64 {
+        // SAFETY: all-zero is a valid stat, and fstat fills in the one it is given.
+        let stat = unsafe {
+            let mut stat: libc::stat = std::mem::zeroed();
+            if libc::fstat(self.file.as_raw_fd(), &mut stat) != 0 {
+                return 0;
+            }
+            stat
+        };
+        // st_blocks is in units of 512 bytes whatever the file system's block size.
+        u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512).min(self.len())
+    }
+
+    /// The parts of `[offset, offset + len)` that may hold anything but zeros, ascending.
+    ///
+    /// Everything that the host cannot tell counts as data.
+    pub fn populated(&self, offset: u64, len: u64) -> Vec<Range<u64>> {
+        let end = offset.saturating_add(len).min(self.len());
+        let mut found = Vec::new();
+        let mut at = offset;
+        while at < end {
+            let Some(start) = self.seek(at, libc::SEEK_DATA) else {
+                // ENXIO: nothing but a hole is left. Anything else: this host cannot tell.
+                if Errno::last() != Errno::ENXIO {
+                    found.push(at..end);
+                }
+                break;
+            };
+            if start >= end {
+                break;
+            }
+            let stop = self.seek(start, libc::SEEK_HOLE).unwrap_or(end).clamp(start, end);
+            if stop == start {
+                break;
+            }
+            found.push(start..stop);
+            at = stop;
+        }
+        found
+    }
+
+    fn seek(&self, at: u64, whence: libc::c_int) -> Option<u64> {
+        let at = libc::off_t::try_from(at).ok()?;
+        // SAFETY: plain system call; nobody reads or writes through the descriptor's position.
+        let found = unsafe { libc::lseek(self.file.as_raw_fd(), at, whence) };
+        u64::try_from(found).ok()
+    }
+}
+
+impl Drop for Segment {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours, and whoever uses its address holds a reference to this segment.
+        unsafe { libc::munmap(self.base.as_ptr().cast(), self.len) };
+    }
+}
+
+/// What mmap(2) on `/dev/vmm/NAME` or `/dev/vmm.io/NAME.SEG` gives: part of a segment, kept mapped by this handle.
+#[derive(Debug, Clone)]
+pub struct Mapping {
+    segment: Arc<Segment>,
+    offset: u64,
+    len: u64,
+}
+
+impl Mapping {
+    /// `len` bytes of `segment` from `offset`; `EINVAL` if they do not lie inside.
+    pub(crate) fn new(segment: Arc<Segment>, offset: u64, len: u64) -> Result<Self, Errno> {
+        let end = offset.checked_add(len).ok_or(Errno::EINVAL)?;
+        if len == 0 || end > segment.len() {
+            return Err(Errno::EINVAL);
+        }
+        Ok(Self { segment, offset, len })
+    }
+
+    /// Where it starts in this process: guest memory, that other threads may change at any time. Valid for
+    /// [`Self::len`] bytes for as long as this handle or a clone of it exists.
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.segment.as_ptr().wrapping_add(self.offset as usize)
+    }
+
+    /// Length in bytes.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Never: kept beside [`Self::len`] as readers expect.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The parts of `[offset, offset + len)` of this mapping that may hold anything but zeros, ascending, as
+    /// offsets from its start. Looking costs a few system calls and allocates no guest page.
+    pub fn populated(&self, offset: u64, len: u64) -> Vec<Range<u64>> {
+        let start = offset.min(self.len);
+        let len = len.min(self.len - start);
+        let mut found = self.segment.populated(self.offset + start, len);
+        for range in &mut found {
+            *range = range.start - self.offset..range.end - self.offset;
+        }
+        found
+    }
+}

@@ -1,0 +1,53 @@
+//! `sys/dev/vmm/vmm_dev.c`: the VMs of this process, and the requests made of one.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::errno::Errno;
+use crate::user::UserMemory;
+use crate::vmm::{Options, Vm};
+
+/// Longest name (`VM_MAX_NAMELEN`).
+pub const MAX_NAME_LEN: usize = 229;
+
+/// What `/dev/vmm` would list. A VM lives until it is destroyed, or its process ends.
+static VMS: Mutex<BTreeMap<String, Arc<Vm>>> = Mutex::new(BTreeMap::new());
+
+fn vms() -> MutexGuard<'static, BTreeMap<String, Arc<Vm>>> {
+    VMS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// `VMMCTL_VM_CREATE`: `EINVAL` for a name that is empty, too long or no file name, `EEXIST` for one in use.
+pub fn create(name: &str, options: Options) -> Result<Arc<Vm>, Errno> {
+    let file_name = !name.contains(['/', '\0']) && name != "." && name != "..";
+    if name.is_empty() || name.len() > MAX_NAME_LEN || !file_name {
+        return Err(Errno::EINVAL);
+    }
+    let mut vms = vms();
+    if vms.contains_key(name) {
+        return Err(Errno::EEXIST);
+    }
+    let vm = Arc::new(Vm::new(name, options)?);
+    vms.insert(name.to_owned(), vm.clone());
+    Ok(vm)
+}
+
+/// open(2) of `/dev/vmm/NAME`: `ENOENT` if there is no such VM.
+pub fn lookup(name: &str) -> Result<Arc<Vm>, Errno> {
+    vms().get(name).cloned().ok_or(Errno::ENOENT)
+}
+
+/// `VMMCTL_VM_DESTROY`: `EINVAL` if there is no such VM. Handles that are still held answer `ENXIO` from then on.
+pub fn destroy(name: &str) -> Result<(), Errno> {
+    let _vm = vms().remove(name).ok_or(Errno::EINVAL)?;
+    Ok(())
+}
+
+/// The names of all VMs of this process.
+pub fn names() -> Vec<String> {
+    vms().keys().cloned().collect()
+}
+
+pub(crate) fn ioctl(_vm: &Vm, _request: u64, _arg: &mut [u8], _user: &dyn UserMemory) -> Result<(), Errno> {
+    Err(Errno::ENOTTY)
+}
