@@ -1,0 +1,16 @@
+//! Request numbers of FreeBSD 13, which is past its end of life: known only so that it can be recognised and refused.
+
+use crate::vmm_dev::{IOCNUM_RUN, IOCNUM_SNAPSHOT_REQ, IOCNUM_VM_STATS, VMM_IOC_GROUP, iowr_sized};
+
+/// VM_RUN with `struct vm_exit` inline.
+pub const VM_RUN: u64 = iowr_sized(VMM_IOC_GROUP, IOCNUM_RUN, 144);
+/// VM_STATS without a first index.
+pub const VM_STATS: u64 = iowr_sized(VMM_IOC_GROUP, IOCNUM_VM_STATS, 536);
+/// VM_SNAPSHOT_REQ with a leading context pointer.
+pub const VM_SNAPSHOT_REQ: u64 = iowr_sized(VMM_IOC_GROUP, IOCNUM_SNAPSHOT_REQ, 72);
+
+const _: () = {
+    assert!(VM_RUN == 0xC090_7601);
+    assert!(VM_STATS == 0xC218_7632);
+    assert!(VM_SNAPSHOT_REQ == 0xC048_7671);
+};
