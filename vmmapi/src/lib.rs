@@ -1,1 +1,3 @@
 //! libvmmapi(3) in Rust: VM handles, guest memory, back ends, the control socket and the checkpoint files.
+
+pub mod checkpoint;
