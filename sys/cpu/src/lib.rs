@@ -1,1 +1,2 @@
 //! A software x86-64 processor.
+pub mod fpu;

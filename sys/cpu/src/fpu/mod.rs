@@ -1,0 +1,183 @@
+//! The x87, MMX and SSE units: their state, and their instructions as operations that run on the host's own units.
+//!
+//! No FreeBSD file answers to this (`sys/amd64/amd64/fpu.c` is the nearest: it owns the same state on real hardware). Guest
+//! and host have the same instruction set here, so an operation loads its operands into the host's registers, executes the
+//! very instruction that the guest wrote, and takes the registers, flags and exceptions back: results are exact, including
+//! the transcendental functions, NaN propagation and every status flag. [`host`] is the only module that does so.
+//!
+//! # How to run an instruction
+//!
+//! 1. [`lower`] once, when the instruction is decoded. `None` means that the instruction is not one of these units'.
+//! 2. [`check`] with the operation's class: #UD, #NM and a pending #MF come before anything else.
+//! 3. If [`Op::access`] names memory, check its alignment ([`Op::aligned`]: #GP) and translate it, for writing where it is
+//!    written, so that nothing can fault after step 4. Fill [`Memory::bytes`] if it is read.
+//! 4. [`Op::exec`]; on [`Outcome::Done`] store the bytes if memory is written.
+//!
+//! # Where the architecture leaves a choice
+//!
+//! * FIP, FDP and FOP are recorded only by an instruction that raises an unmasked x87 exception, as AMD processors do and as
+//!   CPUID's `FDP_EXCPTN_ONLY` announces; FCS and FDS are always zero (CPUID's "deprecates FCS and FDS").
+//! * RCPPS, RSQRTPS and their scalar forms are approximations whose low bits are those of the host's model.
+//! * MXCSR has no misaligned-exception mask (bit 17): [`MXCSR_MASK`] is 0xffff.
+
+mod host;
+mod lower;
+mod op;
+mod sse;
+mod state;
+
+pub use lower::lower;
+pub use op::Op;
+pub use state::{Form, MXCSR_DEFAULT, MXCSR_MASK, State, XSAVE_LEN};
+
+#[cfg(not(target_arch = "x86_64"))]
+compile_error!("vmm-cpu executes the guest's floating point instructions on the host: it needs an x86-64 host");
+
+/// CR0.MP: WAIT obeys CR0.TS.
+const CR0_MP: u64 = 1 << 1;
+/// CR0.EM: there is no floating point unit.
+const CR0_EM: u64 = 1 << 2;
+/// CR0.TS: the task was switched.
+const CR0_TS: u64 = 1 << 3;
+/// CR0.NE: x87 errors are #MF, not an external interrupt.
+const CR0_NE: u64 = 1 << 5;
+/// CR4.OSFXSR: the operating system saves SSE state.
+const CR4_OSFXSR: u64 = 1 << 9;
+/// CR4.OSXMMEXCPT: the operating system handles #XM.
+const CR4_OSXMMEXCPT: u64 = 1 << 10;
+
+/// Which unit an operation belongs to: this decides the exceptions that are checked before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// An x87 instruction that first reports a pending exception.
+    X87,
+    /// An x87 instruction that does not wait (FNINIT, FNCLEX, FNSTSW, FNSTCW, FNSTENV, FNSAVE).
+    X87NoWait,
+    /// WAIT, which obeys CR0.TS only where CR0.MP is set.
+    Wait,
+    /// An MMX instruction.
+    Mmx,
+    /// An SSE instruction.
+    Sse,
+    /// An SSE instruction with an MMX register (CVTPI2PS and its kind).
+    SseMmx,
+    /// An instruction that came with SSE but uses general registers only (MOVNTI, CRC32): nothing is checked.
+    Integer,
+}
+
+/// What an operation does with its memory operand; sizes in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// There is no memory operand.
+    None,
+    /// Reads so many bytes.
+    Read(u8),
+    /// Writes so many bytes.
+    Write(u8),
+    /// Reads, changes and writes so many bytes.
+    ReadWrite(u8),
+}
+
+/// An exception that an operation, or the check before it, calls for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    /// Invalid opcode.
+    #[error("#UD")]
+    Ud,
+    /// Device not available.
+    #[error("#NM")]
+    Nm,
+    /// x87 error.
+    #[error("#MF")]
+    Mf,
+    /// x87 error while CR0.NE is clear: the FERR# pin, on a PC interrupt request 13.
+    #[error("FERR#")]
+    Ferr,
+    /// SIMD floating point error. [`Fault::with_cr4`] turns it into #UD where the operating system does not handle it.
+    #[error("#XM")]
+    Xm,
+    /// General protection, error code 0.
+    #[error("#GP(0)")]
+    Gp,
+}
+
+impl Fault {
+    /// The fault as CR4 has it delivered: #XM becomes #UD while CR4.OSXMMEXCPT is clear.
+    #[must_use]
+    pub const fn with_cr4(self, cr4: u64) -> Self {
+        match self {
+            Self::Xm if cr4 & CR4_OSXMMEXCPT == 0 => Self::Ud,
+            fault => fault,
+        }
+    }
+}
+
+/// Whether the memory operand is to be stored after an operation that finished.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Finished: bytes that the operation writes are to be stored.
+    Done,
+    /// Finished, but an unmasked x87 exception suppressed the store.
+    NoStore,
+}
+
+/// The bytes of an operation's memory operand, and the addresses that the x87 unit may record.
+#[derive(Clone, Debug)]
+#[repr(C, align(64))]
+pub struct Memory {
+    /// The operand from byte 0 on. Bytes past its size are ignored and may change.
+    pub bytes: [u8; Memory::LEN],
+    /// The operand's offset in its segment, for FDP. Only [`Class::X87`] looks at it.
+    pub offset: u64,
+    /// The instruction's RIP, for FIP. Only [`Class::X87`] looks at it.
+    pub rip: u64,
+}
+
+impl Memory {
+    /// Large enough for the largest operand, FNSAVE's 108 bytes.
+    pub const LEN: usize = 112;
+
+    /// An empty operand.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { bytes: [0; Self::LEN], offset: 0, rip: 0 }
+    }
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The exceptions that come before an operation of a class is begun, in the processor's order.
+///
+/// # Errors
+/// #UD, #NM, #MF or FERR#.
+pub const fn check(class: Class, cr0: u64, cr4: u64, state: &State) -> Result<(), Fault> {
+    match class {
+        Class::Integer => return Ok(()),
+        Class::X87 | Class::X87NoWait => {
+            if cr0 & (CR0_EM | CR0_TS) != 0 {
+                return Err(Fault::Nm);
+            }
+        }
+        Class::Wait => {
+            if cr0 & (CR0_MP | CR0_TS) == CR0_MP | CR0_TS {
+                return Err(Fault::Nm);
+            }
+        }
+        Class::Mmx | Class::Sse | Class::SseMmx => {
+            if cr0 & CR0_EM != 0 || !matches!(class, Class::Mmx) && cr4 & CR4_OSFXSR == 0 {
+                return Err(Fault::Ud);
+            }
+            if cr0 & CR0_TS != 0 {
+                return Err(Fault::Nm);
+            }
+        }
+    }
+    if !matches!(class, Class::X87NoWait | Class::Sse) && state.x87_pending() {
+        return Err(if cr0 & CR0_NE != 0 { Fault::Mf } else { Fault::Ferr });
+    }
+    Ok(())
+}
