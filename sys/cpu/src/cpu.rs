@@ -1,0 +1,326 @@
+//! One virtual processor: its registers, how they are read and set from outside, and its caches.
+
+use std::sync::Arc;
+
+use crate::exit::Traps;
+use crate::flags::Flags;
+use crate::mem::{Map, PhysMem};
+use crate::signals::Signals;
+use crate::state::{Pending, Reg, Seg, Segment, Table, cr0, efer, flag};
+
+/// Slots of the register file behind the sixteen general registers, so that effective addresses need no branches.
+pub(crate) mod slot {
+    /// Always zero: "no register".
+    pub const ZERO: u8 = 16;
+    /// RIP of the running block's first instruction.
+    pub const BLOCK: u8 = 17;
+    /// Constants for RIP-relative displacements that leave 32 bits.
+    pub const PLUS: u8 = 18;
+    pub const MINUS: u8 = 19;
+    /// The bases of ES, CS, SS, DS, FS and GS.
+    pub const SEG_BASE: u8 = 24;
+}
+/// The value in slot `PLUS`, and negated in slot `MINUS`.
+pub(crate) const FAR_DISP: i64 = 0x1_0000;
+
+/// A virtual processor.
+pub struct Cpu {
+    pub(crate) regs: [u64; 32],
+    pub(crate) flags: Flags,
+    /// RIP at block boundaries; within a block the ops know their offset.
+    pub(crate) rip: u64,
+    /// RFLAGS without the arithmetic flags, which are in `flags`.
+    pub(crate) rflags: u64,
+    pub(crate) segs: [Segment; 8],
+    pub(crate) gdtr: Table,
+    pub(crate) idtr: Table,
+    pub(crate) cr0: u64,
+    pub(crate) cr2: u64,
+    pub(crate) cr3: u64,
+    pub(crate) cr4: u64,
+    pub(crate) efer: u64,
+    pub(crate) xcr0: u64,
+    pub(crate) dr: [u64; 4],
+    pub(crate) dr6: u64,
+    pub(crate) dr7: u64,
+    pub(crate) star: u64,
+    pub(crate) lstar: u64,
+    pub(crate) cstar: u64,
+    pub(crate) sfmask: u64,
+    pub(crate) kernel_gs_base: u64,
+    pub(crate) sysenter: [u64; 3],
+    pub(crate) pat: u64,
+    pub(crate) tsc_aux: u64,
+    /// Interrupts are held off for one instruction (after STI, MOV SS, POP SS).
+    pub(crate) shadow: bool,
+    pub(crate) nmi_blocked: bool,
+    pub(crate) pending: Option<Pending>,
+    pub(crate) traps: Traps,
+    pub(crate) retired: u64,
+    pub(crate) mem: Arc<PhysMem>,
+    pub(crate) map: Arc<Map>,
+    pub(crate) map_epoch: u64,
+    pub(crate) signals: Arc<Signals>,
+}
+
+impl Cpu {
+    /// A processor after reset (not INIT), attached to `mem`.
+    pub fn new(mem: Arc<PhysMem>) -> Self {
+        let signals = Arc::new(Signals::default());
+        mem.register(&signals);
+        let mut cpu = Cpu {
+            regs: [0; 32],
+            flags: Flags::default(),
+            rip: 0,
+            rflags: 0,
+            segs: [Segment::default(); 8],
+            gdtr: Table::default(),
+            idtr: Table::default(),
+            cr0: 0,
+            cr2: 0,
+            cr3: 0,
+            cr4: 0,
+            efer: 0,
+            xcr0: 1,
+            dr: [0; 4],
+            dr6: 0,
+            dr7: 0,
+            star: 0,
+            lstar: 0,
+            cstar: 0,
+            sfmask: 0,
+            kernel_gs_base: 0,
+            sysenter: [0; 3],
+            pat: 0x0007_0406_0007_0406,
+            tsc_aux: 0,
+            shadow: false,
+            nmi_blocked: false,
+            pending: None,
+            traps: Traps::default(),
+            retired: 0,
+            map_epoch: mem.epoch(),
+            map: mem.snapshot(),
+            mem,
+            signals,
+        };
+        cpu.reset();
+        cpu
+    }
+
+    /// Power-up values of all registers (AMD APM volume 2, table 14-1).
+    pub fn reset(&mut self) {
+        self.regs = [0; 32];
+        self.regs[usize::from(slot::PLUS)] = FAR_DISP as u64;
+        self.regs[usize::from(slot::MINUS)] = (-FAR_DISP) as u64;
+        self.regs[2] = 0x0080_0f12;
+        self.flags = Flags::default();
+        self.rip = 0xfff0;
+        self.rflags = flag::FIXED;
+        let data = Segment { selector: 0, base: 0, limit: 0xffff, access: 0x93 };
+        self.segs = [data; 8];
+        self.segs[Seg::Cs as usize] = Segment { selector: 0xf000, base: 0xffff_0000, limit: 0xffff, access: 0x9b };
+        self.segs[Seg::Ldtr as usize] = Segment { access: 0x82, ..data };
+        self.segs[Seg::Tr as usize] = Segment { access: 0x8b, ..data };
+        self.gdtr = Table { base: 0, limit: 0xffff };
+        self.idtr = self.gdtr;
+        self.cr0 = cr0::CD | cr0::NW | cr0::ET;
+        (self.cr2, self.cr3, self.cr4, self.efer) = (0, 0, 0, 0);
+        self.xcr0 = 1;
+        self.dr = [0; 4];
+        self.dr6 = 0xffff_0ff0;
+        self.dr7 = 0x400;
+        (self.star, self.lstar, self.cstar, self.sfmask, self.kernel_gs_base) = (0, 0, 0, 0, 0);
+        self.sysenter = [0; 3];
+        self.pat = 0x0007_0406_0007_0406;
+        self.tsc_aux = 0;
+        self.shadow = false;
+        self.nmi_blocked = false;
+        self.pending = None;
+        self.state_changed();
+    }
+
+    /// The attention word, for other threads.
+    pub fn signals(&self) -> &Arc<Signals> {
+        &self.signals
+    }
+
+    /// Instructions retired since reset or [`Cpu::set_retired`]. A REP instruction counts one for every chunk, which ends where
+    /// the instruction does or at a page boundary of its operands.
+    pub fn retired(&self) -> u64 {
+        self.retired
+    }
+
+    /// Sets the count of retired instructions (after a restore).
+    pub fn set_retired(&mut self, n: u64) {
+        self.retired = n;
+    }
+
+    /// Which events leave `run`.
+    pub fn traps(&self) -> Traps {
+        self.traps
+    }
+
+    /// Sets which events leave `run`.
+    pub fn set_traps(&mut self, traps: Traps) {
+        self.traps = traps;
+    }
+
+    /// Reads a register.
+    pub fn get(&self, reg: Reg) -> u64 {
+        match reg {
+            Reg::Rip => self.rip,
+            Reg::Rflags => self.rflags_image(),
+            Reg::Cr0 => self.cr0,
+            Reg::Cr2 => self.cr2,
+            Reg::Cr3 => self.cr3,
+            Reg::Cr4 => self.cr4,
+            Reg::Efer => self.efer,
+            Reg::Xcr0 => self.xcr0,
+            Reg::Dr0 => self.dr[0],
+            Reg::Dr1 => self.dr[1],
+            Reg::Dr2 => self.dr[2],
+            Reg::Dr3 => self.dr[3],
+            Reg::Dr6 => self.dr6,
+            Reg::Dr7 => self.dr7,
+            Reg::Star => self.star,
+            Reg::Lstar => self.lstar,
+            Reg::Cstar => self.cstar,
+            Reg::Sfmask => self.sfmask,
+            Reg::KernelGsBase => self.kernel_gs_base,
+            Reg::SysenterCs => self.sysenter[0],
+            Reg::SysenterEsp => self.sysenter[1],
+            Reg::SysenterEip => self.sysenter[2],
+            Reg::Pat => self.pat,
+            Reg::TscAux => self.tsc_aux,
+            general => self.regs[general as usize & 15],
+        }
+    }
+
+    /// Sets a register. Like a hypervisor's, this does no checks that an instruction would do; it never makes the processor
+    /// itself misbehave, whatever the value.
+    pub fn set(&mut self, reg: Reg, value: u64) {
+        match reg {
+            Reg::Rip => self.rip = value,
+            Reg::Rflags => self.set_rflags_image(value),
+            Reg::Cr0 => self.cr0 = value | cr0::ET,
+            Reg::Cr2 => self.cr2 = value,
+            Reg::Cr3 => self.cr3 = value,
+            Reg::Cr4 => self.cr4 = value,
+            Reg::Efer => self.efer = value & (efer::ALL | efer::LMA),
+            Reg::Xcr0 => self.xcr0 = value & 3 | 1,
+            Reg::Dr0 => self.dr[0] = value,
+            Reg::Dr1 => self.dr[1] = value,
+            Reg::Dr2 => self.dr[2] = value,
+            Reg::Dr3 => self.dr[3] = value,
+            Reg::Dr6 => self.dr6 = value,
+            Reg::Dr7 => self.dr7 = value,
+            Reg::Star => self.star = value,
+            Reg::Lstar => self.lstar = value,
+            Reg::Cstar => self.cstar = value,
+            Reg::Sfmask => self.sfmask = value,
+            Reg::KernelGsBase => self.kernel_gs_base = value,
+            Reg::SysenterCs => self.sysenter[0] = value,
+            Reg::SysenterEsp => self.sysenter[1] = value,
+            Reg::SysenterEip => self.sysenter[2] = value,
+            Reg::Pat => self.pat = value,
+            Reg::TscAux => self.tsc_aux = value,
+            general => self.regs[general as usize & 15] = value,
+        }
+        match reg {
+            Reg::Cr0 | Reg::Cr3 | Reg::Cr4 | Reg::Efer => {
+                self.flush_tlb();
+                self.state_changed();
+            }
+            Reg::Rflags | Reg::Dr7 => self.state_changed(),
+            _ => {}
+        }
+    }
+
+    /// Reads a segment register.
+    pub fn segment(&self, seg: Seg) -> Segment {
+        self.segs[seg as usize]
+    }
+
+    /// Sets a segment register, hidden part and all.
+    pub fn set_segment(&mut self, seg: Seg, value: Segment) {
+        self.segs[seg as usize] = value;
+        self.state_changed();
+    }
+
+    /// GDTR.
+    pub fn gdtr(&self) -> Table {
+        self.gdtr
+    }
+
+    /// Sets GDTR.
+    pub fn set_gdtr(&mut self, value: Table) {
+        self.gdtr = value;
+    }
+
+    /// IDTR.
+    pub fn idtr(&self) -> Table {
+        self.idtr
+    }
+
+    /// Sets IDTR.
+    pub fn set_idtr(&mut self, value: Table) {
+        self.idtr = value;
+    }
+
+    /// Whether interrupts are held off until the next instruction has retired.
+    pub fn interrupt_shadow(&self) -> bool {
+        self.shadow
+    }
+
+    /// Sets or clears the interrupt shadow.
+    pub fn set_interrupt_shadow(&mut self, on: bool) {
+        self.shadow = on;
+    }
+
+    /// Whether NMIs are blocked (until IRET).
+    pub fn nmi_blocked(&self) -> bool {
+        self.nmi_blocked
+    }
+
+    /// Blocks or unblocks NMIs.
+    pub fn set_nmi_blocked(&mut self, on: bool) {
+        self.nmi_blocked = on;
+    }
+
+    /// The event that will be delivered before the next instruction.
+    pub fn pending(&self) -> Option<Pending> {
+        self.pending
+    }
+
+    /// Queues an event for delivery before the next instruction, or removes it.
+    pub fn set_pending(&mut self, event: Option<Pending>) {
+        self.pending = event;
+    }
+
+    /// Ends an instruction that the caller has completed: RIP moves behind it, the interrupt shadow ends, and it counts as retired.
+    pub fn skip(&mut self, len: u8) {
+        let mask = if self.code64() { u64::MAX } else { 0xffff_ffff };
+        self.rip = self.rip.wrapping_add(u64::from(len)) & mask;
+        self.rflags &= !flag::RF;
+        self.shadow = false;
+        self.retired = self.retired.wrapping_add(1);
+    }
+
+    /// Current privilege level.
+    pub fn cpl(&self) -> u8 {
+        self.segs[Seg::Ss as usize].dpl()
+    }
+
+    pub(crate) fn code64(&self) -> bool {
+        self.efer & efer::LMA != 0 && self.segs[Seg::Cs as usize].access & Segment::L != 0
+    }
+
+    pub(crate) fn rflags_image(&self) -> u64 {
+        self.rflags | self.flags.image()
+    }
+
+    pub(crate) fn set_rflags_image(&mut self, value: u64) {
+        self.rflags = value & flag::ALL & !flag::ARITH | flag::FIXED;
+        self.flags.set_image(value);
+    }
+}

@@ -1,0 +1,249 @@
+//! The names of the architectural registers, segments in VMX access-rights form, and the bits that the core looks at.
+
+/// A register that can be read and set between runs.
+#[allow(missing_docs)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Reg {
+    Rax,
+    Rcx,
+    Rdx,
+    Rbx,
+    Rsp,
+    Rbp,
+    Rsi,
+    Rdi,
+    R8,
+    R9,
+    R10,
+    R11,
+    R12,
+    R13,
+    R14,
+    R15,
+    Rip,
+    Rflags,
+    Cr0,
+    Cr2,
+    Cr3,
+    Cr4,
+    Efer,
+    Xcr0,
+    Dr0,
+    Dr1,
+    Dr2,
+    Dr3,
+    Dr6,
+    Dr7,
+    Star,
+    Lstar,
+    Cstar,
+    Sfmask,
+    KernelGsBase,
+    SysenterCs,
+    SysenterEsp,
+    SysenterEip,
+    Pat,
+    TscAux,
+}
+
+impl Reg {
+    /// The sixteen general registers in encoding order.
+    pub const GENERAL: [Reg; 16] = [
+        Reg::Rax,
+        Reg::Rcx,
+        Reg::Rdx,
+        Reg::Rbx,
+        Reg::Rsp,
+        Reg::Rbp,
+        Reg::Rsi,
+        Reg::Rdi,
+        Reg::R8,
+        Reg::R9,
+        Reg::R10,
+        Reg::R11,
+        Reg::R12,
+        Reg::R13,
+        Reg::R14,
+        Reg::R15,
+    ];
+}
+
+/// A segment register, LDTR or TR. The first six are in encoding order.
+#[allow(missing_docs)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Seg {
+    Es,
+    Cs,
+    Ss,
+    Ds,
+    Fs,
+    Gs,
+    Ldtr,
+    Tr,
+}
+
+impl Seg {
+    /// All eight.
+    pub const ALL: [Seg; 8] = [Seg::Es, Seg::Cs, Seg::Ss, Seg::Ds, Seg::Fs, Seg::Gs, Seg::Ldtr, Seg::Tr];
+
+    /// Segment register number `n` of an instruction encoding (0..=5).
+    pub(crate) fn from_index(n: u8) -> Seg {
+        Self::ALL[usize::from(n & 7)]
+    }
+}
+
+/// A segment register with its hidden part.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Segment {
+    /// The visible selector.
+    pub selector: u16,
+    /// Base address.
+    pub base: u64,
+    /// Limit in bytes, already scaled by the granularity.
+    pub limit: u32,
+    /// VMX access rights: type 0-3, S 4, DPL 5-6, P 7, AVL 12, L 13, D/B 14, G 15, unusable 16.
+    pub access: u32,
+}
+
+impl Segment {
+    /// D/B: 32-bit code, or 32-bit stack pointer.
+    pub const DB: u32 = 1 << 14;
+    /// L: 64-bit code.
+    pub const L: u32 = 1 << 13;
+    /// S: code or data rather than system.
+    pub const S: u32 = 1 << 4;
+    /// P: present.
+    pub const P: u32 = 1 << 7;
+    /// The null selector, or a segment that was never loaded.
+    pub const UNUSABLE: u32 = 1 << 16;
+
+    /// Descriptor privilege level.
+    pub fn dpl(&self) -> u8 {
+        ((self.access >> 5) & 3) as u8
+    }
+
+    /// The four type bits.
+    pub fn kind(&self) -> u8 {
+        (self.access & 15) as u8
+    }
+
+    pub(crate) fn is_code(&self) -> bool {
+        self.access & 0x18 == 0x18
+    }
+
+    pub(crate) fn unusable(&self) -> bool {
+        self.access & Self::UNUSABLE != 0
+    }
+}
+
+/// GDTR or IDTR.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Table {
+    /// Linear base address.
+    pub base: u64,
+    /// Limit in bytes.
+    pub limit: u16,
+}
+
+/// An event that is waiting to be delivered before the next instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pending {
+    /// An exception.
+    Exception {
+        /// Vector 0..=31.
+        vector: u8,
+        /// Error code, for the vectors that push one.
+        error: Option<u32>,
+    },
+    /// An external interrupt.
+    Interrupt(u8),
+    /// A non-maskable interrupt.
+    Nmi,
+    /// INT n, INT3 or INTO by software that is to be repeated (the return address is RIP plus the length).
+    Software {
+        /// Vector.
+        vector: u8,
+        /// Instruction length in bytes.
+        len: u8,
+    },
+}
+
+/// RFLAGS bits.
+#[allow(missing_docs)]
+pub mod flag {
+    pub const CF: u64 = 1;
+    pub const FIXED: u64 = 2;
+    pub const PF: u64 = 4;
+    pub const AF: u64 = 0x10;
+    pub const ZF: u64 = 0x40;
+    pub const SF: u64 = 0x80;
+    pub const TF: u64 = 0x100;
+    pub const IF: u64 = 0x200;
+    pub const DF: u64 = 0x400;
+    pub const OF: u64 = 0x800;
+    pub const IOPL: u64 = 0x3000;
+    pub const NT: u64 = 0x4000;
+    pub const RF: u64 = 0x1_0000;
+    pub const VM: u64 = 0x2_0000;
+    pub const AC: u64 = 0x4_0000;
+    pub const VIF: u64 = 0x8_0000;
+    pub const VIP: u64 = 0x10_0000;
+    pub const ID: u64 = 0x20_0000;
+    /// The six arithmetic flags.
+    pub const ARITH: u64 = CF | PF | AF | ZF | SF | OF;
+    /// Everything that exists.
+    pub const ALL: u64 = 0x3f_7fd7;
+}
+
+/// CR0 bits.
+#[allow(missing_docs)]
+pub mod cr0 {
+    pub const PE: u64 = 1;
+    pub const MP: u64 = 2;
+    pub const EM: u64 = 4;
+    pub const TS: u64 = 8;
+    pub const ET: u64 = 0x10;
+    pub const NE: u64 = 0x20;
+    pub const WP: u64 = 0x1_0000;
+    pub const AM: u64 = 0x4_0000;
+    pub const NW: u64 = 0x2000_0000;
+    pub const CD: u64 = 0x4000_0000;
+    pub const PG: u64 = 0x8000_0000;
+}
+
+/// CR4 bits.
+#[allow(missing_docs)]
+pub mod cr4 {
+    pub const VME: u64 = 1;
+    pub const PVI: u64 = 2;
+    pub const TSD: u64 = 4;
+    pub const DE: u64 = 8;
+    pub const PSE: u64 = 0x10;
+    pub const PAE: u64 = 0x20;
+    pub const MCE: u64 = 0x40;
+    pub const PGE: u64 = 0x80;
+    pub const PCE: u64 = 0x100;
+    pub const OSFXSR: u64 = 0x200;
+    pub const OSXMMEXCPT: u64 = 0x400;
+    pub const UMIP: u64 = 0x800;
+    pub const FSGSBASE: u64 = 0x1_0000;
+    pub const PCIDE: u64 = 0x2_0000;
+    pub const OSXSAVE: u64 = 0x4_0000;
+    pub const SMEP: u64 = 0x10_0000;
+    pub const SMAP: u64 = 0x20_0000;
+    /// Everything that this processor implements.
+    pub const ALL: u64 = VME | PVI | TSD | DE | PSE | PAE | MCE | PGE | PCE | OSFXSR | OSXMMEXCPT | UMIP | FSGSBASE | PCIDE | OSXSAVE | SMEP | SMAP;
+}
+
+/// EFER bits.
+#[allow(missing_docs)]
+pub mod efer {
+    pub const SCE: u64 = 1;
+    pub const LME: u64 = 0x100;
+    pub const LMA: u64 = 0x400;
+    pub const NXE: u64 = 0x800;
+    pub const SVME: u64 = 0x1000;
+    pub const FFXSR: u64 = 0x4000;
+    /// Everything that this processor implements.
+    pub const ALL: u64 = SCE | LME | LMA | NXE;
+}
