@@ -1,0 +1,34 @@
+//! What must be undone however the process ends. It answers to the atexit(3) handlers of bhyve(8), but is also run
+//! before dying of a signal or a panic: a terminal left in raw mode is of no use to anybody.
+
+use std::sync::{Mutex, Once, PoisonError};
+
+type Undo = Box<dyn FnMut() + Send>;
+
+static UNDO: Mutex<Vec<Undo>> = Mutex::new(Vec::new());
+static HOOK: Once = Once::new();
+
+/// Runs `undo` once when the process ends in whatever way it can notice. The last registered runs first.
+pub fn at_exit(undo: impl FnMut() + Send + 'static) {
+    HOOK.call_once(|| {
+        let previous = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            run();
+            previous(info);
+        }));
+    });
+    UNDO.lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .push(Box::new(undo));
+}
+
+/// Runs what is registered and forgets it.
+pub fn run() {
+    // try_lock: a panic inside a handler comes back here.
+    let Ok(mut handlers) = UNDO.try_lock().map(|mut undo| std::mem::take(&mut *undo)) else {
+        return;
+    };
+    while let Some(mut undo) = handlers.pop() {
+        undo();
+    }
+}

@@ -1,0 +1,305 @@
+//! The event loop of the back ends (`usr.sbin/bhyve/mevent.c`): descriptors and timers, one thread, kqueue or epoll.
+
+use polling::{Event, Events, PollMode, Poller};
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// What a descriptor is watched for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Interest {
+    /// Something to read, or the end of it.
+    Read,
+    /// Room to write.
+    Write,
+    /// Either.
+    Both,
+}
+
+/// What a descriptor is ready for. An error or a hang-up makes it ready for what it is watched for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ready {
+    /// Something can be read.
+    pub readable: bool,
+    /// Something can be written.
+    pub writable: bool,
+}
+
+/// A watched descriptor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct EventId(usize);
+
+/// A timer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TimerId(u64);
+
+type EventCallback = Box<dyn FnMut(Ready) + Send>;
+type TimerCallback = Box<dyn FnMut() -> Option<Duration> + Send>;
+
+struct Source {
+    fd: Arc<OwnedFd>,
+    interest: Interest,
+    callback: Arc<Mutex<EventCallback>>,
+}
+
+struct Timer {
+    id: TimerId,
+    callback: TimerCallback,
+}
+
+#[derive(Default)]
+struct Inner {
+    next: u64,
+    sources: HashMap<usize, Source>,
+    timers: BTreeMap<(Instant, TimerId), Timer>,
+    /// The timer whose callback runs just now; taken away when it is deleted meanwhile.
+    firing: Option<TimerId>,
+    stop: bool,
+}
+
+/// The loop. Callbacks run on the thread that is in [`Mevent::run`], one at a time, and may call anything here.
+pub struct Mevent {
+    poller: Poller,
+    inner: Mutex<Inner>,
+}
+
+fn interest(key: usize, interest: Interest) -> Event {
+    match interest {
+        Interest::Read => Event::readable(key),
+        Interest::Write => Event::writable(key),
+        Interest::Both => Event::all(key),
+    }
+}
+
+impl Mevent {
+    /// A loop with nothing to watch.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self {
+            poller: Poller::new()?,
+            inner: Mutex::default(),
+        })
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Watches `fd`, level-triggered: the callback runs again and again until it has dealt with the reason.
+    ///
+    /// What cannot be waited for (a regular file or /dev/null under epoll) is an error of kind `PermissionDenied`.
+    pub fn add(
+        &self,
+        fd: Arc<OwnedFd>,
+        wanted: Interest,
+        callback: impl FnMut(Ready) + Send + 'static,
+    ) -> io::Result<EventId> {
+        let mut inner = self.inner();
+        let key = inner.next as usize;
+        inner.next += 1;
+        // SAFETY: the descriptor is kept open by the entry below, which is removed only after the poller has forgotten it.
+        unsafe {
+            self.poller
+                .add_with_mode(&*fd, interest(key, wanted), PollMode::Level)?
+        };
+        let callback: EventCallback = Box::new(callback);
+        inner.sources.insert(
+            key,
+            Source {
+                fd,
+                interest: wanted,
+                callback: Arc::new(Mutex::new(callback)),
+            },
+        );
+        Ok(EventId(key))
+    }
+
+    /// Watches again after [`Mevent::disable`], or for something else.
+    pub fn enable(&self, id: EventId, wanted: Interest) -> io::Result<()> {
+        let mut inner = self.inner();
+        let Some(source) = inner.sources.get_mut(&id.0) else {
+            return Ok(());
+        };
+        source.interest = wanted;
+        self.poller
+            .modify_with_mode(source.fd.as_fd(), interest(id.0, wanted), PollMode::Level)
+    }
+
+    /// Stops watching for now.
+    pub fn disable(&self, id: EventId) -> io::Result<()> {
+        let inner = self.inner();
+        let Some(source) = inner.sources.get(&id.0) else {
+            return Ok(());
+        };
+        self.poller
+            .modify_with_mode(source.fd.as_fd(), Event::none(id.0), PollMode::Level)
+    }
+
+    /// Stops watching for good and lets go of the descriptor. A callback that has begun on the loop's thread may still
+    /// be running when this returns; waiting for it here would deadlock devices that call this under their own lock.
+    pub fn delete(&self, id: EventId) {
+        if let Some(source) = self.inner().sources.remove(&id.0)
+            && let Err(error) = self.poller.delete(source.fd.as_fd())
+        {
+            log::debug!("mevent: cannot stop watching a descriptor: {error}");
+        }
+    }
+
+    /// Calls back once after `after`, and again for as long as the callback answers with another delay.
+    pub fn add_timer(
+        &self,
+        after: Duration,
+        callback: impl FnMut() -> Option<Duration> + Send + 'static,
+    ) -> TimerId {
+        let mut inner = self.inner();
+        let id = TimerId(inner.next);
+        inner.next += 1;
+        inner.timers.insert(
+            (Instant::now() + after, id),
+            Timer {
+                id,
+                callback: Box::new(callback),
+            },
+        );
+        drop(inner);
+        self.wake();
+        id
+    }
+
+    /// Forgets a timer.
+    pub fn delete_timer(&self, id: TimerId) {
+        let mut inner = self.inner();
+        inner.timers.retain(|_, timer| timer.id != id);
+        if inner.firing == Some(id) {
+            inner.firing = None;
+        }
+    }
+
+    fn wake(&self) {
+        if let Err(error) = self.poller.notify() {
+            log::warn!("mevent: cannot wake the event loop: {error}");
+        }
+    }
+
+    /// Makes [`Mevent::run`] return.
+    pub fn stop(&self) {
+        self.inner().stop = true;
+        self.wake();
+    }
+
+    /// Serves descriptors and timers until [`Mevent::stop`].
+    pub fn run(&self) -> io::Result<()> {
+        let mut events = Events::new();
+        loop {
+            let timeout = {
+                let inner = self.inner();
+                if inner.stop {
+                    return Ok(());
+                }
+                inner
+                    .timers
+                    .keys()
+                    .next()
+                    .map(|(at, _)| at.saturating_duration_since(Instant::now()))
+            };
+            events.clear();
+            match self.poller.wait(&mut events, timeout) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                other => {
+                    other?;
+                }
+            }
+            for event in events.iter() {
+                let callback = self
+                    .inner()
+                    .sources
+                    .get(&event.key)
+                    .map(|source| Arc::clone(&source.callback));
+                if let Some(callback) = callback {
+                    let mut callback = callback.lock().unwrap_or_else(PoisonError::into_inner);
+                    callback(Ready {
+                        readable: event.readable,
+                        writable: event.writable,
+                    });
+                }
+            }
+            self.fire_timers();
+        }
+    }
+
+    fn fire_timers(&self) {
+        let now = Instant::now();
+        loop {
+            let mut timer = {
+                let mut inner = self.inner();
+                match inner.timers.first_entry() {
+                    Some(first) if first.key().0 <= now => {
+                        let timer = first.remove();
+                        inner.firing = Some(timer.id);
+                        timer
+                    }
+                    _ => return,
+                }
+            };
+            let again = (timer.callback)();
+            let mut inner = self.inner();
+            if inner.firing.take().is_some()
+                && let Some(after) = again
+            {
+                // At least a tick further, so that a callback that answers zero cannot hold the loop.
+                let at = Instant::now() + after.max(Duration::from_micros(1));
+                inner.timers.insert((at, timer.id), timer);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+    use std::sync::mpsc;
+
+    #[test]
+    fn descriptors_and_timers_call_back() {
+        let mevent = Arc::new(Mevent::new().unwrap());
+        let (mut near, far) = UnixStream::pair().unwrap();
+        let mut reader = far.try_clone().unwrap();
+        let (tx, rx) = mpsc::channel();
+        let seen = tx.clone();
+        let id = mevent
+            .add(Arc::new(OwnedFd::from(far)), Interest::Read, move |ready| {
+                let mut byte = [0];
+                if ready.readable && reader.read(&mut byte).unwrap() == 1 {
+                    seen.send(u32::from(byte[0])).unwrap();
+                }
+            })
+            .unwrap();
+        let mut count = 0;
+        mevent.add_timer(Duration::from_millis(1), move || {
+            count += 1;
+            tx.send(1000 + count).unwrap();
+            (count < 2).then_some(Duration::from_millis(1))
+        });
+        let never = mevent.add_timer(Duration::from_millis(2), || panic!("deleted timer fired"));
+        mevent.delete_timer(never);
+        let running = Arc::clone(&mevent);
+        let thread = std::thread::spawn(move || running.run().unwrap());
+        near.write_all(b"A").unwrap();
+        let mut got: Vec<_> = (0..3)
+            .map(|_| rx.recv_timeout(Duration::from_secs(10)).unwrap())
+            .collect();
+        got.sort_unstable();
+        assert_eq!(got, [65, 1001, 1002]);
+        mevent.disable(id).unwrap();
+        near.write_all(b"B").unwrap();
+        assert!(rx.recv_timeout(Duration::from_millis(30)).is_err());
+        mevent.enable(id, Interest::Read).unwrap();
+        assert_eq!(rx.recv_timeout(Duration::from_secs(10)).unwrap(), 66);
+        mevent.delete(id);
+        mevent.stop();
+        thread.join().unwrap();
+    }
+}

@@ -1,0 +1,11 @@
+//! Every PCI model there is (the linker set `pci_devemu_set` of `usr.sbin/bhyve/pci_emul.c`).
+
+use super::{PciModel, hostbridge};
+
+/// The models, in the order in which `-s help` lists them.
+pub static MODELS: &[PciModel] = &[hostbridge::HOSTBRIDGE, hostbridge::AMD_HOSTBRIDGE];
+
+/// Looks up a model by name.
+pub fn find(name: &str) -> Option<&'static PciModel> {
+    MODELS.iter().find(|model| model.name == name)
+}

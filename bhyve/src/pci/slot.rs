@@ -1,0 +1,147 @@
+//! The argument of `-s` and the slots of the configuration (`pci_parse_slot` of `usr.sbin/bhyve/pci_emul.c`).
+
+use super::{Bdf, models};
+use crate::config::{Config, ConfigError, Node};
+use crate::device::BuildError;
+
+/// Why an argument of `-s` is refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SlotError {
+    /// No slot, or no model after it.
+    #[error("Invalid PCI slot info field \"{0}\"")]
+    Malformed(String),
+    /// Two devices in one place.
+    #[error("pci slot {0} already occupied!")]
+    Occupied(Bdf),
+    /// No such model.
+    #[error("pci slot {0}: unknown device \"{1}\"")]
+    Unknown(Bdf, String),
+    /// The model does not take these options.
+    #[error("pci slot {bdf}: {reason}")]
+    Options {
+        /// Where.
+        bdf: Bdf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A conflict with variables that are set already.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+}
+
+/// `slot`, `slot:func` or `bus:slot:func`.
+pub fn parse_bdf(text: &str) -> Option<Bdf> {
+    let parts: Vec<u8> = text.split(':').map(number).collect::<Option<_>>()?;
+    let (bus, slot, func) = match *parts.as_slice() {
+        [slot] => (0, slot, 0),
+        [slot, func] => (0, slot, func),
+        [bus, slot, func] => (bus, slot, func),
+        _ => return None,
+    };
+    (slot < 32 && func < 8).then_some(Bdf { bus, slot, func })
+}
+
+/// u8's own parser also takes a plus sign.
+fn number(text: &str) -> Option<u8> {
+    if text.bytes().all(|byte| byte.is_ascii_digit()) {
+        text.parse().ok()
+    } else {
+        None
+    }
+}
+
+/// The path of a slot's node.
+pub fn path(bdf: Bdf) -> String {
+    format!("pci.{}.{}.{}", bdf.bus, bdf.slot, bdf.func)
+}
+
+/// Takes one `-s slot,model[,options]`.
+pub fn parse(config: &Config, argument: &str) -> Result<(), SlotError> {
+    let malformed = || SlotError::Malformed(argument.to_owned());
+    let (place, rest) = argument.split_once(',').ok_or_else(malformed)?;
+    let bdf = parse_bdf(place).ok_or_else(malformed)?;
+    let (name, options) = rest.split_once(',').unwrap_or((rest, ""));
+    let model = models::find(name).ok_or_else(|| SlotError::Unknown(bdf, name.to_owned()))?;
+    let node = config.node(&path(bdf));
+    // `-o pci.0.3.0.x=…` may come before; only a device makes the slot occupied.
+    if node.get("device")?.is_some() {
+        return Err(SlotError::Occupied(bdf));
+    }
+    node.set("device", model.alias_of.unwrap_or(model.name))?;
+    (model.parse)(&node, options).map_err(|reason| SlotError::Options { bdf, reason })
+}
+
+/// The slots of the configuration in bus order.
+pub fn configured(config: &Config) -> Result<Vec<(Bdf, Node)>, BuildError> {
+    let mut slots = Vec::new();
+    for bus in config.children("pci") {
+        // Other variables below `pci` are not buses.
+        let Some(bus_number) = number(&bus) else {
+            continue;
+        };
+        for slot in config.children(&format!("pci.{bus}")) {
+            for func in config.children(&format!("pci.{bus}.{slot}")) {
+                let place = format!("{bus_number}:{slot}:{func}");
+                let bdf = parse_bdf(&place).ok_or_else(|| {
+                    BuildError::Invalid(format!("invalid pci slot {place} in the configuration"))
+                })?;
+                slots.push((bdf, config.node(&format!("pci.{bus}.{slot}.{func}"))));
+            }
+        }
+    }
+    slots.sort_by_key(|(bdf, _)| *bdf);
+    Ok(slots)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places() {
+        let bdf = |bus, slot, func| Some(Bdf { bus, slot, func });
+        assert_eq!(parse_bdf("3"), bdf(0, 3, 0));
+        assert_eq!(parse_bdf("3:7"), bdf(0, 3, 7));
+        assert_eq!(parse_bdf("255:31:1"), bdf(255, 31, 1));
+        for bad in ["", "32", "1:8", "256:0:0", "1:2:3:4", "a", "+1", "1:", "-1"] {
+            assert_eq!(parse_bdf(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn messages_are_what_clients_look_for() {
+        let config = Config::new();
+        parse(&config, "0:0,hostbridge").unwrap();
+        assert_eq!(
+            config.raw("pci.0.0.0.device").as_deref(),
+            Some("hostbridge")
+        );
+        let error = |argument| parse(&config, argument).unwrap_err().to_string();
+        assert_eq!(error("0,hostbridge"), "pci slot 0:0:0 already occupied!");
+        assert_eq!(
+            error("1,frobnicator"),
+            "pci slot 0:1:0: unknown device \"frobnicator\""
+        );
+        assert_eq!(error("1"), "Invalid PCI slot info field \"1\"");
+        assert_eq!(
+            error("33,hostbridge"),
+            "Invalid PCI slot info field \"33,hostbridge\""
+        );
+    }
+
+    #[test]
+    fn slots_come_in_bus_order() {
+        let config = Config::new();
+        for place in ["10", "2:1", "2", "1:0:0"] {
+            parse(&config, &format!("{place},hostbridge")).unwrap();
+        }
+        let found: Vec<_> = configured(&config)
+            .unwrap()
+            .iter()
+            .map(|(bdf, _)| bdf.to_string())
+            .collect();
+        assert_eq!(found, ["0:2:0", "0:2:1", "0:10:0", "1:0:0"]);
+        config.set("pci.0.40.0.device", "hostbridge").unwrap();
+        assert!(configured(&config).is_err());
+    }
+}
