@@ -1,1 +1,6 @@
-//! What needs more than one crate: guests, scenarios, command lines, faults.
+//! The test bench: a VM in a process of its own, driven through its command line, its console and bhyvectl(8), as a user would.
+
+pub mod bench;
+pub mod guests;
+
+pub use bench::{Bench, Guest};

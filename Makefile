@@ -1,0 +1,42 @@
+# The project's commands. `make demo` and `make test` need nothing but cargo: what else is missing they install, and say so.
+
+GUEST = target/guest
+CARGO = cargo
+
+.PHONY: all demo test soak bench lint guest install
+
+all:
+	$(CARGO) build --release --workspace
+
+# Debian's kernel and busybox, if this machine can have them; the tests that need them say so if not.
+guest:
+	@tests/guests/debian.sh $(GUEST) || [ $$? = 3 ]
+
+install:
+	@tests/install.sh
+
+# The main job, shown: a Debian guest is suspended and goes on in a new process.
+demo: install guest
+	$(CARGO) build --release --workspace
+	$(CARGO) run --release --quiet -p vmm-tests --bin demo
+
+# Everything that is checked on every change.
+test: install guest lint
+	$(CARGO) build --release --workspace
+	$(CARGO) test --release --workspace
+
+lint:
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --release --workspace --all-targets -- -D warnings
+
+# The long runs: a hundred rounds of suspend and restore, many millions of instruction cases.
+soak: install guest
+	$(CARGO) build --release --workspace
+	DIFF_CASES=50000000 $(CARGO) test --release -p vmm-cpu --test differential
+	$(CARGO) test --release -p vmm-tests -- --ignored --nocapture
+
+# Boot time beside QEMU's TCG, instructions per second, checkpoint and restore times and sizes.
+bench: guest
+	@tests/install.sh bench
+	$(CARGO) build --release --workspace
+	$(CARGO) run --release --quiet -p vmm-tests --bin bench

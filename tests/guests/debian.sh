@@ -1,0 +1,65 @@
+#!/bin/sh
+# Makes the Debian guest: the cloud kernel and busybox, both from Debian's packages, fetched now and never kept in the tree.
+#
+#   debian.sh DIR    leaves DIR/vmlinuz and DIR/initrd.img; does nothing if they are there
+#
+# Exit status 3: there is no apt here, so there is no Debian guest to be had.
+set -eu
+
+dir=${1:?usage: debian.sh DIR}
+[ -f "$dir/vmlinuz" ] && [ -f "$dir/initrd.img" ] && exit 0
+command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null || { echo "debian.sh: no apt-get here" >&2; exit 3; }
+mkdir -p "$dir"
+dir=$(cd "$dir" && pwd)
+work=$(mktemp -d "$dir/work.XXXXXX")
+trap 'rm -rf "$work"' EXIT
+cd "$work"
+
+kernel_package() {
+    apt-cache depends linux-image-cloud-amd64 2>/dev/null | sed -n 's/^ *Depends: \(linux-image-[0-9].*\)/\1/p' | head -n 1
+}
+if [ -z "$(kernel_package)" ]; then
+    echo "debian.sh: apt-get update" >&2
+    if [ "$(id -u)" = 0 ]; then apt-get update -qq; else sudo apt-get update -qq; fi
+fi
+package=$(kernel_package)
+[ -n "$package" ] || { echo "debian.sh: apt knows no package linux-image-cloud-amd64" >&2; exit 3; }
+echo "debian.sh: fetching $package and busybox-static" >&2
+# As root, apt would fetch as a user of its own, who cannot write here.
+apt-get -qq -o APT::Sandbox::User=root download "$package" busybox-static
+for deb in *.deb; do dpkg-deb -x "$deb" root; done
+
+modules=$(echo root/lib/modules/*/kernel)
+mkdir -p initrd/bin initrd/dev initrd/proc initrd/sys initrd/tmp initrd/mnt initrd/lib
+cp root/bin/busybox initrd/bin/busybox
+for module in \
+    drivers/virtio/virtio_ring drivers/virtio/virtio drivers/virtio/virtio_pci_legacy_dev drivers/virtio/virtio_pci_modern_dev \
+    drivers/virtio/virtio_pci drivers/block/virtio_blk net/core/failover drivers/net/net_failover drivers/net/virtio_net \
+    drivers/char/hw_random/virtio-rng drivers/char/virtio_console
+do
+    cp "$modules/$module.ko" initrd/lib/
+    # In the order in which they need each other.
+    echo "/lib/${module##*/}.ko" >> initrd/lib/order
+done
+
+cat > initrd/init <<'INIT'
+#!/bin/busybox sh
+/bin/busybox --install -s /bin
+export PATH=/bin HOME=/tmp PS1='guest# '
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
+mount -t tmpfs tmp /tmp
+while read -r module; do insmod "$module"; done < /lib/order
+ip link set lo up
+# The nonce is in memory only: a guest that was started anew cannot know the one from before.
+head -c 8 /dev/urandom | hexdump -v -e '/1 "%02x"' > /tmp/nonce
+echo "guest is up: nonce $(cat /tmp/nonce)"
+cd /tmp
+while :; do setsid -c sh -i; done < /dev/console > /dev/console 2>&1
+INIT
+chmod 755 initrd/init
+(cd initrd && find . | ../root/bin/busybox cpio -o -H newc 2>/dev/null | gzip -1) > initrd.img
+cp root/boot/vmlinuz-* vmlinuz
+mv initrd.img "$dir/initrd.img"
+mv vmlinuz "$dir/vmlinuz"

@@ -1,0 +1,282 @@
+//! A VM in a process of its own, in a temporary directory with its own rundir.
+
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Output, Stdio};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+/// How long anything may take that should take no time at all, on a machine that is busy with other tests.
+pub const SOON: Duration = Duration::from_secs(60);
+
+/// A temporary directory, and the programs under test.
+pub struct Bench {
+    dir: TempDir,
+}
+
+impl Default for Bench {
+    fn default() -> Self {
+        Bench::new()
+    }
+}
+
+impl Bench {
+    /// A new, empty directory with an empty `run` in it.
+    pub fn new() -> Bench {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        std::fs::create_dir(dir.path().join("run")).expect("a rundir");
+        Bench { dir }
+    }
+
+    /// A path in the directory.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// The same as text.
+    pub fn text(&self, name: &str) -> String {
+        self.path(name)
+            .into_os_string()
+            .into_string()
+            .expect("temporary directories have plain names")
+    }
+
+    /// Writes a guest program to a file and gives its path.
+    pub fn kernel(&self, name: &str, program: &[u8]) -> String {
+        crate::guests::write(&self.path(name), program);
+        self.text(name)
+    }
+
+    /// `bhyve` with this bench's rundir and the arguments.
+    pub fn bhyve<S: AsRef<str>>(&self, args: &[S]) -> Command {
+        let mut command = Command::new(program("bhyve"));
+        command
+            .arg("-o")
+            .arg(format!("rundir={}", self.text("run")));
+        command
+            .args(args.iter().map(AsRef::as_ref))
+            .current_dir(self.dir.path());
+        command
+    }
+
+    /// `bhyvectl` with this bench's rundir and the arguments.
+    pub fn bhyvectl<S: AsRef<str>>(&self, args: &[S]) -> Command {
+        let mut command = Command::new(program("bhyvectl"));
+        command.arg(format!("--rundir={}", self.text("run")));
+        command
+            .args(args.iter().map(AsRef::as_ref))
+            .current_dir(self.dir.path());
+        command
+    }
+
+    /// Runs `bhyve` to its end.
+    pub fn run<S: AsRef<str>>(&self, args: &[S]) -> Output {
+        output(self.bhyve(args))
+    }
+
+    /// Runs `bhyvectl` to its end.
+    pub fn ctl<S: AsRef<str>>(&self, args: &[S]) -> Output {
+        output(self.bhyvectl(args))
+    }
+
+    /// Starts a VM whose COM1 is the process's standard input and output, unless the arguments say otherwise.
+    pub fn start<S: AsRef<str>>(&self, args: &[S]) -> Guest {
+        Guest::start(self.bhyve(args))
+    }
+}
+
+fn output(mut command: Command) -> Output {
+    command
+        .stdin(Stdio::null())
+        .output()
+        .unwrap_or_else(|e| panic!("{command:?}: {e}"))
+}
+
+/// The program of that name, built with the same profile as this test.
+pub fn program(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("a test has a path");
+    let profile = test
+        .parent()
+        .and_then(Path::parent)
+        .expect("tests are in target/PROFILE/deps");
+    let program = profile.join(name);
+    assert!(
+        program.exists(),
+        "{} is not built: use `make test`, or `cargo build` first",
+        program.display()
+    );
+    program
+}
+
+/// A running bhyve(8).
+pub struct Guest {
+    child: Child,
+    console: Option<ChildStdin>,
+    output: Arc<Captured>,
+    errors: Arc<Captured>,
+    /// How much of the console has been waited for.
+    seen: usize,
+}
+
+/// What a process has written so far.
+#[derive(Default)]
+struct Captured {
+    bytes: Mutex<(Vec<u8>, bool)>,
+    more: Condvar,
+}
+
+impl Captured {
+    fn follow(mut pipe: impl Read + Send + 'static) -> Arc<Captured> {
+        let captured = Arc::new(Captured::default());
+        let writer = captured.clone();
+        std::thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            loop {
+                let n = pipe.read(&mut buffer).unwrap_or(0);
+                let mut bytes = writer.bytes.lock().unwrap();
+                bytes.0.extend(&buffer[..n]);
+                bytes.1 = n == 0;
+                writer.more.notify_all();
+                if n == 0 {
+                    return;
+                }
+            }
+        });
+        captured
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.bytes.lock().unwrap().0).into_owned()
+    }
+}
+
+impl Guest {
+    /// Starts `command` with its streams in the test's hands.
+    pub fn start(mut command: Command) -> Guest {
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|e| panic!("{command:?}: {e}"));
+        Guest {
+            console: child.stdin.take(),
+            output: Captured::follow(child.stdout.take().expect("piped")),
+            errors: Captured::follow(child.stderr.take().expect("piped")),
+            child,
+            seen: 0,
+        }
+    }
+
+    /// Process ID.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits until the console, from where the last wait ended, contains `text`; what came up to and with it.
+    pub fn expect_within(&mut self, text: &str, within: Duration) -> String {
+        let end = Instant::now() + within;
+        let mut bytes = self.output.bytes.lock().unwrap();
+        loop {
+            let new = &bytes.0[self.seen..];
+            if let Some(at) = new.windows(text.len()).position(|w| w == text.as_bytes()) {
+                let found = String::from_utf8_lossy(&new[..at + text.len()]).into_owned();
+                self.seen += at + text.len();
+                return found;
+            }
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() || bytes.1 {
+                let console = String::from_utf8_lossy(&bytes.0).into_owned();
+                drop(bytes);
+                panic!(
+                    "no {text:?} on the console:\n{console}\n--- stderr:\n{}",
+                    self.errors.text()
+                );
+            }
+            bytes = self.output.more.wait_timeout(bytes, left).unwrap().0;
+        }
+    }
+
+    /// [`Guest::expect_within`] a reasonable time.
+    pub fn expect(&mut self, text: &str) -> String {
+        self.expect_within(text, SOON)
+    }
+
+    /// Types `text` on the console.
+    pub fn send(&mut self, text: &str) {
+        let console = self.console.as_mut().expect("the console is open");
+        console
+            .write_all(text.as_bytes())
+            .and_then(|()| console.flush())
+            .expect("write to the console");
+    }
+
+    /// Runs a shell command in a Debian guest and gives what it printed.
+    pub fn shell_within(&mut self, command: &str, within: Duration) -> String {
+        // The marker is spelled so that the echo of the command does not contain it.
+        self.send(&format!("{command}; echo \"--done\"-$?-\n"));
+        let printed = self.expect_within("--done-", within);
+        let status = self.expect_within("-", within);
+        assert_eq!(status, "0-", "`{command}` failed:\n{printed}");
+        let printed = printed.strip_suffix("--done-").expect("just found");
+        printed
+            .split_once("\n")
+            .map_or(printed, |(_echo, rest)| rest)
+            .to_owned()
+    }
+
+    /// [`Guest::shell_within`] a reasonable time.
+    pub fn shell(&mut self, command: &str) -> String {
+        self.shell_within(command, SOON)
+    }
+
+    /// All of the console so far.
+    pub fn console(&self) -> String {
+        self.output.text()
+    }
+
+    /// All of standard error so far.
+    pub fn errors(&self) -> String {
+        self.errors.text()
+    }
+
+    /// Sends a signal to the process.
+    pub fn signal(&self, signal: i32) {
+        let pid = libc::pid_t::try_from(self.child.id()).expect("a process ID");
+        // SAFETY: kill(2) takes two integers; the process is a child of ours that has not been waited for.
+        assert_eq!(unsafe { libc::kill(pid, signal) }, 0, "kill {pid}");
+    }
+
+    /// Whether the process is still there.
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().expect("wait for bhyve").is_none()
+    }
+
+    /// Waits for the end of the process.
+    pub fn wait(&mut self) -> ExitStatus {
+        let end = Instant::now() + SOON;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("wait for bhyve") {
+                return status;
+            }
+            if Instant::now() > end {
+                panic!(
+                    "bhyve goes on:\n{}\n--- stderr:\n{}",
+                    self.console(),
+                    self.errors()
+                );
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        // Nothing is left running when a test fails. It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

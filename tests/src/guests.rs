@@ -1,0 +1,200 @@
+//! Guests of our own: small 32-bit programs, assembled here, in ELF files with a multiboot header.
+
+use std::path::Path;
+
+use iced_x86::IcedError;
+use iced_x86::code_asm::*;
+
+/// Guest physical address at which the guests are loaded and entered.
+const LOAD: u32 = 0x10_0000;
+/// Length of an ELF header and one program header.
+const HEADERS: u32 = 52 + 32;
+/// Length of the multiboot header that stands before the code.
+const MULTIBOOT: u32 = 12;
+/// First address of the code.
+const ENTRY: u32 = LOAD + HEADERS + MULTIBOOT;
+/// COM1's data port.
+const COM1: u32 = 0x3f8;
+
+/// First byte of the window of memory that [`dirty`] walks.
+pub const WINDOW: u32 = 0x20_0000;
+/// Size of its pages in bytes.
+pub const PAGE: u32 = 4096;
+
+/// A guest smaller than a disk sector that walks `pages` pages from [`WINDOW`], adds one to the first byte of each, and writes
+/// `B` to COM1 after each lap. Wherever it is stopped, the bytes are n+1 up to some page and n from there on.
+pub fn dirty(pages: u32) -> Vec<u8> {
+    let program = assemble(|a| {
+        let mut lap = a.create_label();
+        let mut page = a.create_label();
+        a.mov(edx, COM1)?;
+        a.mov(al, i32::from(b'A'))?;
+        a.out(dx, al)?;
+        a.set_label(&mut lap)?;
+        a.mov(ebx, WINDOW)?;
+        a.mov(ecx, pages)?;
+        a.set_label(&mut page)?;
+        a.inc(byte_ptr(ebx))?;
+        a.add(ebx, PAGE)?;
+        a.dec(ecx)?;
+        a.jnz(page)?;
+        a.mov(al, i32::from(b'B'))?;
+        a.out(dx, al)?;
+        a.jmp(lap)
+    });
+    assert!(program.len() < 512, "this guest is to fit in a sector");
+    program
+}
+
+/// Whether the first bytes of the window's pages are as [`dirty`] can have left them.
+pub fn is_step_shaped(first_bytes: &[u8]) -> bool {
+    let Some(&first) = first_bytes.first() else {
+        return false;
+    };
+    let step = first_bytes
+        .iter()
+        .position(|&b| b != first)
+        .unwrap_or(first_bytes.len());
+    first_bytes[step..]
+        .iter()
+        .all(|&b| b == first.wrapping_sub(1))
+}
+
+/// A guest that takes a nonce from the time stamp counter, keeps it in memory only, and for ever writes lines
+/// `NONCE COUNTER` to COM1, both as eight hexadecimal digits. A guest that was started anew has another nonce.
+pub fn nonce() -> Vec<u8> {
+    let nonce = dword_ptr(WINDOW);
+    let counter = dword_ptr(WINDOW + PAGE);
+    assemble(|a| {
+        let mut line = a.create_label();
+        let mut hex = a.create_label();
+        let mut digit = a.create_label();
+        let mut letter = a.create_label();
+        let mut delay = a.create_label();
+        a.mov(esp, LOAD)?;
+        a.rdtsc()?;
+        a.imul_3(eax, eax, 0x9e37_79b1u32 as i32)?;
+        a.mov(nonce, eax)?;
+        a.set_label(&mut line)?;
+        a.mov(eax, nonce)?;
+        a.mov(bl, i32::from(b' '))?;
+        a.call(hex)?;
+        a.inc(counter)?;
+        a.mov(eax, counter)?;
+        a.mov(bl, i32::from(b'\n'))?;
+        a.call(hex)?;
+        a.mov(ecx, 100_000)?;
+        a.set_label(&mut delay)?;
+        a.dec(ecx)?;
+        a.jnz(delay)?;
+        a.jmp(line)?;
+
+        // Writes eax in hexadecimal, then bl.
+        a.set_label(&mut hex)?;
+        a.mov(edx, COM1)?;
+        a.mov(ecx, 8)?;
+        a.mov(esi, eax)?;
+        a.set_label(&mut digit)?;
+        a.rol(esi, 4)?;
+        a.mov(eax, esi)?;
+        a.and(eax, 15)?;
+        a.add(eax, i32::from(b'0'))?;
+        a.cmp(eax, i32::from(b'9'))?;
+        a.jbe(letter)?;
+        a.add(eax, i32::from(b'a' - b'0') - 10)?;
+        a.set_label(&mut letter)?;
+        a.out(dx, al)?;
+        a.dec(ecx)?;
+        a.jnz(digit)?;
+        a.mov(al, bl)?;
+        a.out(dx, al)?;
+        a.ret()
+    })
+}
+
+/// A guest that powers off through ACPI's PM1 control register (SLP_TYP 5, SLP_EN).
+pub fn poweroff() -> Vec<u8> {
+    assemble(|a| {
+        a.mov(edx, 0x404)?;
+        a.mov(eax, (5 << 10) | (1 << 13))?;
+        a.out(dx, ax)?;
+        halt(a)
+    })
+}
+
+/// A guest that resets the machine through port 0xCF9.
+pub fn reset() -> Vec<u8> {
+    assemble(|a| {
+        a.mov(edx, 0xcf9)?;
+        a.mov(al, 6)?;
+        a.out(dx, al)?;
+        halt(a)
+    })
+}
+
+/// A guest that halts with interrupts off.
+pub fn halted() -> Vec<u8> {
+    assemble(halt)
+}
+
+/// A guest that faults without an interrupt table.
+pub fn triple_fault() -> Vec<u8> {
+    assemble(|a| {
+        // Six zero bytes at an address that holds none of ours: a limit of 0.
+        a.lidt(fword_ptr(0x9000))?;
+        a.ud2()
+    })
+}
+
+fn halt(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    a.cli()?;
+    a.hlt()
+}
+
+/// Assembles `code` and puts it behind the headers.
+fn assemble(code: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> Vec<u8> {
+    let mut a = CodeAssembler::new(32).expect("32 is a bitness");
+    code(&mut a).expect("the program is well formed");
+    let code = a
+        .assemble(u64::from(ENTRY))
+        .expect("the program is well formed");
+    elf(&code)
+}
+
+/// An ELF32 file with one loadable segment: a multiboot header and `code`.
+fn elf(code: &[u8]) -> Vec<u8> {
+    let size = HEADERS + MULTIBOOT + code.len() as u32;
+    let mut file = Vec::new();
+    let half = |file: &mut Vec<u8>, v: u16| file.extend(v.to_le_bytes());
+    let word = |file: &mut Vec<u8>, v: u32| file.extend(v.to_le_bytes());
+    // e_ident: 32 bit, little endian, version 1.
+    file.extend(*b"\x7fELF\x01\x01\x01\0\0\0\0\0\0\0\0\0");
+    half(&mut file, 2); // ET_EXEC
+    half(&mut file, 3); // EM_386
+    word(&mut file, 1);
+    word(&mut file, ENTRY);
+    word(&mut file, 52); // e_phoff
+    word(&mut file, 0);
+    word(&mut file, 0);
+    half(&mut file, 52);
+    half(&mut file, 32);
+    half(&mut file, 1); // e_phnum
+    half(&mut file, 40);
+    half(&mut file, 0);
+    half(&mut file, 0);
+    // PT_LOAD of the whole file, readable, writable and executable.
+    for v in [1, 0, LOAD, LOAD, size, size, 7, 4096] {
+        word(&mut file, v);
+    }
+    let (magic, flags) = (0x1bad_b002u32, 0u32);
+    word(&mut file, magic);
+    word(&mut file, flags);
+    word(&mut file, 0u32.wrapping_sub(magic).wrapping_sub(flags));
+    file.extend(code);
+    file
+}
+
+/// Writes `program` to `path`.
+pub fn write(path: &Path, program: &[u8]) {
+    std::fs::write(path, program).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+}
