@@ -1,3 +1,25 @@
 //! libvmmapi(3) in Rust: VM handles, guest memory, back ends, the control socket and the checkpoint files.
+//!
+//! [`Vm`] and [`Vcpu`] are the handles; their methods bear the names of `lib/libvmmapi/vmmapi.h` without the prefix.
+//! Every one of them becomes one request of vmm(4)'s ABI, which a [`backend::Backend`] carries out: FreeBSD's kernel, the
+//! software vmm in this process, or another process that has the VM. The ABI's types are re-exported as [`abi`], so
+//! that users of this crate need no other.
 
+pub mod backend;
 pub mod checkpoint;
+mod cpuset;
+pub mod errno;
+mod error;
+pub mod iovec;
+pub mod mem;
+mod vcpu;
+mod vm;
+
+pub use cpuset::CpuSet;
+pub use error::{Error, Result};
+pub use iovec::GuestIovec;
+pub use mem::{DeviceMemory, GuestMemory};
+pub use vcpu::{CAPABILITY_NAMES, CopyError, Translation, Vcpu, capability_name, capability_type};
+pub use vm::{Choice, CreateOptions, Vm};
+pub use vmm::{Clock, Errno, Options as SoftOptions};
+pub use vmm_abi as abi;

@@ -16,7 +16,7 @@ pub mod soft;
 pub mod specialreg;
 pub mod v13;
 pub mod v14;
-pub mod vmm;
+mod vmm;
 pub mod vmm_dev;
 pub mod vmm_instruction_emul;
 pub mod vmm_snapshot;

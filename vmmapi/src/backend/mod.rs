@@ -1,0 +1,53 @@
+//! Who carries out the requests: the kernel, the software vmm in this process, or the process that has the VM.
+
+mod mapping;
+mod pointers;
+mod soft;
+
+use std::ops::Range;
+
+use vmm::Errno;
+
+pub use mapping::HostMapping;
+pub use pointers::{Extent, Pointer, pointers};
+pub use soft::Soft;
+
+pub(crate) use pointers::{check_buffers, clear_pointers};
+
+/// Which back end serves a VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// FreeBSD's vmm(4).
+    Kernel,
+    /// The software vmm in this process.
+    Soft,
+    /// The software vmm in another process.
+    Remote,
+}
+
+/// One VM, as whoever runs it sees it.
+pub trait Backend: Send + Sync {
+    /// Which back end it is.
+    fn kind(&self) -> Kind;
+
+    /// ioctl(2) on /dev/vmm/NAME: `request` and the argument's bytes are those of FreeBSD 15's ABI.
+    ///
+    /// Pointers in the argument are not the caller's to fill in: `buffers` are what they shall point to, in the order of
+    /// [`pointers`]. A buffer that is shorter than the argument says is refused with `EFAULT`.
+    fn ioctl(&self, request: u64, arg: &mut [u8], buffers: &mut [&mut [u8]]) -> Result<(), Errno>;
+
+    /// mmap(2) on /dev/vmm/NAME: system memory at a guest physical address.
+    fn map_sysmem(&self, gpa: u64, len: u64) -> Result<HostMapping, Errno>;
+
+    /// mmap(2) on /dev/vmm.io/NAME.SEGMENT: a whole device memory segment.
+    fn map_devmem(&self, segment: &str, len: u64) -> Result<HostMapping, Errno>;
+
+    /// Says that `[gpa, gpa + len)` was written through a mapping.
+    fn memory_written(&self, gpa: u64, len: u64);
+
+    /// The parts of system memory in `[gpa, gpa + len)` that may hold anything but zeros, ascending.
+    fn populated(&self, gpa: u64, len: u64) -> Result<Vec<Range<u64>>, Errno>;
+
+    /// Destroys the VM.
+    fn destroy(&self) -> Result<(), Errno>;
+}

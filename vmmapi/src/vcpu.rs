@@ -1,0 +1,680 @@
+//! The vCPU handle (`lib/libvmmapi/vmmapi.c` and `lib/libvmmapi/amd64/vmmapi_machdep.c`).
+
+use vmm::Errno;
+use vmm_abi::specialreg::{CR0_NE, DR6_RESERVED_1, DR7_RESERVED_1, PSL_RESERVED_1};
+use vmm_abi::*;
+use zerocopy::{FromBytes, IntoBytes, KnownLayout};
+
+use crate::cpuset::CpuSet;
+use crate::error::{Error, Result};
+use crate::mem::OutOfRange;
+use crate::vm::Vm;
+
+const PAGE_SIZE: u64 = 4096;
+
+/// A virtual processor of a VM.
+#[derive(Debug, Clone)]
+pub struct Vcpu {
+    vm: Vm,
+    id: i32,
+}
+
+/// Where a linear address leads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Translation {
+    /// To this guest physical address.
+    Gpa(u64),
+    /// Nowhere: an exception was queued for the guest, or would have been.
+    Fault,
+}
+
+/// Why a copy from or to linear memory did not happen.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CopyError {
+    /// The guest gets a page fault, which is queued; the instruction is to be executed again.
+    #[error("page fault at guest linear address {gla:#x}")]
+    Fault {
+        /// The address that faulted.
+        gla: u64,
+    },
+    /// The translation leads to something that is not memory.
+    #[error(transparent)]
+    OutOfRange(#[from] OutOfRange),
+    /// The request failed.
+    #[error(transparent)]
+    Vm(#[from] Error),
+}
+
+impl Vcpu {
+    pub(crate) fn new(vm: Vm, id: i32) -> Self {
+        Self { vm, id }
+    }
+
+    /// Its number.
+    pub fn id(&self) -> i32 {
+        self.id
+    }
+
+    /// The VM it belongs to.
+    pub fn vm(&self) -> &Vm {
+        &self.vm
+    }
+
+    fn ioctl<T: FromBytes + IntoBytes + KnownLayout>(
+        &self,
+        op: &'static str,
+        request: u64,
+        arg: &mut T,
+        what: impl FnOnce() -> String,
+    ) -> Result<()> {
+        self.vm.ioctl(op, request, arg, || self.describe(&what()))
+    }
+
+    fn describe(&self, what: &str) -> String {
+        match what {
+            "" => format!("vcpu {}", self.id),
+            what => format!("vcpu {} {what}", self.id),
+        }
+    }
+
+    /// `vm_run`: runs the vCPU on this thread until userland is needed. `cpuset` receives the destinations of an
+    /// `VM_EXITCODE_IPI`.
+    pub fn run(&self, exit: &mut VmExit, cpuset: &mut CpuSet) -> Result<()> {
+        let mut arg = VmRun {
+            cpuid: self.id,
+            cpusetsize: CPUSET_BYTES as u64,
+            ..Default::default()
+        };
+        let buffers = &mut [cpuset.as_mut_bytes(), exit.as_mut_bytes()];
+        self.vm
+            .ioctl_buffers("vm_run", VM_RUN, &mut arg, buffers, || self.describe(""))
+    }
+
+    /// `vm_activate_cpu`.
+    pub fn activate(&self) -> Result<()> {
+        self.ioctl(
+            "vm_activate_cpu",
+            VM_ACTIVATE_CPU,
+            &mut VmActivateCpu { vcpuid: self.id },
+            String::new,
+        )
+    }
+
+    /// `vm_suspend_cpu`: puts it in the debug set; VM_RUN comes back with `VM_EXITCODE_DEBUG` then.
+    pub fn suspend_cpu(&self) -> Result<()> {
+        self.ioctl(
+            "vm_suspend_cpu",
+            VM_SUSPEND_CPU,
+            &mut VmActivateCpu { vcpuid: self.id },
+            String::new,
+        )
+    }
+
+    /// `vm_resume_cpu`: takes it from the debug set.
+    pub fn resume_cpu(&self) -> Result<()> {
+        self.ioctl(
+            "vm_resume_cpu",
+            VM_RESUME_CPU,
+            &mut VmActivateCpu { vcpuid: self.id },
+            String::new,
+        )
+    }
+
+    /// `vm_set_register`: `regnum` is one of `VM_REG_GUEST_*`.
+    pub fn set_register(&self, regnum: i32, regval: u64) -> Result<()> {
+        let mut arg = VmRegister {
+            cpuid: self.id,
+            regnum,
+            regval,
+        };
+        self.ioctl("vm_set_register", VM_SET_REGISTER, &mut arg, || {
+            format!("register {regnum}")
+        })
+    }
+
+    /// `vm_get_register`.
+    pub fn get_register(&self, regnum: i32) -> Result<u64> {
+        let mut arg = VmRegister {
+            cpuid: self.id,
+            regnum,
+            regval: 0,
+        };
+        self.ioctl("vm_get_register", VM_GET_REGISTER, &mut arg, || {
+            format!("register {regnum}")
+        })?;
+        Ok(arg.regval)
+    }
+
+    /// `vm_set_register_set`: stops at the first register that is refused.
+    pub fn set_registers(&self, registers: &[(i32, u64)]) -> Result<()> {
+        let (mut regnums, mut regvals): (Vec<i32>, Vec<u64>) = registers.iter().copied().unzip();
+        self.register_set(
+            "vm_set_register_set",
+            VM_SET_REGISTER_SET,
+            &mut regnums,
+            &mut regvals,
+        )
+    }
+
+    /// `vm_get_register_set`.
+    pub fn get_registers(&self, regnums: &[i32]) -> Result<Vec<u64>> {
+        let mut regvals = vec![0; regnums.len()];
+        self.register_set(
+            "vm_get_register_set",
+            VM_GET_REGISTER_SET,
+            &mut regnums.to_vec(),
+            &mut regvals,
+        )?;
+        Ok(regvals)
+    }
+
+    fn register_set(
+        &self,
+        op: &'static str,
+        request: u64,
+        regnums: &mut [i32],
+        regvals: &mut [u64],
+    ) -> Result<()> {
+        let what = || self.describe(&format!("registers {regnums:?}"));
+        let Ok(count) = u32::try_from(regnums.len()) else {
+            return Err(Error::new(op, what(), Errno::EINVAL));
+        };
+        let numbers = &mut regnums.to_vec();
+        let mut arg = VmRegisterSet {
+            cpuid: self.id,
+            count,
+            ..Default::default()
+        };
+        self.vm.ioctl_buffers(
+            op,
+            request,
+            &mut arg,
+            &mut [numbers.as_mut_bytes(), regvals.as_mut_bytes()],
+            what,
+        )
+    }
+
+    /// `vm_set_desc`: a segment register's hidden part, or GDTR or IDTR.
+    pub fn set_desc(&self, regnum: i32, desc: SegDesc) -> Result<()> {
+        let mut arg = VmSegDesc {
+            cpuid: self.id,
+            regnum,
+            desc,
+        };
+        self.ioctl("vm_set_desc", VM_SET_SEGMENT_DESCRIPTOR, &mut arg, || {
+            format!("register {regnum}")
+        })
+    }
+
+    /// `vm_get_desc`.
+    pub fn get_desc(&self, regnum: i32) -> Result<SegDesc> {
+        let mut arg = VmSegDesc {
+            cpuid: self.id,
+            regnum,
+            ..Default::default()
+        };
+        self.ioctl("vm_get_desc", VM_GET_SEGMENT_DESCRIPTOR, &mut arg, || {
+            format!("register {regnum}")
+        })?;
+        Ok(arg.desc)
+    }
+
+    /// `vm_lapic_irq`: an edge-triggered interrupt.
+    pub fn lapic_irq(&self, vector: i32) -> Result<()> {
+        let mut arg = VmLapicIrq {
+            cpuid: self.id,
+            vector,
+        };
+        self.ioctl("vm_lapic_irq", VM_LAPIC_IRQ, &mut arg, || {
+            format!("vector {vector}")
+        })
+    }
+
+    /// `vm_lapic_local_irq`: triggers an entry of the local vector table. The vCPU number -1 means all.
+    pub fn lapic_local_irq(&self, entry: i32) -> Result<()> {
+        let mut arg = VmLapicIrq {
+            cpuid: self.id,
+            vector: entry,
+        };
+        self.ioctl("vm_lapic_local_irq", VM_LAPIC_LOCAL_IRQ, &mut arg, || {
+            format!("entry {entry}")
+        })
+    }
+
+    /// `vm_inject_nmi`.
+    pub fn inject_nmi(&self) -> Result<()> {
+        self.ioctl(
+            "vm_inject_nmi",
+            VM_INJECT_NMI,
+            &mut VmNmi { cpuid: self.id },
+            String::new,
+        )
+    }
+
+    /// `vm_inject_exception`: queues an exception, with an error code if it has one.
+    pub fn inject_exception(
+        &self,
+        vector: i32,
+        error_code: Option<u32>,
+        restart_instruction: bool,
+    ) -> Result<()> {
+        let mut arg = VmException {
+            cpuid: self.id,
+            vector,
+            error_code: error_code.unwrap_or(0),
+            error_code_valid: error_code.is_some().into(),
+            restart_instruction: restart_instruction.into(),
+        };
+        self.ioctl("vm_inject_exception", VM_INJECT_EXCEPTION, &mut arg, || {
+            format!("vector {vector}")
+        })
+    }
+
+    /// `vm_get_intinfo`: the event whose delivery was interrupted, and the pending exception.
+    pub fn get_intinfo(&self) -> Result<(u64, u64)> {
+        let mut arg = VmIntinfo {
+            vcpuid: self.id,
+            ..Default::default()
+        };
+        self.ioctl("vm_get_intinfo", VM_GET_INTINFO, &mut arg, String::new)?;
+        Ok((arg.info1, arg.info2))
+    }
+
+    /// `vm_set_intinfo`.
+    pub fn set_intinfo(&self, info1: u64) -> Result<()> {
+        let mut arg = VmIntinfo {
+            vcpuid: self.id,
+            info1,
+            ..Default::default()
+        };
+        self.ioctl("vm_set_intinfo", VM_SET_INTINFO, &mut arg, || {
+            format!("info {info1:#x}")
+        })
+    }
+
+    /// `vm_restart_instruction`: VM_RUN executes the current instruction again instead of the next.
+    pub fn restart_instruction(&self) -> Result<()> {
+        let mut arg = self.id;
+        self.ioctl(
+            "vm_restart_instruction",
+            VM_RESTART_INSTRUCTION,
+            &mut arg,
+            String::new,
+        )
+    }
+
+    /// `vm_set_capability`: `captype` is one of `VM_CAP_*`.
+    pub fn set_capability(&self, captype: i32, capval: i32) -> Result<()> {
+        let mut arg = VmCapability {
+            cpuid: self.id,
+            captype,
+            capval,
+            allcpus: 0,
+        };
+        self.ioctl("vm_set_capability", VM_SET_CAPABILITY, &mut arg, || {
+            capability(captype)
+        })
+    }
+
+    /// `vm_get_capability`.
+    pub fn get_capability(&self, captype: i32) -> Result<i32> {
+        let mut arg = VmCapability {
+            cpuid: self.id,
+            captype,
+            ..Default::default()
+        };
+        self.ioctl("vm_get_capability", VM_GET_CAPABILITY, &mut arg, || {
+            capability(captype)
+        })?;
+        Ok(arg.capval)
+    }
+
+    /// `vm_set_x2apic_state`.
+    pub fn set_x2apic_state(&self, state: i32) -> Result<()> {
+        let mut arg = VmX2apic {
+            cpuid: self.id,
+            state,
+        };
+        self.ioctl("vm_set_x2apic_state", VM_SET_X2APIC_STATE, &mut arg, || {
+            format!("state {state}")
+        })
+    }
+
+    /// `vm_get_x2apic_state`.
+    pub fn get_x2apic_state(&self) -> Result<i32> {
+        let mut arg = VmX2apic {
+            cpuid: self.id,
+            ..Default::default()
+        };
+        self.ioctl(
+            "vm_get_x2apic_state",
+            VM_GET_X2APIC_STATE,
+            &mut arg,
+            String::new,
+        )?;
+        Ok(arg.state)
+    }
+
+    /// `vm_readwrite_kernemu_device` for reading: a register of `size` bytes of a device in the vmm.
+    pub fn read_kernemu(&self, gpa: u64, size: u32) -> Result<u64> {
+        let mut arg = self.kernemu(gpa, size, 0);
+        self.ioctl(
+            "vm_readwrite_kernemu_device",
+            VM_GET_KERNEMU_DEV,
+            &mut arg,
+            || format!("gpa {gpa:#x}"),
+        )?;
+        Ok(arg.value)
+    }
+
+    /// `vm_readwrite_kernemu_device` for writing.
+    pub fn write_kernemu(&self, gpa: u64, size: u32, value: u64) -> Result<()> {
+        let mut arg = self.kernemu(gpa, size, value);
+        self.ioctl(
+            "vm_readwrite_kernemu_device",
+            VM_SET_KERNEMU_DEV,
+            &mut arg,
+            || format!("gpa {gpa:#x}"),
+        )
+    }
+
+    fn kernemu(&self, gpa: u64, size: u32, value: u64) -> VmReadwriteKernemuDevice {
+        VmReadwriteKernemuDevice {
+            vcpuid: self.id,
+            access_width: size.checked_ilog2().unwrap_or(0),
+            gpa,
+            value,
+        }
+    }
+
+    /// `vm_get_stats`: the values of all counters, in the order of their numbers.
+    pub fn stats(&self) -> Result<Vec<u64>> {
+        let mut values = Vec::new();
+        loop {
+            let index = i32::try_from(values.len()).unwrap_or(i32::MAX);
+            let mut arg = VmStats {
+                cpuid: self.id,
+                index,
+                ..Default::default()
+            };
+            self.ioctl("vm_get_stats", VM_STATS, &mut arg, || {
+                format!("counter {index}")
+            })?;
+            let count = usize::try_from(arg.num_entries)
+                .unwrap_or(0)
+                .min(MAX_VM_STATS);
+            values.extend_from_slice(&arg.statbuf[..count]);
+            if count < MAX_VM_STATS {
+                return Ok(values);
+            }
+        }
+    }
+
+    /// The counters with their names.
+    pub fn named_stats(&self) -> Result<Vec<(String, u64)>> {
+        Ok(self
+            .vm
+            .stat_names()
+            .into_iter()
+            .zip(self.stats()?)
+            .collect())
+    }
+
+    /// `vm_gla2gpa`: translates as the access `prot` (`VM_PROT_*`) would; a fault is queued for the guest.
+    pub fn gla2gpa(&self, paging: &VmGuestPaging, gla: u64, prot: i32) -> Result<Translation> {
+        self.translate("vm_gla2gpa", VM_GLA2GPA, paging, gla, prot)
+    }
+
+    /// `vm_gla2gpa_nofault`: the same without any effect on the guest.
+    pub fn gla2gpa_nofault(
+        &self,
+        paging: &VmGuestPaging,
+        gla: u64,
+        prot: i32,
+    ) -> Result<Translation> {
+        self.translate("vm_gla2gpa_nofault", VM_GLA2GPA_NOFAULT, paging, gla, prot)
+    }
+
+    fn translate(
+        &self,
+        op: &'static str,
+        request: u64,
+        paging: &VmGuestPaging,
+        gla: u64,
+        prot: i32,
+    ) -> Result<Translation> {
+        let mut arg = VmGla2gpa {
+            vcpuid: self.id,
+            prot,
+            gla,
+            paging: *paging,
+            ..Default::default()
+        };
+        self.ioctl(op, request, &mut arg, || format!("gla {gla:#x}"))?;
+        Ok(if arg.fault == 0 {
+            Translation::Gpa(arg.gpa)
+        } else {
+            Translation::Fault
+        })
+    }
+
+    /// How the vCPU translates now, from its registers.
+    pub fn guest_paging(&self) -> Result<VmGuestPaging> {
+        let regnums = [
+            VM_REG_GUEST_CR0,
+            VM_REG_GUEST_CR3,
+            VM_REG_GUEST_CR4,
+            VM_REG_GUEST_EFER,
+            VM_REG_GUEST_RFLAGS,
+        ];
+        let values = self.get_registers(&regnums)?;
+        let &[cr0, cr3, cr4, efer, rflags] = values.as_slice() else {
+            return Err(Error::new(
+                "vm_get_register_set",
+                self.describe(""),
+                Errno::EINVAL,
+            ));
+        };
+        let (cs, ss) = (
+            self.get_desc(VM_REG_GUEST_CS)?,
+            self.get_desc(VM_REG_GUEST_SS)?,
+        );
+        Ok(paging_of(cr0, cr3, cr4, efer, rflags, cs, ss))
+    }
+
+    /// `vm_copy_setup` and `vm_copyin`: copies from guest linear memory. Nothing is copied unless every page is there; a
+    /// fault is queued for the guest.
+    pub fn copyin(
+        &self,
+        paging: &VmGuestPaging,
+        gla: u64,
+        buffer: &mut [u8],
+    ) -> Result<(), CopyError> {
+        let mut rest = buffer;
+        for (gpa, len) in self.copy_setup(paging, gla, rest.len(), VM_PROT_READ)? {
+            let (part, tail) = rest.split_at_mut(len);
+            self.vm.memory().read(gpa, part)?;
+            rest = tail;
+        }
+        Ok(())
+    }
+
+    /// `vm_copy_setup` and `vm_copyout`: copies to guest linear memory.
+    pub fn copyout(&self, paging: &VmGuestPaging, gla: u64, data: &[u8]) -> Result<(), CopyError> {
+        let mut rest = data;
+        for (gpa, len) in self.copy_setup(paging, gla, rest.len(), VM_PROT_WRITE)? {
+            let (part, tail) = rest.split_at(len);
+            self.vm.memory().write(gpa, part)?;
+            rest = tail;
+        }
+        Ok(())
+    }
+
+    /// `vm_copy_setup`: the pieces of guest memory behind a linear range, none of which crosses a page. Linear
+    /// addresses wrap.
+    pub fn copy_setup(
+        &self,
+        paging: &VmGuestPaging,
+        gla: u64,
+        len: usize,
+        prot: i32,
+    ) -> Result<Vec<(u64, usize)>, CopyError> {
+        let mut pieces = Vec::new();
+        let (mut gla, mut left) = (gla, len);
+        while left > 0 {
+            let room = usize::try_from(PAGE_SIZE - gla % PAGE_SIZE).unwrap_or(left);
+            let part = left.min(room);
+            match self.gla2gpa(paging, gla, prot)? {
+                Translation::Gpa(gpa) if self.vm.memory().contains(gpa, part as u64) => {
+                    pieces.push((gpa, part))
+                }
+                Translation::Gpa(gpa) => {
+                    return Err(OutOfRange {
+                        gpa,
+                        len: part as u64,
+                    }
+                    .into());
+                }
+                Translation::Fault => return Err(CopyError::Fault { gla }),
+            }
+            gla = gla.wrapping_add(part as u64);
+            left -= part;
+        }
+        Ok(pieces)
+    }
+
+    /// `vcpu_reset`: the state of a processor after power-on.
+    pub fn reset(&self) -> Result<()> {
+        const CR0: u64 = CR0_NE;
+        let flat = SegDesc::new(0, 0xffff, 0x93);
+        self.set_registers(&[
+            (VM_REG_GUEST_RFLAGS, PSL_RESERVED_1),
+            (VM_REG_GUEST_RIP, 0xfff0),
+            (VM_REG_GUEST_CR0, CR0),
+            (VM_REG_GUEST_CR2, 0),
+            (VM_REG_GUEST_CR3, 0),
+            (VM_REG_GUEST_CR4, 0),
+            (VM_REG_GUEST_EFER, 0),
+        ])?;
+        self.set_desc(VM_REG_GUEST_CS, SegDesc::new(0xffff_0000, 0xffff, 0x93))?;
+        self.set_register(VM_REG_GUEST_CS, 0xf000)?;
+        for regnum in [
+            VM_REG_GUEST_SS,
+            VM_REG_GUEST_DS,
+            VM_REG_GUEST_ES,
+            VM_REG_GUEST_FS,
+            VM_REG_GUEST_GS,
+        ] {
+            self.set_desc(regnum, flat)?;
+            self.set_register(regnum, 0)?;
+        }
+        let general = [
+            VM_REG_GUEST_RAX,
+            VM_REG_GUEST_RBX,
+            VM_REG_GUEST_RCX,
+            VM_REG_GUEST_RSI,
+            VM_REG_GUEST_RDI,
+            VM_REG_GUEST_RBP,
+            VM_REG_GUEST_RSP,
+            VM_REG_GUEST_R8,
+            VM_REG_GUEST_R9,
+            VM_REG_GUEST_R10,
+            VM_REG_GUEST_R11,
+            VM_REG_GUEST_R12,
+            VM_REG_GUEST_R13,
+            VM_REG_GUEST_R14,
+            VM_REG_GUEST_R15,
+        ];
+        self.set_registers(&general.map(|regnum| (regnum, 0)))?;
+        // EDX holds the processor's signature: family 15, as libvmmapi has it.
+        self.set_register(VM_REG_GUEST_RDX, 0xf00)?;
+        self.set_desc(VM_REG_GUEST_GDTR, SegDesc::new(0, 0xffff, 0))?;
+        self.set_desc(VM_REG_GUEST_IDTR, SegDesc::new(0, 0xffff, 0))?;
+        self.set_desc(VM_REG_GUEST_TR, SegDesc::new(0, 0, 0x8b))?;
+        self.set_register(VM_REG_GUEST_TR, 0)?;
+        self.set_desc(VM_REG_GUEST_LDTR, SegDesc::new(0, 0xffff, 0x82))?;
+        self.set_register(VM_REG_GUEST_LDTR, 0)?;
+        self.set_registers(&[
+            (VM_REG_GUEST_DR6, DR6_RESERVED_1),
+            (VM_REG_GUEST_DR7, DR7_RESERVED_1),
+            (VM_REG_GUEST_INTR_SHADOW, 0),
+        ])
+    }
+}
+
+fn capability(captype: i32) -> String {
+    format!(
+        "capability {}",
+        capability_name(captype).map_or_else(|| captype.to_string(), str::to_owned)
+    )
+}
+
+/// Names of the capabilities, in the order of their numbers (`vm_capstrmap`).
+pub const CAPABILITY_NAMES: [&str; VM_CAP_MAX as usize] = [
+    "hlt_exit",
+    "mtrap_exit",
+    "pause_exit",
+    "unrestricted_guest",
+    "enable_invpcid",
+    "bpt_exit",
+    "rdpid",
+    "rdtscp",
+    "ipi_exit",
+    "mask_hwintr",
+    "rflags_tf",
+];
+
+/// `vm_capability_type2name`.
+pub fn capability_name(captype: i32) -> Option<&'static str> {
+    usize::try_from(captype)
+        .ok()
+        .and_then(|index| CAPABILITY_NAMES.get(index))
+        .copied()
+}
+
+/// `vm_capability_name2type`.
+pub fn capability_type(name: &str) -> Option<i32> {
+    CAPABILITY_NAMES
+        .iter()
+        .position(|known| *known == name)
+        .and_then(|index| i32::try_from(index).ok())
+}
+
+/// The translation mode that registers select.
+fn paging_of(
+    cr0: u64,
+    cr3: u64,
+    cr4: u64,
+    efer: u64,
+    rflags: u64,
+    cs: SegDesc,
+    ss: SegDesc,
+) -> VmGuestPaging {
+    use vmm_abi::specialreg::{CR0_PE, CR0_PG, CR4_LA57, CR4_PAE, EFER_LMA, PSL_VM};
+    let cpu_mode = match () {
+        () if cr0 & CR0_PE == 0 => CPU_MODE_REAL,
+        () if efer & EFER_LMA == 0 => CPU_MODE_PROTECTED,
+        () if cs.long() => CPU_MODE_64BIT,
+        () => CPU_MODE_COMPATIBILITY,
+    };
+    let paging_mode = match () {
+        () if cr0 & CR0_PG == 0 => PAGING_MODE_FLAT,
+        () if cr4 & CR4_PAE == 0 => PAGING_MODE_32,
+        () if efer & EFER_LMA == 0 => PAGING_MODE_PAE,
+        () if cr4 & CR4_LA57 != 0 => PAGING_MODE_64_LA57,
+        () => PAGING_MODE_64,
+    };
+    let cpl = match () {
+        () if cr0 & CR0_PE == 0 => 0,
+        () if rflags & PSL_VM != 0 => 3,
+        // The processor keeps SS.DPL equal to the privilege level.
+        () => ss.dpl() as i32,
+    };
+    VmGuestPaging {
+        cr3,
+        cpl,
+        cpu_mode,
+        paging_mode,
+        _pad: 0,
+    }
+}
