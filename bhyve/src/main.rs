@@ -3,7 +3,9 @@
 mod cleanup;
 mod config;
 mod device;
+mod e820;
 mod inout;
+mod load;
 mod mem;
 mod mevent;
 mod pci;
