@@ -202,6 +202,8 @@ impl BuildError {
 
 /// What a device finds when it is built.
 pub struct BuildCtx<'a> {
+    /// The guest's memory; cheap to clone.
+    pub mem: &'a vmmapi::GuestMemory,
     /// The whole configuration.
     pub config: &'a Config,
     /// The event loop of the back ends.

@@ -1,13 +1,16 @@
 //! bhyve(8): run a guest operating system inside a virtual machine.
 
+mod block_if;
 mod cleanup;
 mod config;
 mod device;
 mod e820;
 mod inout;
+mod iov;
 mod load;
 mod mem;
 mod mevent;
 mod pci;
+mod virtio;
 
 fn main() {}

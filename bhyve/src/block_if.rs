@@ -1,0 +1,449 @@
+//! Disks on files and devices of the host (`usr.sbin/bhyve/block_if.c`).
+//!
+//! Differences: requests that touch one block are not ordered among each other (a guest waits for the first before it sends
+//! the second), an image is locked so that two machines cannot write it, and with the instruction clock every request is
+//! carried out inside `submit`.
+
+pub mod host;
+pub mod options;
+
+pub use host::DiskIdentity;
+pub use options::Options;
+
+use crate::device::{BuildError, Clock};
+use crate::iov::{self, Direction, Seg};
+use host::Geometry;
+use std::collections::VecDeque;
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// Threads of one disk, as BLOCKIF_NUMTHR.
+const WORKERS: usize = 8;
+
+/// A machine that was just suspended may hold its disks for the moment that its process takes to end.
+const LOCK_TRIES: u32 = 20;
+const LOCK_WAIT: Duration = Duration::from_millis(50);
+
+/// What can be asked of a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Op {
+    /// From the disk into `segs`.
+    Read,
+    /// From `segs` to the disk.
+    Write,
+    /// Everything written so far to stable storage.
+    Flush,
+    /// The blocks' content is not needed any more.
+    Discard,
+    /// The blocks read as zeros from now on.
+    WriteZeroes {
+        /// They may be given back to the host.
+        unmap: bool,
+    },
+}
+
+/// One thing to do.
+#[derive(Debug)]
+pub struct Request<T> {
+    /// What.
+    pub op: Op,
+    /// Where, in bytes.
+    pub offset: u64,
+    /// How much, in bytes. A transfer's length is that of `segs`.
+    pub len: u64,
+    /// The guest's memory of a transfer.
+    pub segs: Vec<Seg>,
+    /// The owner's mark.
+    pub token: T,
+}
+
+/// Who is told that a request is done.
+pub trait Completion<T>: Send + Sync {
+    /// Called from any thread, without locks of the disk. `more`: another call follows at once, so an interrupt can wait.
+    fn complete(&self, request: Request<T>, result: io::Result<()>, more: bool);
+}
+
+/// An open disk.
+pub struct BlockIf<T> {
+    disk: Arc<Disk>,
+    pool: Option<Pool<T>>,
+}
+
+struct Disk {
+    file: File,
+    options: Options,
+    geometry: Geometry,
+    read_only: bool,
+    can_discard: bool,
+    mem: vmmapi::GuestMemory,
+}
+
+impl<T: Send + 'static> BlockIf<T> {
+    /// Opens a disk. `name` names its threads.
+    pub fn open(
+        options: Options,
+        mem: &vmmapi::GuestMemory,
+        clock: Clock,
+        name: &str,
+    ) -> Result<Self, BuildError> {
+        let path = options.path.display().to_string();
+        let could_not =
+            |source| BuildError::host(format!("could not open backing file {path}"), source);
+        let (file, read_only) = open(&options).map_err(could_not)?;
+        lock(&file, read_only, &path)?;
+        let mut geometry = host::geometry(&file).map_err(could_not)?;
+        if let Some((logical, physical)) = options.sector_size {
+            if logical < geometry.sector || logical % geometry.sector != 0 {
+                return Err(BuildError::Invalid(format!(
+                    "{path}: sector size {logical} is not a multiple of the device's {}",
+                    geometry.sector
+                )));
+            }
+            (geometry.sector, geometry.physical) = (logical, physical);
+        }
+        // A partial sector at the end cannot be reached.
+        geometry.size -= geometry.size % u64::from(geometry.sector);
+        let can_discard = !options.no_delete && !read_only && host::can_discard(&file);
+        let disk = Arc::new(Disk {
+            file,
+            options,
+            geometry,
+            read_only,
+            can_discard,
+            mem: mem.clone(),
+        });
+        let pool = match clock {
+            Clock::Host => Some(Pool::start(&disk, name).map_err(could_not)?),
+            Clock::Instructions => None,
+        };
+        Ok(Self { disk, pool })
+    }
+
+    /// Size in bytes, whole sectors.
+    pub fn size(&self) -> u64 {
+        self.disk.geometry.size
+    }
+
+    /// Logical sector size in bytes.
+    pub fn sector_size(&self) -> u32 {
+        self.disk.geometry.sector
+    }
+
+    /// Physical sector size in bytes.
+    pub fn physical_sector_size(&self) -> u32 {
+        self.disk.geometry.physical
+    }
+
+    /// Whether writes are refused.
+    pub fn is_read_only(&self) -> bool {
+        self.disk.read_only
+    }
+
+    /// Whether blocks can be discarded.
+    pub fn can_discard(&self) -> bool {
+        self.disk.can_discard
+    }
+
+    /// Whether every write goes to stable storage at once.
+    pub fn is_sync(&self) -> bool {
+        self.disk.options.sync
+    }
+
+    /// By what a checkpoint recognises the disk. Ask when it is idle.
+    pub fn identity(&self) -> io::Result<DiskIdentity> {
+        host::identity(
+            &self.disk.file,
+            &self.disk.options.path,
+            self.disk.read_only,
+        )
+    }
+
+    /// Whether nothing is being done.
+    pub fn is_idle(&self) -> bool {
+        self.pool
+            .as_ref()
+            .is_none_or(|pool| pool.shared.lock().outstanding == 0)
+    }
+
+    /// Waits until nothing is being done. The caller must hold no lock that a completion takes.
+    pub fn drain(&self) {
+        if let Some(pool) = &self.pool {
+            let mut state = pool.shared.lock();
+            while state.outstanding > 0 {
+                state = pool
+                    .shared
+                    .idle
+                    .wait(state)
+                    .unwrap_or_else(PoisonError::into_inner);
+            }
+        }
+    }
+
+    /// Brings everything written so far to stable storage, in the calling thread.
+    pub fn flush(&self) -> io::Result<()> {
+        if self.disk.read_only {
+            Ok(())
+        } else {
+            self.disk.file.sync_data()
+        }
+    }
+
+    /// Has `requests` carried out, in any order; `done` hears of each. The vector is left empty.
+    pub fn submit(&self, requests: &mut Vec<Request<T>>, done: &Arc<dyn Completion<T>>) {
+        match &self.pool {
+            Some(pool) => {
+                let mut state = pool.shared.lock();
+                state.outstanding += requests.len();
+                let count = requests.len();
+                state.queue.extend(
+                    requests
+                        .drain(..)
+                        .map(|request| (request, Arc::clone(done))),
+                );
+                drop(state);
+                for _ in 0..count.min(WORKERS) {
+                    pool.shared.work.notify_one();
+                }
+            }
+            None => {
+                let mut rest = requests.len();
+                for request in requests.drain(..) {
+                    rest -= 1;
+                    let result = self.disk.perform(&request);
+                    done.complete(request, result, rest > 0);
+                }
+            }
+        }
+    }
+}
+
+fn open(options: &Options) -> io::Result<(File, bool)> {
+    let mut flags = 0;
+    if options.nocache {
+        flags |= libc::O_DIRECT;
+    }
+    if options.sync {
+        flags |= libc::O_SYNC;
+    }
+    let mut how = OpenOptions::new();
+    how.read(true).custom_flags(flags);
+    if !options.read_only {
+        match how.write(true).open(&options.path) {
+            Ok(file) => return Ok((file, false)),
+            // If even reading fails, its error is the more telling one.
+            Err(error) => {
+                let file = how.write(false).open(&options.path)?;
+                log::warn!("{} is opened read-only: {error}", options.path.display());
+                return Ok((file, true));
+            }
+        }
+    }
+    Ok((how.open(&options.path)?, true))
+}
+
+fn lock(file: &File, read_only: bool, path: &str) -> Result<(), BuildError> {
+    let mut tries = 0;
+    loop {
+        let result = if read_only {
+            file.try_lock_shared()
+        } else {
+            file.try_lock()
+        };
+        match result {
+            Ok(()) => return Ok(()),
+            Err(TryLockError::WouldBlock) if tries < LOCK_TRIES => {
+                tries += 1;
+                std::thread::sleep(LOCK_WAIT);
+            }
+            Err(TryLockError::WouldBlock) => {
+                return Err(BuildError::Invalid(format!(
+                    "backing file {path} is in use by another virtual machine"
+                )));
+            }
+            // Not every file system, and hardly any device, can lock.
+            Err(TryLockError::Error(error)) => {
+                log::warn!("backing file {path} cannot be locked: {error}");
+                return Ok(());
+            }
+        }
+    }
+}
+
+impl Disk {
+    fn perform<T>(&self, request: &Request<T>) -> io::Result<()> {
+        let Request {
+            op,
+            offset,
+            len,
+            segs,
+            token: _,
+        } = request;
+        let (offset, len) = (*offset, *len);
+        if *op != Op::Flush
+            && offset
+                .checked_add(len)
+                .is_none_or(|end| end > self.geometry.size)
+        {
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        }
+        if self.read_only && !matches!(op, Op::Read | Op::Flush) {
+            return Err(io::Error::from_raw_os_error(libc::EROFS));
+        }
+        match op {
+            Op::Read => self.transfer(segs, offset, Direction::In),
+            Op::Write => self.transfer(segs, offset, Direction::Out),
+            Op::Flush if self.read_only => Ok(()),
+            Op::Flush => self.file.sync_data(),
+            Op::Discard if !self.can_discard => Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP)),
+            Op::Discard => host::discard(&self.file, offset, len),
+            Op::WriteZeroes { unmap } => {
+                host::write_zeroes(&self.file, offset, len, *unmap && !self.options.no_delete)
+            }
+        }
+    }
+
+    fn transfer(&self, segs: &[Seg], offset: u64, direction: Direction) -> io::Result<()> {
+        match iov::transfer(&self.file, &self.mem, segs, offset, direction) {
+            // Without the host's cache, guest buffers must be aligned as the device wants it; nothing obliges the guest to.
+            Err(error) if self.options.nocache && error.raw_os_error() == Some(libc::EINVAL) => {
+                self.bounce(segs, offset, direction)
+            }
+            result => result,
+        }
+    }
+
+    fn bounce(&self, segs: &[Seg], offset: u64, direction: Direction) -> io::Result<()> {
+        const ALIGN: usize = 4096;
+        const MOST: u64 = 1 << 20;
+        let total = iov::total(segs);
+        let size = total.min(MOST) as usize;
+        let mut space = vec![0u8; size + ALIGN];
+        let start = space.as_ptr().align_offset(ALIGN).min(ALIGN);
+        let aligned = space.get_mut(start..start + size).unwrap_or_default();
+        let mut done = 0;
+        while done < total {
+            let count = (total - done).min(MOST) as usize;
+            let part = aligned.get_mut(..count).unwrap_or_default();
+            match direction {
+                Direction::In => {
+                    self.file.read_exact_at(part, offset + done)?;
+                    iov::scatter(&self.mem, segs, done, part)?;
+                }
+                Direction::Out => {
+                    iov::gather(&self.mem, segs, done, part)?;
+                    self.file.write_all_at(part, offset + done)?;
+                }
+            }
+            done += count as u64;
+        }
+        Ok(())
+    }
+}
+
+type Work<T> = (Request<T>, Arc<dyn Completion<T>>);
+
+struct PoolState<T> {
+    queue: VecDeque<Work<T>>,
+    // Queued and running ones.
+    outstanding: usize,
+    stop: bool,
+}
+
+struct Shared<T> {
+    state: Mutex<PoolState<T>>,
+    work: Condvar,
+    idle: Condvar,
+}
+
+impl<T> Shared<T> {
+    fn lock(&self) -> MutexGuard<'_, PoolState<T>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn next(&self) -> Option<Work<T>> {
+        let mut state = self.lock();
+        loop {
+            if let Some(work) = state.queue.pop_front() {
+                return Some(work);
+            }
+            if state.stop {
+                return None;
+            }
+            state = self
+                .work
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn finished(&self) {
+        let mut state = self.lock();
+        state.outstanding -= 1;
+        if state.outstanding == 0 {
+            self.idle.notify_all();
+        }
+    }
+}
+
+struct Pool<T> {
+    shared: Arc<Shared<T>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl<T: Send + 'static> Pool<T> {
+    fn start(disk: &Arc<Disk>, name: &str) -> io::Result<Self> {
+        let shared = Shared {
+            state: Mutex::new(PoolState {
+                queue: VecDeque::new(),
+                outstanding: 0,
+                stop: false,
+            }),
+            work: Condvar::new(),
+            idle: Condvar::new(),
+        };
+        let mut pool = Self {
+            shared: Arc::new(shared),
+            threads: Vec::with_capacity(WORKERS),
+        };
+        for n in 0..WORKERS {
+            let (shared, disk) = (Arc::clone(&pool.shared), Arc::clone(disk));
+            let thread = std::thread::Builder::new()
+                .name(format!("blk-{name}-{n}"))
+                .spawn(move || {
+                    while let Some((request, done)) = shared.next() {
+                        let result = disk.perform(&request);
+                        done.complete(request, result, false);
+                        drop(done);
+                        shared.finished();
+                    }
+                })?;
+            pool.threads.push(thread);
+        }
+        Ok(pool)
+    }
+}
+
+impl<T> Drop for Pool<T> {
+    fn drop(&mut self) {
+        self.shared.lock().stop = true;
+        self.shared.work.notify_all();
+        for thread in self.threads.drain(..) {
+            // A worker that panicked has said so already.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A disk's serial number where none is given: `BHYVE-XXXX-XXXX-XXXX` from the MD5 sum of its path.
+pub fn default_serial(path: &Path) -> String {
+    use md5::{Digest, Md5};
+    use std::os::unix::ffi::OsStrExt;
+    let sum = Md5::digest(path.as_os_str().as_bytes());
+    let [a, b, c, d, e, f, ..] = <[u8; 16]>::from(sum);
+    format!("BHYVE-{a:02X}{b:02X}-{c:02X}{d:02X}-{e:02X}{f:02X}")
+}

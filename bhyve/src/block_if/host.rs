@@ -1,0 +1,306 @@
+//! What a disk asks of the host: sizes, holes, and the identity by which a checkpoint recognises it.
+
+use serde::{Deserialize, Serialize};
+use std::fs::{File, Metadata};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
+use std::path::Path;
+
+/// What the host says about an open image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Geometry {
+    /// Size in bytes.
+    pub size: u64,
+    /// Smallest unit of a transfer, in bytes.
+    pub sector: u32,
+    /// The unit that is written without reading first, in bytes.
+    pub physical: u32,
+}
+
+/// By what a checkpoint knows a disk again. Fields say what they held when the disk was quiet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskIdentity {
+    /// The path as it was configured.
+    pub path: String,
+    /// The same without symbolic links; empty where it cannot be resolved any more.
+    pub canonical: String,
+    /// Whether it is a device; a device has no meaningful time of change.
+    pub device: bool,
+    /// Number of the file system, or of the device itself.
+    pub dev: u64,
+    /// The file's number in its file system.
+    pub inode: u64,
+    /// Size in bytes.
+    pub size: u64,
+    /// Last change, in nanoseconds since 1970; 0 for a device.
+    pub mtime_ns: i64,
+    /// Whether the guest cannot write it.
+    pub read_only: bool,
+}
+
+impl DiskIdentity {
+    /// Why `now` is not the disk that it was when this was taken down, if it is not. A faithful copy, which has size and time
+    /// of change of the original, will do: what must not be is old memory over newer blocks. A disk that the guest cannot
+    /// write is only asked for its size.
+    pub fn moved_on(&self, now: &DiskIdentity) -> Option<String> {
+        let Self {
+            path,
+            canonical: _,
+            device,
+            dev,
+            inode: _,
+            size,
+            mtime_ns,
+            read_only,
+        } = self;
+        let what = if device != &now.device {
+            "become another kind of file"
+        } else if *size != now.size {
+            "changed its size"
+        } else if *read_only {
+            return None;
+        } else if now.read_only {
+            "become read-only"
+        } else if *device && *dev != now.dev {
+            "become another device"
+        } else if *mtime_ns != now.mtime_ns {
+            "been written"
+        } else {
+            return None;
+        };
+        let now_path = &now.path;
+        let moved = if path == now_path {
+            String::new()
+        } else {
+            format!(" (saved as {path})")
+        };
+        Some(format!(
+            "disk {now_path}{moved} has {what} since the checkpoint"
+        ))
+    }
+}
+
+/// Whether the file is a disk of the host.
+pub fn is_device(metadata: &Metadata) -> bool {
+    metadata.file_type().is_block_device() || metadata.file_type().is_char_device()
+}
+
+/// Asks who `file` is.
+pub fn identity(file: &File, path: &Path, read_only: bool) -> io::Result<DiskIdentity> {
+    let metadata = file.metadata()?;
+    let device = is_device(&metadata);
+    let mtime_ns = metadata
+        .mtime()
+        .saturating_mul(1_000_000_000)
+        .saturating_add(metadata.mtime_nsec());
+    Ok(DiskIdentity {
+        path: path.to_string_lossy().into_owned(),
+        canonical: std::fs::canonicalize(path)
+            .map(|path| path.to_string_lossy().into_owned())
+            .unwrap_or_default(),
+        device,
+        dev: if device {
+            metadata.rdev()
+        } else {
+            metadata.dev()
+        },
+        inode: metadata.ino(),
+        size: geometry(file)?.size,
+        mtime_ns: if device { 0 } else { mtime_ns },
+        read_only,
+    })
+}
+
+/// Asks for sizes.
+pub fn geometry(file: &File) -> io::Result<Geometry> {
+    let metadata = file.metadata()?;
+    if is_device(&metadata) {
+        return sys::device_geometry(file);
+    }
+    if !metadata.is_file() {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "neither a regular file nor a disk device",
+        ));
+    }
+    let physical = u32::try_from(metadata.blksize())
+        .ok()
+        .filter(|size| size.is_power_of_two())
+        .unwrap_or(512);
+    Ok(Geometry {
+        size: metadata.len(),
+        sector: 512,
+        physical: physical.max(512),
+    })
+}
+
+/// Whether blocks can be given back to the host.
+pub fn can_discard(file: &File) -> bool {
+    match file.metadata() {
+        // A byte beyond the end: the file does not change, but a file system without holes says so.
+        Ok(metadata) if metadata.is_file() => sys::punch_hole(file, metadata.len(), 1).is_ok(),
+        Ok(metadata) => is_device(&metadata) && sys::device_can_discard(file),
+        Err(_) => false,
+    }
+}
+
+/// Gives blocks back. What they read as afterwards is zeros in a file, and undefined on a device.
+pub fn discard(file: &File, offset: u64, len: u64) -> io::Result<()> {
+    if is_device(&file.metadata()?) {
+        sys::device_discard(file, offset, len)
+    } else {
+        sys::punch_hole(file, offset, len)
+    }
+}
+
+/// Makes blocks read as zeros; `unmap` allows to give them back.
+pub fn write_zeroes(file: &File, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
+    static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+    if unmap && !is_device(&file.metadata()?) && sys::punch_hole(file, offset, len).is_ok() {
+        return Ok(());
+    }
+    let mut at = offset;
+    let mut rest = len;
+    while rest > 0 {
+        let count = rest.min(ZEROES.len() as u64);
+        file.write_all_at(ZEROES.get(..count as usize).unwrap_or_default(), at)?;
+        at = at.saturating_add(count);
+        rest -= count;
+    }
+    Ok(())
+}
+
+fn off(value: u64) -> io::Result<libc::off_t> {
+    libc::off_t::try_from(value).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))
+}
+
+fn check(result: libc::c_int) -> io::Result<()> {
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
+#[cfg(target_os = "linux")]
+mod sys {
+    use super::{AsRawFd, File, Geometry, check, io, off};
+
+    // linux/fs.h: _IO(0x12, n) and _IOR(0x12, 114, size_t).
+    const BLKDISCARD: libc::c_ulong = 0x1277;
+    const BLKSSZGET: libc::c_ulong = 0x1268;
+    const BLKPBSZGET: libc::c_ulong = 0x127b;
+    const BLKGETSIZE64: libc::c_ulong = 0x8008_1272;
+
+    pub fn device_geometry(file: &File) -> io::Result<Geometry> {
+        let (mut size, mut sector, mut physical) = (0u64, 0i32, 0u32);
+        let fd = file.as_raw_fd();
+        // SAFETY: `fd` is open and each request writes one value of the given variable's type.
+        check(unsafe { libc::ioctl(fd, BLKGETSIZE64 as _, &raw mut size) })?;
+        // SAFETY: as above.
+        check(unsafe { libc::ioctl(fd, BLKSSZGET as _, &raw mut sector) })?;
+        // SAFETY: as above.
+        check(unsafe { libc::ioctl(fd, BLKPBSZGET as _, &raw mut physical) })?;
+        let sector = u32::try_from(sector).unwrap_or(512).max(512);
+        Ok(Geometry {
+            size,
+            sector,
+            physical: physical.max(sector),
+        })
+    }
+
+    pub fn device_can_discard(file: &File) -> bool {
+        use std::os::unix::fs::MetadataExt;
+        // sysfs says how much may be discarded at once; 0 is nothing.
+        file.metadata().is_ok_and(|metadata| {
+            let (major, minor) = (libc::major(metadata.rdev()), libc::minor(metadata.rdev()));
+            let file = format!("/sys/dev/block/{major}:{minor}/queue/discard_max_bytes");
+            std::fs::read_to_string(file).is_ok_and(|text| text.trim() != "0")
+        })
+    }
+
+    pub fn device_discard(file: &File, offset: u64, len: u64) -> io::Result<()> {
+        let range = [offset, len];
+        // SAFETY: the request reads two u64 from `range`.
+        check(unsafe { libc::ioctl(file.as_raw_fd(), BLKDISCARD as _, range.as_ptr()) })
+    }
+
+    pub fn punch_hole(file: &File, offset: u64, len: u64) -> io::Result<()> {
+        let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+        // SAFETY: no memory is passed.
+        check(unsafe { libc::fallocate(file.as_raw_fd(), mode, off(offset)?, off(len)?) })
+    }
+}
+
+#[cfg(target_os = "freebsd")]
+mod sys {
+    use super::{AsRawFd, File, Geometry, check, io, off};
+
+    // sys/disk.h: _IOR('d', n, u_int | off_t), _IOW('d', 136, off_t[2]), and DIOCGATTR.
+    const DIOCGSECTORSIZE: libc::c_ulong = 0x4004_6480;
+    const DIOCGMEDIASIZE: libc::c_ulong = 0x4008_6481;
+    const DIOCGDELETE: libc::c_ulong = 0x8010_6488;
+    const DIOCGSTRIPESIZE: libc::c_ulong = 0x4008_648b;
+    const SPACECTL_DEALLOC: libc::c_int = 1;
+
+    #[repr(C)]
+    struct Range {
+        offset: libc::off_t,
+        len: libc::off_t,
+    }
+
+    unsafe extern "C" {
+        // fspacectl(2), FreeBSD 14.
+        fn fspacectl(
+            fd: libc::c_int,
+            cmd: libc::c_int,
+            range: *const Range,
+            flags: libc::c_int,
+            rest: *mut Range,
+        ) -> libc::c_int;
+    }
+
+    pub fn device_geometry(file: &File) -> io::Result<Geometry> {
+        let (mut size, mut sector, mut stripe) = (0i64, 0u32, 0i64);
+        let fd = file.as_raw_fd();
+        // SAFETY: `fd` is open and each request writes one value of the given variable's type.
+        check(unsafe { libc::ioctl(fd, DIOCGMEDIASIZE, &raw mut size) })?;
+        // SAFETY: as above.
+        check(unsafe { libc::ioctl(fd, DIOCGSECTORSIZE, &raw mut sector) })?;
+        // SAFETY: as above. A device without stripes may not know the request.
+        let striped = check(unsafe { libc::ioctl(fd, DIOCGSTRIPESIZE, &raw mut stripe) }).is_ok();
+        let physical = u32::try_from(stripe)
+            .ok()
+            .filter(|size| striped && size.is_power_of_two() && *size > sector);
+        Ok(Geometry {
+            size: u64::try_from(size).unwrap_or(0),
+            sector,
+            physical: physical.unwrap_or(sector),
+        })
+    }
+
+    pub fn device_can_discard(_file: &File) -> bool {
+        // geom(4) answers EOPNOTSUPP per request where a provider cannot.
+        true
+    }
+
+    pub fn device_discard(file: &File, offset: u64, len: u64) -> io::Result<()> {
+        let range = [off(offset)?, off(len)?];
+        // SAFETY: the request reads two off_t from `range`.
+        check(unsafe { libc::ioctl(file.as_raw_fd(), DIOCGDELETE, range.as_ptr()) })
+    }
+
+    pub fn punch_hole(file: &File, offset: u64, len: u64) -> io::Result<()> {
+        let mut range = Range {
+            offset: off(offset)?,
+            len: off(len)?,
+        };
+        while range.len > 0 {
+            let asked = Range { ..range };
+            // SAFETY: both pointers are to live structs of fspacectl's layout.
+            check(unsafe { fspacectl(file.as_raw_fd(), SPACECTL_DEALLOC, &asked, 0, &mut range) })?;
+        }
+        Ok(())
+    }
+}

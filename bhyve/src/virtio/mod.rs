@@ -1,0 +1,137 @@
+//! virtio devices on PCI (`usr.sbin/bhyve/virtio.c`).
+//!
+//! [`VirtioPci`] makes a PCI device of a [`VirtioDevice`]. The interface is the legacy one, as upstream's. Differences: event
+//! indexes are offered, and a driver that breaks a ring is told to reset the device instead of being trusted.
+//!
+//! Locks, in this order: the gate, the device's own, a queue's, the interrupts', the PCI function's.
+
+pub mod block;
+pub mod legacy;
+pub mod queue;
+pub mod transport;
+
+use crate::device::{BuildError, Device, SaveError, SavedBytes, SavedState, StateError};
+use crate::pci::PciDevice;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+use transport::{Transport, TransportState};
+
+/// What one model of virtio device does. The rest is [`VirtioPci`]'s.
+pub trait VirtioDevice: Send + Sync + 'static {
+    /// The device's own part of its saved state.
+    type State: Serialize + DeserializeOwned;
+    /// Names the saved state.
+    const KIND: &'static str;
+    /// Grows with every incompatible change of it.
+    const VERSION: u32;
+
+    /// The common part.
+    fn transport(&self) -> &Transport;
+    /// Reads device configuration; beyond its end there are zeros.
+    fn read_config(&self, offset: usize, out: &mut [u8]);
+    /// Writes device configuration.
+    fn write_config(&self, offset: usize, data: &[u8]);
+    /// The driver has chosen features.
+    fn features_chosen(&self, features: u64);
+    /// The driver has put something into a queue. Never called while paused.
+    fn kick(&self, queue: usize);
+    /// Lets go of the queues and forgets the driver; waits for what is in flight.
+    fn reset(&self);
+    /// Stops back ends. The gate is closed already.
+    fn stop(&self);
+    /// Whether nothing is in flight.
+    fn is_idle(&self) -> bool;
+    /// The device's part of the state.
+    fn save(&self) -> Result<Self::State, SaveError>;
+    /// Takes it over, before the guest runs.
+    fn restore(&self, state: Self::State) -> Result<(), StateError>;
+    /// Starts back ends again. The gate is open already.
+    fn restart(&self);
+}
+
+/// Fills `out` from `space` at `offset`; a register space as bytes.
+fn read_bytes(space: &[u8], offset: usize, out: &mut [u8]) {
+    for (n, byte) in out.iter_mut().enumerate() {
+        *byte = offset
+            .checked_add(n)
+            .and_then(|at| space.get(at))
+            .copied()
+            .unwrap_or(0);
+    }
+}
+
+/// A virtio device as a PCI device.
+pub struct VirtioPci<D: VirtioDevice> {
+    device: D,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Record<S> {
+    transport: TransportState,
+    device: S,
+}
+
+impl<D: VirtioDevice> VirtioPci<D> {
+    /// A new device, or with a saved state one that is paused where it was saved.
+    pub fn start(device: D, saved: Option<&SavedBytes>) -> Result<Arc<Self>, BuildError> {
+        if let Some(saved) = saved {
+            let Record {
+                transport,
+                device: state,
+            } = saved.decode::<Record<D::State>>(D::KIND, D::VERSION)?;
+            device.transport().restore(transport)?;
+            device.stop();
+            device.restore(state)?;
+        }
+        Ok(Arc::new(Self { device }))
+    }
+}
+
+impl<D: VirtioDevice> Device for VirtioPci<D> {
+    fn name(&self) -> &str {
+        self.device.transport().name()
+    }
+    fn pause(&self) {
+        self.device.transport().pause();
+        self.device.stop();
+    }
+    fn quiesced(&self) -> bool {
+        self.device.is_idle()
+    }
+    fn save(&self) -> Result<SavedState, SaveError> {
+        let record = Record {
+            device: self.device.save()?,
+            transport: self.device.transport().save(),
+        };
+        SavedState::encode(D::KIND, D::VERSION, &record)
+    }
+    fn resume(&self) {
+        self.device.transport().resume(&self.device);
+    }
+    fn reset(&self) {
+        self.device.reset();
+        self.device.transport().reset();
+    }
+}
+
+impl<D: VirtioDevice> PciDevice for VirtioPci<D> {
+    fn bar_read(&self, bar: usize, offset: u64, size: u8) -> u64 {
+        if bar == 0 {
+            legacy::read(&self.device, offset, size)
+        } else {
+            u64::MAX
+        }
+    }
+    fn bar_write(&self, bar: usize, offset: u64, size: u8, value: u64) {
+        if bar == 0 {
+            legacy::write(&self.device, offset, size, value);
+        }
+    }
+    fn cfg_read(&self, _offset: u16, _size: u8) -> Option<u32> {
+        None
+    }
+    fn cfg_write(&self, _offset: u16, _size: u8, _value: u32) -> bool {
+        false
+    }
+}
