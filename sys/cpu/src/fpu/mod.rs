@@ -3,7 +3,7 @@
 //! No FreeBSD file answers to this (`sys/amd64/amd64/fpu.c` is the nearest: it owns the same state on real hardware). Guest
 //! and host have the same instruction set here, so an operation loads its operands into the host's registers, executes the
 //! very instruction that the guest wrote, and takes the registers, flags and exceptions back: results are exact, including
-//! the transcendental functions, NaN propagation and every status flag. [`host`] is the only module that does so.
+//! the transcendental functions, NaN propagation and every status flag. [`host`] and [`stubs`] are the only modules with `unsafe` code.
 //!
 //! # How to run an instruction
 //!
@@ -22,9 +22,15 @@
 
 mod host;
 mod lower;
+mod mmx;
 mod op;
 mod sse;
 mod state;
+mod stubs;
+mod x87;
+
+#[cfg(test)]
+mod tests;
 
 pub use lower::lower;
 pub use op::Op;

@@ -1,10 +1,18 @@
 //! The compact form of an instruction: what it needs checked and read before it runs, and the function that runs it.
 
-use super::host::Stub;
+use super::stubs::Stub;
 use super::{Access, Class, Fault, Memory, Outcome, State};
 
 /// The function behind an operation.
-pub(super) type Run = fn(&Op, &mut State, &mut [u64; 16], &mut u64, &mut Memory) -> Result<Outcome, Fault>;
+pub(super) type Run = fn(&Op, &mut Machine<'_>) -> Result<Outcome, Fault>;
+
+/// All that an operation may touch.
+pub(super) struct Machine<'a> {
+    pub(super) state: &'a mut State,
+    pub(super) gprs: &'a mut [u64; 16],
+    pub(super) rflags: &'a mut u64,
+    pub(super) memory: &'a mut Memory,
+}
 
 /// An instruction of the x87, MMX or SSE unit, made by [`super::lower`].
 #[derive(Clone, Copy, Debug)]
@@ -15,7 +23,7 @@ pub struct Op {
     pub(super) class: Class,
     pub(super) access: Access,
     pub(super) aligned: bool,
-    /// The instruction's `reg` operand (for x87: the index into the table of operations).
+    /// The instruction's `reg` operand.
     pub(super) reg: u8,
     /// The instruction's `rm` operand, if it is a register.
     pub(super) rm: u8,
@@ -59,6 +67,6 @@ impl Op {
         rflags: &mut u64,
         memory: &mut Memory,
     ) -> Result<Outcome, Fault> {
-        (self.run)(self, state, gprs, rflags, memory)
+        (self.run)(self, &mut Machine { state, gprs, rflags, memory })
     }
 }
