@@ -7,11 +7,13 @@
 
 pub mod backend;
 pub mod checkpoint;
+pub mod control;
 mod cpuset;
 pub mod errno;
 mod error;
 pub mod iovec;
 pub mod mem;
+pub mod nvlist;
 mod vcpu;
 mod vm;
 

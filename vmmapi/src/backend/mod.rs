@@ -2,6 +2,7 @@
 
 mod mapping;
 mod pointers;
+mod remote;
 mod soft;
 
 use std::ops::Range;
@@ -10,6 +11,7 @@ use vmm::Errno;
 
 pub use mapping::HostMapping;
 pub use pointers::{Extent, Pointer, pointers};
+pub use remote::Remote;
 pub use soft::Soft;
 
 pub(crate) use pointers::{check_buffers, clear_pointers};

@@ -1,0 +1,175 @@
+//! The client of a control socket: bhyvectl (`usr.sbin/bhyvectl/bhyvectl.c`, `send_message` and its callers).
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use ::vmm::Errno;
+
+use super::wire::{Deadline, recv_list, send_list};
+use super::{ControlError, Progress, socket_path};
+use crate::errno::{from_freebsd, from_io, strerror};
+use crate::nvlist::{NvList, Value};
+
+/// How long a peer may take for an ioctl.
+const IOCTL_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How a checkpoint ended that was not refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// The files are complete.
+    Done,
+    /// The peer closed the connection without an answer, as upstream's bhyve does: nothing is known.
+    Unconfirmed,
+}
+
+/// A connection to a VM's control socket.
+#[derive(Debug)]
+pub struct ControlClient {
+    stream: UnixStream,
+    path: PathBuf,
+}
+
+impl ControlClient {
+    /// Connects to a VM's socket. The errno is `ENOENT` or `ECONNREFUSED` if no process has such a VM.
+    pub fn connect(rundir: &Path, name: &str) -> Result<Self, ControlError> {
+        let path = socket_path(rundir, name)?;
+        match UnixStream::connect(&path) {
+            Ok(stream) => Ok(Self { stream, path }),
+            Err(error) => Err(ControlError::System {
+                op: "connect",
+                path,
+                errno: from_io(&error),
+            }),
+        }
+    }
+
+    fn system(&self, op: &'static str, error: &io::Error) -> ControlError {
+        match error.kind() {
+            io::ErrorKind::TimedOut => {
+                ControlError::Protocol("the VM's process does not answer".into())
+            }
+            io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData => {
+                ControlError::Protocol(error.to_string())
+            }
+            _ => ControlError::System {
+                op,
+                path: self.path.clone(),
+                errno: from_io(error),
+            },
+        }
+    }
+
+    fn send(&self, list: &NvList) -> Result<(), ControlError> {
+        send_list(&self.stream, list).map_err(|error| self.system("send", &error))
+    }
+
+    fn recv(&self, deadline: Deadline) -> Result<Option<NvList>, ControlError> {
+        recv_list(&self.stream, deadline).map_err(|error| self.system("recv", &error))
+    }
+
+    /// Asks for a checkpoint of the name `filename` in the directory `dir` and waits for its end.
+    pub fn checkpoint(
+        &mut self,
+        dir: BorrowedFd<'_>,
+        filename: &str,
+        suspend: bool,
+        progress: &mut dyn FnMut(&Progress),
+    ) -> Result<Outcome, ControlError> {
+        let dir = dir
+            .as_fd()
+            .try_clone_to_owned()
+            .map_err(|error| self.system("dup", &error))?;
+        let request = NvList::new()
+            .with("cmd", Value::String("checkpoint".into()))
+            .with("filename", Value::String(filename.into()))
+            .with("suspend", Value::Bool(suspend))
+            .with("fddir", Value::Descriptor(dir));
+        self.send(&request)?;
+        loop {
+            let Some(reply) = self.recv(None)? else {
+                return Ok(Outcome::Unconfirmed);
+            };
+            if let Some(error) = reply.number("error") {
+                return refusal(error, &reply).map_or(Ok(Outcome::Done), Err);
+            }
+            match (
+                reply.number("done"),
+                reply.number("total"),
+                reply.string("phase"),
+            ) {
+                (Some(done), Some(total), Some(phase)) => progress(&Progress {
+                    done,
+                    total,
+                    phase: phase.into(),
+                }),
+                _ => {
+                    return Err(ControlError::Protocol(
+                        "an answer is neither progress nor result".into(),
+                    ));
+                }
+            }
+        }
+    }
+
+    /// Has a request of vmm(4) carried out by the VM's process. `arg` and `buffers` are replaced by what comes back.
+    pub fn ioctl(
+        &mut self,
+        request: u64,
+        arg: &mut [u8],
+        buffers: &mut [&mut [u8]],
+    ) -> Result<(), ControlError> {
+        let mut list = NvList::new()
+            .with("cmd", Value::String("ioctl".into()))
+            .with("request", Value::Number(request));
+        let parts = || {
+            std::iter::once("arg".to_owned()).chain((0..).map(|index: usize| format!("buf{index}")))
+        };
+        for (name, bytes) in
+            parts().zip(std::iter::once(&*arg).chain(buffers.iter().map(|buffer| &**buffer)))
+        {
+            // libnv knows no empty binaries.
+            if !bytes.is_empty() {
+                list.add(&name, Value::Binary(bytes.to_vec()));
+            }
+        }
+        self.send(&list)?;
+        let reply = self.recv(Some(Instant::now() + IOCTL_TIMEOUT))?;
+        let reply = reply.ok_or_else(|| {
+            ControlError::Protocol("the VM's process does not serve requests".into())
+        })?;
+        let error = reply
+            .number("error")
+            .ok_or_else(|| ControlError::Protocol("an answer has no result".into()))?;
+        if let Some(error) = refusal(error, &reply) {
+            return Err(error);
+        }
+        for (name, bytes) in
+            parts().zip(std::iter::once(arg).chain(buffers.iter_mut().map(|buffer| &mut **buffer)))
+        {
+            let answer = reply.binary(&name).unwrap_or_default();
+            if answer.len() != bytes.len() {
+                return Err(ControlError::Protocol(format!(
+                    "{name} of an answer has the wrong size"
+                )));
+            }
+            bytes.copy_from_slice(answer);
+        }
+        Ok(())
+    }
+}
+
+/// The error that an answer reports.
+fn refusal(error: u64, reply: &NvList) -> Option<ControlError> {
+    if error == 0 {
+        return None;
+    }
+    let errno = i32::try_from(error).map_or(Errno::EIO, from_freebsd);
+    let message = reply
+        .string("message")
+        .filter(|message| !message.is_empty());
+    let message = message.map_or_else(|| strerror(errno).into_owned(), str::to_owned);
+    Some(ControlError::Refused { errno, message })
+}

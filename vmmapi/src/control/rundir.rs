@@ -1,0 +1,98 @@
+//! The directory of control sockets (`BHYVE_RUN_DIR` of `usr.sbin/bhyve/snapshot.h`).
+//!
+//! It is /var/run/bhyve/ for root, and bhyve/ under `XDG_RUNTIME_DIR` for others.
+
+use std::fs::{DirBuilder, Metadata};
+use std::io;
+use std::mem::{offset_of, size_of};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use ::vmm::Errno;
+use nix::unistd::{AccessFlags, access, geteuid};
+
+use super::ControlError;
+use crate::errno::from_io;
+
+const ROOT_RUN_DIR: &str = "/var/run/bhyve";
+
+fn default_rundir() -> Result<PathBuf, ControlError> {
+    if geteuid().is_root() {
+        return Ok(ROOT_RUN_DIR.into());
+    }
+    match std::env::var_os("XDG_RUNTIME_DIR") {
+        Some(dir) if Path::new(&dir).is_absolute() => Ok(Path::new(&dir).join("bhyve")),
+        _ => Err(ControlError::NoRunDir),
+    }
+}
+
+/// The directory in which a client looks for sockets.
+pub fn client_rundir(explicit: Option<&Path>) -> Result<PathBuf, ControlError> {
+    explicit.map_or_else(default_rundir, |dir| Ok(dir.to_owned()))
+}
+
+/// The directory in which a VM makes its socket. The default is created if it is missing, for its owner only; one that
+/// was asked for must be there.
+pub fn server_rundir(explicit: Option<&Path>) -> Result<PathBuf, ControlError> {
+    let path = client_rundir(explicit)?;
+    if explicit.is_none() {
+        let created = DirBuilder::new().mode(0o700).create(&path);
+        if let Err(error) = created.or_else(|error| match error.kind() {
+            io::ErrorKind::AlreadyExists => Ok(()),
+            _ => Err(error),
+        }) {
+            return Err(unfit(&path, &error));
+        }
+    }
+    let metadata = std::fs::metadata(&path).map_err(|error| unfit(&path, &error))?;
+    check(&path, &metadata)?;
+    Ok(path)
+}
+
+fn unfit(path: &Path, error: &io::Error) -> ControlError {
+    let errno = from_io(error);
+    ControlError::RunDir {
+        path: path.to_owned(),
+        reason: crate::errno::strerror(errno).into_owned(),
+        errno,
+    }
+}
+
+fn check(path: &Path, metadata: &Metadata) -> Result<(), ControlError> {
+    let unfit = |reason: &str, errno| ControlError::RunDir {
+        path: path.to_owned(),
+        reason: reason.to_owned(),
+        errno,
+    };
+    if !metadata.is_dir() {
+        return Err(unfit("not a directory", Errno(libc::ENOTDIR)));
+    }
+    // Whoever owns the directory can put another socket in our socket's place.
+    if metadata.uid() != geteuid().as_raw() && metadata.uid() != 0 {
+        return Err(unfit("belongs to another user", Errno::EPERM));
+    }
+    if access(path, AccessFlags::W_OK | AccessFlags::X_OK).is_err() {
+        return Err(unfit("not writable", Errno(libc::EACCES)));
+    }
+    Ok(())
+}
+
+/// The path of a VM's socket. Upstream cuts off what does not fit; here it is an error.
+pub fn socket_path(rundir: &Path, name: &str) -> Result<PathBuf, ControlError> {
+    if name.is_empty() || name == "." || name == ".." || name.contains(['/', '\0']) {
+        return Err(ControlError::Name(name.to_owned()));
+    }
+    // The path needs its NUL within the field.
+    const LIMIT: usize =
+        size_of::<libc::sockaddr_un>() - offset_of!(libc::sockaddr_un, sun_path) - 1;
+    let path = rundir.join(name);
+    match path.as_os_str().as_bytes().len() {
+        len if len > LIMIT => Err(ControlError::PathTooLong {
+            path,
+            len,
+            limit: LIMIT,
+        }),
+        _ => Ok(path),
+    }
+}
