@@ -5,7 +5,7 @@ use crate::config::{Config, ConfigError};
 use crate::inout::Inout;
 use crate::mem::Mmio;
 use crate::mevent::Mevent;
-use crate::pci::intx::IntxRouter;
+use crate::pci::irq::PciIrq;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::sync::Arc;
@@ -204,6 +204,8 @@ impl BuildError {
 pub struct BuildCtx<'a> {
     /// The guest's memory; cheap to clone.
     pub mem: &'a vmmapi::GuestMemory,
+    /// The virtual machine; cheap to clone.
+    pub vm: &'a vmmapi::Vm,
     /// The whole configuration.
     pub config: &'a Config,
     /// The event loop of the back ends.
@@ -213,7 +215,7 @@ pub struct BuildCtx<'a> {
     /// Memory-mapped I/O.
     pub mmio: &'a Arc<Mmio>,
     /// The routes of legacy PCI interrupts.
-    pub intx: &'a Arc<dyn IntxRouter>,
+    pub intx: &'a Arc<PciIrq>,
     /// Where time comes from.
     pub clock: Clock,
     /// The VM's name.

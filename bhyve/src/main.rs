@@ -7,6 +7,7 @@ mod device;
 mod e820;
 mod inout;
 mod iov;
+mod irqchip;
 mod load;
 mod mem;
 mod mevent;

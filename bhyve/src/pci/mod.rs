@@ -5,6 +5,7 @@ pub mod cfg;
 pub mod func;
 pub mod hostbridge;
 pub mod intx;
+pub mod irq;
 pub mod models;
 pub mod msi;
 pub mod slot;
