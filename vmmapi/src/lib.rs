@@ -22,6 +22,6 @@ pub use error::{Error, Result};
 pub use iovec::GuestIovec;
 pub use mem::{DeviceMemory, GuestMemory};
 pub use vcpu::{CAPABILITY_NAMES, CopyError, Translation, Vcpu, capability_name, capability_type};
-pub use vm::{Choice, CreateOptions, Vm};
+pub use vm::{Choice, CreateOptions, OpenOptions, Vm};
 pub use vmm::{Clock, Errno, Options as SoftOptions};
 pub use vmm_abi as abi;

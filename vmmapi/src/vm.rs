@@ -4,11 +4,14 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use vmm::Errno;
+use ::vmm::Errno;
 use vmm_abi::*;
 use zerocopy::{FromBytes, IntoBytes, KnownLayout};
 
-use crate::backend::{Backend, Kind, Soft};
+use crate::backend::standin::{self, Release};
+use crate::backend::system::Host;
+use crate::backend::{Backend, Kernel, Kind, Remote, Soft};
+use crate::control::{ControlError, client_rundir};
 use crate::cpuset::CpuSet;
 use crate::error::{Error, Result};
 use crate::mem::{DeviceMemory, GuestMemory, HIGHMEM_BASE, LOWMEM_LIMIT, OutOfRange, Region};
@@ -24,6 +27,8 @@ pub enum Choice {
     Kernel,
     /// The software vmm.
     Soft,
+    /// The kernel back end on a stand-in for FreeBSD, for tests.
+    StandIn(Release),
 }
 
 /// How a VM is created.
@@ -32,7 +37,16 @@ pub struct CreateOptions {
     /// Which back end to use.
     pub backend: Choice,
     /// The software vmm's options.
-    pub soft: vmm::Options,
+    pub soft: ::vmm::Options,
+}
+
+/// How a VM is found.
+#[derive(Debug, Clone, Default)]
+pub struct OpenOptions {
+    /// Which back end to use.
+    pub backend: Choice,
+    /// Where control sockets are, if not in the default directory.
+    pub rundir: Option<PathBuf>,
 }
 
 struct Inner {
@@ -50,24 +64,65 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// `vm_create` and `vm_open`: makes a VM of this name.
+    /// `vm_create` and `vm_open`: makes a VM of this name; `EEXIST` if there is one.
     pub fn create(name: &str, options: &CreateOptions) -> Result<Self> {
-        let error = |errno| Error::new("vm_create", name, errno);
-        let backend: Arc<dyn Backend> = match options.backend {
-            Choice::Soft | Choice::Auto => {
-                Arc::new(Soft::create(name, options.soft.clone()).map_err(error)?)
-            }
-            Choice::Kernel => return Err(error(Errno::ENXIO)),
+        let kernel = |system| {
+            Kernel::create(system, name).map(|kernel| Arc::new(kernel) as Arc<dyn Backend>)
+        };
+        let soft = || match Soft::create(name, options.soft.clone()) {
+            Ok(soft) => Ok(Arc::new(soft) as Arc<dyn Backend>),
+            Err(errno) => Err(Error::new("vm_create", name, errno)),
+        };
+        let backend = match options.backend {
+            Choice::Kernel => kernel(Arc::new(Host))?,
+            Choice::Soft => soft()?,
+            Choice::StandIn(release) => kernel(standin::system(release, &options.soft))?,
+            // No /dev/vmmctl and no hw.vmm.create: the system has no vmm(4), or it is not loaded.
+            Choice::Auto => match kernel(Arc::new(Host)) {
+                Err(error) if error.errno == Errno::ENOENT => soft()?,
+                result => result?,
+            },
         };
         Ok(Self::with_backend(name, backend))
     }
 
-    /// `vm_open`: finds a VM that exists. `rundir` is where its control socket is, if it is not the default.
-    pub fn open(name: &str, backend: Choice, rundir: Option<PathBuf>) -> Result<Self> {
-        let error = |errno| Error::new("vm_open", name, errno);
-        let _ = (backend, rundir);
-        let backend: Arc<dyn Backend> = Arc::new(Soft::open(name).map_err(error)?);
+    /// `vm_open`: finds a VM that exists, in the kernel, in this process, or behind its control socket.
+    pub fn open(name: &str, options: &OpenOptions) -> Result<Self> {
+        let kernel =
+            |system| Kernel::open(system, name).map(|kernel| Arc::new(kernel) as Arc<dyn Backend>);
+        let backend = match options.backend {
+            Choice::Kernel => kernel(Arc::new(Host))?,
+            Choice::Soft => Self::open_soft(name, options)?,
+            Choice::StandIn(release) => {
+                kernel(standin::system(release, &::vmm::Options::default()))?
+            }
+            Choice::Auto => match kernel(Arc::new(Host)) {
+                Err(error) if error.errno == Errno::ENOENT => Self::open_soft(name, options)?,
+                result => result?,
+            },
+        };
         Ok(Self::with_backend(name, backend))
+    }
+
+    fn open_soft(name: &str, options: &OpenOptions) -> Result<Arc<dyn Backend>> {
+        if let Ok(soft) = Soft::open(name) {
+            return Ok(Arc::new(soft));
+        }
+        let remote =
+            client_rundir(options.rundir.as_deref()).and_then(|rundir| Remote::open(&rundir, name));
+        match remote {
+            Ok(remote) => Ok(Arc::new(remote)),
+            // A socket that nobody listens on is left over from a VM that is gone.
+            Err(ControlError::System {
+                errno: Errno(libc::ECONNREFUSED | libc::ENOENT),
+                ..
+            }) => Err(Error::new("vm_open", name, Errno::ENOENT)),
+            Err(error) => Err(Error::new(
+                "vm_open",
+                format!("{name} ({error})"),
+                error.errno(),
+            )),
+        }
     }
 
     /// A handle to the VM that `backend` serves.

@@ -1,14 +1,18 @@
 //! Who carries out the requests: the kernel, the software vmm in this process, or the process that has the VM.
 
+mod kernel;
 mod mapping;
 mod pointers;
 mod remote;
 mod soft;
+pub mod standin;
+pub mod system;
 
 use std::ops::Range;
 
 use vmm::Errno;
 
+pub use kernel::Kernel;
 pub use mapping::HostMapping;
 pub use pointers::{Extent, Pointer, pointers};
 pub use remote::Remote;

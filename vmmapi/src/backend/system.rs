@@ -1,0 +1,167 @@
+//! The system calls that the kernel back end needs. Behind them is the host, or a stand-in.
+
+use std::fs::{File, OpenOptions};
+use std::os::fd::AsRawFd;
+use std::ptr::NonNull;
+
+use ::vmm::Errno;
+
+use super::{HostMapping, check_buffers, clear_pointers};
+use crate::errno::from_io;
+
+/// An operating system that may have a vmm(4).
+pub trait System: Send + Sync {
+    /// open(2) of a device for reading and writing.
+    fn open(&self, path: &str) -> Result<Box<dyn Node>, Errno>;
+    /// sysctlbyname(3): sets a string.
+    fn sysctl_write(&self, name: &str, value: &str) -> Result<(), Errno>;
+    /// sysctlbyname(3): gets a 32-bit number.
+    fn sysctl_u32(&self, name: &str) -> Result<u32, Errno>;
+}
+
+/// An open device.
+pub trait Node: Send + Sync {
+    /// ioctl(2), with buffers as in [`super::Backend::ioctl`].
+    fn ioctl(&self, request: u64, arg: &mut [u8], buffers: &mut [&mut [u8]]) -> Result<(), Errno>;
+    /// mmap(2), readable, writable and shared.
+    fn mmap(&self, offset: u64, len: u64) -> Result<HostMapping, Errno>;
+}
+
+/// The host that this process runs on.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Host;
+
+impl System for Host {
+    fn open(&self, path: &str) -> Result<Box<dyn Node>, Errno> {
+        match OpenOptions::new().read(true).write(true).open(path) {
+            Ok(file) => Ok(Box::new(HostNode { file })),
+            Err(error) => Err(from_io(&error)),
+        }
+    }
+
+    #[cfg(target_os = "freebsd")]
+    fn sysctl_write(&self, name: &str, value: &str) -> Result<(), Errno> {
+        let name = std::ffi::CString::new(name).map_err(|_| Errno::EINVAL)?;
+        // SAFETY: the name is NUL-terminated, and the new value is as long as is said.
+        let result = unsafe {
+            libc::sysctlbyname(
+                name.as_ptr(),
+                std::ptr::null_mut(),
+                std::ptr::null_mut(),
+                value.as_ptr().cast(),
+                value.len(),
+            )
+        };
+        if result == 0 {
+            Ok(())
+        } else {
+            Err(Errno::last())
+        }
+    }
+
+    #[cfg(target_os = "freebsd")]
+    fn sysctl_u32(&self, name: &str) -> Result<u32, Errno> {
+        let name = std::ffi::CString::new(name).map_err(|_| Errno::EINVAL)?;
+        let (mut value, mut len) = (0u32, size_of::<u32>());
+        // SAFETY: the name is NUL-terminated, and the kernel writes at most `len` bytes to the value.
+        let result = unsafe {
+            libc::sysctlbyname(
+                name.as_ptr(),
+                (&raw mut value).cast(),
+                &raw mut len,
+                std::ptr::null(),
+                0,
+            )
+        };
+        if result == 0 {
+            Ok(value)
+        } else {
+            Err(Errno::last())
+        }
+    }
+
+    /// Other systems have no such variables.
+    #[cfg(not(target_os = "freebsd"))]
+    fn sysctl_write(&self, _name: &str, _value: &str) -> Result<(), Errno> {
+        Err(Errno::ENOENT)
+    }
+
+    /// Other systems have no such variables.
+    #[cfg(not(target_os = "freebsd"))]
+    fn sysctl_u32(&self, _name: &str) -> Result<u32, Errno> {
+        Err(Errno::ENOENT)
+    }
+}
+
+struct HostNode {
+    file: File,
+}
+
+/// Guest memory is of no use in a core file.
+#[cfg(target_os = "freebsd")]
+const MAP_FLAGS: libc::c_int = libc::MAP_SHARED | libc::MAP_NOCORE;
+#[cfg(not(target_os = "freebsd"))]
+const MAP_FLAGS: libc::c_int = libc::MAP_SHARED;
+
+impl Node for HostNode {
+    fn ioctl(&self, request: u64, arg: &mut [u8], buffers: &mut [&mut [u8]]) -> Result<(), Errno> {
+        check_buffers(request, arg, buffers, |_, buffer| {
+            buffer.as_mut_ptr().expose_provenance() as u64
+        })?;
+        // SAFETY: the argument has the size that is part of the request number; every pointer in it was just set to a
+        // buffer, borrowed for this call, of at least the length that the argument says, or to null. The devices that
+        // this is used on take no other requests than those of vmm(4).
+        let result = unsafe { libc::ioctl(self.file.as_raw_fd(), request as _, arg.as_mut_ptr()) };
+        let result = if result == -1 {
+            Err(Errno::last())
+        } else {
+            Ok(())
+        };
+        clear_pointers(request, arg);
+        result
+    }
+
+    fn mmap(&self, offset: u64, len: u64) -> Result<HostMapping, Errno> {
+        let size = usize::try_from(len).map_err(|_| Errno::ENOMEM)?;
+        let offset = libc::off_t::try_from(offset).map_err(|_| Errno::EINVAL)?;
+        let prot = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: a new mapping at an address of the kernel's choice disturbs nothing.
+        let base = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                size,
+                prot,
+                MAP_FLAGS,
+                self.file.as_raw_fd(),
+                offset,
+            )
+        };
+        if base == libc::MAP_FAILED {
+            return Err(Errno::last());
+        }
+        let base = NonNull::new(base.cast::<u8>()).ok_or(Errno::ENOMEM)?;
+        // SAFETY: the mapping was just made and is unmapped by its owner only; it is the guest's memory, which all
+        // users access as memory that others write.
+        Ok(unsafe { HostMapping::new(base, size, Box::new(Unmap { base, size })) })
+    }
+}
+
+/// Unmaps when dropped.
+struct Unmap {
+    base: NonNull<u8>,
+    size: usize,
+}
+
+// SAFETY: the mapping belongs to the process, and any thread may unmap it.
+unsafe impl Send for Unmap {}
+// SAFETY: there is nothing to do with a shared reference.
+unsafe impl Sync for Unmap {}
+
+impl Drop for Unmap {
+    fn drop(&mut self) {
+        // SAFETY: this value owns the mapping, and who has the address keeps this value.
+        if unsafe { libc::munmap(self.base.as_ptr().cast(), self.size) } != 0 {
+            log::error!("munmap: {}", Errno::last());
+        }
+    }
+}
