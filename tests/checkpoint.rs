@@ -1,0 +1,220 @@
+//! The main job with guests of our own: checkpoint, suspend, restore.
+
+use std::collections::BTreeSet;
+use std::os::unix::fs::{FileExt, MetadataExt};
+
+use vmm_tests::{Bench, Guest, guests};
+
+const PAGES: u32 = 8192;
+
+fn options(kernel: &str) -> Vec<String> {
+    let kernel = format!("boot.kernel={kernel}");
+    [
+        "-m",
+        "64M",
+        "-s",
+        "0,hostbridge",
+        "-s",
+        "31,lpc",
+        "-l",
+        "com1,stdio",
+        "-o",
+        &kernel,
+    ]
+    .map(String::from)
+    .to_vec()
+}
+
+fn start(bench: &Bench, program: &[u8], more: &[&str]) -> Guest {
+    let mut args = options(&bench.kernel("guest", program));
+    args.extend(more.iter().map(|s| s.to_string()));
+    args.push("vm".into());
+    bench.start(&args)
+}
+
+/// `bhyvectl` has to succeed and to say nothing on standard error.
+fn ctl(bench: &Bench, args: &[&str]) -> String {
+    let output = bench.ctl(args);
+    assert!(
+        output.status.success() && output.stderr.is_empty(),
+        "bhyvectl {args:?}: {output:?}"
+    );
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// The first byte of each page of the window in a checkpoint's memory.
+fn window(bench: &Bench, name: &str) -> Vec<u8> {
+    let file = std::fs::File::open(bench.path(name)).unwrap();
+    let page = |i: u32| {
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, u64::from(guests::WINDOW + i * guests::PAGE))
+            .unwrap();
+        byte[0]
+    };
+    (0..PAGES).map(page).collect()
+}
+
+fn lines(text: &str) -> Vec<(String, u32)> {
+    let whole = |line: &&str| line.len() == 17;
+    let parse = |line: &str| {
+        (
+            line[..8].to_owned(),
+            u32::from_str_radix(&line[9..], 16).unwrap(),
+        )
+    };
+    text.lines().filter(whole).map(parse).collect()
+}
+
+#[test]
+fn a_suspended_guest_goes_on_in_a_new_process() {
+    let bench = Bench::new();
+    let mut first = start(&bench, &guests::nonce(), &[]);
+    for _ in 0..5 {
+        first.expect("\n");
+    }
+    ctl(&bench, &["--vm=vm", "--suspend=state"]);
+    assert_eq!(first.wait().code(), Some(0));
+    let mut second = bench.start(&["-r", "state"]);
+    for _ in 0..5 {
+        second.expect("\n");
+    }
+    // Nothing of the console is lost or repeated: the two halves are one text.
+    let all = lines(&format!("{}{}", first.console(), second.console()));
+    let nonces: BTreeSet<_> = all.iter().map(|l| &l.0).collect();
+    assert_eq!(nonces.len(), 1, "{all:?}");
+    assert!(all.iter().zip(1..).all(|(line, n)| line.1 == n), "{all:?}");
+    // The nonce does tell a guest that was started anew.
+    drop(second);
+    let mut anew = start(&bench, &guests::nonce(), &[]);
+    anew.expect("\n");
+    assert_ne!(lines(&anew.console())[0].0, all[0].0);
+}
+
+#[test]
+fn memory_is_of_one_moment() {
+    let bench = Bench::new();
+    let mut guest = start(&bench, &guests::dirty(PAGES), &[]);
+    for round in 0..5 {
+        guest.expect("B");
+        let name = format!("c{round}");
+        ctl(&bench, &["--vm=vm", &format!("--checkpoint={name}")]);
+        assert!(guest.is_running());
+        let bytes = window(&bench, &name);
+        assert!(
+            guests::is_step_shaped(&bytes),
+            "checkpoint {round}: {bytes:?}"
+        );
+    }
+    ctl(&bench, &["--vm=vm", "--suspend", "s0"]);
+    assert_eq!(guest.wait().code(), Some(0));
+    for round in 0..5 {
+        let mut guest = bench.start(&["-r", &format!("s{round}")]);
+        guest.expect("B");
+        ctl(&bench, &["--vm=vm", &format!("--suspend=s{}", round + 1)]);
+        assert_eq!(guest.wait().code(), Some(0));
+        assert!(
+            guests::is_step_shaped(&window(&bench, &format!("s{}", round + 1))),
+            "restored {round} times"
+        );
+    }
+}
+
+#[test]
+fn a_state_without_disks_may_be_resumed_again_and_again() {
+    let bench = Bench::new();
+    let mut guest = start(&bench, &guests::nonce(), &[]);
+    guest.expect("\n");
+    ctl(&bench, &["--suspend=state", "--vm=vm"]);
+    guest.wait();
+    let first_line = |mut guest: Guest| {
+        guest.expect("\n");
+        guest.expect("\n");
+        lines(&guest.console())[0].clone()
+    };
+    assert_eq!(
+        first_line(bench.start(&["-r", "state"])),
+        first_line(bench.start(&["-r", "state"]))
+    );
+}
+
+#[test]
+fn the_new_process_may_have_another_name() {
+    let bench = Bench::new();
+    let mut guest = start(&bench, &guests::nonce(), &[]);
+    guest.expect("\n");
+    ctl(&bench, &["--suspend=state", "--vm=vm"]);
+    guest.wait();
+    let mut guest = bench.start(&["-r", "state", "other"]);
+    guest.expect("\n");
+    ctl(&bench, &["--vm=other", "--force-poweroff"]);
+    assert_eq!(guest.wait().code(), Some(1));
+}
+
+#[test]
+fn files_are_private_and_sparse() {
+    let bench = Bench::new();
+    let mut guest = start(&bench, &guests::nonce(), &[]);
+    guest.expect("\n");
+    ctl(&bench, &["--vm=vm", "--suspend=state"]);
+    guest.wait();
+    for name in ["state", "state.kern", "state.dev", "state.meta"] {
+        let mode = std::fs::metadata(bench.path(name)).unwrap().mode();
+        assert_eq!(mode & 0o077, 0, "{name} can be read by others");
+    }
+    let memory = std::fs::metadata(bench.path("state")).unwrap();
+    assert_eq!(memory.size(), 64 << 20);
+    assert!(
+        memory.blocks() * 512 < 1 << 20,
+        "{} bytes for a guest that used three pages",
+        memory.blocks() * 512
+    );
+    let info = ctl(&bench, &["--checkpoint-info=state"]);
+    assert!(
+        info.contains("vm") && info.contains("lpc@pci.0.31.0"),
+        "{info}"
+    );
+    let json: serde_json::Value =
+        serde_json::from_str(&ctl(&bench, &["--checkpoint-info=state", "--json"])).expect("JSON");
+    assert!(json.is_object());
+    ctl(&bench, &["--checkpoint-verify=state"]);
+}
+
+/// With the repeatable clock, a run that was stopped and went on elsewhere equals one that never was, to the last byte.
+#[test]
+fn a_restored_run_equals_the_uninterrupted_one() {
+    let bench = Bench::new();
+    let at = |n: u64, file: &str| {
+        [format!("snapshot.at={n}"), format!("snapshot.file={file}")]
+            .into_iter()
+            .flat_map(|o| ["-o".into(), o])
+            .collect::<Vec<String>>()
+    };
+    let run = |more: Vec<String>, kernel: &str| {
+        let mut args = options(kernel);
+        args.extend(["-c", "2", "-o", "vmm.clock=instructions"].map(String::from));
+        args.extend(more);
+        args.push("vm".into());
+        let mut guest = bench.start(&args);
+        assert_eq!(guest.wait().code(), Some(0), "{}", guest.errors());
+        guest.console()
+    };
+    for (name, program) in [("dirty", guests::dirty(PAGES)), ("nonce", guests::nonce())] {
+        let kernel = bench.kernel(name, &program);
+        let uninterrupted = run(at(30_000_000, &format!("{name}.a")), &kernel);
+        let mut console = run(at(12_345_678, &format!("{name}.b")), &kernel);
+        let mut args: Vec<String> = ["-r".into(), bench.text(&format!("{name}.b"))].into();
+        args.extend(at(30_000_000, &format!("{name}.c")));
+        let mut guest = bench.start(&args);
+        assert_eq!(guest.wait().code(), Some(0), "{}", guest.errors());
+        console.push_str(&guest.console());
+        assert_eq!(console, uninterrupted);
+        for suffix in ["", ".kern", ".dev"] {
+            let (a, c) = (format!("{name}.a{suffix}"), format!("{name}.c{suffix}"));
+            let (a_bytes, c_bytes) = (
+                std::fs::read(bench.path(&a)).unwrap(),
+                std::fs::read(bench.path(&c)).unwrap(),
+            );
+            assert!(a_bytes == c_bytes, "{a} and {c} differ");
+        }
+    }
+}

@@ -1,0 +1,266 @@
+//! The main job on real input: Debian's kernel and busybox.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::process::Command;
+use std::time::Duration;
+
+use vmm_tests::debian::{BOOT, Debian, no_complaints};
+use vmm_tests::{Bench, Guest};
+
+const LONG: Duration = Duration::from_secs(300);
+
+/// An ext4 file system of `size` bytes.
+fn ext4(bench: &Bench, name: &str, size: u64) -> String {
+    let path = bench.text(name);
+    std::fs::File::create(&path)
+        .and_then(|f| f.set_len(size))
+        .expect("make an image");
+    run("mkfs.ext4", &["-q", "-F", &path]);
+    path
+}
+
+fn run(program: &str, args: &[&str]) -> String {
+    let path = format!(
+        "{}:/sbin:/usr/sbin",
+        std::env::var("PATH").unwrap_or_default()
+    );
+    let output = Command::new(program)
+        .args(args)
+        .env("PATH", path)
+        .output()
+        .unwrap_or_else(|e| panic!("{program}: {e}"));
+    assert!(output.status.success(), "{program} {args:?}: {output:?}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Bytes that no run of zeroes or of equals could be taken for, and their checksum as md5sum(1) prints it.
+fn noise(len: usize) -> Vec<u8> {
+    let mut x = 0x9e37_79b9_7f4a_7c15u64;
+    let mut next = || {
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        x
+    };
+    std::iter::repeat_with(|| next().to_le_bytes())
+        .flatten()
+        .take(len)
+        .collect()
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0")
+        .and_then(|l| l.local_addr())
+        .expect("a free port")
+        .port()
+}
+
+fn suspend(bench: &Bench, guest: &mut Guest, name: &str) {
+    let output = bench.ctl(&["--vm=vm", &format!("--suspend={name}")]);
+    assert!(
+        output.status.success(),
+        "{output:?}\n{}\n{}",
+        guest.console(),
+        guest.errors()
+    );
+    assert_eq!(guest.wait().code(), Some(0));
+}
+
+fn boots(cpus: usize) {
+    let Some(debian) = Debian::get() else { return };
+    let bench = Bench::new();
+    let disk = ext4(&bench, "disk", 64 << 20);
+    let slot = format!("3,virtio-blk,{disk}");
+    let mut guest = debian.boot(
+        &bench,
+        cpus,
+        &[
+            "-s",
+            &slot,
+            "-s",
+            "4,virtio-net,slirp",
+            "-s",
+            "5,virtio-rnd",
+        ],
+    );
+    assert_eq!(guest.shell("nproc").trim(), cpus.to_string());
+    guest.shell("test -b /dev/vda && test -e /sys/class/net/eth0");
+    assert!(
+        guest
+            .shell("cat /sys/class/misc/hw_random/rng_current")
+            .contains("virtio")
+    );
+    guest.shell("head -c 64 /dev/hwrng | wc -c");
+    guest.shell("ip link set eth0 up && ip addr add 10.0.2.15/24 dev eth0");
+    guest.shell("ping -c 3 10.0.2.2");
+    guest.shell("mount /dev/vda /mnt && dd if=/dev/urandom of=/mnt/file bs=1M count=8 && sync && umount /mnt");
+    run("e2fsck", &["-f", "-n", &disk]);
+    no_complaints(&guest.console());
+    guest.send("poweroff -f\n");
+    assert_eq!(guest.wait().code(), Some(1));
+}
+
+#[test]
+fn boots_with_one_cpu() {
+    boots(1);
+}
+
+#[test]
+fn boots_with_two_cpus() {
+    boots(2);
+}
+
+#[test]
+fn boots_with_four_cpus() {
+    boots(4);
+}
+
+#[test]
+fn sigterm_is_the_power_button() {
+    let Some(debian) = Debian::get() else { return };
+    let bench = Bench::new();
+    let mut guest = debian.boot(&bench, 1, &[]);
+    guest.shell("ls /sys/bus/acpi/devices | grep -q LNXPWRBN");
+    guest.shell("n=$(awk '/acpi/{print $2}' /proc/interrupts); echo before $n");
+    guest.signal(libc::SIGTERM);
+    // busybox has nobody who listens to the button; that it arrived is seen by its interrupt.
+    guest.shell("sleep 1; test $(awk '/acpi/{print $2}' /proc/interrupts) -gt 0");
+}
+
+/// 64 MiB over TCP each way with slirp, and 256 MiB to a disk.
+#[test]
+fn moves_data() {
+    let Some(debian) = Debian::get() else { return };
+    let bench = Bench::new();
+    let disk = ext4(&bench, "disk", 400 << 20);
+    let port = free_port();
+    let slot = format!("3,virtio-blk,{disk}");
+    let net = format!("4,virtio-net,slirp,hostfwd=tcp:127.0.0.1:{port}-:7777,open");
+    let mut guest = debian.boot(&bench, 2, &["-s", &slot, "-s", &net]);
+    guest.shell("ip link set eth0 up && ip addr add 10.0.2.15/24 dev eth0 && ip route add default via 10.0.2.2");
+    let sent = noise(64 << 20);
+    std::fs::write(bench.path("sent"), &sent).unwrap();
+    let sum = run("md5sum", &[&bench.text("sent")]);
+    let sum = sum.split(' ').next().unwrap();
+
+    guest.send("nc -l -p 7777 > /tmp/got; md5sum /tmp/got; echo received\n");
+    std::thread::sleep(Duration::from_secs(1));
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    stream.write_all(&sent).unwrap();
+    stream.shutdown(Shutdown::Write).unwrap();
+    let printed = guest.expect_within("/tmp/got\r\n", LONG);
+    assert!(printed.contains(sum), "{printed} is not {sum}");
+    drop(stream);
+
+    guest.send("nc -l -p 7777 < /tmp/got; echo sent\n");
+    std::thread::sleep(Duration::from_secs(1));
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    let mut got = Vec::new();
+    stream.set_read_timeout(Some(LONG)).unwrap();
+    let mut buffer = vec![0; 1 << 16];
+    while got.len() < sent.len() {
+        match stream.read(&mut buffer).unwrap() {
+            0 => break,
+            n => got.extend(&buffer[..n]),
+        }
+    }
+    drop(stream);
+    assert!(
+        got == sent,
+        "{} bytes came back, not the {} that were sent",
+        got.len(),
+        sent.len()
+    );
+
+    guest.shell_within("mount /dev/vda /mnt", LONG);
+    guest.shell_within(
+        "for i in 1 2 3 4; do cat /tmp/got; done > /mnt/file && sync && rm /tmp/got",
+        LONG,
+    );
+    let mut expected = Command::new("md5sum")
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut pipe = expected.stdin.take().unwrap();
+    for _ in 0..4 {
+        pipe.write_all(&sent).unwrap();
+    }
+    drop(pipe);
+    let expected = String::from_utf8(expected.wait_with_output().unwrap().stdout).unwrap();
+    let printed = guest.shell_within("echo 3 > /proc/sys/vm/drop_caches; md5sum /mnt/file", LONG);
+    assert!(
+        printed.contains(expected.split(' ').next().unwrap()),
+        "{printed} is not {expected}"
+    );
+    guest.shell_within("umount /mnt", LONG);
+    no_complaints(&guest.console());
+    guest.send("poweroff -f\n");
+    assert_eq!(guest.wait().code(), Some(1));
+    run("e2fsck", &["-f", "-n", &disk]);
+}
+
+#[test]
+fn a_suspended_debian_goes_on_in_a_new_process() {
+    let Some(debian) = Debian::get() else { return };
+    let bench = Bench::new();
+    let disk = ext4(&bench, "disk", 256 << 20);
+    let slot = format!("3,virtio-blk,{disk}");
+    let mut guest = debian.boot(&bench, 2, &["-s", &slot, "-s", "5,virtio-rnd"]);
+    let nonce = guest.shell("cat /tmp/nonce").trim().to_owned();
+    guest.shell("mount /dev/vda /mnt");
+    guest.shell("head -c 8000000 /dev/urandom > /tmp/a; md5sum /tmp/a | cut -c 1-32 > /tmp/sum");
+    guest.shell("dmesg | tail -n 1 > /tmp/dmesg");
+    // Both processors are busy, the disk is, and a counter runs; floating point too, whose state upstream loses.
+    guest.send("(while :; do cat /tmp/a > /mnt/b; sync; md5sum /mnt/b | cut -c 1-32; done > /tmp/sums 2>&1) &\n");
+    guest.send("(i=0; while :; do i=$((i+1)); echo $i; done > /dev/null) &\n");
+    guest.send("awk 'BEGIN{for(;;){x=0;for(i=1;i<20000;i++)x+=1/i;print x}}' > /tmp/floats &\n");
+    guest.shell("sleep 1");
+    for round in 0..3 {
+        let before: f64 = guest
+            .shell("cut -d ' ' -f 1 /proc/uptime")
+            .trim()
+            .parse()
+            .unwrap();
+        let date: u64 = guest.shell("date +%s").trim().parse().unwrap();
+        let name = format!("state{round}");
+        suspend(&bench, &mut guest, &name);
+        no_complaints(&guest.console());
+        guest = bench.start(&["-r", &name]);
+        guest.send("\n");
+        guest.expect_within("guest# ", BOOT);
+        assert_eq!(guest.shell("cat /tmp/nonce").trim(), nonce);
+        let after: f64 = guest
+            .shell("cut -d ' ' -f 1 /proc/uptime")
+            .trim()
+            .parse()
+            .unwrap();
+        assert!(
+            after >= before && after < before + 60.0,
+            "uptime went from {before} to {after}"
+        );
+        let later: u64 = guest.shell("date +%s").trim().parse().unwrap();
+        assert!(later >= date, "the date went from {date} to {later}");
+        guest.shell("sleep 1");
+    }
+    guest.shell("kill %1 %2 %3; wait; sync");
+    assert_eq!(
+        guest
+            .shell("sort -u /tmp/sums | grep -v '^$' | grep -c ^")
+            .trim(),
+        "1"
+    );
+    guest.shell("test $(sort -u /tmp/sums | grep -v '^$') = $(cat /tmp/sum)");
+    // The last line may have been cut short by the kill.
+    assert_eq!(
+        guest.shell("sed '$d' /tmp/floats | sort -u | wc -l").trim(),
+        "1"
+    );
+    guest.shell("umount /mnt");
+    let dmesg = guest.shell("dmesg");
+    no_complaints(&dmesg);
+    guest.send("poweroff -f\n");
+    assert_eq!(guest.wait().code(), Some(1));
+    run("e2fsck", &["-f", "-n", &disk]);
+}

@@ -1,0 +1,102 @@
+//! How a guest ends, and what bhyve(8)'s exit status says of it.
+
+use vmm_tests::{Bench, guests};
+
+/// Runs `program` with two vCPUs to its end.
+fn status(program: &[u8], options: &[&str]) -> i32 {
+    let bench = Bench::new();
+    let kernel = format!("boot.kernel={}", bench.kernel("guest", program));
+    let mut args = vec![
+        "-c",
+        "2",
+        "-m",
+        "64M",
+        "-o",
+        &kernel,
+        "-s",
+        "31,lpc",
+        "-l",
+        "com1,stdio",
+    ];
+    args.extend(options);
+    args.push("vm");
+    let mut guest = bench.start(&args);
+    let status = guest.wait();
+    let left: Vec<_> = std::fs::read_dir(bench.path("run")).unwrap().collect();
+    assert!(left.is_empty(), "left in the rundir: {left:?}");
+    status
+        .code()
+        .unwrap_or_else(|| panic!("{status}: {}", guest.errors()))
+}
+
+#[test]
+fn reset_is_0() {
+    assert_eq!(status(&guests::reset(), &[]), 0);
+}
+
+#[test]
+fn poweroff_is_1() {
+    assert_eq!(status(&guests::poweroff(), &[]), 1);
+}
+
+#[test]
+fn halt_is_2() {
+    assert_eq!(status(&guests::halted(), &["-H"]), 2);
+}
+
+#[test]
+fn triple_fault_is_3() {
+    assert_eq!(status(&guests::triple_fault(), &[]), 3);
+}
+
+#[test]
+fn error_is_4() {
+    let bench = Bench::new();
+    let output = bench.run(&["-s", "0,hostbridge", "vm"]);
+    assert_eq!(output.status.code(), Some(4), "{output:?}");
+}
+
+#[test]
+fn forced_ends_are_the_same() {
+    for (option, expected) in [("--force-reset", 0), ("--force-poweroff", 1)] {
+        let bench = Bench::new();
+        let kernel = format!("boot.kernel={}", bench.kernel("guest", &guests::nonce()));
+        let mut guest = bench.start(&[
+            "-m",
+            "64M",
+            "-o",
+            &kernel,
+            "-s",
+            "31,lpc",
+            "-l",
+            "com1,stdio",
+            "vm",
+        ]);
+        guest.expect("\n");
+        let output = bench.ctl(&["--vm=vm", option]);
+        assert!(output.status.success(), "{output:?}");
+        assert_eq!(guest.wait().code(), Some(expected), "{option}");
+    }
+}
+
+#[test]
+fn destroy_ends_the_vm() {
+    let bench = Bench::new();
+    let kernel = format!("boot.kernel={}", bench.kernel("guest", &guests::nonce()));
+    let mut guest = bench.start(&[
+        "-m",
+        "64M",
+        "-o",
+        &kernel,
+        "-s",
+        "31,lpc",
+        "-l",
+        "com1,stdio",
+        "vm",
+    ]);
+    guest.expect("\n");
+    assert!(bench.ctl(&["--vm=vm", "--destroy"]).status.success());
+    assert_eq!(guest.wait().code(), Some(4));
+    let again = bench.ctl(&["--vm=vm", "--destroy"]);
+    assert_eq!(again.status.code(), Some(1), "{again:?}");
+}

@@ -1,0 +1,104 @@
+//! Who may depend on whom. What is not listed is forbidden.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::process::Command;
+
+const ALLOWED: [(&str, &[&str]); 7] = [
+    ("vmm-abi", &[]),
+    ("vmm-cpu", &[]),
+    ("vmm", &["vmm-abi", "vmm-cpu"]),
+    ("vmmapi", &["vmm-abi", "vmm"]),
+    ("bhyve", &["vmmapi"]),
+    ("bhyvectl", &["vmmapi"]),
+    (
+        "vmm-tests",
+        &["vmm-abi", "vmm-cpu", "vmm", "vmmapi", "bhyve", "bhyvectl"],
+    ),
+];
+
+fn workspace() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("tests are a member of the workspace")
+}
+
+/// Every package of the workspace with the members that it depends on, in any way.
+fn dependencies() -> BTreeMap<String, BTreeSet<String>> {
+    let output = Command::new(env!("CARGO"))
+        .args([
+            "metadata",
+            "--no-deps",
+            "--offline",
+            "--format-version",
+            "1",
+        ])
+        .current_dir(workspace())
+        .output()
+        .expect("run cargo metadata");
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let metadata: serde_json::Value =
+        serde_json::from_slice(&output.stdout).expect("cargo prints JSON");
+    let packages = metadata["packages"].as_array().expect("a list of packages");
+    let name = |value: &serde_json::Value| value["name"].as_str().expect("a name").to_owned();
+    let members: BTreeSet<String> = packages.iter().map(name).collect();
+    let of = |package: &serde_json::Value| {
+        let all = package["dependencies"]
+            .as_array()
+            .expect("a list of dependencies");
+        all.iter()
+            .map(name)
+            .filter(|n| members.contains(n))
+            .collect()
+    };
+    packages
+        .iter()
+        .map(|package| (name(package), of(package)))
+        .collect()
+}
+
+#[test]
+fn no_crate_depends_on_one_above_it() {
+    let allowed: BTreeMap<_, _> = ALLOWED.into_iter().collect();
+    for (package, dependencies) in dependencies() {
+        let allowed = allowed
+            .get(package.as_str())
+            .unwrap_or_else(|| panic!("{package} has no place among the layers"));
+        for dependency in dependencies {
+            assert!(
+                allowed.contains(&dependency.as_str()),
+                "{package} must not depend on {dependency}"
+            );
+        }
+    }
+}
+
+#[test]
+fn every_dependency_has_its_reason() {
+    for manifest in [
+        "sys/abi", "sys/cpu", "sys/vmm", "vmmapi", "bhyve", "bhyvectl", "tests",
+    ] {
+        let path = workspace().join(manifest).join("Cargo.toml");
+        let text = std::fs::read_to_string(&path).expect("a manifest");
+        let mut in_dependencies = false;
+        for line in text.lines() {
+            if line.starts_with('[') {
+                in_dependencies = line.contains("dependencies");
+            } else if in_dependencies
+                && line.contains('=')
+                && !line.contains("workspace = true")
+                && !line.starts_with("vmm")
+            {
+                assert!(
+                    line.contains(" # "),
+                    "{}: no reason for `{line}`",
+                    path.display()
+                );
+            }
+        }
+    }
+}

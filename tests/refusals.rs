@@ -1,0 +1,257 @@
+//! What cannot be done is refused: one line that names the thing, the documented exit status, and nothing lost.
+
+use std::process::Output;
+
+use vmm_tests::{Bench, Guest, guests};
+
+/// One line on standard error that contains every one of `named`, and that exit status.
+fn refused(output: &Output, status: i32, named: &[&str]) {
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(status), "{errors}");
+    assert_eq!(
+        errors.trim_end().lines().count(),
+        1,
+        "more or less than one line:\n{errors}"
+    );
+    for name in named {
+        assert!(errors.contains(name), "{name:?} is not named: {errors}");
+    }
+}
+
+const MACHINE: [&str; 6] = ["-s", "0,hostbridge", "-s", "31,lpc", "-l", "com1,stdio"];
+
+fn with<'a>(more: &[&'a str]) -> Vec<&'a str> {
+    let mut args = MACHINE.to_vec();
+    args.extend(more);
+    args
+}
+
+fn running(bench: &Bench, name: &str) -> Guest {
+    let kernel = format!("boot.kernel={}", bench.kernel("guest", &guests::nonce()));
+    let mut guest = bench.start(&with(&["-m", "64M", "-o", &kernel, name]));
+    guest.expect("\n");
+    guest
+}
+
+#[test]
+fn command_lines() {
+    let bench = Bench::new();
+    let kernel = bench.kernel("guest", &guests::nonce());
+    let boot = format!("boot.kernel={kernel}");
+    bench.kernel("text", b"this is no kernel, whatever it says");
+    let cases: &[(&[&str], i32, &[&str])] = &[
+        (
+            &["-s", "3,nonsense"],
+            4,
+            &["pci slot 0:3:0: unknown device \"nonsense\""],
+        ),
+        (&["-s", "33,virtio-rnd"], 4, &["33"]),
+        (&["-s", "3:9,virtio-rnd"], 4, &["3:9"]),
+        (&["-s", "0,virtio-rnd"], 4, &["0:0:0 already occupied"]),
+        (&["-l", "com9,stdio"], 4, &["com9"]),
+        (
+            &["-s", "3,virtio-blk,/nowhere/at/all.img"],
+            4,
+            &["/nowhere/at/all.img"],
+        ),
+        (&["-s", "3,virtio-blk"], 4, &["virtio-blk"]),
+        (&["-s", "3,nvme,/dev/null"], 4, &["nvme"]),
+        (&["-m", "a lot"], 4, &["a lot"]),
+        (&["-m", "0"], 4, &["memory"]),
+        (&["-m", "900T"], 4, &["900T"]),
+        (&["-c", "cpus=3,sockets=2"], 4, &["cpus"]),
+        (&["-c", "99999"], 4, &["99999"]),
+        (
+            &["-o", "boot.kernel=/nowhere/vmlinuz"],
+            4,
+            &["/nowhere/vmlinuz"],
+        ),
+        (&["-o", "boot.kernel=text"], 4, &["text", "kernel"]),
+        (
+            &["-o", "boot.initrd=/nowhere/initrd"],
+            4,
+            &["/nowhere/initrd"],
+        ),
+        (&["-o", "vmm=tea"], 4, &["tea"]),
+        (&["-o", "vmm.clock=sundial"], 4, &["sundial"]),
+        (&["-o", "rundir=/nowhere/run"], 4, &["/nowhere/run"]),
+        (&["-r", "/nowhere/state"], 1, &["/nowhere/state"]),
+        (&["-k", "/nowhere/config"], 4, &["/nowhere/config"]),
+    ];
+    for (more, status, named) in cases {
+        let mut args = with(&["-m", "64M", "-o", &boot]);
+        args.extend(*more);
+        args.push("vm");
+        let output = bench.run(&args);
+        eprintln!("{more:?}");
+        refused(&output, *status, named);
+    }
+}
+
+#[test]
+fn a_name_in_use() {
+    let bench = Bench::new();
+    let mut guest = running(&bench, "vm");
+    let kernel = format!("boot.kernel={}", bench.text("guest"));
+    refused(
+        &bench.run(&with(&["-m", "64M", "-o", &kernel, "vm"])),
+        4,
+        &["vm", "in use"],
+    );
+    assert!(guest.is_running());
+    guest.expect("\n");
+}
+
+#[test]
+fn vms_that_are_not_there() {
+    let bench = Bench::new();
+    for option in [
+        "--destroy",
+        "--get-all",
+        "--suspend=x",
+        "--checkpoint=x",
+        "--inject-nmi",
+    ] {
+        let output = bench.ctl(&["--vm=nobody", option]);
+        assert_eq!(output.status.code(), Some(1), "{option}: {output:?}");
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(errors.contains("nobody"), "{option}: {errors}");
+    }
+}
+
+#[test]
+fn a_checkpoint_that_cannot_be_written() {
+    let bench = Bench::new();
+    let mut guest = running(&bench, "vm");
+    let good = bench.ctl(&["--vm=vm", "--checkpoint=state"]);
+    assert!(good.status.success(), "{good:?}");
+    refused(
+        &bench.ctl(&["--vm=vm", "--suspend=/nowhere/at/all/state"]),
+        1,
+        &["/nowhere/at/all"],
+    );
+    // A directory has the name that the memory is to have.
+    std::fs::create_dir(bench.path("dir.new")).unwrap();
+    refused(&bench.ctl(&["--vm=vm", "--suspend=dir"]), 1, &["dir"]);
+    guest.expect("\n");
+    assert!(guest.is_running());
+    let verified = bench.ctl(&["--checkpoint-verify=state"]);
+    assert!(verified.status.success(), "{verified:?}");
+}
+
+#[test]
+fn a_full_disk() {
+    let bench = Bench::new();
+    let mount = bench.path("full");
+    std::fs::create_dir(&mount).unwrap();
+    let mounted = std::process::Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=16k", "none"])
+        .arg(&mount)
+        .output();
+    if !mounted.is_ok_and(|o| o.status.success()) {
+        eprintln!("skipped: this user cannot mount a small file system");
+        return;
+    }
+    let mut guest = running(&bench, "vm");
+    let output = bench.ctl(&["--vm=vm", "--suspend=full/state"]);
+    let left = std::fs::read_dir(&mount).unwrap().count();
+    let unmounted = std::process::Command::new("umount").arg(&mount).status();
+    refused(&output, 1, &["state", "No space left"]);
+    assert_eq!(left, 0, "something is left of the checkpoint that failed");
+    assert!(unmounted.is_ok_and(|s| s.success()));
+    guest.expect("\n");
+    let good = bench.ctl(&["--vm=vm", "--suspend=state"]);
+    assert!(good.status.success(), "{good:?}");
+    assert_eq!(guest.wait().code(), Some(0));
+}
+
+#[test]
+fn damaged_checkpoints() {
+    let bench = Bench::new();
+    for name in ["a", "b"] {
+        let mut guest = running(&bench, name);
+        assert!(
+            bench
+                .ctl(&[&format!("--vm={name}"), &format!("--suspend={name}")])
+                .status
+                .success()
+        );
+        guest.wait();
+    }
+    for suffix in ["", ".kern", ".dev", ".meta"] {
+        let path = bench.path(&format!("a{suffix}"));
+        let good = std::fs::read(&path).unwrap();
+        let file = format!("a{suffix}");
+        for at in [0, good.len() / 3, good.len() - 1] {
+            let mut bad = good.clone();
+            bad[at] ^= 0x10;
+            std::fs::write(&path, bad).unwrap();
+            refused(&bench.run(&["-r", "a"]), 1, &[&file]);
+            refused(&bench.ctl(&["--checkpoint-verify=a"]), 1, &[&file]);
+        }
+        std::fs::write(&path, &good[..good.len() / 2]).unwrap();
+        refused(&bench.run(&["-r", "a"]), 1, &[&file]);
+        if suffix != ".meta" {
+            std::fs::copy(bench.path(&format!("b{suffix}")), &path).unwrap();
+            refused(&bench.run(&["-r", "a"]), 1, &[&file]);
+        }
+        std::fs::remove_file(&path).unwrap();
+        refused(&bench.run(&["-r", "a"]), 1, &[&file]);
+        std::fs::write(&path, &good).unwrap();
+    }
+    let mut guest = bench.start(&["-r", "a"]);
+    guest.expect("\n");
+}
+
+#[test]
+fn machines_that_are_not_the_checkpoints() {
+    let bench = Bench::new();
+    let mut guest = running(&bench, "vm");
+    assert!(bench.ctl(&["--vm=vm", "--suspend=state"]).status.success());
+    guest.wait();
+    for (options, named) in [
+        (&["-c", "2"][..], "cpus"),
+        (&["-m", "128M"], "memory.size"),
+        (&["-s", "5,virtio-rnd"], "pci.0.5.0"),
+        (&["-s", "31,hostbridge"], "pci.0.31.0"),
+        (&["-o", "vmm.clock=instructions"], "vmm.clock"),
+    ] {
+        let mut args = options.to_vec();
+        args.extend(["-r", "state"]);
+        refused(&bench.run(&args), 1, &[named]);
+    }
+    // The same again, as clients repeat it, contradicts nothing.
+    let kernel = format!("boot.kernel={}", bench.text("guest"));
+    let mut guest = bench.start(&with(&[
+        "-c", "1", "-m", "64M", "-o", &kernel, "-r", "state", "vm",
+    ]));
+    guest.expect("\n");
+}
+
+/// Stale memory never meets a newer disk.
+#[test]
+fn disks_that_have_moved_on() {
+    let bench = Bench::new();
+    let disk = bench.text("disk");
+    std::fs::write(&disk, vec![0; 1 << 20]).unwrap();
+    let kernel = format!("boot.kernel={}", bench.kernel("guest", &guests::nonce()));
+    let slot = format!("3,virtio-blk,{disk}");
+    let mut guest = bench.start(&with(&["-m", "64M", "-o", &kernel, "-s", &slot, "vm"]));
+    guest.expect("\n");
+    assert!(bench.ctl(&["--vm=vm", "--suspend=state"]).status.success());
+    guest.wait();
+    let mut guest = bench.start(&["-r", "state"]);
+    guest.expect("\n");
+    drop(guest);
+    std::fs::write(&disk, vec![1; 1 << 20]).unwrap();
+    refused(
+        &bench.run(&["-r", "state"]),
+        1,
+        &[&disk, "snapshot.disks=force"],
+    );
+    std::fs::write(&disk, vec![1; 2 << 20]).unwrap();
+    refused(&bench.run(&["-r", "state"]), 1, &[&disk]);
+    std::fs::write(&disk, vec![1; 1 << 20]).unwrap();
+    let mut guest = bench.start(&["-o", "snapshot.disks=force", "-r", "state"]);
+    guest.expect("\n");
+}
