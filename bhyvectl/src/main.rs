@@ -1,3 +1,67 @@
-//! bhyvectl(8): control utility for bhyve instances.
+//! bhyvectl(8): asks a running VM, changes it, checkpoints it. Answers to usr.sbin/bhyvectl/bhyvectl.c.
+//!
+//! What can be asked for is one table, [`opts::table`]; its order is the order in which things are done.
 
-fn main() {}
+mod checkpoint;
+mod opts;
+mod show;
+mod vendor;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    env_logger::init();
+    let arguments = match opts::parse(std::env::args_os()) {
+        Ok(arguments) => arguments,
+        Err(ends) => return ends,
+    };
+    match run(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Scripts look for this line, people for the next.
+            if let Some(error) = error.downcast_ref::<vmmapi::Error>() {
+                println!("errno = {}", vmmapi::errno::to_freebsd(error.errno));
+            }
+            eprintln!("bhyvectl: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &opts::Arguments) -> anyhow::Result<()> {
+    if let Some(done) = checkpoint::without_vm(arguments) {
+        return done;
+    }
+    let name = arguments.vm();
+    let rundir = arguments.value("rundir").map(Into::into);
+    let opened = if arguments.value("create").is_some() {
+        // A software VM lives in its bhyve, so only the kernel can have one that no bhyve has made.
+        let kernel = vmmapi::CreateOptions {
+            backend: vmmapi::Choice::Kernel,
+            ..Default::default()
+        };
+        vmmapi::Vm::create(name, &kernel)
+    } else {
+        vmmapi::Vm::open(name, vmmapi::Choice::Auto, rundir)
+    };
+    let vm = match opened {
+        Ok(vm) => vm,
+        Err(error) => {
+            let why = vmmapi::errno::strerror(error.errno);
+            eprintln!("vm_open: {name} could not be opened: {why}");
+            std::process::exit(1);
+        }
+    };
+    let target = show::Target {
+        vcpu: vm.vcpu(arguments.cpu()?),
+        vm,
+        arguments,
+    };
+    for option in opts::table() {
+        let asked = arguments.value(&option.name);
+        if asked.is_some() || (option.in_all && arguments.value("get-all").is_some()) {
+            option.action.run(&target, asked.unwrap_or_default())?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,204 @@
+//! `--checkpoint`, `--suspend`, and what needs the files only: `--checkpoint-info` and `--checkpoint-verify`.
+
+use std::cell::OnceCell;
+use std::io::IsTerminal;
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use indicatif::{ProgressBar, ProgressStyle};
+use vmmapi::checkpoint::{Checkpoint, Directory, Meta};
+use vmmapi::control::{ControlClient, Outcome, client_rundir};
+
+use crate::opts::Arguments;
+use crate::show::{Target, ago, date_of};
+
+pub fn checkpoint(target: &Target, path: &str) -> anyhow::Result<()> {
+    request(target, path, false)
+}
+
+pub fn suspend(target: &Target, path: &str) -> anyhow::Result<()> {
+    request(target, path, true)
+}
+
+/// Has the VM's bhyve write a checkpoint, and waits until it is on stable storage.
+fn request(target: &Target, path: &str, suspend: bool) -> anyhow::Result<()> {
+    let (directory, base) =
+        Directory::of(Path::new(path)).with_context(|| format!("open the directory of {path}"))?;
+    let rundir = client_rundir(target.arguments.value("rundir").map(Path::new))?;
+    let mut client = ControlClient::connect(&rundir, target.vm.name())?;
+    let bar = Bar::default();
+    let fd = directory.into_fd();
+    let outcome = client.checkpoint(fd.as_fd(), &base, suspend, &mut |p| {
+        bar.show(&p.phase, p.done, p.total)
+    });
+    bar.end();
+    match outcome.with_context(|| format!("{path} was not written"))? {
+        Outcome::Done => Ok(()),
+        Outcome::Unconfirmed => bail!("{path}: the VM's bhyve did not say whether it was written"),
+    }
+}
+
+/// A progress bar, on a terminal only, and only once there is something to show.
+#[derive(Default)]
+struct Bar(OnceCell<ProgressBar>);
+
+impl Bar {
+    fn show(&self, phase: &str, done: u64, total: u64) {
+        if !std::io::stderr().is_terminal() {
+            return;
+        }
+        let bar = self.0.get_or_init(|| {
+            let style = ProgressStyle::with_template(
+                "{msg:10} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec}",
+            )
+            .expect("the template is well formed");
+            let bar = ProgressBar::new(total).with_style(style);
+            bar.enable_steady_tick(Duration::from_millis(100));
+            bar
+        });
+        bar.set_message(phase.to_owned());
+        bar.set_length(total);
+        bar.set_position(done);
+    }
+
+    fn end(&self) {
+        if let Some(bar) = self.0.get() {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// Does what needs no VM; none if something else was asked for.
+pub fn without_vm(arguments: &Arguments) -> Option<anyhow::Result<()>> {
+    let json = arguments.value("json").is_some();
+    let info = arguments
+        .value("checkpoint-info")
+        .map(|path| info(path, json));
+    let verify = || {
+        arguments
+            .value("checkpoint-verify")
+            .map(|path| verify(path, json))
+    };
+    match info {
+        Some(Ok(())) => verify().or(Some(Ok(()))),
+        Some(error) => Some(error),
+        None => verify(),
+    }
+}
+
+fn open(path: &str) -> anyhow::Result<Checkpoint> {
+    Checkpoint::open(Path::new(path)).with_context(|| path.to_owned())
+}
+
+fn info(path: &str, json: bool) -> anyhow::Result<()> {
+    let checkpoint = open(path)?;
+    let meta = checkpoint.meta();
+    if json {
+        println!("{}", serde_json::to_string_pretty(meta)?);
+    } else {
+        print!("{}", description(meta));
+    }
+    Ok(())
+}
+
+fn description(meta: &Meta) -> String {
+    let mut lines = vec![
+        ("name".into(), meta.basic.vmname.clone()),
+        ("uuid".into(), meta.uuid.clone()),
+        ("format".into(), meta.version.to_string()),
+        (
+            "stopped".into(),
+            format!(
+                "{} UTC, {}",
+                date_of(meta.clock.stopped_at),
+                ago(meta.clock.stopped_at)
+            ),
+        ),
+        (
+            "vmm".into(),
+            format!(
+                "{}, {} ({})",
+                meta.cpu.vmm, meta.cpu.vendor, meta.cpu.layout
+            ),
+        ),
+        ("clock".into(), meta.clock.mode.clone()),
+        ("vcpus".into(), meta.basic.ncpus.to_string()),
+        (
+            "memory".into(),
+            format!(
+                "{} MiB, {} MiB in use",
+                meta.files.memory >> 20,
+                extents(meta) >> 20
+            ),
+        ),
+    ];
+    for disk in &meta.disks {
+        let access = if disk.writable {
+            "read-write"
+        } else {
+            "read-only"
+        };
+        lines.push((
+            "disk".into(),
+            format!(
+                "{} {}, {} MiB, {access}",
+                disk.device,
+                disk.path,
+                disk.size >> 20
+            ),
+        ));
+    }
+    for record in &meta.kern_structs {
+        lines.push((
+            "struct".into(),
+            format!("{} ({} bytes)", record.device, record.size),
+        ));
+    }
+    for record in &meta.devices {
+        let version = format!("{} {}", record.kind, record.version);
+        lines.push((
+            "device".into(),
+            format!("{} ({version}, {} bytes)", record.device, record.size),
+        ));
+    }
+    lines
+        .iter()
+        .map(|(key, value): &(String, String)| format!("{key:<8} {value}\n"))
+        .collect()
+}
+
+fn extents(meta: &Meta) -> u64 {
+    meta.memory.iter().map(|e| e.size).sum()
+}
+
+fn verify(path: &str, json: bool) -> anyhow::Result<()> {
+    let bar = std::sync::Mutex::new(Bar::default());
+    let result = open(path).and_then(|checkpoint| {
+        let show = |p: vmmapi::checkpoint::Progress| {
+            bar.lock()
+                .unwrap_or_else(|e| e.into_inner())
+                .show("verifying", p.done, p.total);
+        };
+        let verified = checkpoint.verify(&show);
+        bar.lock().unwrap_or_else(|e| e.into_inner()).end();
+        verified.with_context(|| path.to_owned())?;
+        Ok(checkpoint.meta().uuid.clone())
+    });
+    if json {
+        let (uuid, error) = match &result {
+            Ok(uuid) => (Some(uuid), None),
+            Err(error) => (None, Some(format!("{error:#}"))),
+        };
+        println!(
+            "{}",
+            serde_json::json!({ "path": path, "whole": result.is_ok(), "uuid": uuid, "error": error })
+        );
+    }
+    let uuid = result?;
+    if !json {
+        println!("{path}: whole ({uuid})");
+    }
+    Ok(())
+}
