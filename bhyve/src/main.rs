@@ -3,6 +3,7 @@
 mod block_if;
 mod cleanup;
 mod config;
+mod dev;
 mod device;
 mod e820;
 mod inout;

@@ -6,6 +6,7 @@ pub mod func;
 pub mod hostbridge;
 pub mod intx;
 pub mod irq;
+pub mod lpc;
 pub mod models;
 pub mod msi;
 pub mod slot;

@@ -1,10 +1,15 @@
 //! Every PCI model there is (the linker set `pci_devemu_set` of `usr.sbin/bhyve/pci_emul.c`).
 
-use super::{PciModel, hostbridge};
+use super::{PciModel, hostbridge, lpc};
 use crate::virtio;
 
 /// The models, in the order in which `-s help` lists them.
-pub static MODELS: &[PciModel] = &[hostbridge::HOSTBRIDGE, hostbridge::AMD_HOSTBRIDGE, virtio::block::VIRTIO_BLK];
+pub static MODELS: &[PciModel] = &[
+    hostbridge::HOSTBRIDGE,
+    hostbridge::AMD_HOSTBRIDGE,
+    lpc::LPC,
+    virtio::block::VIRTIO_BLK,
+];
 
 /// Looks up a model by name.
 pub fn find(name: &str) -> Option<&'static PciModel> {

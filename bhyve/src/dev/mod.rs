@@ -1,0 +1,4 @@
+//! Devices that are not PCI functions: serial ports, keyboard controller, clock and power management.
+
+pub mod uart;
+pub mod uart_backend;

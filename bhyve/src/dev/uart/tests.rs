@@ -1,0 +1,196 @@
+//! Tests of the serial port.
+
+use super::*;
+use proptest::prelude::*;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+#[derive(Default)]
+struct Line(Arc<AtomicBool>);
+
+impl IrqLine for Line {
+    fn set(&self, asserted: bool) {
+        assert_ne!(
+            self.0.swap(asserted, Ordering::Relaxed),
+            asserted,
+            "only changes are passed on"
+        );
+    }
+}
+
+#[derive(Default)]
+struct Terminal {
+    sent: Mutex<Vec<u8>>,
+    wanted: AtomicUsize,
+}
+
+impl TtySink for Terminal {
+    fn send(&self, byte: u8) {
+        self.sent.lock().unwrap().push(byte);
+    }
+    fn input_wanted(&self) {
+        self.wanted.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+fn port() -> (Uart, Arc<AtomicBool>, Arc<Terminal>) {
+    let line = Arc::new(AtomicBool::new(false));
+    let uart = Uart::new(Box::new(Line(Arc::clone(&line))), None).unwrap();
+    let terminal = Arc::new(Terminal::default());
+    uart.connect(terminal.clone());
+    (uart, line, terminal)
+}
+
+#[test]
+fn transmits_and_tells_when_empty() {
+    let (uart, line, terminal) = port();
+    uart.write(REG_IER, IER_TX);
+    assert!(line.load(Ordering::Relaxed), "empty when enabled");
+    assert_eq!(uart.read(REG_IIR_FCR), IIR_TX);
+    assert!(
+        !line.load(Ordering::Relaxed),
+        "reading the reason takes it away"
+    );
+    assert_eq!(uart.read(REG_IIR_FCR), IIR_NONE);
+    for byte in b"hello" {
+        uart.write(REG_DATA, *byte);
+    }
+    assert!(line.load(Ordering::Relaxed));
+    assert_eq!(*terminal.sent.lock().unwrap(), b"hello");
+    assert_eq!(uart.read(REG_LSR), LSR_TX_EMPTY);
+    uart.write(REG_IER, 0);
+    assert!(!line.load(Ordering::Relaxed));
+    // The divisor is not data.
+    uart.write(REG_LCR, LCR_DLAB | 3);
+    uart.write(REG_DATA, 1);
+    uart.write(REG_IER, 0);
+    assert_eq!((uart.read(REG_DATA), uart.read(REG_IER)), (1, 0));
+    assert_eq!(terminal.sent.lock().unwrap().len(), 5);
+}
+
+#[test]
+fn receives_as_much_as_fits() {
+    let (uart, line, terminal) = port();
+    assert_eq!(uart.room(), 1);
+    uart.write(REG_IIR_FCR, FCR_ENABLE | 0x80);
+    assert_eq!(uart.room(), FIFO_SIZE);
+    uart.write(REG_IER, IER_RX | IER_LINE);
+    let wanted = terminal.wanted.load(Ordering::Relaxed);
+    uart.receive(b"1234567");
+    assert_eq!(uart.read(REG_IIR_FCR), IIR_RX_TIMEOUT | IIR_FIFO);
+    uart.receive(b"8");
+    assert_eq!(
+        uart.read(REG_IIR_FCR),
+        IIR_RX | IIR_FIFO,
+        "the trigger is 8"
+    );
+    uart.receive(b"9abcdefg");
+    assert_eq!(uart.room(), 0);
+    assert!(line.load(Ordering::Relaxed));
+    uart.receive(b"!");
+    assert_eq!(uart.read(REG_IIR_FCR), IIR_LINE | IIR_FIFO);
+    assert_eq!(uart.read(REG_LSR), LSR_TX_EMPTY | LSR_RX | LSR_OVERRUN);
+    let bytes: Vec<_> = (0..FIFO_SIZE).map(|_| uart.read(REG_DATA)).collect();
+    assert_eq!(bytes, b"123456789abcdefg");
+    assert!(!line.load(Ordering::Relaxed));
+    assert_eq!(terminal.wanted.load(Ordering::Relaxed), wanted + FIFO_SIZE);
+    uart.pause();
+    assert_eq!(uart.room(), 0);
+    uart.resume();
+    assert_eq!(uart.room(), FIFO_SIZE);
+}
+
+#[test]
+fn loopback_is_what_drivers_probe() {
+    let (uart, _, terminal) = port();
+    assert_eq!(uart.read(REG_MSR), MSR_DCD | MSR_DSR | MSR_CTS);
+    // Linux's test for a 16550.
+    uart.write(REG_MCR, MCR_LOOP | MCR_OUT2 | MCR_RTS);
+    assert_eq!(uart.read(REG_MSR) & 0xf0, 0x90);
+    assert_eq!(uart.room(), 0);
+    uart.write(REG_DATA, b'x');
+    assert!(terminal.sent.lock().unwrap().is_empty());
+    assert_eq!(uart.read(REG_LSR) & LSR_RX, LSR_RX);
+    assert_eq!(uart.read(REG_DATA), b'x');
+    uart.write(REG_MCR, MCR_LOOP | MCR_OUT1);
+    uart.read(REG_MSR);
+    uart.write(REG_IER, IER_MODEM);
+    uart.write(REG_MCR, MCR_LOOP);
+    assert_eq!(uart.read(REG_IIR_FCR), IIR_MODEM);
+    assert_eq!(uart.read(REG_MSR), MSR_TERI);
+    let wanted = terminal.wanted.load(Ordering::Relaxed);
+    uart.write(REG_MCR, 0);
+    assert_eq!(
+        terminal.wanted.load(Ordering::Relaxed),
+        wanted + 1,
+        "the line is back"
+    );
+    uart.write(REG_SCR, 0xa5);
+    assert_eq!(uart.read(REG_SCR), 0xa5);
+}
+
+#[derive(Debug, Clone)]
+enum Access {
+    Read(u8),
+    Write(u8, u8),
+    Receive(u8),
+}
+
+fn access() -> impl Strategy<Value = Access> {
+    prop_oneof![
+        (0..8_u8).prop_map(Access::Read),
+        (0..8_u8, any::<u8>()).prop_map(|(reg, value)| Access::Write(reg, value)),
+        any::<u8>().prop_map(Access::Receive),
+    ]
+}
+
+fn apply(uart: &Uart, access: &Access) -> Option<u8> {
+    match access {
+        Access::Read(reg) => return Some(uart.read(*reg)),
+        Access::Write(reg, value) => uart.write(*reg, *value),
+        Access::Receive(byte) => uart.receive(&[*byte]),
+    }
+    None
+}
+
+proptest! {
+    #[test]
+    fn a_restored_twin_behaves_the_same(
+        before in proptest::collection::vec(access(), 0..100),
+        after in proptest::collection::vec(access(), 0..100),
+    ) {
+        let (uart, line, terminal) = port();
+        for access in &before {
+            apply(&uart, access);
+        }
+        let state = uart.save();
+        let twin_line = Arc::new(AtomicBool::new(line.load(Ordering::Relaxed)));
+        let twin = Uart::new(Box::new(Line(Arc::clone(&twin_line))), Some(&state)).unwrap();
+        let twin_terminal = Arc::new(Terminal::default());
+        twin.connect(twin_terminal.clone());
+        terminal.sent.lock().unwrap().clear();
+        for access in &after {
+            prop_assert_eq!(apply(&uart, access), apply(&twin, access));
+            prop_assert_eq!(line.load(Ordering::Relaxed), twin_line.load(Ordering::Relaxed));
+            prop_assert_eq!(uart.room(), twin.room());
+        }
+        prop_assert_eq!(&*terminal.sent.lock().unwrap(), &*twin_terminal.sent.lock().unwrap());
+        prop_assert_eq!(uart.save(), twin.save());
+    }
+}
+
+#[test]
+fn impossible_states_are_refused() {
+    let good = port().0.save();
+    let with = |change: fn(&mut UartState)| {
+        let mut state = good.clone();
+        change(&mut state);
+        Uart::new(Box::new(Line::default()), Some(&state)).is_ok()
+    };
+    assert!(with(|_| {}));
+    assert!(!with(|state| state.ier = 0x10));
+    assert!(!with(|state| state.fcr = 0x40));
+    assert!(!with(|state| state.mcr = 0x20));
+    assert!(!with(|state| state.msr = 0));
+    assert!(!with(|state| state.lsr = 1));
+    assert!(!with(|state| state.rx = vec![0; 2]));
+}
