@@ -42,7 +42,13 @@ fn run(arguments: &opts::Arguments) -> anyhow::Result<()> {
         };
         vmmapi::Vm::create(name, &kernel)
     } else {
-        vmmapi::Vm::open(name, vmmapi::Choice::Auto, rundir)
+        vmmapi::Vm::open(
+            name,
+            &vmmapi::OpenOptions {
+                rundir,
+                ..Default::default()
+            },
+        )
     };
     let vm = match opened {
         Ok(vm) => vm,
