@@ -12,6 +12,8 @@ mod irqchip;
 mod load;
 mod mem;
 mod mevent;
+mod net_backends;
+mod net_utils;
 mod pci;
 mod virtio;
 

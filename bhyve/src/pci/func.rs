@@ -219,7 +219,7 @@ impl Inner {
 }
 
 impl PciFunc {
-    pub(super) fn new(bdf: Bdf, model: &str, host: FuncHost) -> Arc<Self> {
+    pub(crate) fn new(bdf: Bdf, model: &str, host: FuncHost) -> Arc<Self> {
         Arc::new(Self {
             bdf,
             name: format!("{model}@pci.{}.{}.{}", bdf.bus, bdf.slot, bdf.func),

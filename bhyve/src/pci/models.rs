@@ -9,6 +9,7 @@ pub static MODELS: &[PciModel] = &[
     hostbridge::AMD_HOSTBRIDGE,
     lpc::LPC,
     virtio::block::VIRTIO_BLK,
+    virtio::net::VIRTIO_NET,
 ];
 
 /// Looks up a model by name.

@@ -7,6 +7,7 @@
 
 pub mod block;
 pub mod legacy;
+pub mod net;
 pub mod queue;
 pub mod transport;
 

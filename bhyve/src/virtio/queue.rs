@@ -259,6 +259,30 @@ impl VirtQueue {
         Ok(self.ring.add_used(mem, head, len)?)
     }
 
+    /// Gives several requests back in one step: the driver sees all or none.
+    pub fn push_used_together<M: GuestMemory>(
+        &mut self,
+        mem: &M,
+        parts: &[(u16, u32)],
+    ) -> Result<(), RingError> {
+        let Some(((head, len), before)) = parts.split_last().filter(|_| self.ring.ready()) else {
+            return Ok(());
+        };
+        // The index is published by the crate, one further for each element; so the others are put in their places first,
+        // and the last one publishes them.
+        let first = self.ring.next_used();
+        for (n, (head, len)) in before.iter().enumerate() {
+            let slot = first.wrapping_add(n as u16) % self.ring.size();
+            let element = u64::from(*len) << 32 | u64::from(*head);
+            let at = self.ring.used_ring() + 4 + 8 * u64::from(slot);
+            mem.write_obj(element.to_le(), GuestAddress(at))
+                .map_err(|_| RingError::Placement(at))?;
+        }
+        self.ring
+            .set_next_used(first.wrapping_add(before.len() as u16));
+        Ok(self.ring.add_used(mem, *head, *len)?)
+    }
+
     /// Whether the driver wants to be interrupted for what was given back since the last call.
     pub fn needs_interrupt<M: GuestMemory>(&mut self, mem: &M) -> Result<bool, RingError> {
         if !self.ring.ready() {

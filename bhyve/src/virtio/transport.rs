@@ -377,7 +377,7 @@ impl Transport {
         index: usize,
         queue: &mut VirtQueue,
         chain: &mut Chain,
-        mut handle: impl FnMut(&mut VirtQueue, &Chain) -> Result<bool, RingError>,
+        mut handle: impl FnMut(&mut VirtQueue, &mut Chain) -> Result<bool, RingError>,
     ) -> Result<(), RingError> {
         loop {
             queue.disable_kicks(&self.mem)?;

@@ -1,0 +1,122 @@
+//! User-mode NAT through libslirp (`usr.sbin/bhyve/slirp/` and `net_backend_slirp.c`).
+//!
+//! The guest is 10.0.2.15 by DHCP, the gateway 10.0.2.2, the name server 10.0.2.3. Without `open` nothing goes further than
+//! that, but forwarded ports lead in. The library is not safe for threads, so that one thread has it to itself, and talks
+//! with the device through a socket pair that carries one frame at a time, as upstream's helper process does.
+
+mod ffi;
+mod forward;
+mod service;
+
+use super::{FramePipe, NetBackend};
+use crate::config::Node;
+use crate::device::BuildError;
+use nix::sys::socket::{
+    AddressFamily, Shutdown, SockFlag, SockType, setsockopt, shutdown, socketpair, sockopt,
+};
+use service::Service;
+use std::io::{self, ErrorKind};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+
+/// Room for the frames of a large TCP window in each direction, in bytes.
+const SOCKET_BUFFER: usize = 1 << 20;
+/// How long the guest's processor is held up when the service cannot keep pace, in milliseconds, before a frame is lost.
+const SEND_WAIT: u16 = 10;
+
+/// The device's end.
+pub struct Slirp {
+    pipe: FramePipe,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Slirp {
+    /// Starts the service with the variables `hostfwd` and `open` of `node`.
+    pub fn open(node: &Node) -> Result<Self, BuildError> {
+        let forwards = match node.get("hostfwd")? {
+            None => Vec::new(),
+            Some(list) => forward::parse(&list).map_err(|entry| {
+                BuildError::Invalid(format!("slirp: invalid hostfwd rule \"{entry}\""))
+            })?,
+        };
+        let restricted = !node.bool("open", false)?;
+        let failed = |error| BuildError::host("slirp: cannot start the service", error);
+        let (device, service) = pair().map_err(failed)?;
+        let (report, outcome) = mpsc::sync_channel(1);
+        // The library is opened, used and closed on this one thread.
+        let thread = std::thread::Builder::new()
+            .name("slirp".to_owned())
+            .spawn(
+                move || match Service::start(service, restricted, &forwards) {
+                    Ok(mut service) => {
+                        // The receiver waits for exactly this.
+                        let _ = report.send(Ok(()));
+                        service.run();
+                    }
+                    Err(error) => {
+                        let _ = report.send(Err(error));
+                    }
+                },
+            )
+            .map_err(failed)?;
+        let this = Self {
+            pipe: FramePipe::new(device).map_err(failed)?,
+            thread: Some(thread),
+        };
+        match outcome.recv() {
+            Ok(Ok(())) => Ok(this),
+            Ok(Err(error)) => Err(BuildError::Invalid(format!("slirp: {error}"))),
+            Err(_) => Err(failed(ErrorKind::BrokenPipe.into())),
+        }
+    }
+}
+
+fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    let (a, b) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?;
+    for end in [&a, &b] {
+        setsockopt(end, sockopt::SndBuf, &SOCKET_BUFFER)?;
+    }
+    Ok((a, b))
+}
+
+impl NetBackend for Slirp {
+    fn fd(&self) -> Option<Arc<OwnedFd>> {
+        Some(Arc::clone(&self.pipe.fd))
+    }
+
+    fn send(&self, frame: &[u8]) -> io::Result<()> {
+        use nix::poll::{PollFd, PollFlags, poll};
+        match self.pipe.send(frame) {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                let mut room = [PollFd::new(self.pipe.fd.as_fd(), PollFlags::POLLOUT)];
+                // Whatever comes of the wait, the second try decides.
+                let _ = poll(&mut room, SEND_WAIT);
+                match self.pipe.send(frame) {
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(()),
+                    result => result,
+                }
+            }
+            result => result,
+        }
+    }
+
+    fn recv(&self, frame: &mut [u8]) -> io::Result<Option<usize>> {
+        self.pipe.recv(frame)
+    }
+}
+
+impl Drop for Slirp {
+    fn drop(&mut self) {
+        // The service ends when its other end does.
+        if let Err(error) = shutdown(self.pipe.fd.as_raw_fd(), Shutdown::Both) {
+            log::debug!("slirp: cannot tell the service to end: {error}");
+        }
+        if let Some(thread) = self.thread.take() {
+            // A service that panicked has said so already.
+            let _ = thread.join();
+        }
+    }
+}
