@@ -229,3 +229,6 @@ fn retry(mut call: impl FnMut() -> libc::ssize_t) -> io::Result<usize> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -25,3 +25,6 @@ pub use vcpu::{CAPABILITY_NAMES, CopyError, Translation, Vcpu, capability_name, 
 pub use vm::{Choice, CreateOptions, OpenOptions, Vm};
 pub use vmm::{Clock, Errno, Options as SoftOptions};
 pub use vmm_abi as abi;
+
+#[cfg(test)]
+mod testing;

@@ -369,3 +369,6 @@ impl std::fmt::Debug for DeviceMemory {
         f.debug_tuple("DeviceMemory").field(&self.mapping).finish()
     }
 }
+
+#[cfg(test)]
+mod tests;

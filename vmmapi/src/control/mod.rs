@@ -159,3 +159,6 @@ pub trait ControlHandler: Send + Sync {
     /// The VM for `ioctl` requests; none if clients can reach it through the kernel.
     fn remote_backend(&self) -> Option<Arc<dyn Backend>>;
 }
+
+#[cfg(test)]
+mod tests;
