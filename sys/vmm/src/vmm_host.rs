@@ -1,0 +1,82 @@
+//! `sys/amd64/vmm/vmm_host.c`: the time that the guest lives in.
+//!
+//! Guest time is counted in nanoseconds since the VM was made, and the guest's time stamp counter runs at 1 GHz on
+//! it. It stands still until a virtual CPU runs for the first time, and while all are held in the debug set: nothing
+//! expires while a checkpoint is made.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+/// Guest time of a VM that follows the host's monotonic clock.
+#[derive(Debug, Default)]
+pub struct HostClock {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Guest time when the clock was last started or stopped.
+    base: u64,
+    /// When it was started, while it runs.
+    since: Option<Instant>,
+}
+
+impl HostClock {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Guest time, in nanoseconds.
+    pub fn now(&self) -> u64 {
+        let state = self.state();
+        state.base.saturating_add(state.since.map_or(0, |since| nanoseconds(since.elapsed())))
+    }
+
+    /// Whether time passes.
+    pub fn running(&self) -> bool {
+        self.state().since.is_some()
+    }
+
+    /// Lets time pass from now on.
+    pub fn start(&self) {
+        self.state().since.get_or_insert_with(Instant::now);
+    }
+
+    /// Lets time stand still from now on.
+    pub fn stop(&self) {
+        let mut state = self.state();
+        if let Some(since) = state.since.take() {
+            state.base = state.base.saturating_add(nanoseconds(since.elapsed()));
+        }
+    }
+
+    /// Sets guest time (after a restore).
+    pub fn set(&self, now: u64) {
+        let mut state = self.state();
+        state.base = now;
+        if let Some(since) = &mut state.since {
+            *since = Instant::now();
+        }
+    }
+}
+
+fn nanoseconds(duration: std::time::Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Guest time of a VM whose clock is the number of retired instructions: published by whoever has the turn.
+#[derive(Debug, Default)]
+pub struct Published(AtomicU64);
+
+impl Published {
+    /// Guest time, in nanoseconds, as of the last time that the turn passed or an instruction left the processor.
+    pub fn now(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Sets it.
+    pub fn set(&self, now: u64) {
+        self.0.store(now, Ordering::Relaxed);
+    }
+}
