@@ -3,6 +3,7 @@
 //! A VM is made by [`create`] (`/dev/vmmctl`), found by [`lookup`] (`open` of `/dev/vmm/NAME`), asked by
 //! [`Vm::ioctl`] and shared with by [`Vm::mmap`]. The guest runs on the thread that issues `VM_RUN`.
 
+mod cpuset;
 pub mod errno;
 mod segment;
 pub mod user;

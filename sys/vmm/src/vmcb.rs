@@ -1,0 +1,174 @@
+//! `sys/amd64/vmm/amd/vmcb.c`: the virtual machine control block that an AMD host would have.
+//!
+//! There is none here. Debuggers read it by offset (`VM_GET_REGISTER` with a negative number), and checkpoints hold
+//! some of its fields; both get the image that [`image`] draws from the processor.
+
+use vmm_cpu::{Reg, Seg, Segment};
+
+use crate::vcpu::Core;
+
+/// Size of the block in bytes.
+pub const SIZE: usize = 4096;
+
+/// `VMCB_ACCESS_VALID`: what makes a register number negative.
+const ACCESS_VALID: u32 = 0x8000_0000;
+/// Offset of the state save area.
+const SAVE: usize = 0x400;
+
+/// Intercepts and controls that svm(4) sets for every guest (`vmcb_init`); they mean nothing here, but a checkpoint
+/// that is read by a kernel must not hold zeros.
+pub mod control {
+    /// Reads of CR2, writes of CR0, CR4 and CR8 and others.
+    pub const CR: u32 = 0xfffe_fff6 & !(1 << 2 | 1 << 8 | 1 << 18 | 1 << 24);
+    /// All accesses of debug registers.
+    pub const DR: u32 = 0x00ff_00ff;
+    /// #MC, and #PF is the guest's own.
+    pub const EXCEPTION: u32 = 1 << 18;
+    /// INTR, NMI, SMI, INIT, VINTR off, CPUID, RSM, INVD, HLT off, IO, MSR, task switch, FERR, shutdown.
+    pub const INST1: u32 = 1 | 1 << 1 | 1 << 2 | 1 << 3 | 1 << 18 | 1 << 27 | 1 << 28 | 1 << 30 | 1 << 31;
+    /// VMRUN, VMMCALL, VMLOAD, VMSAVE, STGI, CLGI, SKINIT, MONITOR, MWAIT, XSETBV.
+    pub const INST2: u32 = 0x7f | 1 << 10 | 1 << 11 | 1 << 13;
+}
+
+/// The offsets of the 34 fields that a checkpoint holds, and their sizes in bytes, in its order.
+pub const SNAPSHOT_FIELDS: [(usize, usize); 34] = [
+    (0x000, 4),
+    (0x004, 4),
+    (0x008, 4),
+    (0x00c, 4),
+    (0x010, 4),
+    (0x03c, 2),
+    (0x03e, 2),
+    (0x058, 4),
+    (0x05c, 4),
+    (0x060, 4),
+    (0x070, 8),
+    (0x078, 8),
+    (0x080, 8),
+    (0x088, 8),
+    (0x090, 8),
+    (0x098, 8),
+    (0x0e0, 8),
+    (0x0f0, 8),
+    (0x0f8, 8),
+    (SAVE + 0x0cb, 1),
+    (SAVE + 0x200, 8),
+    (SAVE + 0x208, 8),
+    (SAVE + 0x210, 8),
+    (SAVE + 0x218, 8),
+    (SAVE + 0x220, 8),
+    (SAVE + 0x228, 8),
+    (SAVE + 0x230, 8),
+    (SAVE + 0x238, 8),
+    (SAVE + 0x268, 8),
+    (SAVE + 0x270, 8),
+    (SAVE + 0x278, 8),
+    (SAVE + 0x280, 8),
+    (SAVE + 0x288, 8),
+    (SAVE + 0x290, 8),
+];
+
+/// The position in [`SNAPSHOT_FIELDS`] of the registers that are restored from there.
+pub const FIELD_STAR: usize = 20;
+
+struct Image(Box<[u8; SIZE]>);
+
+impl Image {
+    fn put(&mut self, offset: usize, value: &[u8]) {
+        if let Some(place) = self.0.get_mut(offset..offset + value.len()) {
+            place.copy_from_slice(value);
+        }
+    }
+
+    fn put32(&mut self, offset: usize, value: u32) {
+        self.put(offset, &value.to_le_bytes());
+    }
+
+    fn put64(&mut self, offset: usize, value: u64) {
+        self.put(offset, &value.to_le_bytes());
+    }
+
+    fn segment(&mut self, offset: usize, segment: Segment) {
+        // The block keeps access rights without the four reserved bits in the middle.
+        let attributes = (segment.access & 0xff | (segment.access >> 4) & 0xf00) as u16;
+        self.put(offset, &segment.selector.to_le_bytes());
+        self.put(offset + 2, &attributes.to_le_bytes());
+        self.put32(offset + 4, segment.limit);
+        self.put64(offset + 8, segment.base);
+    }
+}
+
+/// The block as it would be for this virtual CPU.
+pub fn image(core: &Core) -> Box<[u8; SIZE]> {
+    let cpu = &core.cpu;
+    let mut image = Image(Box::new([0; SIZE]));
+    for (offset, value) in
+        [(0, control::CR), (4, control::DR), (8, control::EXCEPTION), (0xc, control::INST1), (0x10, control::INST2)]
+    {
+        image.put32(offset, value);
+    }
+    // An ASID of 0 would be the host's.
+    image.put32(0x58, 1);
+    image.put64(0x50, core.side.tsc_offset);
+    image.put64(0x68, u64::from(cpu.interrupt_shadow()));
+    image.put64(0x88, core.side.exit_intinfo);
+    // Nested paging is on.
+    image.put64(0x90, 1);
+    image.put64(0xc8, core.side.next_rip);
+    let segments = [Seg::Es, Seg::Cs, Seg::Ss, Seg::Ds, Seg::Fs, Seg::Gs];
+    for (index, seg) in segments.into_iter().enumerate() {
+        image.segment(SAVE + index * 16, cpu.segment(seg));
+    }
+    image.segment(SAVE + 0x70, cpu.segment(Seg::Ldtr));
+    image.segment(SAVE + 0x90, cpu.segment(Seg::Tr));
+    for (offset, table) in [(0x60, cpu.gdtr()), (0x80, cpu.idtr())] {
+        image.put32(SAVE + offset + 4, u32::from(table.limit));
+        image.put64(SAVE + offset + 8, table.base);
+    }
+    image.put(SAVE + 0xcb, &[cpu.cpl()]);
+    // SVM itself must be enabled in EFER while a guest runs.
+    const EFER_SVME: u64 = 1 << 12;
+    image.put64(SAVE + 0xd0, cpu.get(Reg::Efer) | EFER_SVME);
+    let registers = [
+        (0x148, Reg::Cr4),
+        (0x150, Reg::Cr3),
+        (0x158, Reg::Cr0),
+        (0x160, Reg::Dr7),
+        (0x168, Reg::Dr6),
+        (0x170, Reg::Rflags),
+        (0x178, Reg::Rip),
+        (0x1d8, Reg::Rsp),
+        (0x1f8, Reg::Rax),
+        (0x200, Reg::Star),
+        (0x208, Reg::Lstar),
+        (0x210, Reg::Cstar),
+        (0x218, Reg::Sfmask),
+        (0x220, Reg::KernelGsBase),
+        (0x228, Reg::SysenterCs),
+        (0x230, Reg::SysenterEsp),
+        (0x238, Reg::SysenterEip),
+        (0x240, Reg::Cr2),
+        (0x268, Reg::Pat),
+    ];
+    for (offset, reg) in registers {
+        image.put64(SAVE + offset, cpu.get(reg));
+    }
+    image.0
+}
+
+/// Reads `size` bytes of a block, zero-extended.
+pub fn field(image: &[u8; SIZE], offset: usize, size: usize) -> Option<u64> {
+    let mut bytes = [0; 8];
+    bytes.get_mut(..size)?.copy_from_slice(image.get(offset..offset.checked_add(size)?)?);
+    Some(u64::from_le_bytes(bytes))
+}
+
+/// `vmcb_access`: a register number that is `ACCESS_VALID`, width in bytes and offset.
+pub fn read(core: &Core, regnum: i32) -> Option<u64> {
+    let regnum = regnum as u32;
+    let width = (regnum >> 16 & 0xf) as usize;
+    if regnum & ACCESS_VALID == 0 || ![1, 2, 4, 8].contains(&width) {
+        return None;
+    }
+    field(&image(core), (regnum & 0xffff) as usize, width)
+}
