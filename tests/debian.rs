@@ -156,7 +156,7 @@ fn moves_data() {
     guest.send("nc -l -p 7777 < /tmp/got; echo sent\n");
     std::thread::sleep(Duration::from_secs(1));
     let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
-    let mut got = Vec::new();
+    let mut got: Vec<u8> = Vec::new();
     stream.set_read_timeout(Some(LONG)).unwrap();
     let mut buffer = vec![0; 1 << 16];
     while got.len() < sent.len() {
@@ -263,4 +263,119 @@ fn a_suspended_debian_goes_on_in_a_new_process() {
     guest.send("poweroff -f\n");
     assert_eq!(guest.wait().code(), Some(1));
     run("e2fsck", &["-f", "-n", &disk]);
+}
+
+/// Suspends and restores a guest `rounds` times in the middle of everything: a TCP copy and pings through a tap, a copy on
+/// its disk, both processors busy.
+#[cfg(target_os = "linux")]
+fn goes_on_in_the_middle_of_everything(rounds: usize) {
+    use vmm_tests::netns::Namespace;
+
+    let Some(debian) = Debian::get() else { return };
+    let Some(namespace) = Namespace::with_tap("10.9.0.1/24") else {
+        return;
+    };
+    let bench = Bench::new();
+    let disk = ext4(&bench, "disk", 256 << 20);
+    let slot = format!("3,virtio-blk,{disk}");
+    let mut guest = namespace.run(|| {
+        debian.boot(
+            &bench,
+            2,
+            &["-s", &slot, "-s", "4,virtio-net,tap0", "-s", "5,virtio-rnd"],
+        )
+    });
+    guest.shell("ip link set eth0 up && ip addr add 10.9.0.2/24 dev eth0 && mount /dev/vda /mnt");
+    guest.shell("ping -c 2 10.9.0.1");
+    let nonce = guest.shell("cat /tmp/nonce").trim().to_owned();
+
+    // What the guest sends is read as fast as it comes, and added up.
+    let listener = namespace.run(|| TcpListener::bind("10.9.0.1:7777").expect("listen on the tap"));
+    let receiver = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("the guest's connection");
+        let mut buffer = vec![0; 1 << 16];
+        let mut received = Vec::new();
+        loop {
+            match stream.read(&mut buffer).expect("read what the guest sends") {
+                0 => return received,
+                n => received.extend(&buffer[..n]),
+            }
+        }
+    });
+    guest.shell("head -c 4000000 /dev/urandom > /tmp/a; md5sum /tmp/a | cut -c 1-32 > /tmp/sum");
+    guest.send(
+        "(while [ ! -e /tmp/stop ]; do cat /tmp/a; usleep 300000; done | nc 10.9.0.1 7777) &\n",
+    );
+    guest.send("ping 10.9.0.1 > /tmp/pings 2>&1 &\n");
+    guest.send("(while :; do cat /tmp/a > /mnt/b; sync; md5sum /mnt/b | cut -c 1-32; done > /tmp/sums 2>&1) &\n");
+    guest.send("(while :; do :; done) &\n");
+    guest.shell("sleep 1");
+    for round in 0..rounds {
+        let before: f64 = guest
+            .shell("cut -d ' ' -f 1 /proc/uptime")
+            .trim()
+            .parse()
+            .unwrap();
+        suspend(&bench, &mut guest, "state");
+        guest = namespace.run(|| bench.start(&["-r", "state"]));
+        assert_eq!(guest.shell("cat /tmp/nonce").trim(), nonce, "round {round}");
+        let after: f64 = guest
+            .shell("cut -d ' ' -f 1 /proc/uptime")
+            .trim()
+            .parse()
+            .unwrap();
+        assert!(
+            after >= before && after < before + 60.0,
+            "round {round}: uptime went from {before} to {after}"
+        );
+        eprintln!("round {round}: uptime {before} to {after}");
+    }
+    guest.shell("sleep 2; touch /tmp/stop");
+    let received = receiver.join().expect("the copy ends well");
+    std::fs::write(bench.path("received"), &received).unwrap();
+    let a = guest.shell("cat /tmp/sum").trim().to_owned();
+    assert!(
+        !received.is_empty() && received.len() % 4_000_000 == 0,
+        "{} bytes came",
+        received.len()
+    );
+    for (i, copy) in received.chunks(4_000_000).enumerate() {
+        std::fs::write(bench.path("copy"), copy).unwrap();
+        assert!(
+            run("md5sum", &[&bench.text("copy")]).starts_with(&a),
+            "copy {i} is damaged"
+        );
+    }
+    guest.shell("killall ping; kill %3 %4; wait; sync");
+    // Every sequence number at most once, in order; a packet may be lost at each suspension, as on a real network.
+    let pings = guest.shell_within("cat /tmp/pings", LONG);
+    let seqs: Vec<u64> = pings
+        .lines()
+        .filter_map(|l| l.split("seq=").nth(1)?.split(' ').next()?.parse().ok())
+        .collect();
+    assert!(seqs.windows(2).all(|w| w[0] < w[1]), "{seqs:?}");
+    let (last, got) = (seqs.last().copied().unwrap_or(0), seqs.len() as u64);
+    assert!(
+        got > 0 && last + 1 - got <= rounds as u64,
+        "{got} of {last} pings came back in {rounds} rounds"
+    );
+    guest.shell("test \"$(sort -u /tmp/sums | grep -v '^$')\" = \"$(cat /tmp/sum)\"");
+    guest.shell("umount /mnt");
+    no_complaints(&guest.shell_within("dmesg", LONG));
+    guest.send("poweroff -f\n");
+    assert_eq!(guest.wait().code(), Some(1));
+    run("e2fsck", &["-f", "-n", &disk]);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn goes_on_three_times() {
+    goes_on_in_the_middle_of_everything(3);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+#[ignore = "a long run: make soak"]
+fn goes_on_a_hundred_times() {
+    goes_on_in_the_middle_of_everything(100);
 }

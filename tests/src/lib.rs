@@ -3,5 +3,7 @@
 pub mod bench;
 pub mod debian;
 pub mod guests;
+#[cfg(target_os = "linux")]
+pub mod netns;
 
 pub use bench::{Bench, Guest};
