@@ -236,3 +236,6 @@ impl Backend for Kernel {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,6 +5,7 @@ use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
 
 use ::vmm::Errno;
+use vmm_abi::{VM_REQUESTS, VMMCTL_REQUESTS, v14};
 
 use super::{HostMapping, check_buffers, clear_pointers};
 use crate::errno::from_io;
@@ -93,6 +94,16 @@ impl System for Host {
     }
 }
 
+/// Kernels know more requests, of older releases, whose arguments have pointers in other places.
+fn is_known(request: u64) -> bool {
+    let mut known = VM_REQUESTS
+        .iter()
+        .chain(VMMCTL_REQUESTS)
+        .map(|(known, _)| *known);
+    matches!(request, v14::VM_ALLOC_MEMSEG | v14::VM_GET_MEMSEG)
+        || known.any(|known| known == request)
+}
+
 struct HostNode {
     file: File,
 }
@@ -105,12 +116,15 @@ const MAP_FLAGS: libc::c_int = libc::MAP_SHARED;
 
 impl Node for HostNode {
     fn ioctl(&self, request: u64, arg: &mut [u8], buffers: &mut [&mut [u8]]) -> Result<(), Errno> {
+        if !is_known(request) {
+            return Err(Errno::ENOTTY);
+        }
         check_buffers(request, arg, buffers, |_, buffer| {
             buffer.as_mut_ptr().expose_provenance() as u64
         })?;
-        // SAFETY: the argument has the size that is part of the request number; every pointer in it was just set to a
-        // buffer, borrowed for this call, of at least the length that the argument says, or to null. The devices that
-        // this is used on take no other requests than those of vmm(4).
+        // SAFETY: the request is one of those whose pointers are known. The argument has the size that is part of the
+        // request number; every pointer in it was just set to null or to a buffer, borrowed for this call, of at least
+        // the length that the argument says.
         let result = unsafe { libc::ioctl(self.file.as_raw_fd(), request as _, arg.as_mut_ptr()) };
         let result = if result == -1 {
             Err(Errno::last())

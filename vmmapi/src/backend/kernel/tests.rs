@@ -1,0 +1,218 @@
+//! What reaches the system's calls, for each release.
+
+use std::sync::Mutex;
+
+use vmm_abi::{VmCpuTopology, VmInoutStr};
+
+use super::*;
+use crate::Vm;
+
+/// Everything that was asked of the system.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Call {
+    Open(String),
+    Sysctl(String, String),
+    Ioctl(u64, Vec<u8>),
+}
+
+/// A system that notes its calls. Its VM answers VM_RUN with a string I/O exit, the way FreeBSD 14 does.
+#[derive(Clone)]
+struct Recorder {
+    osreldate: u32,
+    ctl: bool,
+    calls: Arc<Mutex<Vec<Call>>>,
+}
+
+impl Recorder {
+    fn new(osreldate: u32, ctl: bool) -> (Self, Arc<dyn System>) {
+        let recorder = Self {
+            osreldate,
+            ctl,
+            calls: Arc::default(),
+        };
+        (recorder.clone(), Arc::new(recorder))
+    }
+
+    fn note(&self, call: Call) {
+        self.calls.lock().expect("no panic").push(call);
+    }
+
+    fn take(&self) -> Vec<Call> {
+        std::mem::take(&mut *self.calls.lock().expect("no panic"))
+    }
+}
+
+impl System for Recorder {
+    fn open(&self, path: &str) -> Result<Box<dyn Node>, Errno> {
+        self.note(Call::Open(path.to_owned()));
+        if path == "/dev/vmmctl" && !self.ctl {
+            Err(Errno::ENOENT)
+        } else {
+            Ok(Box::new(self.clone()))
+        }
+    }
+
+    fn sysctl_write(&self, name: &str, value: &str) -> Result<(), Errno> {
+        self.note(Call::Sysctl(name.to_owned(), value.to_owned()));
+        Ok(())
+    }
+
+    fn sysctl_u32(&self, _name: &str) -> Result<u32, Errno> {
+        Ok(self.osreldate)
+    }
+}
+
+impl Node for Recorder {
+    fn ioctl(&self, request: u64, arg: &mut [u8], buffers: &mut [&mut [u8]]) -> Result<(), Errno> {
+        if request == VM_GET_MEMSEG && !self.ctl {
+            return Err(Errno::ENOTTY);
+        }
+        self.note(Call::Ioctl(request, arg.to_vec()));
+        match (request, buffers) {
+            (VM_RUN, [_, exit]) => {
+                let inout = v14::VmInoutStr {
+                    count: 3,
+                    ..Default::default()
+                };
+                exit.copy_from_slice(VmExit::new(VM_EXITCODE_INOUT_STR, 0, 2, inout).as_bytes());
+            }
+            (VM_GET_SEGMENT_DESCRIPTOR, _) => {
+                let arg = VmSegDesc::mut_from_bytes(arg).map_err(|_| Errno::EINVAL)?;
+                arg.desc = SegDesc::new(0x4000, 0xffff, 0xc09b);
+            }
+            (VM_MMAP_GETNEXT, _) => {
+                let arg = VmMemmap::mut_from_bytes(arg).map_err(|_| Errno::EINVAL)?;
+                arg.segid = if self.ctl {
+                    VM_BOOTROM
+                } else {
+                    v14::VM_BOOTROM
+                };
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn mmap(&self, _offset: u64, _len: u64) -> Result<HostMapping, Errno> {
+        Err(Errno(libc::ENODEV))
+    }
+}
+
+fn vm(kernel: Kernel) -> Vm {
+    Vm::with_backend("vm", Arc::new(kernel))
+}
+
+#[test]
+fn thirteen_is_refused_by_name_before_anything_is_made() {
+    let (recorder, system) = Recorder::new(1_304_000, false);
+    let error = Kernel::create(system.clone(), "vm").err().expect("refused");
+    assert_eq!(
+        error.to_string(),
+        "vm_create: vmm(4) of FreeBSD 13 is too old: Operation not supported"
+    );
+    assert!(Kernel::open(system, "vm").is_err());
+    assert_eq!(recorder.take(), []);
+}
+
+#[test]
+fn fifteen_is_asked_through_its_control_device() {
+    let (recorder, system) = Recorder::new(1_500_068, true);
+    let kernel = Kernel::create(system, "vm").expect("made");
+    let calls = recorder.take();
+    assert_eq!(calls[0], Call::Open("/dev/vmmctl".into()));
+    assert!(
+        matches!(&calls[1], Call::Ioctl(VMMCTL_VM_CREATE, arg) if arg.starts_with(b"vm\0") && arg.len() == 296)
+    );
+    assert_eq!(calls[2], Call::Open("/dev/vmm/vm".into()));
+    kernel.destroy().expect("destroyed");
+    assert!(matches!(
+        recorder.take().as_slice(),
+        [Call::Open(_), Call::Ioctl(VMMCTL_VM_DESTROY, _)]
+    ));
+    let vm = vm(kernel);
+    assert_eq!(vm.mmap_getnext(0).map(|map| map.segid), Ok(VM_BOOTROM));
+}
+
+#[test]
+fn fourteen_is_asked_by_sysctl_and_in_its_own_forms() {
+    let (recorder, system) = Recorder::new(1_403_000, false);
+    let kernel = Kernel::create(system, "vm").expect("made");
+    assert_eq!(
+        recorder.take()[1],
+        Call::Sysctl("hw.vmm.create".into(), "vm".into())
+    );
+    let vm = vm(kernel);
+
+    vm.alloc_memseg(VM_BOOTROM, 0x2000, "bootrom")
+        .expect("made");
+    let name = *b"bootrom\0\0\0\0\0\0\0\0\0";
+    let get = v14::VmMemseg {
+        segid: 1,
+        ..Default::default()
+    };
+    let alloc = v14::VmMemseg {
+        segid: 1,
+        len: 0x2000,
+        name,
+        ..Default::default()
+    };
+    let asked = [(v14::VM_GET_MEMSEG, get), (v14::VM_ALLOC_MEMSEG, alloc)];
+    assert_eq!(
+        recorder.take(),
+        asked.map(|(request, arg)| Call::Ioctl(request, arg.as_bytes().to_vec()))
+    );
+
+    vm.mmap_memseg(0x1000, VM_BOOTROM, 0, 0x2000, 5)
+        .expect("mapped");
+    let map = VmMemmap {
+        gpa: 0x1000,
+        segid: 1,
+        len: 0x2000,
+        prot: 5,
+        ..Default::default()
+    };
+    assert_eq!(
+        recorder.take(),
+        [Call::Ioctl(VM_MMAP_MEMSEG, map.as_bytes().to_vec())]
+    );
+    assert_eq!(vm.mmap_getnext(0).map(|map| map.segid), Ok(VM_BOOTROM));
+    assert_eq!(
+        vm.get_memseg(3).map_err(|error| error.errno),
+        Err(Errno::EINVAL),
+        "14 has no such segment"
+    );
+    assert!(
+        vm.get_topology()
+            .is_ok_and(|topology| topology == VmCpuTopology::default())
+    );
+    vm.destroy().expect("destroyed");
+    assert!(
+        recorder
+            .take()
+            .contains(&Call::Sysctl("hw.vmm.destroy".into(), "vm".into()))
+    );
+}
+
+#[test]
+fn string_io_exits_of_fourteen_are_completed() {
+    let (_, system) = Recorder::new(1_403_000, false);
+    let vm = vm(Kernel::open(system, "vm").expect("opened"));
+    let mut exit = VmExit::default();
+    vm.vcpu(0)
+        .run(&mut exit, &mut Default::default())
+        .expect("an exit");
+    let expected = VmInoutStr {
+        count: 3,
+        cs_d: 1,
+        cs_base: 0x4000,
+        ..Default::default()
+    };
+    assert_eq!(exit.inout_str(), expected);
+}
+
+#[test]
+fn names_that_are_no_file_names_reach_no_path() {
+    let (recorder, system) = Recorder::new(1_500_068, true);
+    assert!(Kernel::open(system, "../mem").is_err());
+    assert_eq!(recorder.take(), []);
+}
