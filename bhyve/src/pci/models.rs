@@ -10,6 +10,8 @@ pub static MODELS: &[PciModel] = &[
     lpc::LPC,
     virtio::block::VIRTIO_BLK,
     virtio::net::VIRTIO_NET,
+    virtio::rnd::VIRTIO_RND,
+    virtio::console::VIRTIO_CONSOLE,
 ];
 
 /// Looks up a model by name.

@@ -6,9 +6,11 @@
 //! Locks, in this order: the gate, the device's own, a queue's, the interrupts', the PCI function's.
 
 pub mod block;
+pub mod console;
 pub mod legacy;
 pub mod net;
 pub mod queue;
+pub mod rnd;
 pub mod transport;
 
 use crate::device::{BuildError, Device, SaveError, SavedBytes, SavedState, StateError};
