@@ -85,7 +85,7 @@ impl FramePipe {
 
     fn recv(&self, frame: &mut [u8]) -> io::Result<Option<usize>> {
         match (&self.file).read(frame) {
-            Ok(0) => Ok(None),
+            Ok(0) => Err(ErrorKind::UnexpectedEof.into()),
             Ok(len) => Ok(Some(len)),
             Err(error)
                 if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) =>

@@ -251,13 +251,13 @@ impl Inner {
         let header_len = self.header_len();
         buffer.resize(header_len + MAX_FRAME, 0);
         let mut left = RX_BATCH;
-        // Whether the last buffer was given back because there was no frame for it.
-        let mut no_frame = false;
+        // Whether there is still room for the next frame when it comes.
+        let mut room = false;
         let mut merged = false;
         let result = self
             .transport
             .take_all(RX, &mut queue, chain, |queue, chain| {
-                no_frame = true;
+                room = true;
                 if left == 0 {
                     queue.unpop();
                     return Ok(false);
@@ -275,11 +275,13 @@ impl Inner {
                     Err(error) => {
                         self.transport
                             .complain(format_args!("cannot receive: {error}"));
+                        // Until the guest kicks: asking again at once would bring the same answer.
+                        room = false;
                         queue.unpop();
                         return Ok(false);
                     }
                 };
-                no_frame = false;
+                room = false;
                 let packet = buffer.get_mut(..header_len + frame_len).unwrap_or_default();
                 if header_len == LONG_HEADER {
                     merged |= self.deliver_merged(queue, chain, packet, parts)?;
@@ -288,8 +290,8 @@ impl Inner {
                 }
                 Ok(true)
             });
-        if !no_frame {
-            // The ring is dry or broken: the rest waits in the host until the guest kicks.
+        if !room {
+            // The rest waits in the host until the guest kicks.
             self.watch(mevent, false);
         }
         self.transport.finish(RX, queue, result);
