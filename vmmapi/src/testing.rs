@@ -74,7 +74,7 @@ impl Backend for Fake {
     }
 
     fn populated(&self, gpa: u64, len: u64) -> Result<Vec<Range<u64>>, Errno> {
-        Ok(vec![gpa..gpa + len])
+        Ok(std::iter::once(gpa..gpa + len).collect())
     }
 
     fn destroy(&self) -> Result<(), Errno> {

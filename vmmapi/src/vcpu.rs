@@ -678,3 +678,6 @@ fn paging_of(
         _pad: 0,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -201,6 +201,11 @@ impl Vm {
 
     /// `vm_set_lowmem_limit` and `vm_setup_memory`.
     pub fn setup_memory_limit(&self, size: u64, lowmem_limit: u64) -> Result<()> {
+        self.setup_memory_flags(size, lowmem_limit, 0)
+    }
+
+    /// `vm_set_lowmem_limit`, `vm_set_memflags` (as `VM_MEMMAP_F_*`) and `vm_setup_memory`.
+    pub fn setup_memory_flags(&self, size: u64, lowmem_limit: u64, flags: i32) -> Result<()> {
         let error = |errno| Error::new("vm_setup_memory", format!("{size:#x} bytes"), errno);
         if size == 0 || lowmem_limit == 0 || lowmem_limit > HIGHMEM_BASE {
             return Err(error(Errno::EINVAL));
@@ -213,7 +218,7 @@ impl Vm {
                 continue;
             }
             if !self.is_mapped(gpa, len) {
-                self.mmap_memseg(gpa, VM_SYSMEM, segoff, len, VM_PROT_ALL)?;
+                self.mmap_memseg_flags(gpa, VM_SYSMEM, segoff, len, VM_PROT_ALL, flags)?;
             }
             let mapping = self.inner.backend.map_sysmem(gpa, len).map_err(error)?;
             regions.push(Region::new(gpa, mapping, self.inner.backend.clone()));
@@ -287,6 +292,18 @@ impl Vm {
         len: u64,
         prot: i32,
     ) -> Result<()> {
+        self.mmap_memseg_flags(gpa, segid, segoff, len, prot, 0)
+    }
+
+    fn mmap_memseg_flags(
+        &self,
+        gpa: u64,
+        segid: i32,
+        segoff: u64,
+        len: u64,
+        prot: i32,
+        flags: i32,
+    ) -> Result<()> {
         let what = || format!("segment {segid} at gpa {gpa:#x}, length {len:#x}");
         let segoff = i64::try_from(segoff)
             .map_err(|_| Error::new("vm_mmap_memseg", what(), Errno::EINVAL))?;
@@ -296,6 +313,7 @@ impl Vm {
             segoff,
             len,
             prot,
+            flags,
             ..Default::default()
         };
         self.ioctl("vm_mmap_memseg", VM_MMAP_MEMSEG, &mut arg, what)

@@ -219,7 +219,7 @@ impl Backend for Kernel {
     /// The kernel does not tell which pages were touched, so all may hold something.
     fn populated(&self, gpa: u64, len: u64) -> Result<Vec<Range<u64>>, Errno> {
         let end = gpa.checked_add(len).ok_or(Errno::EINVAL)?;
-        Ok(vec![gpa..end])
+        Ok(std::iter::once(gpa..end).collect())
     }
 
     fn destroy(&self) -> Result<(), Errno> {
