@@ -243,7 +243,7 @@ fn lower_crc32(instruction: &Instruction, info: &OpCodeInfo) -> Option<Op> {
         Register::CH => (1, 8),
         Register::DH => (2, 8),
         Register::BH => (3, 8),
-        register => (register.number() as u8, 0),
+        register => (register.full_register().number() as u8, 0),
     };
     let run: Run = if access == Access::None { sse::crc32::<false> } else { sse::crc32::<true> };
     Some(Op { class: Class::Integer, stub, access, reg, rm, imm, ..op(run) })
@@ -254,6 +254,8 @@ fn unaligned(mnemonic: Mnemonic) -> bool {
     use Mnemonic::*;
     matches!(mnemonic, Movups | Movupd | Movdqu | Lddqu | Pcmpestri | Pcmpestrm | Pcmpistri | Pcmpistrm)
         || matches!(mnemonic, Pcmpestri64 | Pcmpestrm64)
+        // AMD's processors do not ask for it, Intel's do.
+        || matches!(mnemonic, Sha1msg1 | Sha1msg2 | Sha1nexte | Sha1rnds4 | Sha256msg1 | Sha256msg2 | Sha256rnds2)
 }
 
 /// Moves, inserts and extracts, which only copy bits.
@@ -412,9 +414,8 @@ fn lower_computation(instruction: &Instruction, info: &OpCodeInfo, operands: (Op
             (Class::Sse, run, reg, number(source))
         }
         (Movmskps | Movmskpd | Pmovmskb, (General(reg), Xmm(rm))) => (Class::Sse, sse::to_general::<false>, reg, rm),
-        (Cvtpi2ps, (Xmm(reg), Memory)) => (Class::SseMmx, mmx::to_xmm::<true, true>, reg, 0),
-        (Cvtpi2pd, (Xmm(reg), Memory)) => (Class::Sse, mmx::to_xmm::<true, false>, reg, 0),
-        (Cvtpi2ps | Cvtpi2pd, (Xmm(reg), Mm(rm))) => (Class::SseMmx, mmx::to_xmm::<false, true>, reg, rm),
+        (Cvtpi2ps | Cvtpi2pd, (Xmm(reg), Memory)) => (Class::Sse, mmx::to_xmm::<true>, reg, 0),
+        (Cvtpi2ps | Cvtpi2pd, (Xmm(reg), Mm(rm))) => (Class::SseMmx, mmx::to_xmm::<false>, reg, rm),
         (Cvtps2pi | Cvttps2pi | Cvtpd2pi | Cvttpd2pi, (Mm(reg), Xmm(rm))) => {
             (Class::SseMmx, mmx::from_xmm::<false>, reg, rm)
         }

@@ -55,15 +55,15 @@ pub(super) fn shift(op: &Op, m: &mut Machine<'_>) -> Result<Outcome, Fault> {
     Ok(Outcome::Done)
 }
 
-/// CVTPI2PS and CVTPI2PD. `ENTER`: the MMX unit is entered.
-pub(super) fn to_xmm<const MEM: bool, const ENTER: bool>(op: &Op, m: &mut Machine<'_>) -> Result<Outcome, Fault> {
-    let top = m.state.top();
-    let b = if MEM { m.memory.load8() } else { m.state.mm(op.rm.wrapping_sub(top as u8)) };
-    let a = m.state.xmm[usize::from(op.reg & 15)];
-    let value = guarded(&mut m.state.mxcsr, |csr| host::from_mmx(op.stub, a, b, csr))?;
-    if ENTER {
+/// CVTPI2PS and CVTPI2PD. With a memory operand they leave the MMX unit alone.
+pub(super) fn to_xmm<const MEM: bool>(op: &Op, m: &mut Machine<'_>) -> Result<Outcome, Fault> {
+    if !MEM {
+        // Before an #XM, too.
         m.state.enter_mmx();
     }
+    let b = source::<MEM>(op, m);
+    let a = m.state.xmm[usize::from(op.reg & 15)];
+    let value = guarded(&mut m.state.mxcsr, |csr| host::from_mmx(op.stub, a, b, csr))?;
     m.state.xmm[usize::from(op.reg & 15)] = value;
     Ok(Outcome::Done)
 }
@@ -71,8 +71,8 @@ pub(super) fn to_xmm<const MEM: bool, const ENTER: bool>(op: &Op, m: &mut Machin
 /// CVTPS2PI, CVTPD2PI and their truncating forms.
 pub(super) fn from_xmm<const MEM: bool>(op: &Op, m: &mut Machine<'_>) -> Result<Outcome, Fault> {
     let b = if MEM { m.memory.load16() } else { m.state.xmm[usize::from(op.rm & 15)] };
-    let value = guarded(&mut m.state.mxcsr, |csr| host::to_mmx(op.stub, b, csr))?;
     m.state.enter_mmx();
+    let value = guarded(&mut m.state.mxcsr, |csr| host::to_mmx(op.stub, b, csr))?;
     m.state.set_mm(op.reg, value);
     Ok(Outcome::Done)
 }

@@ -1,0 +1,93 @@
+//! The host's own processor as the oracle: random instructions run natively and in this crate, and everything that can be
+//! seen afterwards is compared: registers, defined flags, x87 and vector state, memory, and the fault with its error code.
+//!
+//! `DIFF_CASES` is the number of cases, `DIFF_SEED` the first one's seed (each case has its own, one after the other), so that
+//! a failed case is repeated by the two lines that its report ends with. Seeds that failed once are kept in `tests/seeds` and
+//! run first.
+
+#![cfg(all(target_os = "linux", target_arch = "x86_64"))]
+
+mod case;
+mod compare;
+mod generate;
+mod native;
+mod rng;
+mod units;
+mod values;
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use case::{Case, Outcome};
+use generate::{Generator, Kind};
+use native::Native;
+
+/// The vector of #AC: the host's kernel refuses split locks in this way.
+const ALIGNMENT_CHECK: u8 = 17;
+/// MXCSR's bit 17, in its third byte: AMD's processors have it, ours does not.
+const MISALIGNED: u8 = 2;
+/// How many failures are shown in full.
+const SHOWN: usize = 10;
+
+fn number(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok()?;
+    let parsed = match text.strip_prefix("0x") {
+        Some(hex) => u64::from_str_radix(hex, 16),
+        None => text.parse(),
+    };
+    Some(parsed.unwrap_or_else(|_| panic!("{name} is not a number: {text}")))
+}
+
+/// The seeds of a file of `tests/seeds`: one a line, with a comment behind it.
+fn kept(seeds: &str) -> impl Iterator<Item = u64> {
+    seeds.lines().filter_map(|line| {
+        let word = line.split('#').next()?.split_whitespace().next()?;
+        Some(u64::from_str_radix(word.trim_start_matches("0x"), 16).unwrap_or_else(|_| panic!("not a seed: {line}")))
+    })
+}
+
+/// Runs kept seeds and then as many new ones as are asked for; panics with a report if any fails.
+fn explore(kind: Kind, test: &str, seeds: &str, cases: u64, mut run: impl FnMut(&Case) -> Outcome) {
+    let started = Instant::now();
+    let mut native = Native::new();
+    let mut generator = Generator::new();
+    let first = number("DIFF_SEED");
+    let fresh = first.unwrap_or(0)..first.unwrap_or(0).saturating_add(number("DIFF_CASES").unwrap_or(cases));
+    let count = fresh.end - fresh.start;
+    let mut failures: BTreeMap<String, usize> = BTreeMap::new();
+    let mut reports = String::new();
+    let mut shown = 0;
+    for seed in kept(seeds).filter(|_| first.is_none()).chain(fresh) {
+        let case = generator.case(kind, seed);
+        let theirs = native.run(&case);
+        if theirs.vector == ALIGNMENT_CHECK || theirs.fx[26] & MISALIGNED != 0 {
+            continue;
+        }
+        let ours = run(&case);
+        let differences = compare::differences(&case, &theirs, &ours);
+        if differences.is_empty() {
+            continue;
+        }
+        let name = match case.instructions.as_slice() {
+            [only] => format!("{:?}", only.instruction.code()),
+            several => format!("sequences ({})", several.last().map_or("", |_| "two and more")),
+        };
+        let seen = failures.entry(name).or_default();
+        *seen += 1;
+        if *seen == 1 && shown < SHOWN {
+            shown += 1;
+            reports += &format!(
+                "seed {seed:#x}\n{}{differences}  again: DIFF_SEED={seed:#x} DIFF_CASES=1 cargo test -p vmm-cpu --test differential {test}\n\n",
+                compare::describe(&case)
+            );
+        }
+    }
+    let total: usize = failures.values().sum();
+    println!("{test}: {count} cases in {:.1} s", started.elapsed().as_secs_f64());
+    assert!(failures.is_empty(), "{total} cases differ\n\n{reports}\nby encoding: {failures:#?}");
+}
+
+#[test]
+fn units_match_the_host() {
+    explore(Kind::Units, "units_match_the_host", include_str!("../seeds/units.txt"), 300_000, units::run);
+}
