@@ -3,9 +3,12 @@
 //! A VM is made by [`create`] (`/dev/vmmctl`), found by [`lookup`] (`open` of `/dev/vmm/NAME`), asked by
 //! [`Vm::ioctl`] and shared with by [`Vm::mmap`]. The guest runs on the thread that issues `VM_RUN`.
 
+pub mod chipset;
 mod cpuset;
 pub mod errno;
+mod io;
 mod segment;
+pub mod time;
 pub mod user;
 mod vmm;
 mod vmm_dev;

@@ -1,0 +1,805 @@
+//! The in-kernel devices of one VM as one thing: what `sys/amd64/vmm/vmm.c` holds pointers to, `vmm_ioport.c` routes
+//! port accesses to, and `vmm_lapic.c` delivers interrupts through.
+//!
+//! The caller owns it behind one lock, so that there is no lock order to get wrong. Nothing is called back: what the
+//! devices do to virtual CPUs is collected and taken with [`Chipset::take_effects`] under the same lock. Time is an
+//! argument, so the same calls with the same times give the same machine, always.
+
+use crate::cpuset::CpuSet;
+use crate::errno::Errno;
+use crate::io::vatpic::Vatpic;
+use crate::io::vatpit::Vatpit;
+use crate::io::vhpet::{self, Signal, Vhpet};
+use crate::io::vioapic::{PINS, Vioapic};
+use crate::io::vlapic::{self, Event, Lvt, Vlapic, delmode};
+use crate::io::vmm_lapic::{IntrMsg, Lapics};
+use crate::io::vpmtmr::Vpmtmr;
+use crate::io::vrtc::Vrtc;
+use crate::io::wire::{Reader, Writer};
+use crate::io::{Refused, wire};
+use crate::time::Sbt;
+
+pub use crate::io::vmm_lapic::{Effects, StartIpi};
+pub use crate::io::wire::{Device, StateError};
+
+/// The I/O APIC's page.
+pub const IOAPIC_BASE: u64 = 0xfec0_0000;
+/// The HPET's first byte.
+pub const HPET_BASE: u64 = 0xfed0_0000;
+/// The local APIC's page, the same for every processor.
+pub const LAPIC_BASE: u64 = 0xfee0_0000;
+const PAGE: u64 = 0x1000;
+const HPET_LEN: u64 = 0x400;
+
+const MSR_APICBASE: u32 = 0x1b;
+
+const PIT_IRQ: u8 = 0;
+const PIT_PIN: usize = 2;
+const RTC_IRQ: u8 = 8;
+const RTC_PIN: usize = 8;
+/// The I/O APIC pin that the 8259 pair's output is wired to.
+const PIC_PIN: usize = 0;
+
+/// How an access of the guest ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access<T> {
+    /// No in-kernel device is there.
+    NotMine,
+    /// The device's handler failed, as the kernel's does.
+    Error,
+    /// It was carried out.
+    Done(T),
+}
+
+impl<T> From<Result<T, Refused>> for Access<T> {
+    fn from(result: Result<T, Refused>) -> Self {
+        result.map_or(Self::Error, Self::Done)
+    }
+}
+
+/// What is driven of an interrupt line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Line {
+    /// One more source is active.
+    Assert,
+    /// One source less is active.
+    Deassert,
+    /// Both, at once.
+    Pulse,
+}
+
+impl Line {
+    /// The levels that a source goes through.
+    fn levels(self) -> &'static [bool] {
+        match self {
+            Self::Assert => &[true],
+            Self::Deassert => &[false],
+            Self::Pulse => &[true, false],
+        }
+    }
+}
+
+/// The devices.
+#[derive(Debug, Clone)]
+pub struct Chipset {
+    lapics: Lapics,
+    ioapic: Vioapic,
+    pic: Vatpic,
+    pit: Vatpit,
+    hpet: Vhpet,
+    pmtmr: Vpmtmr,
+    rtc: Vrtc,
+}
+
+impl Chipset {
+    /// The devices of a VM that is created now, with room for `max_cpus` virtual CPUs, none of which is active.
+    pub fn new(max_cpus: usize, now: Sbt) -> Self {
+        Self {
+            lapics: Lapics::new(max_cpus),
+            ioapic: Vioapic::new(),
+            pic: Vatpic::new(),
+            pit: Vatpit::new(),
+            hpet: Vhpet::new(),
+            pmtmr: Vpmtmr::new(now),
+            rtc: Vrtc::new(now),
+        }
+    }
+
+    /// `VM_REINIT`: all but the CMOS clock as after [`Self::new`], and no virtual CPU active.
+    pub fn reinit(&mut self, now: Sbt) {
+        let mut rtc = self.rtc.clone();
+        rtc.reset(now);
+        let ipi_exit = self.lapics.ipi_exit;
+        *self = Self {
+            rtc,
+            ..Self::new(self.lapics.cpus.len(), now)
+        };
+        self.lapics.ipi_exit = ipi_exit;
+    }
+
+    // Virtual CPUs.
+
+    /// `VM_ACTIVATE_CPU`: the vCPU takes part in interrupt delivery from here on.
+    pub fn activate_cpu(&mut self, vcpu: usize) {
+        if vcpu < self.lapics.cpus.len() {
+            self.lapics.active.insert(vcpu);
+            self.update_tmr();
+        }
+    }
+
+    /// `VM_CAP_IPI_EXIT`: whether INIT and STARTUP sent by this vCPU come out as `VM_EXITCODE_IPI`.
+    pub fn set_ipi_exit(&mut self, vcpu: usize, enabled: bool) {
+        if enabled {
+            self.lapics.ipi_exit.insert(vcpu);
+        } else {
+            self.lapics.ipi_exit.remove(vcpu);
+        }
+    }
+
+    /// vCPUs that got INIT and wait for STARTUP.
+    pub fn startup_cpus(&self) -> CpuSet {
+        self.lapics.startup
+    }
+
+    /// Replaces that set, which is saved with `STRUCT_VM`.
+    pub fn set_startup_cpus(&mut self, cpus: CpuSet) {
+        self.lapics.startup = cpus;
+    }
+
+    /// `VM_GET_X2APIC_STATE`.
+    pub fn x2apic(&self, vcpu: usize) -> Result<bool, Errno> {
+        Ok(self.lapic(vcpu)?.x2apic())
+    }
+
+    /// `VM_SET_X2APIC_STATE`.
+    pub fn set_x2apic(&mut self, vcpu: usize, enabled: bool) -> Result<(), Errno> {
+        self.lapics
+            .cpus
+            .get_mut(vcpu)
+            .ok_or(Errno::EINVAL)?
+            .set_x2apic(enabled);
+        self.update_tmr();
+        Ok(())
+    }
+
+    fn lapic(&self, vcpu: usize) -> Result<&Vlapic, Errno> {
+        self.lapics.cpus.get(vcpu).ok_or(Errno::EINVAL)
+    }
+
+    // Effects.
+
+    /// Whether [`Self::take_effects`] has anything to say.
+    pub fn has_effects(&self) -> bool {
+        self.lapics.pending
+    }
+
+    /// What happened to virtual CPUs since the last call.
+    pub fn take_effects(&mut self) -> Effects {
+        if !std::mem::take(&mut self.lapics.pending) {
+            return Effects::default();
+        }
+        std::mem::take(&mut self.lapics.effects)
+    }
+
+    // Time.
+
+    /// When [`Self::advance`] has something to do next.
+    pub fn next_deadline(&self) -> Option<Sbt> {
+        let deadline = self
+            .lapics
+            .active
+            .iter()
+            .fold(self.board_deadline(), |first, vcpu| {
+                self.lapics
+                    .cpus
+                    .get(vcpu)
+                    .map_or(first, |lapic| first.min(lapic.deadline()))
+            });
+        (deadline != Sbt::NEVER).then_some(deadline)
+    }
+
+    fn board_deadline(&self) -> Sbt {
+        self.pit
+            .deadline()
+            .min(self.hpet.deadline())
+            .min(self.rtc.deadline())
+    }
+
+    /// Runs every timer that is due at `now`, in the order of their deadlines; of equal ones PIT, HPET, RTC and then
+    /// local APICs ascending. A timer that is late by more than its period is not run twice.
+    pub fn advance(&mut self, now: Sbt) {
+        loop {
+            let board = self.board_deadline();
+            let lapic = self
+                .lapics
+                .active
+                .iter()
+                .map(|vcpu| (self.lapic_deadline(vcpu), vcpu))
+                .min();
+            match lapic {
+                Some((deadline, vcpu)) if deadline <= now && deadline < board => {
+                    if let Some(lapic) = self.lapics.cpus.get_mut(vcpu) {
+                        let event = lapic.expire(now);
+                        self.lapics.signal(vcpu, event);
+                    }
+                }
+                _ if board > now => return,
+                _ if self.pit.deadline() == board => {
+                    self.pit.expire(now);
+                    self.isa_pulse(PIT_IRQ, PIT_PIN);
+                }
+                _ if self.hpet.deadline() == board => {
+                    let (hpet, mut wires) = self.split_hpet();
+                    hpet.expire(now, |signal| wires.hpet(signal));
+                }
+                _ => {
+                    let mut irq = false;
+                    self.rtc.expire(now, &mut irq);
+                    self.rtc_irq(irq);
+                }
+            }
+        }
+    }
+
+    fn lapic_deadline(&self, vcpu: usize) -> Sbt {
+        self.lapics
+            .cpus
+            .get(vcpu)
+            .map_or(Sbt::NEVER, Vlapic::deadline)
+    }
+
+    /// `VM_RESTORE_TIME`: counters that stood since the restore go on.
+    pub fn resume_time(&mut self, now: Sbt) {
+        self.hpet.resume_time(now);
+    }
+
+    // Interrupt delivery to a virtual CPU.
+
+    /// The vector that `vcpu` would take now if it could.
+    pub fn pending_vector(&self, vcpu: usize) -> Option<u8> {
+        self.lapics.cpus.get(vcpu)?.pending_vector()
+    }
+
+    /// `vcpu` takes `vector`. False, and nothing happens, if it is not deliverable.
+    pub fn accept(&mut self, vcpu: usize, vector: u8) -> bool {
+        self.lapics
+            .cpus
+            .get_mut(vcpu)
+            .is_some_and(|lapic| lapic.accept(vector))
+    }
+
+    /// Whether `vcpu` is to take an interrupt of the 8259 pair.
+    pub fn extint_pending(&self, vcpu: usize) -> bool {
+        self.lapics.extint.contains(vcpu)
+    }
+
+    /// `vcpu` takes it: the vector.
+    pub fn extint_ack(&mut self, vcpu: usize) -> u8 {
+        self.lapics.extint.remove(vcpu);
+        let (vector, raised) = self.pic.acknowledge();
+        self.pic_output(raised);
+        vector
+    }
+
+    /// CR8.
+    pub fn cr8(&self, vcpu: usize) -> u64 {
+        self.lapics
+            .cpus
+            .get(vcpu)
+            .map_or(0, |lapic| u64::from(lapic.tpr() >> 4))
+    }
+
+    /// Writes CR8; false if that is a general protection fault.
+    pub fn set_cr8(&mut self, vcpu: usize, value: u64) -> bool {
+        match self.lapics.cpus.get_mut(vcpu) {
+            Some(lapic) if value <= 0xf => lapic.set_tpr((value as u8) << 4),
+            _ => return false,
+        }
+        true
+    }
+
+    // Interrupt sources.
+
+    /// `VM_IOAPIC_ASSERT_IRQ` and its relatives.
+    pub fn ioapic_irq(&mut self, pin: i32, line: Line) -> Result<(), Errno> {
+        let pin = usize::try_from(pin)
+            .ok()
+            .filter(|pin| *pin < PINS)
+            .ok_or(Errno::EINVAL)?;
+        line.levels()
+            .iter()
+            .for_each(|level| self.set_ioapic_pin(pin, *level));
+        Ok(())
+    }
+
+    /// `VM_IOAPIC_PINCOUNT`.
+    pub fn ioapic_pincount(&self) -> usize {
+        PINS
+    }
+
+    /// `VM_ISA_ASSERT_IRQ` and its relatives: the 8259's line, then the I/O APIC's pin unless that is -1.
+    pub fn isa_irq(&mut self, atpic_irq: i32, ioapic_irq: i32, line: Line) -> Result<(), Errno> {
+        let irq = u8::try_from(atpic_irq)
+            .ok()
+            .filter(|irq| *irq < 16)
+            .ok_or(Errno::EINVAL)?;
+        line.levels()
+            .iter()
+            .for_each(|level| self.set_pic_irq(irq, *level));
+        if ioapic_irq == -1 {
+            Ok(())
+        } else {
+            self.ioapic_irq(ioapic_irq, line)
+        }
+    }
+
+    /// `VM_ISA_SET_IRQ_TRIGGER`.
+    pub fn isa_set_trigger(&mut self, atpic_irq: i32, level: bool) -> Result<(), Errno> {
+        let irq = u8::try_from(atpic_irq).map_err(|_| Errno::EINVAL)?;
+        self.pic
+            .set_trigger(irq, level)
+            .map_err(|Refused| Errno::EINVAL)
+    }
+
+    /// `VM_LAPIC_MSI`.
+    pub fn msi(&mut self, addr: u64, data: u64) -> Result<(), Errno> {
+        let message = IntrMsg::from_msi(addr, data).map_err(|Refused| Errno::EINVAL)?;
+        self.lapics.deliver(message);
+        Ok(())
+    }
+
+    /// `VM_LAPIC_IRQ`: an edge of `vector` for one vCPU.
+    pub fn lapic_irq(&mut self, vcpu: usize, vector: i32) -> Result<(), Errno> {
+        let vector = u8::try_from(vector)
+            .ok()
+            .filter(|vector| *vector >= 16)
+            .ok_or(Errno::EINVAL)?;
+        self.lapic(vcpu)?;
+        self.lapics.intr_edge(vcpu, vector);
+        Ok(())
+    }
+
+    /// `VM_LAPIC_LOCAL_IRQ`: local vector table entry `index` of one vCPU, or of all that are active.
+    pub fn lapic_local_irq(&mut self, vcpu: Option<usize>, index: i32) -> Result<(), Errno> {
+        let lvt = u32::try_from(index)
+            .ok()
+            .and_then(Lvt::from_index)
+            .ok_or(Errno::EINVAL)?;
+        if let Some(vcpu) = vcpu {
+            self.lapic(vcpu)?;
+        }
+        self.lapics.trigger_lvt(vcpu, lvt);
+        Ok(())
+    }
+
+    fn set_ioapic_pin(&mut self, pin: usize, level: bool) {
+        if let Some(message) = self.ioapic.set_pin(pin, level) {
+            self.lapics.deliver(message);
+        }
+    }
+
+    fn set_pic_irq(&mut self, irq: u8, level: bool) {
+        let raised = self.pic.set_irq(irq, level);
+        self.pic_output(raised);
+    }
+
+    /// The output of the 8259 pair goes to LINT0 of every processor and to an I/O APIC pin.
+    fn pic_output(&mut self, raised: bool) {
+        if raised {
+            self.lapics.trigger_lvt(None, Lvt::Lint0);
+            self.set_ioapic_pin(PIC_PIN, true);
+            self.set_ioapic_pin(PIC_PIN, false);
+        }
+    }
+
+    fn isa_pulse(&mut self, irq: u8, pin: usize) {
+        for level in [true, false] {
+            self.set_pic_irq(irq, level);
+        }
+        for level in [true, false] {
+            self.set_ioapic_pin(pin, level);
+        }
+    }
+
+    fn rtc_irq(&mut self, raised: bool) {
+        if raised {
+            self.isa_pulse(RTC_IRQ, RTC_PIN);
+        }
+    }
+
+    /// Which vectors are level triggered follows from the I/O APIC's entries and the local APICs' destinations, and
+    /// from nothing else: whoever changes either calls this.
+    fn update_tmr(&mut self) {
+        self.lapics.cpus.iter_mut().for_each(Vlapic::reset_tmr);
+        for message in self.ioapic.level_messages() {
+            // In the other modes there is no vector to end.
+            if !matches!(message.delmode, delmode::FIXED | delmode::LOWPRIO) {
+                continue;
+            }
+            for vcpu in self
+                .lapics
+                .destination(message.dest.into(), message.logical, false, false)
+                .iter()
+            {
+                if let Some(lapic) = self.lapics.cpus.get_mut(vcpu) {
+                    lapic.set_tmr_level(message.vector);
+                }
+            }
+        }
+    }
+
+    /// Carries out what a register write of a local APIC asks for.
+    fn lapic_event(&mut self, vcpu: usize, event: Event) -> Result<(), Refused> {
+        match event {
+            Event::Eoi(vector) => {
+                let lapics = &mut self.lapics;
+                self.ioapic
+                    .process_eoi(vector, |message| lapics.deliver(message));
+                if self.pending_vector(vcpu).is_some() {
+                    self.lapics.notify(vcpu);
+                }
+            }
+            Event::Ipi(icr) => {
+                self.lapics.send_ipi(vcpu, icr)?;
+                if icr as u32 & 0x700 == delmode::INIT {
+                    self.update_tmr();
+                }
+            }
+            Event::Destination => self.update_tmr(),
+            event => self.lapics.signal(vcpu, event),
+        }
+        Ok(())
+    }
+
+    // Port space.
+
+    /// IN of `size` bytes. The caller puts the low `size` bytes of the value into EAX.
+    pub fn in_port(&mut self, now: Sbt, port: u16, size: u8) -> Access<u32> {
+        let value = match (port, size) {
+            (0x61, _) => self.pit.read_nmisc(now),
+            (0x408, 4) => return Access::Done(self.pmtmr.read(now)),
+            (0x20 | 0x21 | 0xa0 | 0xa1 | 0x4d0 | 0x4d1, 1) => self.pic.read(port),
+            (0x40..=0x43, 1) => match self.pit.read(now, port) {
+                Ok(value) => value,
+                Err(Refused) => return Access::Error,
+            },
+            (0x70, 1) => 0xff,
+            (0x71, 1) => {
+                let mut irq = false;
+                let value = self.rtc.read(now, &mut irq);
+                self.rtc_irq(irq);
+                value
+            }
+            _ => return unrouted(port),
+        };
+        Access::Done(value.into())
+    }
+
+    /// OUT of `size` bytes.
+    pub fn out_port(&mut self, now: Sbt, port: u16, size: u8, value: u32) -> Access<()> {
+        let byte = value as u8;
+        match (port, size) {
+            (0x61, _) => Access::Done(()),
+            (0x20 | 0x21 | 0xa0 | 0xa1 | 0x4d0 | 0x4d1, 1) => {
+                let raised = self.pic.write(port, byte);
+                self.pic_output(raised == Ok(true));
+                raised.map(|_| ()).into()
+            }
+            (0x40..=0x43, 1) => self.pit.write(now, port, byte).into(),
+            (0x70, 1) => {
+                self.rtc.select(byte);
+                Access::Done(())
+            }
+            (0x71, 1) => {
+                let mut irq = false;
+                let result = self.rtc.write(now, byte, &mut irq);
+                self.rtc_irq(irq);
+                result.into()
+            }
+            _ => unrouted(port),
+        }
+    }
+
+    // Memory-mapped registers and MSRs.
+
+    /// A read of `size` bytes at guest-physical address `gpa` by `vcpu`.
+    pub fn mmio_read(&mut self, now: Sbt, vcpu: usize, gpa: u64, size: u8) -> Access<u64> {
+        match gpa & !(PAGE - 1) {
+            LAPIC_BASE => match self.lapics.cpus.get(vcpu) {
+                Some(lapic) => lapic.mmio_read(now, (gpa - LAPIC_BASE) as u16).into(),
+                None => Access::Error,
+            },
+            IOAPIC_BASE => Access::Done(self.ioapic.mmio_read(gpa - IOAPIC_BASE, size)),
+            HPET_BASE if gpa - HPET_BASE < HPET_LEN => {
+                Access::Done(self.hpet.mmio_read(now, gpa - HPET_BASE, size))
+            }
+            _ => Access::NotMine,
+        }
+    }
+
+    /// A write of the low `size` bytes of `value`.
+    pub fn mmio_write(
+        &mut self,
+        now: Sbt,
+        vcpu: usize,
+        gpa: u64,
+        size: u8,
+        value: u64,
+    ) -> Access<()> {
+        match gpa & !(PAGE - 1) {
+            LAPIC_BASE => {
+                let Some(lapic) = self.lapics.cpus.get_mut(vcpu) else {
+                    return Access::Error;
+                };
+                let event = lapic.mmio_write(now, (gpa - LAPIC_BASE) as u16, value, size);
+                event.and_then(|event| self.lapic_event(vcpu, event)).into()
+            }
+            IOAPIC_BASE => {
+                let written = self.ioapic.mmio_write(gpa - IOAPIC_BASE, value, size);
+                if written.routes {
+                    self.update_tmr();
+                }
+                if let Some(message) = written.message {
+                    self.lapics.deliver(message);
+                }
+                Access::Done(())
+            }
+            HPET_BASE if gpa - HPET_BASE < HPET_LEN => {
+                let (hpet, mut wires) = self.split_hpet();
+                hpet.mmio_write(now, gpa - HPET_BASE, value, size, |signal| {
+                    wires.hpet(signal)
+                });
+                Access::Done(())
+            }
+            _ => Access::NotMine,
+        }
+    }
+
+    /// RDMSR of IA32_APIC_BASE and of the x2APIC's range.
+    pub fn read_msr(&self, now: Sbt, vcpu: usize, msr: u32) -> Access<u64> {
+        let Some(lapic) = self.lapics.cpus.get(vcpu) else {
+            return Access::Error;
+        };
+        match msr {
+            MSR_APICBASE => Access::Done(lapic.apicbase()),
+            0x800..=0xbff => Access::Done(lapic.msr_read(now, msr)),
+            _ => Access::NotMine,
+        }
+    }
+
+    /// WRMSR of the same. The APIC base cannot be changed.
+    pub fn write_msr(&mut self, now: Sbt, vcpu: usize, msr: u32, value: u64) -> Access<()> {
+        let Some(lapic) = self.lapics.cpus.get_mut(vcpu) else {
+            return Access::Error;
+        };
+        match msr {
+            MSR_APICBASE if lapic.apicbase() == value => Access::Done(()),
+            MSR_APICBASE => Access::Error,
+            0x800..=0xbff => {
+                let event = lapic.msr_write(now, msr, value);
+                self.lapic_event(vcpu, event).into()
+            }
+            _ => Access::NotMine,
+        }
+    }
+
+    /// `VM_GET_HPET_CAPABILITIES`: the low half of the register.
+    pub fn hpet_capabilities(&self) -> u32 {
+        vhpet::CAPABILITIES as u32
+    }
+
+    // CMOS clock.
+
+    /// `VM_RTC_READ`.
+    pub fn rtc_read(&mut self, now: Sbt, offset: i32) -> Result<u8, Errno> {
+        let offset = usize::try_from(offset).map_err(|_| Errno::EINVAL)?;
+        self.rtc.nvram_read(now, offset).ok_or(Errno::EINVAL)
+    }
+
+    /// `VM_RTC_WRITE`.
+    pub fn rtc_write(&mut self, offset: i32, value: u8) -> Result<(), Errno> {
+        let offset = usize::try_from(offset).map_err(|_| Errno::EINVAL)?;
+        self.rtc
+            .nvram_write(offset, value)
+            .map_err(|Refused| Errno::EINVAL)
+    }
+
+    /// `VM_RTC_SETTIME`: seconds since 1970; a time that the registers cannot show is EINVAL.
+    pub fn rtc_settime(&mut self, now: Sbt, seconds: i64) -> Result<(), Errno> {
+        if !Vrtc::representable(seconds) {
+            return Err(Errno::EINVAL);
+        }
+        let mut irq = false;
+        let result = self.rtc.set_time(now, seconds, &mut irq);
+        self.rtc_irq(irq);
+        result.map_err(|Refused| Errno::EBUSY)
+    }
+
+    /// `VM_RTC_GETTIME`: -1 while the guest holds the clock, as the kernel answers.
+    pub fn rtc_gettime(&self, now: Sbt) -> i64 {
+        self.rtc.time(now).unwrap_or(-1)
+    }
+
+    // Saving and restoring.
+
+    /// The kernel's struct of a device. `cpus` are the vCPUs that exist, which local APICs are saved for.
+    pub fn save(&self, device: Device, cpus: &CpuSet, now: Sbt) -> Vec<u8> {
+        match device {
+            Device::Vioapic => self.ioapic.save(),
+            Device::Vlapic => {
+                let mut out = Writer::new(vlapic::STATE_LEN * cpus.iter().count());
+                self.existing(cpus)
+                    .for_each(|(_, lapic)| lapic.save(now, &mut out));
+                out.finish()
+            }
+            Device::Vhpet => self.hpet.save(now),
+            Device::Vatpic => self.pic.save(),
+            Device::Vatpit => self.pit.save(),
+            Device::Vpmtmr => self.pmtmr.save(now),
+            Device::Vrtc => self.rtc.save(),
+        }
+    }
+
+    /// What that struct forgets, in a struct of ours; none if it forgets nothing.
+    pub fn save_extras(&self, device: Device, cpus: &CpuSet, now: Sbt) -> Option<Vec<u8>> {
+        Some(match device {
+            Device::Vioapic => self.ioapic.save_extras(),
+            Device::Vlapic => {
+                let mut out = Writer::extras(device, LAPIC_EXTRAS_LEN * cpus.iter().count());
+                for (vcpu, lapic) in self.existing(cpus) {
+                    lapic.save_extras(now, &mut out);
+                    out.bool(self.lapics.extint.contains(vcpu));
+                }
+                out.finish()
+            }
+            Device::Vhpet => self.hpet.save_extras(now),
+            Device::Vatpic => return None,
+            Device::Vatpit => self.pit.save_extras(now),
+            Device::Vpmtmr => self.pmtmr.save_extras(now),
+            Device::Vrtc => self.rtc.save_extras(now),
+        })
+    }
+
+    /// Replaces a device by what [`Self::save`] or a kernel wrote; `cpus` has to be the set it was saved with.
+    /// Timers count on from `now`. On an error nothing has changed.
+    pub fn restore(
+        &mut self,
+        device: Device,
+        cpus: &CpuSet,
+        now: Sbt,
+        bytes: &[u8],
+    ) -> Result<(), StateError> {
+        match device {
+            Device::Vioapic => self.ioapic = Vioapic::restore(bytes)?,
+            Device::Vlapic => {
+                let count = self.existing(cpus).count();
+                Reader::new(device.name(), bytes, vlapic::STATE_LEN * count)?;
+                let restored = self
+                    .existing(cpus)
+                    .zip(bytes.chunks_exact(vlapic::STATE_LEN));
+                let restored = restored
+                    .map(|((vcpu, _), bytes)| Ok((vcpu, Vlapic::restore(vcpu as u16, now, bytes)?)))
+                    .collect::<Result<Vec<_>, StateError>>()?;
+                self.replace_lapics(restored);
+            }
+            Device::Vhpet => self.hpet = Vhpet::restore(now, bytes)?,
+            Device::Vatpic => self.pic = Vatpic::restore(bytes)?,
+            Device::Vatpit => self.pit = Vatpit::restore(now, bytes)?,
+            Device::Vpmtmr => self.pmtmr = Vpmtmr::restore(now, bytes)?,
+            Device::Vrtc => self.rtc = Vrtc::restore(now, bytes)?,
+        }
+        self.update_tmr();
+        Ok(())
+    }
+
+    /// Adds what [`Self::save_extras`] wrote, after [`Self::restore`] of the same device at the same `now`.
+    pub fn restore_extras(
+        &mut self,
+        device: Device,
+        cpus: &CpuSet,
+        now: Sbt,
+        bytes: &[u8],
+    ) -> Result<(), StateError> {
+        match device {
+            Device::Vioapic => self.ioapic.restore_extras(bytes),
+            Device::Vlapic => {
+                let mut restored = self
+                    .existing(cpus)
+                    .map(|(vcpu, lapic)| (vcpu, lapic.clone()))
+                    .collect::<Vec<_>>();
+                let mut reader = Reader::extras(device, bytes, LAPIC_EXTRAS_LEN * restored.len())?;
+                let mut extint = self.lapics.extint;
+                for (vcpu, lapic) in &mut restored {
+                    lapic.restore_extras(now, &mut reader)?;
+                    extint.remove(*vcpu);
+                    if reader.bool("pending external interrupt")? {
+                        extint.insert(*vcpu);
+                    }
+                }
+                self.lapics.extint = extint;
+                self.replace_lapics(restored);
+                Ok(())
+            }
+            Device::Vhpet => self.hpet.restore_extras(now, bytes),
+            Device::Vatpic => Err(wire::StateError::Length {
+                device: device.name(),
+                expected: 0,
+                found: bytes.len(),
+            }),
+            Device::Vatpit => self.pit.restore_extras(now, bytes),
+            Device::Vpmtmr => self.pmtmr.restore_extras(now, bytes),
+            Device::Vrtc => self.rtc.restore_extras(now, bytes),
+        }
+    }
+
+    fn existing(&self, cpus: &CpuSet) -> impl Iterator<Item = (usize, &Vlapic)> {
+        cpus.iter()
+            .filter_map(|vcpu| Some((vcpu, self.lapics.cpus.get(vcpu)?)))
+    }
+
+    /// Puts restored local APICs in place. Their processors look for what is pending in them.
+    fn replace_lapics(&mut self, restored: Vec<(usize, Vlapic)>) {
+        for (vcpu, lapic) in restored {
+            if let Some(slot) = self.lapics.cpus.get_mut(vcpu) {
+                *slot = lapic;
+                self.lapics.notify(vcpu);
+            }
+        }
+        self.update_tmr();
+    }
+
+    /// The HPET, and what it needs to reach the rest while it is borrowed.
+    fn split_hpet(&mut self) -> (&mut Vhpet, Wires<'_>) {
+        (
+            &mut self.hpet,
+            Wires {
+                lapics: &mut self.lapics,
+                ioapic: &mut self.ioapic,
+            },
+        )
+    }
+}
+
+/// Bytes of one local APIC in our own struct: its timer, and whether the 8259 interrupts its processor.
+const LAPIC_EXTRAS_LEN: usize = vlapic::EXTRAS_LEN + 1;
+
+/// The way from a device to the processors.
+struct Wires<'a> {
+    lapics: &'a mut Lapics,
+    ioapic: &'a mut Vioapic,
+}
+
+impl Wires<'_> {
+    fn hpet(&mut self, signal: Signal) {
+        let (pin, levels) = match signal {
+            Signal::Pulse(pin) => (pin, Line::Pulse.levels()),
+            Signal::Assert(pin) => (pin, Line::Assert.levels()),
+            Signal::Deassert(pin) => (pin, Line::Deassert.levels()),
+            Signal::Msi { addr, data } => {
+                // A guest that programs an address where no local APIC is gets no interrupt.
+                if let Ok(message) = IntrMsg::from_msi(addr, data) {
+                    self.lapics.deliver(message);
+                }
+                return;
+            }
+        };
+        for level in levels {
+            if let Some(message) = self.ioapic.set_pin(pin.into(), *level) {
+                self.lapics.deliver(message);
+            }
+        }
+    }
+}
+
+/// An access that no device took: an error where one is but refuses this width or direction.
+fn unrouted<T>(port: u16) -> Access<T> {
+    match port {
+        0x20 | 0x21 | 0x40..=0x43 | 0x70 | 0x71 | 0xa0 | 0xa1 | 0x408 | 0x4d0 | 0x4d1 => {
+            Access::Error
+        }
+        _ => Access::NotMine,
+    }
+}
+
+#[cfg(test)]
+mod tests;

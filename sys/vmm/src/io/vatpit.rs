@@ -1,0 +1,349 @@
+//! `sys/amd64/vmm/io/vatpit.c`: the 8254 interval timer and port 0x61.
+//!
+//! Channel 0 interrupts; channel 2 can be watched through port 0x61, whose gate and speaker bits are not modelled:
+//! the counter starts when it is loaded. That is how Linux calibrates its TSC.
+
+use crate::io::Refused;
+use crate::io::wire::{Device, Reader, StateError, Writer};
+use crate::time::{Bintime, Sbt};
+
+/// Input clock in Hz.
+const FREQ: u64 = 1_193_182;
+/// One tick, as the kernel rounds it.
+const TICK: Bintime = Bintime::from_freq(FREQ);
+
+/// Bytes of `STRUCT_VATPIT`.
+const STATE_LEN: usize = 16 + 3 * 52;
+/// Bytes of the extras: by channel the output latch, time since the load and time to the interrupt.
+const EXTRAS_LEN: usize = 3 * (1 + 8 + 17);
+
+/// Counter modes, as bits 3:0 of the mode word.
+mod mode {
+    pub const INTTC: u8 = 0;
+    pub const RATEGEN: u8 = 4;
+    pub const SQWAVE: u8 = 6;
+    pub const SWSTROBE: u8 = 8;
+}
+
+const STATUS_OUT: u8 = 0x80;
+const STATUS_NULL_COUNT: u8 = 0x40;
+/// Port 0x61: output of channel 2.
+const NMISC_OUT2: u8 = 0x20;
+/// What a counter that was never loaded counts: 100 Hz.
+const DIVISOR_100HZ: u16 = ((FREQ + 50) / 100) as u16;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Channel {
+    mode: u8,
+    initial: u16,
+    /// When the counter was loaded.
+    loaded: Sbt,
+    cr: [u8; 2],
+    ol: [u8; 2],
+    status_latched: bool,
+    status: u8,
+    /// Whether the next byte written is the high one.
+    write_high: bool,
+    /// Bytes left in the output latch.
+    olbyte: u8,
+    /// Whether the next byte read from the running counter is the high one.
+    read_high: bool,
+    /// When channel 0 interrupts next, exactly.
+    callout: Option<Bintime>,
+}
+
+impl Channel {
+    fn ticks(&self, now: Sbt) -> u64 {
+        let elapsed = now.since(self.loaded);
+        (elapsed >> 32) * FREQ + (elapsed << 32) / TICK.frac
+    }
+
+    /// The output, which only mode 0 has.
+    fn out(&self, now: Sbt) -> bool {
+        self.mode == mode::INTTC && self.ticks(now) >= self.initial.into()
+    }
+
+    fn count(&mut self, now: Sbt) -> u16 {
+        if self.initial == 0 {
+            self.initial = DIVISOR_100HZ;
+            self.loaded = now;
+            self.status &= !STATUS_NULL_COUNT;
+        }
+        let initial = self.initial;
+        // The remainder is less than `initial`, so it fits.
+        initial - (self.ticks(now) % u64::from(initial)) as u16
+    }
+
+    fn latch_count(&mut self, now: Sbt) {
+        if self.olbyte == 0 {
+            let [low, high] = self.count(now).to_le_bytes();
+            self.ol = [high, low];
+            self.olbyte = 2;
+        }
+    }
+
+    fn latch_status(&mut self, now: Sbt) {
+        if !self.status_latched {
+            self.status_latched = true;
+            self.status = self.status & !STATUS_OUT | if self.out(now) { STATUS_OUT } else { 0 };
+        }
+    }
+
+    fn read(&mut self, now: Sbt) -> u8 {
+        if std::mem::take(&mut self.status_latched) {
+            return std::mem::take(&mut self.status);
+        }
+        if let Some(left) = self.olbyte.checked_sub(1) {
+            self.olbyte = left;
+            return self.ol[usize::from(left & 1)];
+        }
+        let [low, high] = self.count(now).to_le_bytes();
+        self.read_high = !self.read_high;
+        if self.read_high { low } else { high }
+    }
+
+    /// Whether this byte completed the count.
+    fn write(&mut self, now: Sbt, value: u8) -> bool {
+        self.cr[usize::from(self.write_high)] = value;
+        self.write_high = !self.write_high;
+        if self.write_high {
+            return false;
+        }
+        self.status &= !STATUS_NULL_COUNT;
+        self.read_high = false;
+        self.initial = match u16::from_le_bytes(self.cr) {
+            0 => 0xffff,
+            count => count,
+        };
+        self.loaded = now;
+        true
+    }
+
+    /// One more period after `base`; from now on if that is already past.
+    fn arm(&mut self, now: Sbt, base: Bintime) {
+        let period = TICK.times(self.initial.into());
+        let next = base + period;
+        self.callout = Some(if next < now.into() {
+            Bintime::from(now) + period
+        } else {
+            next
+        });
+    }
+}
+
+/// The 8254.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Vatpit {
+    channels: [Channel; 3],
+}
+
+impl Vatpit {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// When channel 0 wants to interrupt.
+    pub fn deadline(&self) -> Sbt {
+        self.channels[0]
+            .callout
+            .map_or(Sbt::NEVER, Bintime::to_sbt_ceil)
+    }
+
+    /// The deadline is reached: IRQ 0 is to be pulsed.
+    pub fn expire(&mut self, now: Sbt) {
+        let channel = &mut self.channels[0];
+        if let Some(due) = channel.callout.take()
+            && channel.mode == mode::RATEGEN
+        {
+            channel.arm(now, due);
+        }
+    }
+
+    /// IN from 0x40 to 0x43.
+    pub fn read(&mut self, now: Sbt, port: u16) -> Result<u8, Refused> {
+        let channel = self
+            .channels
+            .get_mut(usize::from(port & 3))
+            .ok_or(Refused)?;
+        Ok(channel.read(now))
+    }
+
+    /// OUT to 0x40 to 0x43.
+    pub fn write(&mut self, now: Sbt, port: u16, value: u8) -> Result<(), Refused> {
+        let index = usize::from(port & 3);
+        let Some(channel) = self.channels.get_mut(index) else {
+            return self.write_mode(now, value);
+        };
+        if channel.write(now, value) && index == 0 {
+            channel.arm(now, now.into());
+        }
+        Ok(())
+    }
+
+    fn write_mode(&mut self, now: Sbt, value: u8) -> Result<(), Refused> {
+        let Some(channel) = self.channels.get_mut(usize::from(value >> 6)) else {
+            self.read_back(now, value);
+            return Ok(());
+        };
+        let (access, mode) = (value & 0x30, value & 0x0f);
+        match (access, mode) {
+            (0, _) => channel.latch_count(now),
+            (0x30, mode::INTTC | mode::RATEGEN | mode::SQWAVE | mode::SWSTROBE) => {
+                channel.mode = mode;
+                channel.olbyte = 0;
+                channel.status |= STATUS_NULL_COUNT;
+            }
+            _ => return Err(Refused),
+        }
+        Ok(())
+    }
+
+    fn read_back(&mut self, now: Sbt, command: u8) {
+        for (index, channel) in self.channels.iter_mut().enumerate() {
+            if command & 2 << index == 0 {
+                continue;
+            }
+            // What to latch is selected by bits that are low.
+            if command & 0x20 == 0 {
+                channel.latch_count(now);
+            }
+            if command & 0x10 == 0 {
+                channel.latch_status(now);
+            }
+        }
+    }
+
+    /// IN from 0x61.
+    pub fn read_nmisc(&self, now: Sbt) -> u8 {
+        if self.channels[2].out(now) {
+            NMISC_OUT2
+        } else {
+            0
+        }
+    }
+
+    /// `STRUCT_VATPIT`.
+    pub fn save(&self) -> Vec<u8> {
+        let Self { channels } = self;
+        let mut out = Writer::new(STATE_LEN);
+        out.i64(TICK.sec);
+        out.u64(TICK.frac);
+        for channel in channels {
+            let Channel {
+                mode,
+                initial,
+                loaded,
+                cr,
+                ol,
+                status_latched,
+                status,
+                write_high,
+                olbyte: _,
+                read_high,
+                callout,
+            } = channel;
+            let (loaded, callout) = (Bintime::from(*loaded), callout.unwrap_or_default());
+            out.i32((*mode).into());
+            out.u16(*initial);
+            out.i64(loaded.sec);
+            out.u64(loaded.frac);
+            out.bytes(cr);
+            out.bytes(ol);
+            out.bool(*status_latched);
+            out.u8(*status);
+            out.i32((*write_high).into());
+            out.i32((*read_high).into());
+            out.i64(callout.sec);
+            out.u64(callout.frac);
+        }
+        out.finish()
+    }
+
+    /// The 8254 that `STRUCT_VATPIT` describes. Its times are uptimes of the host that saved it, so that without
+    /// the extras every counter starts again from its initial value.
+    pub fn restore(now: Sbt, bytes: &[u8]) -> Result<Self, StateError> {
+        let mut reader = Reader::new(Device::Vatpit.name(), bytes, STATE_LEN)?;
+        let tick = Bintime {
+            sec: reader.i64(),
+            frac: reader.u64(),
+        };
+        reader.check(tick == TICK, "frequency")?;
+        let mut pit = Self::new();
+        for channel in &mut pit.channels {
+            let mode = reader.i32();
+            channel.mode = u8::try_from(mode)
+                .ok()
+                .filter(|mode| {
+                    matches!(
+                        *mode,
+                        mode::INTTC | mode::RATEGEN | mode::SQWAVE | mode::SWSTROBE
+                    )
+                })
+                .ok_or_else(|| reader.bad("mode"))?;
+            channel.initial = reader.u16();
+            let _loaded: [u8; 16] = reader.array();
+            channel.loaded = now;
+            channel.cr = reader.array();
+            channel.ol = reader.array();
+            channel.status_latched = reader.bool("latched status")?;
+            channel.status = reader.u8();
+            for (flag, field) in [
+                (&mut channel.write_high, "written byte"),
+                (&mut channel.read_high, "read byte"),
+            ] {
+                let value = reader.i32();
+                reader.check(matches!(value, 0 | 1), field)?;
+                *flag = value == 1;
+            }
+            let _callout: [u8; 16] = reader.array();
+        }
+        let channel = &mut pit.channels[0];
+        if channel.initial != 0 {
+            channel.arm(now, now.into());
+        }
+        Ok(pit)
+    }
+
+    /// What the kernel's layout forgets: output latches, and where the counters are.
+    pub fn save_extras(&self, now: Sbt) -> Vec<u8> {
+        let mut out = Writer::extras(Device::Vatpit, EXTRAS_LEN);
+        for channel in &self.channels {
+            out.u8(channel.olbyte);
+            out.i64((now - channel.loaded).0);
+            let left = channel.callout.map(|callout| callout - now.into());
+            out.bool(left.is_some());
+            out.i64(left.unwrap_or_default().sec);
+            out.u64(left.unwrap_or_default().frac);
+        }
+        out.finish()
+    }
+
+    pub fn restore_extras(&mut self, now: Sbt, bytes: &[u8]) -> Result<(), StateError> {
+        let mut reader = Reader::extras(Device::Vatpit, bytes, EXTRAS_LEN)?;
+        let mut channels = self.channels;
+        for (index, channel) in channels.iter_mut().enumerate() {
+            channel.olbyte = reader.u8();
+            reader.check(channel.olbyte <= 2, "output latch")?;
+            let elapsed = reader.i64();
+            reader.check(elapsed >= 0, "time since the load")?;
+            channel.loaded = now - Sbt(elapsed);
+            let armed = reader.bool("interrupt")?;
+            let left = Bintime {
+                sec: reader.i64(),
+                frac: reader.u64(),
+            };
+            // A period is less than a second; what is overdue is so by less than that.
+            reader.check(!armed || index == 0 && channel.initial != 0, "interrupt")?;
+            reader.check(
+                !armed || matches!(left.sec, -1 | 0),
+                "time to the interrupt",
+            )?;
+            channel.callout = armed.then(|| left + now.into());
+        }
+        self.channels = channels;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,326 @@
+//! `sys/amd64/vmm/vmm_lapic.c` and the part of `io/vlapic.c` that concerns several local APICs: destinations,
+//! interrupt messages and interprocessor interrupts.
+//!
+//! Differs from the kernel's: a message signalled interrupt to a bad address is an error and not -1, which the
+//! kernel's system call layer takes for "restart".
+
+use crate::cpuset::CpuSet;
+use crate::io::Refused;
+use crate::io::vlapic::{Event, Lvt, Vlapic, delmode};
+
+/// What the devices did to the virtual CPUs since the last time somebody looked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Effects {
+    /// vCPUs that may have an interrupt to take: wake them if they sleep, make them look if they run.
+    pub notify: CpuSet,
+    /// vCPUs that an NMI arrived at.
+    pub nmi: CpuSet,
+    /// The vCPU whose write to its ICR has to be finished by userland.
+    pub start: Option<(usize, StartIpi)>,
+}
+
+/// An interprocessor interrupt that userland has to act upon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StartIpi {
+    /// `VM_EXITCODE_IPI`: INIT or STARTUP for all targets.
+    Ipi {
+        /// Delivery mode as in ICR: 0x500 is INIT, 0x600 STARTUP.
+        mode: u32,
+        /// The vector: for STARTUP the page where the target starts.
+        vector: u8,
+        /// Whom it concerns.
+        targets: CpuSet,
+    },
+    /// `VM_EXITCODE_SPINUP_AP`, for a userland that has not asked for the other form.
+    SpinUp {
+        /// The vCPU to start.
+        target: usize,
+        /// The page where it starts.
+        vector: u8,
+    },
+}
+
+/// An interrupt message on its way from an I/O APIC pin or an MSI.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct IntrMsg {
+    pub level: bool,
+    pub dest: u8,
+    pub logical: bool,
+    pub delmode: u32,
+    pub vector: u8,
+}
+
+impl IntrMsg {
+    /// The message that a write of `data` to `addr` is. Always edge, as the kernel treats it.
+    pub fn from_msi(addr: u64, data: u64) -> Result<Self, Refused> {
+        if addr >> 20 & 0xfff != 0xfee {
+            return Err(Refused);
+        }
+        Ok(Self {
+            level: false,
+            dest: (addr >> 12) as u8,
+            // The destination is logical only with both the redirection hint and the destination mode set.
+            logical: addr & 0xc == 0xc,
+            delmode: data as u32 & 0x700,
+            vector: data as u8,
+        })
+    }
+}
+
+/// All local APICs of a VM and the signals that go past them.
+#[derive(Debug, Clone)]
+pub(crate) struct Lapics {
+    pub cpus: Vec<Vlapic>,
+    /// vCPUs that exist for the guest.
+    pub active: CpuSet,
+    /// vCPUs that were sent INIT and wait for STARTUP.
+    pub startup: CpuSet,
+    /// vCPUs that are to ask the 8259 for a vector.
+    pub extint: CpuSet,
+    /// vCPUs whose userland understands `VM_EXITCODE_IPI`.
+    pub ipi_exit: CpuSet,
+    /// What happened, until it is taken.
+    pub effects: Effects,
+    /// Whether anything did.
+    pub pending: bool,
+}
+
+impl Lapics {
+    pub fn new(count: usize) -> Self {
+        Self {
+            cpus: (0..count).map(|vcpu| Vlapic::new(vcpu as u16)).collect(),
+            active: CpuSet::EMPTY,
+            startup: CpuSet::EMPTY,
+            extint: CpuSet::EMPTY,
+            ipi_exit: CpuSet::EMPTY,
+            effects: Effects::default(),
+            pending: false,
+        }
+    }
+
+    /// The vCPU is to look for interrupts.
+    pub fn notify(&mut self, vcpu: usize) {
+        self.effects.notify.insert(vcpu);
+        self.pending = true;
+    }
+
+    fn nmi(&mut self, vcpu: usize) {
+        self.effects.nmi.insert(vcpu);
+        self.pending = true;
+    }
+
+    fn ext_int(&mut self, vcpu: usize) {
+        self.extint.insert(vcpu);
+        self.notify(vcpu);
+    }
+
+    /// Carries out what a local APIC asked for, as far as it concerns processors only.
+    pub fn signal(&mut self, vcpu: usize, event: Event) {
+        match event {
+            Event::Notify => self.notify(vcpu),
+            Event::Nmi => self.nmi(vcpu),
+            Event::ExtInt => self.ext_int(vcpu),
+            Event::None | Event::Eoi(_) | Event::Ipi(_) | Event::Destination => (),
+        }
+    }
+
+    /// An edge-triggered `vector` for one vCPU.
+    pub fn intr_edge(&mut self, vcpu: usize, vector: u8) {
+        if let Some(lapic) = self.cpus.get_mut(vcpu) {
+            let event = lapic.receive(vector);
+            self.signal(vcpu, event);
+        }
+    }
+
+    /// A local source of every active vCPU, or of one.
+    pub fn trigger_lvt(&mut self, vcpu: Option<usize>, lvt: Lvt) {
+        let one = vcpu.map(|vcpu| CpuSet::from_iter([vcpu]));
+        for vcpu in one.unwrap_or(self.active).iter() {
+            if let Some(lapic) = self.cpus.get_mut(vcpu) {
+                let event = lapic.trigger_lvt(lvt);
+                self.signal(vcpu, event);
+            }
+        }
+    }
+
+    /// Whom a destination means. A low-priority message goes to the first of them only.
+    pub fn destination(&self, dest: u32, logical: bool, lowprio: bool, x2apic: bool) -> CpuSet {
+        if dest == if x2apic { u32::MAX } else { 0xff } {
+            return self.active;
+        }
+        if !logical {
+            let vcpu = dest as usize;
+            return CpuSet::from_iter(self.active.contains(vcpu).then_some(vcpu));
+        }
+        let matching = self.active.iter().filter(|vcpu| {
+            self.cpus
+                .get(*vcpu)
+                .is_some_and(|lapic| lapic.matches_logical(dest, x2apic))
+        });
+        if lowprio {
+            matching.take(1).collect()
+        } else {
+            matching.collect()
+        }
+    }
+
+    /// Delivers a message. Modes that neither the I/O APIC nor an MSI can send are dropped.
+    pub fn deliver(&mut self, msg: IntrMsg) {
+        if !matches!(
+            msg.delmode,
+            delmode::FIXED | delmode::LOWPRIO | delmode::EXTINT
+        ) {
+            return;
+        }
+        let lowprio = msg.delmode == delmode::LOWPRIO;
+        for vcpu in self
+            .destination(msg.dest.into(), msg.logical, lowprio, false)
+            .iter()
+        {
+            if msg.delmode == delmode::EXTINT {
+                self.ext_int(vcpu);
+            } else {
+                self.intr_edge(vcpu, msg.vector);
+            }
+        }
+    }
+
+    /// Sends the interprocessor interrupt in `icr`. Combinations that hardware would not send are ignored; modes
+    /// that are not emulated are refused.
+    pub fn send_ipi(&mut self, from: usize, icr: u64) -> Result<(), Refused> {
+        let Some(sender) = self.cpus.get(from) else {
+            return Err(Refused);
+        };
+        let Some(shorthand) = valid_shorthand(icr as u32) else {
+            return Ok(());
+        };
+        let x2apic = sender.x2apic();
+        let dest = if x2apic {
+            (icr >> 32) as u32
+        } else {
+            (icr >> 56) as u32
+        };
+        let logical = icr & 1 << 11 != 0;
+        let vector = icr as u8;
+        let targets = match shorthand {
+            Shorthand::None => self.destination(dest, logical, false, x2apic),
+            Shorthand::Self_ => CpuSet::from_iter([from]),
+            Shorthand::All => self.active,
+            Shorthand::Others => {
+                let mut others = self.active;
+                others.remove(from);
+                others
+            }
+        };
+        match icr as u32 & 0x700 {
+            delmode::FIXED if vector < 16 => {
+                let event = self
+                    .cpus
+                    .get_mut(from)
+                    .map(Vlapic::send_illegal)
+                    .unwrap_or_default();
+                self.signal(from, event);
+            }
+            delmode::FIXED => targets.iter().for_each(|vcpu| self.intr_edge(vcpu, vector)),
+            delmode::NMI => targets.iter().for_each(|vcpu| self.nmi(vcpu)),
+            mode @ (delmode::INIT | delmode::STARTUP) if self.ipi_exit.contains(from) => {
+                self.start_ipi(from, mode, vector, targets);
+            }
+            mode @ (delmode::INIT | delmode::STARTUP) => {
+                self.old_start_ipi(from, mode, vector, dest, logical)
+            }
+            _ => return Err(Refused),
+        }
+        Ok(())
+    }
+
+    /// INIT and STARTUP for a userland that starts processors by `VM_EXITCODE_IPI`.
+    fn start_ipi(&mut self, from: usize, mode: u32, vector: u8, targets: CpuSet) {
+        let targets = if mode == delmode::INIT {
+            self.init(targets);
+            targets
+        } else {
+            self.take_startup(targets)
+        };
+        if !targets.is_empty() {
+            self.effects.start = Some((
+                from,
+                StartIpi::Ipi {
+                    mode,
+                    vector,
+                    targets,
+                },
+            ));
+            self.pending = true;
+        }
+    }
+
+    /// The same for one that starts them by `VM_EXITCODE_SPINUP_AP`: one target, which need not be active yet, and
+    /// INIT stays in here.
+    fn old_start_ipi(&mut self, from: usize, mode: u32, vector: u8, dest: u32, logical: bool) {
+        let target = dest as usize;
+        if logical || target >= self.cpus.len() || target == from {
+            return;
+        }
+        let targets = CpuSet::from_iter([target]);
+        if mode == delmode::INIT {
+            self.init(targets);
+        } else if !self.take_startup(targets).is_empty() {
+            self.effects.start = Some((from, StartIpi::SpinUp { target, vector }));
+            self.pending = true;
+        }
+    }
+
+    /// Resets the local APICs of `targets`, which wait for STARTUP from here on.
+    fn init(&mut self, targets: CpuSet) {
+        for vcpu in targets.iter() {
+            if let Some(lapic) = self.cpus.get_mut(vcpu) {
+                lapic.reset();
+            }
+        }
+        self.startup = self.startup.union(&targets);
+    }
+
+    /// Those of `targets` that wait for STARTUP, which they no longer do.
+    fn take_startup(&mut self, targets: CpuSet) -> CpuSet {
+        let waiting: CpuSet = targets
+            .iter()
+            .filter(|vcpu| self.startup.contains(*vcpu))
+            .collect();
+        waiting.iter().for_each(|vcpu| self.startup.remove(vcpu));
+        waiting
+    }
+}
+
+/// ICR's destination shorthand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Shorthand {
+    None,
+    Self_,
+    All,
+    Others,
+}
+
+/// The shorthand of an ICR whose combination of mode, trigger, level and shorthand exists.
+fn valid_shorthand(icr: u32) -> Option<Shorthand> {
+    let shorthand = match icr >> 18 & 3 {
+        0 => Shorthand::None,
+        1 => Shorthand::Self_,
+        2 => Shorthand::All,
+        _ => Shorthand::Others,
+    };
+    let level_triggered = icr & 1 << 15 != 0;
+    let asserted = icr & 1 << 14 != 0;
+    // A level-triggered assertion is sent as an edge. INIT deassert resets arbitration ids, which nothing can see.
+    let sendable = !level_triggered || asserted;
+    let remote = matches!(shorthand, Shorthand::None | Shorthand::Others);
+    let valid = match icr & 0x700 {
+        delmode::FIXED => sendable,
+        delmode::LOWPRIO | delmode::SMI | delmode::NMI | delmode::INIT => sendable && remote,
+        delmode::STARTUP => remote,
+        // Remote read and the reserved mode.
+        0x300 => !level_triggered && shorthand == Shorthand::None,
+        _ => false,
+    };
+    valid.then_some(shorthand)
+}

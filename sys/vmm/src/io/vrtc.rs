@@ -1,0 +1,494 @@
+//! `sys/amd64/vmm/io/vrtc.c`: the CMOS clock with 128 bytes, ports 0x70 and 0x71.
+//!
+//! Differs from the kernel's: reading the clock does not move the start of its second, update and alarm interrupts
+//! come at the change of the second, and a jump of the time visits at most a day of alarms.
+
+use crate::io::Refused;
+use crate::io::wire::{Device, Reader, StateError, Writer};
+use crate::time::Sbt;
+
+/// Bytes of `STRUCT_VRTC`.
+const STATE_LEN: usize = 12 + CMOS;
+/// Bytes of the extras.
+const EXTRAS_LEN: usize = 17;
+const CMOS: usize = 128;
+
+const SEC: usize = 0;
+const ALARM_SEC: usize = 1;
+const MIN: usize = 2;
+const ALARM_MIN: usize = 3;
+const HOUR: usize = 4;
+const ALARM_HOUR: usize = 5;
+const WDAY: usize = 6;
+const DAY: usize = 7;
+const MONTH: usize = 8;
+const YEAR: usize = 9;
+const REG_A: usize = 10;
+const REG_B: usize = 11;
+const REG_C: usize = 12;
+const REG_D: usize = 13;
+pub(crate) const CENTURY: usize = 0x32;
+
+/// Register A: update in progress, which never is.
+const A_UIP: u8 = 0x80;
+const B_24HR: u8 = 0x02;
+const B_BINARY: u8 = 0x04;
+const B_SQWE: u8 = 0x08;
+const B_UINTR: u8 = 0x10;
+const B_AINTR: u8 = 0x20;
+const B_PINTR: u8 = 0x40;
+const B_HALT: u8 = 0x80;
+const B_INTRS: u8 = B_UINTR | B_AINTR | B_PINTR;
+/// Register C: the sources have the positions of their enables in B.
+const C_IRQ: u8 = 0x80;
+const HOUR_PM: u8 = 0x80;
+/// An alarm field from here on matches everything.
+const ALARM_ANY: u8 = 0xc0;
+
+const DAY_SECS: i64 = 86_400;
+/// 9999-12-31 23:59:59, the last second that the registers can show.
+const TIME_MAX: i64 = 253_402_300_799;
+
+/// The clock. Methods that take `irq` set it when IRQ 8 is to be pulsed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Vrtc {
+    addr: u8,
+    /// Start of the second `time`.
+    base: Sbt,
+    /// Seconds since 1970; none while the guest sets the clock or has set it to something that is no time.
+    time: Option<i64>,
+    cmos: [u8; CMOS],
+    /// The next periodic interrupt.
+    periodic: Sbt,
+}
+
+impl Vrtc {
+    pub fn new(now: Sbt) -> Self {
+        let mut cmos = [0; CMOS];
+        cmos[REG_A] = 0x20;
+        cmos[REG_B] = B_24HR;
+        cmos[REG_D] = 0x80;
+        let mut rtc = Self {
+            addr: REG_D as u8,
+            base: now,
+            time: Some(0),
+            cmos,
+            periodic: Sbt::NEVER,
+        };
+        rtc.show_time(false);
+        rtc
+    }
+
+    /// VM_REINIT: interrupts off, the time goes on.
+    pub fn reset(&mut self, now: Sbt) {
+        // The guest's reset takes effect whether or not its time was sane.
+        let _ = self.write_b(now, self.cmos[REG_B] & !(B_INTRS | B_SQWE), &mut false);
+        self.set_c(0, &mut false);
+    }
+
+    fn b(&self, bit: u8) -> bool {
+        self.cmos[REG_B] & bit != 0
+    }
+
+    /// The dividers are not held in reset.
+    fn divider(&self) -> bool {
+        self.cmos[REG_A] & 0x70 == 0x20
+    }
+
+    fn updating(&self) -> bool {
+        self.divider() && !self.b(B_HALT) && self.time.is_some()
+    }
+
+    /// The time now: seconds since 1970.
+    pub fn time(&self, now: Sbt) -> Option<i64> {
+        let passed = if self.updating() {
+            (now.since(self.base) >> 32) as i64
+        } else {
+            0
+        };
+        Some((self.time? + passed).min(TIME_MAX))
+    }
+
+    /// Lets the time go on to `now`.
+    fn catch_up(&mut self, now: Sbt, irq: &mut bool) {
+        let (Some(old), Some(new)) = (self.time, self.time(now)) else {
+            return;
+        };
+        if new != old {
+            self.base = self.base + Sbt((new - old) << 32);
+            self.move_time(Some(old), new, irq);
+        }
+    }
+
+    /// Whether the registers can show `time`.
+    pub fn representable(time: i64) -> bool {
+        (0..=TIME_MAX).contains(&time)
+    }
+
+    /// Sets the time as `VM_RTC_SETTIME` does; refused while the guest holds the clock.
+    pub fn set_time(&mut self, now: Sbt, time: i64, irq: &mut bool) -> Result<(), Refused> {
+        if self.time == Some(time) {
+            return Ok(());
+        }
+        if self.b(B_HALT) {
+            return Err(Refused);
+        }
+        self.base = now;
+        self.move_time(self.time, time.clamp(0, TIME_MAX), irq);
+        Ok(())
+    }
+
+    /// The time goes from `old` to `new`: interrupts for what lies between.
+    fn move_time(&mut self, old: Option<i64>, new: i64, irq: &mut bool) {
+        let first = match old {
+            // Alarms repeat daily, so the last day has them all.
+            Some(old) if old < new && self.b(B_AINTR) => (old + 1).max(new - DAY_SECS),
+            _ => new,
+        };
+        for time in first..=new {
+            self.time = Some(time);
+            if self.b(B_AINTR) {
+                self.show_time(false);
+                if self.alarm_matches() {
+                    self.set_c(self.cmos[REG_C] | B_AINTR, irq);
+                }
+            }
+        }
+        if self.b(B_UINTR) {
+            self.set_c(self.cmos[REG_C] | B_UINTR, irq);
+        }
+    }
+
+    fn alarm_matches(&self) -> bool {
+        [(ALARM_SEC, SEC), (ALARM_MIN, MIN), (ALARM_HOUR, HOUR)]
+            .into_iter()
+            .all(|(alarm, field)| {
+                self.cmos[alarm] >= ALARM_ANY || self.cmos[alarm] == self.cmos[field]
+            })
+    }
+
+    fn set_c(&mut self, value: u8, irq: &mut bool) {
+        let flags = value & B_INTRS;
+        let raised = flags & self.cmos[REG_B] != 0;
+        *irq |= raised && self.cmos[REG_C] & C_IRQ == 0;
+        self.cmos[REG_C] = flags | if raised { C_IRQ } else { 0 };
+    }
+
+    // The date in registers.
+
+    fn encode(&self, value: i64) -> u8 {
+        let value = value as u8;
+        if self.b(B_BINARY) {
+            value
+        } else {
+            value / 10 << 4 | value % 10
+        }
+    }
+
+    fn decode(&self, value: u8) -> Option<i64> {
+        if self.b(B_BINARY) {
+            return Some(value.into());
+        }
+        let (tens, ones) = (value >> 4, value & 0xf);
+        (tens <= 9 && ones <= 9).then(|| i64::from(tens * 10 + ones))
+    }
+
+    /// Brings the date's registers up to date, which are the guest's own while it holds the clock (unless forced).
+    fn show_time(&mut self, force: bool) {
+        let Some(time) = self.time else { return };
+        if self.b(B_HALT) && !force {
+            return;
+        }
+        let (days, secs) = (time.div_euclid(DAY_SECS), time.rem_euclid(DAY_SECS));
+        let (year, month, day) = civil_from_days(days);
+        let hour = secs / 3600;
+        self.cmos[SEC] = self.encode(secs % 60);
+        self.cmos[MIN] = self.encode(secs / 60 % 60);
+        self.cmos[HOUR] = if self.b(B_24HR) {
+            self.encode(hour)
+        } else {
+            let pm = if hour >= 12 { HOUR_PM } else { 0 };
+            self.encode((hour + 11) % 12 + 1) | pm
+        };
+        // 1970-01-01 was a Thursday, the fifth day.
+        self.cmos[WDAY] = self.encode((days + 4) % 7 + 1);
+        self.cmos[DAY] = self.encode(day);
+        self.cmos[MONTH] = self.encode(month);
+        self.cmos[YEAR] = self.encode(year % 100);
+        self.cmos[CENTURY] = self.encode(year / 100 % 100);
+    }
+
+    /// The time that the registers show, if they show one. The day of the week is ignored: guests do not set it.
+    fn parse_time(&self) -> Option<i64> {
+        let field = |offset: usize, low: i64, high: i64| {
+            self.decode(self.cmos[offset])
+                .filter(|value| (low..=high).contains(value))
+        };
+        let (sec, min) = (field(SEC, 0, 59)?, field(MIN, 0, 59)?);
+        let hour = if self.b(B_24HR) {
+            field(HOUR, 0, 23)?
+        } else {
+            let hour = self
+                .decode(self.cmos[HOUR] & !HOUR_PM)
+                .filter(|hour| (1..=12).contains(hour))?;
+            hour % 12
+                + if self.cmos[HOUR] & HOUR_PM != 0 {
+                    12
+                } else {
+                    0
+                }
+        };
+        let (day, month) = (field(DAY, 1, 31)?, field(MONTH, 1, 12)?);
+        let year = field(CENTURY, 0, 99)? * 100 + field(YEAR, 0, 99)?;
+        let days = days_from_civil(year, month, day);
+        // A day that its month does not have comes back as another.
+        (year >= 1970 && civil_from_days(days) == (year, month, day))
+            .then_some(days * DAY_SECS + hour * 3600 + min * 60 + sec)
+    }
+
+    // Interrupt timing.
+
+    /// The period of the periodic interrupt, while it is on.
+    fn period(&self) -> Option<Sbt> {
+        if !self.b(B_PINTR) || !self.divider() {
+            return None;
+        }
+        let hz = match self.cmos[REG_A] & 0xf {
+            0 => return None,
+            1 => 256,
+            2 => 128,
+            rate => 65536 >> rate,
+        };
+        Some(Sbt(Sbt::SECOND.0 / hz))
+    }
+
+    /// When the clock wants to be called: for the periodic interrupt, or at the change of the second.
+    pub fn deadline(&self) -> Sbt {
+        if self.updating() && (self.b(B_AINTR) || self.b(B_UINTR)) && self.time < Some(TIME_MAX) {
+            self.periodic.min(self.base + Sbt::SECOND)
+        } else {
+            self.periodic
+        }
+    }
+
+    /// The deadline is reached.
+    pub fn expire(&mut self, now: Sbt, irq: &mut bool) {
+        if self.periodic <= now {
+            // What the guest was not run for is not made up for.
+            let next = self
+                .period()
+                .map(|period| (self.periodic + period, now + period));
+            self.periodic = next.map_or(
+                Sbt::NEVER,
+                |(due, later)| if due > now { due } else { later },
+            );
+            self.set_c(self.cmos[REG_C] | B_PINTR, irq);
+        }
+        if self.b(B_AINTR) || self.b(B_UINTR) {
+            self.catch_up(now, irq);
+        }
+    }
+
+    /// After registers changed: starts the periodic interrupt anew if its period did.
+    fn rearm(&mut self, now: Sbt, before: Option<Sbt>) {
+        let period = self.period();
+        if period != before {
+            self.periodic = period.map_or(Sbt::NEVER, |period| now + period);
+        }
+    }
+
+    // Registers.
+
+    fn write_a(&mut self, now: Sbt, value: u8) {
+        let (before, ran) = (self.period(), self.divider());
+        self.cmos[REG_A] = value & !A_UIP;
+        if !ran && self.divider() {
+            self.base = now;
+        }
+        self.rearm(now, before);
+    }
+
+    fn write_b(&mut self, now: Sbt, value: u8, irq: &mut bool) -> Result<(), Refused> {
+        let before = self.period();
+        let changed = self.cmos[REG_B] ^ value;
+        self.cmos[REG_B] = value;
+        let mut result = Ok(());
+        if changed & value & B_HALT != 0 {
+            // The guest finds the time at which it stopped the clock, and no update interrupt any more.
+            self.show_time(true);
+            self.time = None;
+            self.cmos[REG_B] &= !B_UINTR;
+        } else if changed & B_HALT != 0 {
+            match self.parse_time() {
+                Some(time) => {
+                    self.base = now;
+                    self.move_time(None, time, irq);
+                }
+                None => result = Err(Refused),
+            }
+        }
+        if changed & B_INTRS != 0 {
+            self.set_c(self.cmos[REG_C], irq);
+        }
+        self.rearm(now, before);
+        result
+    }
+
+    /// OUT to 0x70.
+    pub fn select(&mut self, value: u8) {
+        self.addr = value & 0x7f;
+    }
+
+    /// Lets the time go on, and shows it if the register at `offset` is part of it.
+    fn refresh(&mut self, now: Sbt, offset: usize, irq: &mut bool) {
+        self.catch_up(now, irq);
+        if offset < REG_A || offset == CENTURY {
+            self.show_time(false);
+        }
+    }
+
+    /// IN from 0x71.
+    pub fn read(&mut self, now: Sbt, irq: &mut bool) -> u8 {
+        let offset = usize::from(self.addr & 0x7f);
+        self.refresh(now, offset, irq);
+        let value = self.cmos[offset];
+        if offset == REG_C {
+            self.set_c(0, irq);
+        }
+        value
+    }
+
+    /// OUT to 0x71. Refused when the guest sets a time that does not exist.
+    pub fn write(&mut self, now: Sbt, value: u8, irq: &mut bool) -> Result<(), Refused> {
+        let offset = usize::from(self.addr & 0x7f);
+        self.refresh(now, offset, irq);
+        match offset {
+            REG_A => self.write_a(now, value),
+            REG_B => return self.write_b(now, value, irq),
+            REG_C | REG_D => (),
+            SEC => self.cmos[SEC] = value & 0x7f,
+            _ => self.cmos[offset] = value,
+        }
+        // Some guests set the century without holding the clock.
+        if offset == CENTURY && !self.b(B_HALT) {
+            let Some(time) = self.parse_time() else {
+                self.time = None;
+                return Err(Refused);
+            };
+            if self.time != Some(time) {
+                self.base = now;
+                self.move_time(self.time, time, irq);
+            }
+        }
+        Ok(())
+    }
+
+    /// `VM_RTC_READ`.
+    pub fn nvram_read(&mut self, now: Sbt, offset: usize) -> Option<u8> {
+        if offset < REG_A || offset == CENTURY {
+            let base = self.time;
+            self.time = self.time(now);
+            self.show_time(false);
+            // Only looking: what the passing of time causes is left to the clock itself.
+            self.time = base;
+        }
+        self.cmos.get(offset).copied()
+    }
+
+    /// `VM_RTC_WRITE`: anything but the clock.
+    pub fn nvram_write(&mut self, offset: usize, value: u8) -> Result<(), Refused> {
+        match self.cmos.get_mut(offset) {
+            Some(byte) if offset > REG_D && offset != CENTURY => *byte = value,
+            _ => return Err(Refused),
+        }
+        Ok(())
+    }
+
+    /// `STRUCT_VRTC`. The time is that of the moment, so that it goes on from there without the extras.
+    pub fn save(&self) -> Vec<u8> {
+        let Self {
+            addr,
+            base: _,
+            time,
+            cmos,
+            periodic: _,
+        } = self;
+        let mut out = Writer::new(STATE_LEN);
+        out.u32((*addr).into());
+        out.i64(time.unwrap_or(-1));
+        out.bytes(cmos);
+        out.finish()
+    }
+
+    pub fn restore(now: Sbt, bytes: &[u8]) -> Result<Self, StateError> {
+        let mut reader = Reader::new(Device::Vrtc.name(), bytes, STATE_LEN)?;
+        let addr = reader.u32();
+        reader.check(addr < CMOS as u32, "index")?;
+        let time = reader.i64();
+        reader.check((-1..=TIME_MAX).contains(&time), "time")?;
+        let cmos: [u8; CMOS] = reader.array();
+        let mut rtc = Self {
+            addr: addr as u8,
+            base: now,
+            time: (time >= 0).then_some(time),
+            cmos,
+            periodic: Sbt::NEVER,
+        };
+        reader.check(cmos[REG_A] & A_UIP == 0, "register A")?;
+        let raised = cmos[REG_C] & cmos[REG_B] & B_INTRS != 0;
+        reader.check(cmos[REG_C] & !(B_INTRS | C_IRQ) == 0, "register C")?;
+        reader.check(raised == (cmos[REG_C] & C_IRQ != 0), "register C")?;
+        reader.check(rtc.time.is_none() || !rtc.b(B_HALT), "time")?;
+        rtc.rearm(now, None);
+        Ok(rtc)
+    }
+
+    /// What the kernel's layout forgets: how far the second has come, and the periodic interrupt's phase.
+    pub fn save_extras(&self, now: Sbt) -> Vec<u8> {
+        let mut out = Writer::extras(Device::Vrtc, EXTRAS_LEN);
+        out.i64((now - self.base).0);
+        out.bool(self.periodic != Sbt::NEVER);
+        out.left(self.periodic, now);
+        out.finish()
+    }
+
+    /// Follows [`Self::restore`] at the same time.
+    pub fn restore_extras(&mut self, now: Sbt, bytes: &[u8]) -> Result<(), StateError> {
+        let mut reader = Reader::extras(Device::Vrtc, bytes, EXTRAS_LEN)?;
+        let elapsed = reader.i64();
+        reader.check(elapsed >= 0, "phase")?;
+        let armed = reader.bool("periodic interrupt")?;
+        let periodic = reader.deadline(now, Sbt::SECOND, "periodic interrupt")?;
+        reader.check(armed == (periodic != Sbt::NEVER), "periodic interrupt")?;
+        reader.check(armed == self.period().is_some(), "periodic interrupt")?;
+        self.base = now - Sbt(elapsed);
+        self.periodic = periodic;
+        Ok(())
+    }
+}
+
+/// Days since 1970-01-01 of a date in the Gregorian calendar.
+fn days_from_civil(year: i64, month: i64, day: i64) -> i64 {
+    // Years begin in March here, so that the leap day is the last of a year.
+    let year = if month <= 2 { year - 1 } else { year };
+    let day_of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
+    year * 365 + year / 4 - year / 100 + year / 400 + day_of_year - 719_468
+}
+
+/// The inverse of [`days_from_civil`], for days of 1970 and later.
+fn civil_from_days(days: i64) -> (i64, i64, i64) {
+    let days = days + 719_468;
+    let era = days / 146_097;
+    let day_of_era = days % 146_097;
+    let year_of_era =
+        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted + 2) / 5 + 1;
+    let month = (shifted + 2) % 12 + 1;
+    let year = era * 400 + year_of_era + i64::from(month <= 2);
+    (year, month, day)
+}
+
+#[cfg(test)]
+mod tests;
