@@ -1,5 +1,7 @@
 //! bhyve(8): run a guest operating system inside a virtual machine.
 
+mod acpi;
+mod bhyverun_machdep;
 mod block_if;
 mod cleanup;
 mod config;

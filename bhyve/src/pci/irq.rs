@@ -1,6 +1,7 @@
 //! The router of legacy PCI interrupts: PIRQA-H to the 8259s, and pins 16 to 23 of the I/O APIC
 //! (`usr.sbin/bhyve/amd64/pci_irq.c` and `ioapic.c`). The LPC bridge shows the PIRQ registers to the guest.
 
+use super::Bdf;
 use super::intx::{IntxRoute, IntxRouter};
 use crate::device::{Device, SaveError, SavedBytes, SavedState, StateError};
 use crate::irqchip::IrqChip;
@@ -47,7 +48,7 @@ struct Inner {
     /// Users of each IRQ; `None` for those that cannot be had.
     irq_users: [Option<u32>; ISA_IRQS as usize],
     next_ioapic: u8,
-    bridge: bool,
+    bridge: Option<Bdf>,
 }
 
 /// What a checkpoint keeps: the rest follows from the configuration.
@@ -89,7 +90,7 @@ impl PciIrq {
             lines: [0; PIRQS],
             irq_users: std::array::from_fn(|irq| permitted(irq as u8).then_some(0)),
             next_ioapic: 0,
-            bridge: false,
+            bridge: None,
         };
         Ok(Self {
             chip,
@@ -110,8 +111,16 @@ impl PciIrq {
     }
 
     /// Whether the caller is the first bridge that wants to show the registers.
-    pub(super) fn claim_bridge(&self) -> bool {
-        !std::mem::replace(&mut self.inner().bridge, true)
+    pub(super) fn claim_bridge(&self, bdf: Bdf) -> bool {
+        let mut inner = self.inner();
+        let first = inner.bridge.is_none();
+        inner.bridge.get_or_insert(bdf);
+        first
+    }
+
+    /// The bridge that shows the registers, if there is one.
+    pub fn bridge(&self) -> Option<Bdf> {
+        self.inner().bridge
     }
 
     /// The register of a PIRQ, counted from 0.
@@ -135,11 +144,6 @@ impl PciIrq {
                 self.chip.isa_assert(irq, None);
             }
         }
-    }
-
-    /// The IRQ that firmware would have routed each PIRQ to, if it is used: for the tables.
-    pub fn boot_irqs(&self) -> [Option<u8>; PIRQS] {
-        self.inner().boot
     }
 }
 

@@ -233,7 +233,7 @@ fn build(
             "the LPC bridge can be present only on bus 0".into(),
         ));
     }
-    if !ctx.intx.claim_bridge() {
+    if !ctx.intx.claim_bridge(func.bdf()) {
         return Err(BuildError::Invalid(
             "there can be only one LPC bridge".into(),
         ));
