@@ -174,6 +174,9 @@ pub enum BuildError {
         /// Why not.
         source: std::io::Error,
     },
+    /// An error of the virtual machine.
+    #[error(transparent)]
+    Vm(#[from] vmmapi::Error),
     /// The saved state that was given.
     #[error(transparent)]
     State(#[from] StateError),

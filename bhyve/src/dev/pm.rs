@@ -415,13 +415,15 @@ mod tests {
                 match n {
                     0..8 => pm.write(port, size, value.into()),
                     8 => pm.write(SMI_CMD, 1, u32::from(ACPI_ENABLE) + u32::from(value & 1)),
-                    9 => drop(pm.power_button()),
+                    9 => return pm.power_button().into(),
                     _ => return pm.read(port, size),
                 }
                 0
             };
             let (first, chip, requests) = pm(None);
-            before.iter().for_each(|access| drop(apply(&first, *access)));
+            for access in before {
+                apply(&first, access);
+            }
             let saved = SavedBytes::from(first.save().unwrap());
             let (twin, twin_chip, twin_requests) = pm(Some(&saved));
             let offset = chip.isa_count(SCI_IRQ);
