@@ -627,6 +627,30 @@ impl Vm {
         })
     }
 
+    /// Software vmm with the instruction clock: holds all vCPUs, as [`Self::suspend_all_cpus`] does, at the first possible
+    /// point where so many instructions have retired; 0 takes the wish back. `ENOTTY` elsewhere, `EINVAL` with another clock.
+    pub fn stop_at(&self, instructions: u64) -> Result<()> {
+        let what = || format!("instruction {instructions}");
+        self.ioctl(
+            "stop_at",
+            soft::VM_SOFT_STOP_AT,
+            &mut { instructions },
+            what,
+        )
+    }
+
+    /// Software vmm with the instruction clock: how many instructions all vCPUs have retired.
+    pub fn instructions(&self) -> Result<u64> {
+        let mut count = 0u64;
+        self.ioctl(
+            "instructions",
+            soft::VM_SOFT_INSTRUCTIONS,
+            &mut count,
+            || self.name().to_owned(),
+        )?;
+        Ok(count)
+    }
+
     /// `vm_get_stat_desc`: the name of a counter; `None` behind the last.
     pub fn stat_desc(&self, index: i32) -> Option<String> {
         let mut arg = VmStatDesc {
