@@ -5,8 +5,11 @@
 //! devices do to virtual CPUs is collected and taken with [`Chipset::take_effects`] under the same lock. Time is an
 //! argument, so the same calls with the same times give the same machine, always.
 
+use std::ops::RangeInclusive;
+
 use crate::cpuset::CpuSet;
 use crate::errno::Errno;
+use crate::io::Refused;
 use crate::io::vatpic::Vatpic;
 use crate::io::vatpit::Vatpit;
 use crate::io::vhpet::{self, Signal, Vhpet};
@@ -16,7 +19,6 @@ use crate::io::vmm_lapic::{IntrMsg, Lapics};
 use crate::io::vpmtmr::Vpmtmr;
 use crate::io::vrtc::Vrtc;
 use crate::io::wire::{Reader, Writer};
-use crate::io::{Refused, wire};
 use crate::time::Sbt;
 
 pub use crate::io::vmm_lapic::{Effects, StartIpi};
@@ -31,7 +33,7 @@ pub const LAPIC_BASE: u64 = 0xfee0_0000;
 const PAGE: u64 = 0x1000;
 const HPET_LEN: u64 = 0x400;
 
-const MSR_APICBASE: u32 = 0x1b;
+const X2APIC_MSRS: RangeInclusive<u32> = 0x800..=0xbff;
 
 const PIT_IRQ: u8 = 0;
 const PIT_PIN: usize = 2;
@@ -42,42 +44,23 @@ const PIC_PIN: usize = 0;
 
 /// How an access of the guest ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Access<T> {
+pub enum Io<T> {
     /// No in-kernel device is there.
     NotMine,
     /// The device's handler failed, as the kernel's does.
-    Error,
+    Refused,
     /// It was carried out.
     Done(T),
 }
 
-impl<T> From<Result<T, Refused>> for Access<T> {
+impl<T> From<Result<T, Refused>> for Io<T> {
     fn from(result: Result<T, Refused>) -> Self {
-        result.map_or(Self::Error, Self::Done)
+        result.map_or(Self::Refused, Self::Done)
     }
 }
 
-/// What is driven of an interrupt line.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Line {
-    /// One more source is active.
-    Assert,
-    /// One source less is active.
-    Deassert,
-    /// Both, at once.
-    Pulse,
-}
-
-impl Line {
-    /// The levels that a source goes through.
-    fn levels(self) -> &'static [bool] {
-        match self {
-            Self::Assert => &[true],
-            Self::Deassert => &[false],
-            Self::Pulse => &[true, false],
-        }
-    }
-}
+/// Number of I/O APIC pins (`VM_IOAPIC_PINCOUNT`).
+pub const IOAPIC_PINS: i32 = PINS as i32;
 
 /// The devices.
 #[derive(Debug, Clone)]
@@ -92,8 +75,13 @@ pub struct Chipset {
 }
 
 impl Chipset {
-    /// The devices of a VM that is created now, with room for `max_cpus` virtual CPUs, none of which is active.
-    pub fn new(max_cpus: usize, now: Sbt) -> Self {
+    /// The devices of a VM that is created now, at uptime zero, with room for `max_cpus` virtual CPUs, none of
+    /// which is active.
+    pub fn new(max_cpus: usize) -> Self {
+        Self::at(Sbt::ZERO, max_cpus)
+    }
+
+    fn at(now: Sbt, max_cpus: usize) -> Self {
         Self {
             lapics: Lapics::new(max_cpus),
             ioapic: Vioapic::new(),
@@ -106,13 +94,13 @@ impl Chipset {
     }
 
     /// `VM_REINIT`: all but the CMOS clock as after [`Self::new`], and no virtual CPU active.
-    pub fn reinit(&mut self, now: Sbt) {
+    pub fn reset(&mut self, now: Sbt) {
         let mut rtc = self.rtc.clone();
         rtc.reset(now);
         let ipi_exit = self.lapics.ipi_exit;
         *self = Self {
             rtc,
-            ..Self::new(self.lapics.cpus.len(), now)
+            ..Self::at(now, self.lapics.cpus.len())
         };
         self.lapics.ipi_exit = ipi_exit;
     }
@@ -120,7 +108,7 @@ impl Chipset {
     // Virtual CPUs.
 
     /// `VM_ACTIVATE_CPU`: the vCPU takes part in interrupt delivery from here on.
-    pub fn activate_cpu(&mut self, vcpu: usize) {
+    pub fn activate(&mut self, vcpu: usize) {
         if vcpu < self.lapics.cpus.len() {
             self.lapics.active.insert(vcpu);
             self.update_tmr();
@@ -147,23 +135,16 @@ impl Chipset {
     }
 
     /// `VM_GET_X2APIC_STATE`.
-    pub fn x2apic(&self, vcpu: usize) -> Result<bool, Errno> {
-        Ok(self.lapic(vcpu)?.x2apic())
+    pub fn x2apic(&self, vcpu: usize) -> bool {
+        self.lapics.cpus.get(vcpu).is_some_and(Vlapic::x2apic)
     }
 
-    /// `VM_SET_X2APIC_STATE`.
-    pub fn set_x2apic(&mut self, vcpu: usize, enabled: bool) -> Result<(), Errno> {
-        self.lapics
-            .cpus
-            .get_mut(vcpu)
-            .ok_or(Errno::EINVAL)?
-            .set_x2apic(enabled);
-        self.update_tmr();
-        Ok(())
-    }
-
-    fn lapic(&self, vcpu: usize) -> Result<&Vlapic, Errno> {
-        self.lapics.cpus.get(vcpu).ok_or(Errno::EINVAL)
+    /// `VM_SET_X2APIC_STATE`. The registers that depend on the mode get their reset values.
+    pub fn set_x2apic(&mut self, vcpu: usize, enabled: bool) {
+        if let Some(lapic) = self.lapics.cpus.get_mut(vcpu) {
+            lapic.set_x2apic(enabled);
+            self.update_tmr();
+        }
     }
 
     // Effects.
@@ -226,7 +207,7 @@ impl Chipset {
                 _ if board > now => return,
                 _ if self.pit.deadline() == board => {
                     self.pit.expire(now);
-                    self.isa_pulse(PIT_IRQ, PIT_PIN);
+                    self.pulse_irq(PIT_IRQ, PIT_PIN);
                 }
                 _ if self.hpet.deadline() == board => {
                     let (hpet, mut wires) = self.split_hpet();
@@ -268,14 +249,8 @@ impl Chipset {
             .is_some_and(|lapic| lapic.accept(vector))
     }
 
-    /// Whether `vcpu` is to take an interrupt of the 8259 pair.
-    pub fn extint_pending(&self, vcpu: usize) -> bool {
-        self.lapics.extint.contains(vcpu)
-    }
-
-    /// `vcpu` takes it: the vector.
-    pub fn extint_ack(&mut self, vcpu: usize) -> u8 {
-        self.lapics.extint.remove(vcpu);
+    /// A vCPU takes an interrupt of the 8259 pair: the vector.
+    pub fn extint_ack(&mut self) -> u8 {
         let (vector, raised) = self.pic.acknowledge();
         self.pic_output(raised);
         vector
@@ -289,53 +264,78 @@ impl Chipset {
             .map_or(0, |lapic| u64::from(lapic.tpr() >> 4))
     }
 
-    /// Writes CR8; false if that is a general protection fault.
-    pub fn set_cr8(&mut self, vcpu: usize, value: u64) -> bool {
-        match self.lapics.cpus.get_mut(vcpu) {
-            Some(lapic) if value <= 0xf => lapic.set_tpr((value as u8) << 4),
-            _ => return false,
+    /// Writes CR8, of which there are four bits; whether others are a fault is the processor's business.
+    pub fn set_cr8(&mut self, vcpu: usize, value: u64) {
+        if let Some(lapic) = self.lapics.cpus.get_mut(vcpu) {
+            lapic.set_tpr((value as u8) << 4);
         }
-        true
     }
 
     // Interrupt sources.
 
-    /// `VM_IOAPIC_ASSERT_IRQ` and its relatives.
-    pub fn ioapic_irq(&mut self, pin: i32, line: Line) -> Result<(), Errno> {
-        let pin = usize::try_from(pin)
-            .ok()
-            .filter(|pin| *pin < PINS)
-            .ok_or(Errno::EINVAL)?;
-        line.levels()
+    /// `VM_IOAPIC_ASSERT_IRQ`: one more source drives the pin.
+    pub fn ioapic_assert(&mut self, pin: i32) -> Result<(), Errno> {
+        self.ioapic_irq(pin, &[true])
+    }
+
+    /// `VM_IOAPIC_DEASSERT_IRQ`: one source less drives it.
+    pub fn ioapic_deassert(&mut self, pin: i32) -> Result<(), Errno> {
+        self.ioapic_irq(pin, &[false])
+    }
+
+    /// `VM_IOAPIC_PULSE_IRQ`: both at once.
+    pub fn ioapic_pulse(&mut self, pin: i32) -> Result<(), Errno> {
+        self.ioapic_irq(pin, &[true, false])
+    }
+
+    fn ioapic_irq(&mut self, pin: i32, levels: &[bool]) -> Result<(), Errno> {
+        if !(0..IOAPIC_PINS).contains(&pin) {
+            return Err(Errno::EINVAL);
+        }
+        levels
             .iter()
-            .for_each(|level| self.set_ioapic_pin(pin, *level));
+            .for_each(|level| self.set_ioapic_pin(pin as usize, *level));
         Ok(())
     }
 
-    /// `VM_IOAPIC_PINCOUNT`.
-    pub fn ioapic_pincount(&self) -> usize {
-        PINS
+    /// `VM_ISA_ASSERT_IRQ`: the 8259's line, and the I/O APIC's pin unless that is -1.
+    pub fn isa_assert(&mut self, atpic_irq: i32, ioapic_irq: i32) -> Result<(), Errno> {
+        self.isa_irq(atpic_irq, ioapic_irq, &[true])
     }
 
-    /// `VM_ISA_ASSERT_IRQ` and its relatives: the 8259's line, then the I/O APIC's pin unless that is -1.
-    pub fn isa_irq(&mut self, atpic_irq: i32, ioapic_irq: i32, line: Line) -> Result<(), Errno> {
+    /// `VM_ISA_DEASSERT_IRQ`.
+    pub fn isa_deassert(&mut self, atpic_irq: i32, ioapic_irq: i32) -> Result<(), Errno> {
+        self.isa_irq(atpic_irq, ioapic_irq, &[false])
+    }
+
+    /// `VM_ISA_PULSE_IRQ`.
+    pub fn isa_pulse(&mut self, atpic_irq: i32, ioapic_irq: i32) -> Result<(), Errno> {
+        self.isa_irq(atpic_irq, ioapic_irq, &[true, false])
+    }
+
+    fn isa_irq(&mut self, atpic_irq: i32, ioapic_irq: i32, levels: &[bool]) -> Result<(), Errno> {
         let irq = u8::try_from(atpic_irq)
             .ok()
             .filter(|irq| *irq < 16)
             .ok_or(Errno::EINVAL)?;
-        line.levels()
+        levels
             .iter()
             .for_each(|level| self.set_pic_irq(irq, *level));
         if ioapic_irq == -1 {
             Ok(())
         } else {
-            self.ioapic_irq(ioapic_irq, line)
+            self.ioapic_irq(ioapic_irq, levels)
         }
     }
 
-    /// `VM_ISA_SET_IRQ_TRIGGER`.
-    pub fn isa_set_trigger(&mut self, atpic_irq: i32, level: bool) -> Result<(), Errno> {
+    /// `VM_ISA_SET_IRQ_TRIGGER`: 0 is edge, 1 level.
+    pub fn isa_set_trigger(&mut self, atpic_irq: i32, trigger: i32) -> Result<(), Errno> {
         let irq = u8::try_from(atpic_irq).map_err(|_| Errno::EINVAL)?;
+        let level = match trigger {
+            0 => false,
+            1 => true,
+            _ => return Err(Errno::EINVAL),
+        };
         self.pic
             .set_trigger(irq, level)
             .map_err(|Refused| Errno::EINVAL)
@@ -354,7 +354,6 @@ impl Chipset {
             .ok()
             .filter(|vector| *vector >= 16)
             .ok_or(Errno::EINVAL)?;
-        self.lapic(vcpu)?;
         self.lapics.intr_edge(vcpu, vector);
         Ok(())
     }
@@ -365,9 +364,6 @@ impl Chipset {
             .ok()
             .and_then(Lvt::from_index)
             .ok_or(Errno::EINVAL)?;
-        if let Some(vcpu) = vcpu {
-            self.lapic(vcpu)?;
-        }
         self.lapics.trigger_lvt(vcpu, lvt);
         Ok(())
     }
@@ -392,7 +388,7 @@ impl Chipset {
         }
     }
 
-    fn isa_pulse(&mut self, irq: u8, pin: usize) {
+    fn pulse_irq(&mut self, irq: u8, pin: usize) {
         for level in [true, false] {
             self.set_pic_irq(irq, level);
         }
@@ -403,7 +399,7 @@ impl Chipset {
 
     fn rtc_irq(&mut self, raised: bool) {
         if raised {
-            self.isa_pulse(RTC_IRQ, RTC_PIN);
+            self.pulse_irq(RTC_IRQ, RTC_PIN);
         }
     }
 
@@ -454,14 +450,14 @@ impl Chipset {
     // Port space.
 
     /// IN of `size` bytes. The caller puts the low `size` bytes of the value into EAX.
-    pub fn in_port(&mut self, now: Sbt, port: u16, size: u8) -> Access<u32> {
+    pub fn in_port(&mut self, now: Sbt, port: u16, size: u8) -> Io<u32> {
         let value = match (port, size) {
             (0x61, _) => self.pit.read_nmisc(now),
-            (0x408, 4) => return Access::Done(self.pmtmr.read(now)),
+            (0x408, 4) => return Io::Done(self.pmtmr.read(now)),
             (0x20 | 0x21 | 0xa0 | 0xa1 | 0x4d0 | 0x4d1, 1) => self.pic.read(port),
             (0x40..=0x43, 1) => match self.pit.read(now, port) {
                 Ok(value) => value,
-                Err(Refused) => return Access::Error,
+                Err(Refused) => return Io::Refused,
             },
             (0x70, 1) => 0xff,
             (0x71, 1) => {
@@ -472,14 +468,14 @@ impl Chipset {
             }
             _ => return unrouted(port),
         };
-        Access::Done(value.into())
+        Io::Done(value.into())
     }
 
     /// OUT of `size` bytes.
-    pub fn out_port(&mut self, now: Sbt, port: u16, size: u8, value: u32) -> Access<()> {
+    pub fn out_port(&mut self, now: Sbt, port: u16, size: u8, value: u32) -> Io<()> {
         let byte = value as u8;
         match (port, size) {
-            (0x61, _) => Access::Done(()),
+            (0x61, _) => Io::Done(()),
             (0x20 | 0x21 | 0xa0 | 0xa1 | 0x4d0 | 0x4d1, 1) => {
                 let raised = self.pic.write(port, byte);
                 self.pic_output(raised == Ok(true));
@@ -488,7 +484,7 @@ impl Chipset {
             (0x40..=0x43, 1) => self.pit.write(now, port, byte).into(),
             (0x70, 1) => {
                 self.rtc.select(byte);
-                Access::Done(())
+                Io::Done(())
             }
             (0x71, 1) => {
                 let mut irq = false;
@@ -503,33 +499,26 @@ impl Chipset {
     // Memory-mapped registers and MSRs.
 
     /// A read of `size` bytes at guest-physical address `gpa` by `vcpu`.
-    pub fn mmio_read(&mut self, now: Sbt, vcpu: usize, gpa: u64, size: u8) -> Access<u64> {
+    pub fn mmio_read(&mut self, now: Sbt, vcpu: usize, gpa: u64, size: u8) -> Io<u64> {
         match gpa & !(PAGE - 1) {
             LAPIC_BASE => match self.lapics.cpus.get(vcpu) {
                 Some(lapic) => lapic.mmio_read(now, (gpa - LAPIC_BASE) as u16).into(),
-                None => Access::Error,
+                None => Io::Refused,
             },
-            IOAPIC_BASE => Access::Done(self.ioapic.mmio_read(gpa - IOAPIC_BASE, size)),
+            IOAPIC_BASE => Io::Done(self.ioapic.mmio_read(gpa - IOAPIC_BASE, size)),
             HPET_BASE if gpa - HPET_BASE < HPET_LEN => {
-                Access::Done(self.hpet.mmio_read(now, gpa - HPET_BASE, size))
+                Io::Done(self.hpet.mmio_read(now, gpa - HPET_BASE, size))
             }
-            _ => Access::NotMine,
+            _ => Io::NotMine,
         }
     }
 
     /// A write of the low `size` bytes of `value`.
-    pub fn mmio_write(
-        &mut self,
-        now: Sbt,
-        vcpu: usize,
-        gpa: u64,
-        size: u8,
-        value: u64,
-    ) -> Access<()> {
+    pub fn mmio_write(&mut self, now: Sbt, vcpu: usize, gpa: u64, size: u8, value: u64) -> Io<()> {
         match gpa & !(PAGE - 1) {
             LAPIC_BASE => {
                 let Some(lapic) = self.lapics.cpus.get_mut(vcpu) else {
-                    return Access::Error;
+                    return Io::Refused;
                 };
                 let event = lapic.mmio_write(now, (gpa - LAPIC_BASE) as u16, value, size);
                 event.and_then(|event| self.lapic_event(vcpu, event)).into()
@@ -542,44 +531,40 @@ impl Chipset {
                 if let Some(message) = written.message {
                     self.lapics.deliver(message);
                 }
-                Access::Done(())
+                Io::Done(())
             }
             HPET_BASE if gpa - HPET_BASE < HPET_LEN => {
                 let (hpet, mut wires) = self.split_hpet();
                 hpet.mmio_write(now, gpa - HPET_BASE, value, size, |signal| {
                     wires.hpet(signal)
                 });
-                Access::Done(())
+                Io::Done(())
             }
-            _ => Access::NotMine,
+            _ => Io::NotMine,
         }
     }
 
-    /// RDMSR of IA32_APIC_BASE and of the x2APIC's range.
-    pub fn read_msr(&self, now: Sbt, vcpu: usize, msr: u32) -> Access<u64> {
-        let Some(lapic) = self.lapics.cpus.get(vcpu) else {
-            return Access::Error;
-        };
-        match msr {
-            MSR_APICBASE => Access::Done(lapic.apicbase()),
-            0x800..=0xbff => Access::Done(lapic.msr_read(now, msr)),
-            _ => Access::NotMine,
+    /// IA32_APIC_BASE, which nobody can change.
+    pub fn apicbase(&self, vcpu: usize) -> u64 {
+        self.lapics.cpus.get(vcpu).map_or(0, Vlapic::apicbase)
+    }
+
+    /// RDMSR of the x2APIC's range, 0x800 to 0xBFF.
+    pub fn rdmsr(&self, now: Sbt, vcpu: usize, msr: u32) -> Io<u64> {
+        match self.lapics.cpus.get(vcpu) {
+            Some(lapic) if X2APIC_MSRS.contains(&msr) => Io::Done(lapic.msr_read(now, msr)),
+            _ => Io::NotMine,
         }
     }
 
-    /// WRMSR of the same. The APIC base cannot be changed.
-    pub fn write_msr(&mut self, now: Sbt, vcpu: usize, msr: u32, value: u64) -> Access<()> {
-        let Some(lapic) = self.lapics.cpus.get_mut(vcpu) else {
-            return Access::Error;
-        };
-        match msr {
-            MSR_APICBASE if lapic.apicbase() == value => Access::Done(()),
-            MSR_APICBASE => Access::Error,
-            0x800..=0xbff => {
+    /// WRMSR of the same.
+    pub fn wrmsr(&mut self, now: Sbt, vcpu: usize, msr: u32, value: u64) -> Io<()> {
+        match self.lapics.cpus.get_mut(vcpu) {
+            Some(lapic) if X2APIC_MSRS.contains(&msr) => {
                 let event = lapic.msr_write(now, msr, value);
                 self.lapic_event(vcpu, event).into()
             }
-            _ => Access::NotMine,
+            _ => Io::NotMine,
         }
     }
 
@@ -597,7 +582,7 @@ impl Chipset {
     }
 
     /// `VM_RTC_WRITE`.
-    pub fn rtc_write(&mut self, offset: i32, value: u8) -> Result<(), Errno> {
+    pub fn rtc_write(&mut self, _now: Sbt, offset: i32, value: u8) -> Result<(), Errno> {
         let offset = usize::try_from(offset).map_err(|_| Errno::EINVAL)?;
         self.rtc
             .nvram_write(offset, value)
@@ -605,7 +590,7 @@ impl Chipset {
     }
 
     /// `VM_RTC_SETTIME`: seconds since 1970; a time that the registers cannot show is EINVAL.
-    pub fn rtc_settime(&mut self, now: Sbt, seconds: i64) -> Result<(), Errno> {
+    pub fn rtc_set_time(&mut self, now: Sbt, seconds: i64) -> Result<(), Errno> {
         if !Vrtc::representable(seconds) {
             return Err(Errno::EINVAL);
         }
@@ -616,14 +601,14 @@ impl Chipset {
     }
 
     /// `VM_RTC_GETTIME`: -1 while the guest holds the clock, as the kernel answers.
-    pub fn rtc_gettime(&self, now: Sbt) -> i64 {
+    pub fn rtc_time(&self, now: Sbt) -> i64 {
         self.rtc.time(now).unwrap_or(-1)
     }
 
     // Saving and restoring.
 
     /// The kernel's struct of a device. `cpus` are the vCPUs that exist, which local APICs are saved for.
-    pub fn save(&self, device: Device, cpus: &CpuSet, now: Sbt) -> Vec<u8> {
+    pub fn save(&self, now: Sbt, device: Device, cpus: &CpuSet) -> Vec<u8> {
         match device {
             Device::Vioapic => self.ioapic.save(),
             Device::Vlapic => {
@@ -640,33 +625,32 @@ impl Chipset {
         }
     }
 
-    /// What that struct forgets, in a struct of ours; none if it forgets nothing.
-    pub fn save_extras(&self, device: Device, cpus: &CpuSet, now: Sbt) -> Option<Vec<u8>> {
-        Some(match device {
+    /// What that struct forgets, in a struct of ours.
+    pub fn save_extras(&self, now: Sbt, device: Device, cpus: &CpuSet) -> Vec<u8> {
+        match device {
             Device::Vioapic => self.ioapic.save_extras(),
             Device::Vlapic => {
-                let mut out = Writer::extras(device, LAPIC_EXTRAS_LEN * cpus.iter().count());
-                for (vcpu, lapic) in self.existing(cpus) {
-                    lapic.save_extras(now, &mut out);
-                    out.bool(self.lapics.extint.contains(vcpu));
-                }
+                let mut out = Writer::extras(device, vlapic::EXTRAS_LEN * cpus.iter().count());
+                self.existing(cpus)
+                    .for_each(|(_, lapic)| lapic.save_extras(now, &mut out));
                 out.finish()
             }
             Device::Vhpet => self.hpet.save_extras(now),
-            Device::Vatpic => return None,
+            // The kernel's struct has it all.
+            Device::Vatpic => Writer::extras(device, 0).finish(),
             Device::Vatpit => self.pit.save_extras(now),
             Device::Vpmtmr => self.pmtmr.save_extras(now),
             Device::Vrtc => self.rtc.save_extras(now),
-        })
+        }
     }
 
     /// Replaces a device by what [`Self::save`] or a kernel wrote; `cpus` has to be the set it was saved with.
     /// Timers count on from `now`. On an error nothing has changed.
     pub fn restore(
         &mut self,
+        now: Sbt,
         device: Device,
         cpus: &CpuSet,
-        now: Sbt,
         bytes: &[u8],
     ) -> Result<(), StateError> {
         match device {
@@ -695,9 +679,9 @@ impl Chipset {
     /// Adds what [`Self::save_extras`] wrote, after [`Self::restore`] of the same device at the same `now`.
     pub fn restore_extras(
         &mut self,
+        now: Sbt,
         device: Device,
         cpus: &CpuSet,
-        now: Sbt,
         bytes: &[u8],
     ) -> Result<(), StateError> {
         match device {
@@ -707,25 +691,16 @@ impl Chipset {
                     .existing(cpus)
                     .map(|(vcpu, lapic)| (vcpu, lapic.clone()))
                     .collect::<Vec<_>>();
-                let mut reader = Reader::extras(device, bytes, LAPIC_EXTRAS_LEN * restored.len())?;
-                let mut extint = self.lapics.extint;
-                for (vcpu, lapic) in &mut restored {
+                let mut reader =
+                    Reader::extras(device, bytes, vlapic::EXTRAS_LEN * restored.len())?;
+                for (_, lapic) in &mut restored {
                     lapic.restore_extras(now, &mut reader)?;
-                    extint.remove(*vcpu);
-                    if reader.bool("pending external interrupt")? {
-                        extint.insert(*vcpu);
-                    }
                 }
-                self.lapics.extint = extint;
                 self.replace_lapics(restored);
                 Ok(())
             }
             Device::Vhpet => self.hpet.restore_extras(now, bytes),
-            Device::Vatpic => Err(wire::StateError::Length {
-                device: device.name(),
-                expected: 0,
-                found: bytes.len(),
-            }),
+            Device::Vatpic => Reader::extras(device, bytes, 0).map(drop),
             Device::Vatpit => self.pit.restore_extras(now, bytes),
             Device::Vpmtmr => self.pmtmr.restore_extras(now, bytes),
             Device::Vrtc => self.rtc.restore_extras(now, bytes),
@@ -760,9 +735,6 @@ impl Chipset {
     }
 }
 
-/// Bytes of one local APIC in our own struct: its timer, and whether the 8259 interrupts its processor.
-const LAPIC_EXTRAS_LEN: usize = vlapic::EXTRAS_LEN + 1;
-
 /// The way from a device to the processors.
 struct Wires<'a> {
     lapics: &'a mut Lapics,
@@ -772,9 +744,9 @@ struct Wires<'a> {
 impl Wires<'_> {
     fn hpet(&mut self, signal: Signal) {
         let (pin, levels) = match signal {
-            Signal::Pulse(pin) => (pin, Line::Pulse.levels()),
-            Signal::Assert(pin) => (pin, Line::Assert.levels()),
-            Signal::Deassert(pin) => (pin, Line::Deassert.levels()),
+            Signal::Pulse(pin) => (pin, &[true, false][..]),
+            Signal::Assert(pin) => (pin, &[true][..]),
+            Signal::Deassert(pin) => (pin, &[false][..]),
             Signal::Msi { addr, data } => {
                 // A guest that programs an address where no local APIC is gets no interrupt.
                 if let Ok(message) = IntrMsg::from_msi(addr, data) {
@@ -792,12 +764,12 @@ impl Wires<'_> {
 }
 
 /// An access that no device took: an error where one is but refuses this width or direction.
-fn unrouted<T>(port: u16) -> Access<T> {
+fn unrouted<T>(port: u16) -> Io<T> {
     match port {
         0x20 | 0x21 | 0x40..=0x43 | 0x70 | 0x71 | 0xa0 | 0xa1 | 0x408 | 0x4d0 | 0x4d1 => {
-            Access::Error
+            Io::Refused
         }
-        _ => Access::NotMine,
+        _ => Io::NotMine,
     }
 }
 

@@ -3,15 +3,15 @@ use super::*;
 const NOW: Sbt = Sbt::SECOND;
 
 fn chipset(cpus: usize) -> Chipset {
-    let mut chipset = Chipset::new(cpus, Sbt::ZERO);
-    (0..cpus).for_each(|vcpu| chipset.activate_cpu(vcpu));
+    let mut chipset = Chipset::new(cpus);
+    (0..cpus).for_each(|vcpu| chipset.activate(vcpu));
     chipset
 }
 
 fn lapic_write(chipset: &mut Chipset, now: Sbt, vcpu: usize, offset: u64, value: u64) {
     assert_eq!(
         chipset.mmio_write(now, vcpu, LAPIC_BASE + offset, 4, value),
-        Access::Done(())
+        Io::Done(())
     );
 }
 
@@ -19,7 +19,7 @@ fn ioapic_write(chipset: &mut Chipset, register: u64, value: u64) {
     for (offset, value) in [(0, register), (0x10, value)] {
         assert_eq!(
             chipset.mmio_write(NOW, 0, IOAPIC_BASE + offset, 4, value),
-            Access::Done(())
+            Io::Done(())
         );
     }
 }
@@ -31,7 +31,7 @@ fn pit_interrupts_through_ioapic_pin_2() {
     ioapic_write(&mut chipset, 0x15, 0);
     ioapic_write(&mut chipset, 0x14, 0x30);
     for (port, value) in [(0x43, 0x34), (0x40, 0xa9), (0x40, 4)] {
-        assert_eq!(chipset.out_port(NOW, port, 1, value), Access::Done(()));
+        assert_eq!(chipset.out_port(NOW, port, 1, value), Io::Done(()));
     }
     let deadline = chipset.next_deadline().expect("the counter runs");
     // 0x4a9 ticks of 1193182 Hz are about a millisecond.

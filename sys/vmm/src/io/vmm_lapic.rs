@@ -15,8 +15,16 @@ pub struct Effects {
     pub notify: CpuSet,
     /// vCPUs that an NMI arrived at.
     pub nmi: CpuSet,
-    /// The vCPU whose write to its ICR has to be finished by userland.
-    pub start: Option<(usize, StartIpi)>,
+    /// vCPUs that the 8259 pair interrupts: they are to ask it for a vector.
+    pub extint: CpuSet,
+    start: Option<StartIpi>,
+}
+
+impl Effects {
+    /// What userland has to finish of the ICR write that was carried out just now.
+    pub fn start_ipi(&self) -> Option<StartIpi> {
+        self.start
+    }
 }
 
 /// An interprocessor interrupt that userland has to act upon.
@@ -75,8 +83,6 @@ pub(crate) struct Lapics {
     pub active: CpuSet,
     /// vCPUs that were sent INIT and wait for STARTUP.
     pub startup: CpuSet,
-    /// vCPUs that are to ask the 8259 for a vector.
-    pub extint: CpuSet,
     /// vCPUs whose userland understands `VM_EXITCODE_IPI`.
     pub ipi_exit: CpuSet,
     /// What happened, until it is taken.
@@ -91,7 +97,6 @@ impl Lapics {
             cpus: (0..count).map(|vcpu| Vlapic::new(vcpu as u16)).collect(),
             active: CpuSet::EMPTY,
             startup: CpuSet::EMPTY,
-            extint: CpuSet::EMPTY,
             ipi_exit: CpuSet::EMPTY,
             effects: Effects::default(),
             pending: false,
@@ -110,8 +115,8 @@ impl Lapics {
     }
 
     fn ext_int(&mut self, vcpu: usize) {
-        self.extint.insert(vcpu);
-        self.notify(vcpu);
+        self.effects.extint.insert(vcpu);
+        self.pending = true;
     }
 
     /// Carries out what a local APIC asked for, as far as it concerns processors only.
@@ -224,7 +229,7 @@ impl Lapics {
             delmode::FIXED => targets.iter().for_each(|vcpu| self.intr_edge(vcpu, vector)),
             delmode::NMI => targets.iter().for_each(|vcpu| self.nmi(vcpu)),
             mode @ (delmode::INIT | delmode::STARTUP) if self.ipi_exit.contains(from) => {
-                self.start_ipi(from, mode, vector, targets);
+                self.start_ipi(mode, vector, targets);
             }
             mode @ (delmode::INIT | delmode::STARTUP) => {
                 self.old_start_ipi(from, mode, vector, dest, logical)
@@ -235,7 +240,7 @@ impl Lapics {
     }
 
     /// INIT and STARTUP for a userland that starts processors by `VM_EXITCODE_IPI`.
-    fn start_ipi(&mut self, from: usize, mode: u32, vector: u8, targets: CpuSet) {
+    fn start_ipi(&mut self, mode: u32, vector: u8, targets: CpuSet) {
         let targets = if mode == delmode::INIT {
             self.init(targets);
             targets
@@ -243,14 +248,11 @@ impl Lapics {
             self.take_startup(targets)
         };
         if !targets.is_empty() {
-            self.effects.start = Some((
-                from,
-                StartIpi::Ipi {
+            self.effects.start = Some(StartIpi::Ipi {
                     mode,
                     vector,
                     targets,
-                },
-            ));
+                });
             self.pending = true;
         }
     }
@@ -266,7 +268,7 @@ impl Lapics {
         if mode == delmode::INIT {
             self.init(targets);
         } else if !self.take_startup(targets).is_empty() {
-            self.effects.start = Some((from, StartIpi::SpinUp { target, vector }));
+            self.effects.start = Some(StartIpi::SpinUp { target, vector });
             self.pending = true;
         }
     }
