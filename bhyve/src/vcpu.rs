@@ -1,0 +1,256 @@
+//! The threads of the virtual processors and how they are all brought to rest (`fbsdrun_start_thread` of
+//! `usr.sbin/bhyve/bhyverun.c` and the vCPU half of `snapshot.c`).
+//!
+//! Every vCPU is active from the start and has a thread. A vCPU that the guest has not started yet is *parked*: it is in
+//! the vmm's debug set, so VM_RUN comes back at once, and its thread looks in only now and then, to notice the end of
+//! the VM. Unlike upstream, which uses the debug set alone, a parked vCPU stays parked when a checkpoint lets the
+//! others go on.
+
+use crate::device::{Device, SaveError, SavedBytes, SavedState, StateError};
+use crate::mevent::Mevent;
+use serde::{Deserialize, Serialize};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use vmmapi::Vm;
+
+const KIND: &str = "vcpus";
+const VERSION: u32 = 1;
+/// How often a parked vCPU looks whether the VM has ended.
+const LOOK_IN: Duration = Duration::from_millis(10);
+
+/// Why the VM stops running.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum End {
+    /// One of `VM_SUSPEND_*`.
+    Suspended(i32),
+    /// A checkpoint was taken that is to be continued elsewhere.
+    Checkpointed,
+    /// Something that cannot be gone on from.
+    Failed(String),
+}
+
+#[derive(Debug)]
+struct State {
+    /// Not started by the guest.
+    parked: Vec<bool>,
+    /// Its thread is neither in VM_RUN nor in a device.
+    resting: Vec<bool>,
+    /// Somebody wants all to rest.
+    hold: bool,
+    end: Option<End>,
+}
+
+/// The virtual processors of a machine.
+pub struct Vcpus {
+    vm: Vm,
+    mevent: Arc<Mevent>,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+/// What the guest can see of the processors beyond the vmm's own state.
+#[derive(Debug, Serialize, Deserialize)]
+struct VcpusState {
+    parked: Vec<bool>,
+}
+
+/// Why the processors cannot be brought to rest.
+#[derive(Debug, thiserror::Error)]
+pub enum RestError {
+    /// The vmm refused.
+    #[error(transparent)]
+    Vm(#[from] vmmapi::Error),
+    /// There is nothing left to checkpoint.
+    #[error("the guest has stopped running")]
+    Ended,
+    /// Somebody else holds them.
+    #[error("the processors are already being stopped")]
+    Busy,
+    /// A vCPU does not come out.
+    #[error("vcpu {0} does not stop")]
+    Stuck(usize),
+}
+
+impl Vcpus {
+    /// `count` processors, of which the guest has started the first.
+    pub fn new(vm: Vm, mevent: Arc<Mevent>, count: u16) -> Self {
+        let count = usize::from(count);
+        Self {
+            vm,
+            mevent,
+            state: Mutex::new(State {
+                parked: (0..count).map(|n| n != 0).collect(),
+                resting: vec![false; count],
+                hold: false,
+                end: None,
+            }),
+            changed: Condvar::new(),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.state().parked.len()
+    }
+
+    /// Takes over which are parked from a checkpoint.
+    pub fn restore(&self, saved: &SavedBytes) -> Result<(), StateError> {
+        let VcpusState { parked } = saved.decode(KIND, VERSION)?;
+        let mut state = self.state();
+        if parked.len() != state.parked.len() || parked.first() != Some(&false) {
+            return Err(StateError::Invalid("the saved set of started processors is not this machine's".to_owned()));
+        }
+        state.parked = parked;
+        Ok(())
+    }
+
+    /// Says why the VM ends; the first one counts. The threads come to an end and so does the event loop.
+    pub fn end(&self, end: End) {
+        self.state().end.get_or_insert(end);
+        self.changed.notify_all();
+        self.mevent.stop();
+    }
+
+    /// Why the VM ended.
+    pub fn ended(&self) -> Option<End> {
+        self.state().end.clone()
+    }
+
+    /// The guest starts a processor.
+    pub fn unpark(&self, id: usize) -> Result<(), vmmapi::Error> {
+        let held = {
+            let mut state = self.state();
+            if let Some(parked) = state.parked.get_mut(id) {
+                *parked = false;
+            }
+            state.hold
+        };
+        if !held {
+            self.resume_cpu(id)?;
+        }
+        self.changed.notify_all();
+        Ok(())
+    }
+
+    fn resume_cpu(&self, id: usize) -> Result<(), vmmapi::Error> {
+        match self.vm.vcpu(id as i32).resume_cpu() {
+            // Not in the debug set: somebody else has let it go.
+            Err(error) if error.errno.0 == libc::EINVAL => Ok(()),
+            other => other,
+        }
+    }
+
+    /// The guest stops a processor until it starts it again.
+    pub fn park(&self, id: usize) -> Result<(), vmmapi::Error> {
+        if let Some(parked) = self.state().parked.get_mut(id) {
+            *parked = true;
+        }
+        self.vm.vcpu(id as i32).suspend_cpu()
+    }
+
+    /// Called by a vCPU's thread when the vmm says that it is in the debug set: waits until there is a reason to try again.
+    pub fn rest(&self, id: usize) {
+        let mut state = self.state();
+        if let Some(resting) = state.resting.get_mut(id) {
+            *resting = true;
+        }
+        self.changed.notify_all();
+        loop {
+            let parked = state.parked.get(id).copied().unwrap_or(false);
+            if state.end.is_some() {
+                break;
+            } else if state.hold {
+                state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            } else if parked {
+                let waited = self.changed.wait_timeout(state, LOOK_IN).unwrap_or_else(PoisonError::into_inner);
+                state = waited.0;
+                if waited.1.timed_out() && !state.hold {
+                    break;
+                }
+            } else {
+                break;
+            }
+        }
+        if let Some(resting) = state.resting.get_mut(id) {
+            *resting = false;
+        }
+    }
+
+    /// Brings every processor to rest, and answers when none is in the guest or in a device.
+    pub fn hold(&self, patience: Duration) -> Result<(), RestError> {
+        {
+            let mut state = self.state();
+            if state.end.is_some() {
+                return Err(RestError::Ended);
+            }
+            if std::mem::replace(&mut state.hold, true) {
+                return Err(RestError::Busy);
+            }
+        }
+        let result = self.vm.suspend_all_cpus().map_err(RestError::from).and_then(|()| self.wait_rest(patience));
+        if result.is_err()
+            && let Err(error) = self.release()
+        {
+            log::error!("cannot resume the processors: {error}");
+        }
+        result
+    }
+
+    fn wait_rest(&self, patience: Duration) -> Result<(), RestError> {
+        let deadline = Instant::now() + patience;
+        let mut state = self.state();
+        loop {
+            if state.end.is_some() {
+                return Err(RestError::Ended);
+            }
+            let Some(running) = state.resting.iter().position(|resting| !resting) else { return Ok(()) };
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(RestError::Stuck(running));
+            }
+            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Marks all as held before their threads start, as a restore needs it.
+    pub fn hold_before_start(&self) -> Result<(), vmmapi::Error> {
+        self.state().hold = true;
+        self.vm.suspend_all_cpus()
+    }
+
+    /// Lets the started processors go on.
+    pub fn release(&self) -> Result<(), vmmapi::Error> {
+        let started: Vec<_> = {
+            let mut state = self.state();
+            state.hold = false;
+            state.parked.iter().enumerate().filter(|(_, parked)| !**parked).map(|(id, _)| id).collect()
+        };
+        let result = started.into_iter().try_for_each(|id| self.resume_cpu(id));
+        self.changed.notify_all();
+        result
+    }
+}
+
+// The processors are at rest whenever a device is saved, so that there is nothing to pause here.
+impl Device for Vcpus {
+    fn name(&self) -> &str {
+        KIND
+    }
+    fn pause(&self) {}
+    fn quiesced(&self) -> bool {
+        true
+    }
+    fn save(&self) -> Result<SavedState, SaveError> {
+        SavedState::encode(KIND, VERSION, &VcpusState { parked: self.state().parked.clone() })
+    }
+    fn resume(&self) {}
+    fn reset(&self) {
+        for (id, parked) in self.state().parked.iter_mut().enumerate() {
+            *parked = id != 0;
+        }
+    }
+}
