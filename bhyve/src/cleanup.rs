@@ -22,6 +22,11 @@ pub fn at_exit(undo: impl FnMut() + Send + 'static) {
         .push(Box::new(undo));
 }
 
+/// Whether anything is registered: the terminal is in raw mode then.
+pub fn is_registered() -> bool {
+    UNDO.try_lock().is_ok_and(|undo| !undo.is_empty())
+}
+
 /// Runs what is registered and forgets it.
 pub fn run() {
     // try_lock: a panic inside a handler comes back here.

@@ -1,7 +1,11 @@
 //! bhyve(8): run a guest operating system inside a virtual machine.
 
+<<<<<<< HEAD
 mod acpi;
 mod bhyverun_machdep;
+=======
+mod bhyverun;
+>>>>>>> b3d9fd6 (wip2)
 mod block_if;
 mod cleanup;
 mod config;
@@ -12,11 +16,27 @@ mod inout;
 mod iov;
 mod irqchip;
 mod load;
+mod machine;
 mod mem;
 mod mevent;
 mod net_backends;
 mod net_utils;
+mod opts;
 mod pci;
+mod proctitle;
+mod signals;
+mod snapshot;
+mod spinup_ap;
+mod vcpu;
 mod virtio;
+mod vmexit;
+mod vmm_instruction_emul;
+mod xmsr;
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let status = bhyverun::main(std::env::args_os().skip(1));
+    cleanup::run();
+    ExitCode::from(status)
+}

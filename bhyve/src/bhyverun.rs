@@ -1,0 +1,172 @@
+//! The start-up order and the end of bhyve(8) (`main` of `usr.sbin/bhyve/bhyverun.c`).
+
+use crate::cleanup;
+use crate::config::{Config, ConfigError};
+use crate::machine::{Machine, MachineError};
+use crate::opts::{self, Invocation, Request};
+use crate::proctitle;
+use crate::signals;
+use crate::snapshot::restore::{Restore, RestoreError};
+use crate::vcpu::End;
+use std::error::Error as StdError;
+use std::ffi::OsString;
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::sync::Arc;
+use vmmapi::abi;
+
+const STATUS_RESET: u8 = 0;
+const STATUS_POWEROFF: u8 = 1;
+const STATUS_HALT: u8 = 2;
+const STATUS_TRIPLE_FAULT: u8 = 3;
+const STATUS_ERROR: u8 = 4;
+const STATUS_UNKNOWN: u8 = 100;
+/// What upstream ends with if it cannot restore.
+const STATUS_RESTORE: u8 = 1;
+/// After `config.dump`, as upstream.
+const STATUS_DUMP: u8 = 1;
+
+/// Why nothing runs.
+#[derive(Debug, thiserror::Error)]
+enum RunError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    #[error(transparent)]
+    Restore(#[from] RestoreError),
+    #[error("{0}")]
+    Unsupported(&'static str),
+    #[error("cannot {what}")]
+    Host { what: &'static str, source: std::io::Error },
+}
+
+impl RunError {
+    fn status(&self) -> u8 {
+        match self {
+            Self::Restore(_) => STATUS_RESTORE,
+            Self::Machine(error) if error.is_restore() => STATUS_RESTORE,
+            _ => STATUS_ERROR,
+        }
+    }
+}
+
+/// Runs the program with these arguments and answers with its exit status.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
+    init_log();
+    let invocation = match opts::parse(args) {
+        Ok(Request::Help) => {
+            eprint!("{}", opts::usage());
+            return 0;
+        }
+        Ok(Request::List(list)) => {
+            print!("{list}");
+            return 0;
+        }
+        Ok(Request::Run(invocation)) => invocation,
+        Err(error) => {
+            complain(&error);
+            if error.wants_usage() {
+                eprint!("{}", opts::usage());
+            }
+            return error.status();
+        }
+    };
+    match run(invocation) {
+        Ok(status) => status,
+        Err(error) => {
+            complain(&error);
+            error.status()
+        }
+    }
+}
+
+/// Warnings by default. The variable is not env_logger's usual one, which guests' operators may have set for others.
+fn init_log() {
+    let environment = env_logger::Env::new().filter_or("BHYVE_LOG", "warn");
+    env_logger::Builder::from_env(environment)
+        .format(|out, record| {
+            write!(out, "bhyve: {}{}", record.args(), line_end())?;
+            Ok(())
+        })
+        .init();
+}
+
+/// A terminal in raw mode wants the carriage returned.
+fn line_end() -> &'static str {
+    if cleanup::is_registered() { "\r\n" } else { "\n" }
+}
+
+/// Prints the whole chain in one line.
+fn complain(error: &(dyn StdError + 'static)) {
+    let mut line = format!("bhyve: {error}");
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let text = error.to_string();
+        // Transparent wrappers would say everything twice.
+        if !line.ends_with(&text) {
+            let _ = write!(line, ": {text}");
+        }
+        cause = error.source();
+    }
+    eprint!("{line}{}", line_end());
+}
+
+fn run(invocation: Invocation) -> Result<u8, RunError> {
+    let Invocation { config, restore } = invocation;
+    let restore = restore.map(|path| Restore::open(&path, &config)).transpose()?;
+    let config = restore.as_ref().map_or(config, |restore| restore.config().clone());
+    if config.bool("config.dump", false)? {
+        print!("{}", config.dump());
+        return Ok(STATUS_DUMP);
+    }
+    refuse_unbuilt(&config)?;
+    // Before there is any other thread: the mask is inherited.
+    let signals = signals::block().map_err(|source| RunError::Host { what: "block signals", source })?;
+    let machine = Machine::build(config, restore.as_ref())?;
+    proctitle::set(&format!("bhyve: {}", machine.name()), "bhyve");
+    let button = Arc::clone(&machine);
+    signals.watch(move || button.power_button()).map_err(|source| RunError::Host { what: "watch signals", source })?;
+    let end = machine.run()?;
+    let status = status(&end);
+    if let End::Failed(reason) = &end {
+        eprint!("bhyve: {reason}{}", line_end());
+    }
+    machine.destroy(&end);
+    Ok(status)
+}
+
+/// Options that are understood, but whose device or feature does not exist here.
+fn refuse_unbuilt(config: &Config) -> Result<(), RunError> {
+    if config.u64("gdb.port")?.is_some_and(|port| port != 0) {
+        return Err(RunError::Unsupported("gdb.port (-G): there is no debug server"));
+    }
+    if !config.children("domains").is_empty() {
+        return Err(RunError::Unsupported("domains (-n): NUMA domains need a boot ROM, which is not supported"));
+    }
+    if config.raw("bootrom").is_some() || config.raw("lpc.bootrom").is_some() {
+        return Err(RunError::Unsupported("bootrom: boot ROMs are not supported; set boot.kernel"));
+    }
+    if config.raw("tpm.type").is_some() {
+        return Err(RunError::Unsupported("tpm: there is no TPM device"));
+    }
+    if config.bool("monitor", false)? {
+        return Err(RunError::Unsupported("monitor (-M): restarting a guest by itself is not supported"));
+    }
+    Ok(())
+}
+
+fn status(end: &End) -> u8 {
+    match end {
+        End::Checkpointed => STATUS_RESET,
+        End::Failed(_) => STATUS_ERROR,
+        End::Suspended(how) => match *how {
+            abi::VM_SUSPEND_RESET => STATUS_RESET,
+            abi::VM_SUSPEND_POWEROFF => STATUS_POWEROFF,
+            abi::VM_SUSPEND_HALT => STATUS_HALT,
+            abi::VM_SUSPEND_TRIPLEFAULT => STATUS_TRIPLE_FAULT,
+            abi::VM_SUSPEND_DESTROY => STATUS_ERROR,
+            _ => STATUS_UNKNOWN,
+        },
+    }
+}
