@@ -6,22 +6,26 @@
 //! that users of this crate need no other.
 
 pub mod backend;
+mod capability;
 pub mod checkpoint;
 pub mod control;
 mod cpuset;
 pub mod errno;
 mod error;
 pub mod iovec;
+mod linear;
 pub mod mem;
 pub mod nvlist;
 mod vcpu;
 mod vm;
 
+pub use capability::{CAPABILITY_NAMES, capability_name, capability_type};
 pub use cpuset::CpuSet;
 pub use error::{Error, Result};
 pub use iovec::GuestIovec;
+pub use linear::{CopyError, Translation};
 pub use mem::{DeviceMemory, GuestMemory};
-pub use vcpu::{CAPABILITY_NAMES, CopyError, Translation, Vcpu, capability_name, capability_type};
+pub use vcpu::Vcpu;
 pub use vm::{Choice, CreateOptions, OpenOptions, Vm};
 pub use vmm::{Clock, Errno, Options as SoftOptions};
 pub use vmm_abi as abi;
