@@ -38,7 +38,10 @@ enum RunError {
     #[error("{0}")]
     Unsupported(&'static str),
     #[error("cannot {what}")]
-    Host { what: &'static str, source: std::io::Error },
+    Host {
+        what: &'static str,
+        source: std::io::Error,
+    },
 }
 
 impl RunError {
@@ -94,7 +97,11 @@ fn init_log() {
 
 /// A terminal in raw mode wants the carriage returned.
 fn line_end() -> &'static str {
-    if cleanup::is_registered() { "\r\n" } else { "\n" }
+    if cleanup::is_registered() {
+        "\r\n"
+    } else {
+        "\n"
+    }
 }
 
 /// Prints the whole chain in one line.
@@ -114,19 +121,31 @@ fn complain(error: &(dyn StdError + 'static)) {
 
 fn run(invocation: Invocation) -> Result<u8, RunError> {
     let Invocation { config, restore } = invocation;
-    let restore = restore.map(|path| Restore::open(&path, &config)).transpose()?;
-    let config = restore.as_ref().map_or(config, |restore| restore.config().clone());
+    let restore = restore
+        .map(|path| Restore::open(&path, &config))
+        .transpose()?;
+    let config = restore
+        .as_ref()
+        .map_or(config, |restore| restore.config().clone());
     if config.bool("config.dump", false)? {
         print!("{}", config.dump());
         return Ok(STATUS_DUMP);
     }
     refuse_unbuilt(&config)?;
     // Before there is any other thread: the mask is inherited.
-    let signals = signals::block().map_err(|source| RunError::Host { what: "block signals", source })?;
+    let signals = signals::block().map_err(|source| RunError::Host {
+        what: "block signals",
+        source,
+    })?;
     let machine = Machine::build(config, restore.as_ref())?;
     proctitle::set(&format!("bhyve: {}", machine.name()), "bhyve");
     let button = Arc::clone(&machine);
-    signals.watch(move || button.power_button()).map_err(|source| RunError::Host { what: "watch signals", source })?;
+    signals
+        .watch(move || button.power_button())
+        .map_err(|source| RunError::Host {
+            what: "watch signals",
+            source,
+        })?;
     let end = machine.run()?;
     let status = status(&end);
     if let End::Failed(reason) = &end {
@@ -139,19 +158,27 @@ fn run(invocation: Invocation) -> Result<u8, RunError> {
 /// Options that are understood, but whose device or feature does not exist here.
 fn refuse_unbuilt(config: &Config) -> Result<(), RunError> {
     if config.u64("gdb.port")?.is_some_and(|port| port != 0) {
-        return Err(RunError::Unsupported("gdb.port (-G): there is no debug server"));
+        return Err(RunError::Unsupported(
+            "gdb.port (-G): there is no debug server",
+        ));
     }
     if !config.children("domains").is_empty() {
-        return Err(RunError::Unsupported("domains (-n): NUMA domains need a boot ROM, which is not supported"));
+        return Err(RunError::Unsupported(
+            "domains (-n): NUMA domains need a boot ROM, which is not supported",
+        ));
     }
     if config.raw("bootrom").is_some() || config.raw("lpc.bootrom").is_some() {
-        return Err(RunError::Unsupported("bootrom: boot ROMs are not supported; set boot.kernel"));
+        return Err(RunError::Unsupported(
+            "bootrom: boot ROMs are not supported; set boot.kernel",
+        ));
     }
     if config.raw("tpm.type").is_some() {
         return Err(RunError::Unsupported("tpm: there is no TPM device"));
     }
     if config.bool("monitor", false)? {
-        return Err(RunError::Unsupported("monitor (-M): restarting a guest by itself is not supported"));
+        return Err(RunError::Unsupported(
+            "monitor (-M): restarting a guest by itself is not supported",
+        ));
     }
     Ok(())
 }

@@ -1,11 +1,8 @@
 //! bhyve(8): run a guest operating system inside a virtual machine.
 
-<<<<<<< HEAD
 mod acpi;
-mod bhyverun_machdep;
-=======
 mod bhyverun;
->>>>>>> b3d9fd6 (wip2)
+mod bhyverun_machdep;
 mod block_if;
 mod cleanup;
 mod config;

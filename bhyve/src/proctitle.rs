@@ -29,8 +29,12 @@ mod sys {
             // SAFETY: PR_SET_NAME reads a NUL-terminated string.
             unsafe { libc::prctl(libc::PR_SET_NAME, comm.as_ptr()) };
         }
-        let Some((start, end)) = argument_area() else { return };
-        let Some(room) = end.checked_sub(start).filter(|room| *room > 0) else { return };
+        let Some((start, end)) = argument_area() else {
+            return;
+        };
+        let Some(room) = end.checked_sub(start).filter(|room| *room > 0) else {
+            return;
+        };
         let area = std::ptr::with_exposed_provenance_mut::<u8>(start);
         let len = title.len().min(room - 1);
         // SAFETY: the kernel put the arguments into [start, end) of this process's stack, which is writable; the title and
@@ -62,6 +66,9 @@ mod tests {
     fn the_title_is_what_was_set() {
         super::set("bhyve: t", "bhyve");
         let line = std::fs::read("/proc/self/cmdline").unwrap();
-        assert_eq!(line.split(|byte| *byte == 0).next(), Some(b"bhyve: t".as_slice()));
+        assert_eq!(
+            line.split(|byte| *byte == 0).next(),
+            Some(b"bhyve: t".as_slice())
+        );
     }
 }

@@ -23,18 +23,20 @@ pub fn block() -> io::Result<Blocked> {
 impl Blocked {
     /// Waits for signals in a thread of its own; `term` is called for each SIGTERM.
     pub fn watch(self, term: impl Fn() + Send + 'static) -> io::Result<()> {
-        std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
-            loop {
-                match self.0.wait() {
-                    Ok(Signal::SIGTERM) => term(),
-                    Ok(signal) => die(signal),
-                    Err(error) => {
-                        log::error!("cannot wait for signals: {error}");
-                        return;
+        std::thread::Builder::new()
+            .name("signals".to_owned())
+            .spawn(move || {
+                loop {
+                    match self.0.wait() {
+                        Ok(Signal::SIGTERM) => term(),
+                        Ok(signal) => die(signal),
+                        Err(error) => {
+                            log::error!("cannot wait for signals: {error}");
+                            return;
+                        }
                     }
                 }
-            }
-        })?;
+            })?;
         Ok(())
     }
 }

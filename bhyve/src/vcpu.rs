@@ -29,7 +29,6 @@ pub enum End {
     Failed(String),
 }
 
-#[derive(Debug)]
 struct State {
     /// Not started by the guest.
     parked: Vec<bool>,
@@ -38,7 +37,11 @@ struct State {
     /// Somebody wants all to rest.
     hold: bool,
     end: Option<End>,
+    /// What is to be done when the vmm stops the processors by itself.
+    on_stop: Option<OnStop>,
 }
+
+type OnStop = Box<dyn FnOnce() + Send>;
 
 /// The virtual processors of a machine.
 pub struct Vcpus {
@@ -83,6 +86,7 @@ impl Vcpus {
                 resting: vec![false; count],
                 hold: false,
                 end: None,
+                on_stop: None,
             }),
             changed: Condvar::new(),
         }
@@ -102,7 +106,9 @@ impl Vcpus {
         let VcpusState { parked } = saved.decode(KIND, VERSION)?;
         let mut state = self.state();
         if parked.len() != state.parked.len() || parked.first() != Some(&false) {
-            return Err(StateError::Invalid("the saved set of started processors is not this machine's".to_owned()));
+            return Err(StateError::Invalid(
+                "the saved set of started processors is not this machine's".to_owned(),
+            ));
         }
         state.parked = parked;
         Ok(())
@@ -152,11 +158,38 @@ impl Vcpus {
         self.vm.vcpu(id as i32).suspend_cpu()
     }
 
+    /// Has `action` called, in a thread of its own, when the vmm has stopped all processors without being asked by
+    /// [`Vcpus::hold`]; they are then held.
+    pub fn on_stop(&self, action: impl FnOnce() + Send + 'static) {
+        self.state().on_stop = Some(Box::new(action));
+    }
+
+    /// The vmm has stopped a processor: if that was waited for, nobody goes on, and the last one to come calls.
+    fn stopped(&self, state: &mut State) {
+        if !state.hold && state.on_stop.is_some() {
+            state.hold = true;
+        }
+        if state.resting.iter().all(|resting| *resting)
+            && let Some(action) = state.on_stop.take()
+            && let Err(error) = std::thread::Builder::new()
+                .name("stop".to_owned())
+                .spawn(action)
+        {
+            state
+                .end
+                .get_or_insert(End::Failed(format!("cannot start a thread: {error}")));
+        }
+    }
+
     /// Called by a vCPU's thread when the vmm says that it is in the debug set: waits until there is a reason to try again.
     pub fn rest(&self, id: usize) {
         let mut state = self.state();
         if let Some(resting) = state.resting.get_mut(id) {
             *resting = true;
+        }
+        let parked = state.parked.get(id).copied().unwrap_or(false);
+        if !parked || state.hold {
+            self.stopped(&mut state);
         }
         self.changed.notify_all();
         loop {
@@ -164,9 +197,15 @@ impl Vcpus {
             if state.end.is_some() {
                 break;
             } else if state.hold {
-                state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                state = self
+                    .changed
+                    .wait(state)
+                    .unwrap_or_else(PoisonError::into_inner);
             } else if parked {
-                let waited = self.changed.wait_timeout(state, LOOK_IN).unwrap_or_else(PoisonError::into_inner);
+                let waited = self
+                    .changed
+                    .wait_timeout(state, LOOK_IN)
+                    .unwrap_or_else(PoisonError::into_inner);
                 state = waited.0;
                 if waited.1.timed_out() && !state.hold {
                     break;
@@ -191,7 +230,11 @@ impl Vcpus {
                 return Err(RestError::Busy);
             }
         }
-        let result = self.vm.suspend_all_cpus().map_err(RestError::from).and_then(|()| self.wait_rest(patience));
+        let result = self
+            .vm
+            .suspend_all_cpus()
+            .map_err(RestError::from)
+            .and_then(|()| self.wait_rest(patience));
         if result.is_err()
             && let Err(error) = self.release()
         {
@@ -207,12 +250,18 @@ impl Vcpus {
             if state.end.is_some() {
                 return Err(RestError::Ended);
             }
-            let Some(running) = state.resting.iter().position(|resting| !resting) else { return Ok(()) };
+            let Some(running) = state.resting.iter().position(|resting| !resting) else {
+                return Ok(());
+            };
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Err(RestError::Stuck(running));
             }
-            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            state = self
+                .changed
+                .wait_timeout(state, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
         }
     }
 
@@ -227,7 +276,13 @@ impl Vcpus {
         let started: Vec<_> = {
             let mut state = self.state();
             state.hold = false;
-            state.parked.iter().enumerate().filter(|(_, parked)| !**parked).map(|(id, _)| id).collect()
+            state
+                .parked
+                .iter()
+                .enumerate()
+                .filter(|(_, parked)| !**parked)
+                .map(|(id, _)| id)
+                .collect()
         };
         let result = started.into_iter().try_for_each(|id| self.resume_cpu(id));
         self.changed.notify_all();
@@ -245,7 +300,13 @@ impl Device for Vcpus {
         true
     }
     fn save(&self) -> Result<SavedState, SaveError> {
-        SavedState::encode(KIND, VERSION, &VcpusState { parked: self.state().parked.clone() })
+        SavedState::encode(
+            KIND,
+            VERSION,
+            &VcpusState {
+                parked: self.state().parked.clone(),
+            },
+        )
     }
     fn resume(&self) {}
     fn reset(&self) {

@@ -42,8 +42,6 @@ pub struct VcpuThread {
     pub policy: ExitPolicy,
     /// Whose registers to emulate.
     pub vendor: Vendor,
-    /// Counts exits and may stop the VM between two of them.
-    pub at_exit: Option<Arc<dyn Fn() + Send + Sync>>,
 }
 
 /// Why a processor cannot go on.
@@ -80,7 +78,8 @@ impl VcpuThread {
                 Err(error) => Err(error.into()),
             };
             if let Err(error) = step {
-                self.vcpus.end(End::Failed(format!("vcpu {}: {error}", self.vcpu.id())));
+                self.vcpus
+                    .end(End::Failed(format!("vcpu {}: {error}", self.vcpu.id())));
             }
         }
     }
@@ -95,22 +94,19 @@ impl VcpuThread {
             abi::VM_EXITCODE_IPI => self.ipi(exit, cpuset)?,
             abi::VM_EXITCODE_SPINUP_AP => {
                 let start = exit.spinup_ap();
-                self.start_ap(usize::try_from(start.vcpu).unwrap_or(usize::MAX), (start.rip >> 12) as u8)?;
+                self.start_ap(
+                    usize::try_from(start.vcpu).unwrap_or(usize::MAX),
+                    (start.rip >> 12) as u8,
+                )?;
             }
             abi::VM_EXITCODE_SUSPENDED => self.vcpus.end(End::Suspended(exit.suspended().how)),
-            abi::VM_EXITCODE_DEBUG => {
-                self.vcpus.rest(self.id());
-                return Ok(());
-            }
+            abi::VM_EXITCODE_DEBUG => self.vcpus.rest(self.id()),
             abi::VM_EXITCODE_BOGUS
             | abi::VM_EXITCODE_REQIDLE
             | abi::VM_EXITCODE_HLT
             | abi::VM_EXITCODE_PAUSE
-            | abi::VM_EXITCODE_MTRAP => return Ok(()),
+            | abi::VM_EXITCODE_MTRAP => {}
             code => return Err(self.unhandled(code, exit)),
-        }
-        if let Some(at_exit) = &self.at_exit {
-            at_exit();
         }
         Ok(())
     }
@@ -119,10 +115,16 @@ impl VcpuThread {
         let detail = match code {
             abi::VM_EXITCODE_VMX => format!("{:?}", exit.vmx()),
             abi::VM_EXITCODE_SVM => format!("{:?}", exit.svm()),
-            abi::VM_EXITCODE_TASK_SWITCH => "a hardware task switch, which is not supported".to_owned(),
+            abi::VM_EXITCODE_TASK_SWITCH => {
+                "a hardware task switch, which is not supported".to_owned()
+            }
             _ => "userland does not know this exit".to_owned(),
         };
-        ExitError::Unhandled { code, rip: exit.rip, detail }
+        ExitError::Unhandled {
+            code,
+            rip: exit.rip,
+            detail,
+        }
     }
 
     fn inout(&self, exit: &VmExit) -> Result<(), ExitError> {
@@ -158,7 +160,11 @@ impl VcpuThread {
 
     fn inst_emul(&self, exit: &VmExit) -> Result<(), ExitError> {
         let fault = exit.inst_emul();
-        let access = LinearAccess { vcpu: &self.vcpu, mmio: &self.mmio, paging: &fault.paging };
+        let access = LinearAccess {
+            vcpu: &self.vcpu,
+            mmio: &self.mmio,
+            paging: &fault.paging,
+        };
         let long = fault.paging.cpu_mode == abi::CPU_MODE_64BIT;
         let bitness = match (long, fault.cs_d != 0) {
             (true, _) => 64,
@@ -181,13 +187,29 @@ impl VcpuThread {
         let Some(instruction) = instruction else {
             let hex: Vec<_> = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
             let detail = format!("cannot decode the instruction {}", hex.join(" "));
-            return Err(ExitError::Unhandled { code: exit.exitcode, rip: exit.rip, detail });
+            return Err(ExitError::Unhandled {
+                code: exit.exitcode,
+                rip: exit.rip,
+                detail,
+            });
         };
-        match emul::emulate(&access, &instruction, bytes, Access { gpa: fault.gpa, long }) {
+        match emul::emulate(
+            &access,
+            &instruction,
+            bytes,
+            Access {
+                gpa: fault.gpa,
+                long,
+            },
+        ) {
             Ok(Next::Restart) | Err(EmulError::Fault) => Ok(self.vcpu.restart_instruction()?),
             Err(error) => {
                 let detail = error.to_string();
-                Err(ExitError::Unhandled { code: exit.exitcode, rip: exit.rip, detail })
+                Err(ExitError::Unhandled {
+                    code: exit.exitcode,
+                    rip: exit.rip,
+                    detail,
+                })
             }
             // VM_RUN goes on behind the instruction by itself if the vmm knew how long it is.
             Ok(Next::Advance) if exit.inst_length == instruction.len() as i32 => Ok(()),
@@ -204,7 +226,11 @@ impl VcpuThread {
             Some(value) => value,
             None => {
                 if self.policy.verbosemsr {
-                    log::info!("vcpu {}: rdmsr {code:#x} at {:#x} is unknown", self.vcpu.id(), exit.rip);
+                    log::info!(
+                        "vcpu {}: rdmsr {code:#x} at {:#x} is unknown",
+                        self.vcpu.id(),
+                        exit.rip
+                    );
                 }
                 if self.policy.strictmsr {
                     return Ok(self.vcpu.inject_exception(IDT_GP, Some(0), true)?);
@@ -223,7 +249,12 @@ impl VcpuThread {
         if !xmsr::wrmsr(self.vendor, write.code, write.wval) {
             if self.policy.verbosemsr {
                 let id = self.vcpu.id();
-                log::info!("vcpu {id}: wrmsr {:#x}={:#x} at {:#x} is unknown", write.code, write.wval, exit.rip);
+                log::info!(
+                    "vcpu {id}: wrmsr {:#x}={:#x} at {:#x} is unknown",
+                    write.code,
+                    write.wval,
+                    exit.rip
+                );
             }
             if self.policy.strictmsr {
                 self.vcpu.inject_exception(IDT_GP, Some(0), true)?;
@@ -242,10 +273,16 @@ impl VcpuThread {
                 }
                 Ok(())
             }
-            apicreg::APIC_DELMODE_STARTUP => targets.into_iter().try_for_each(|id| self.start_ap(id, ipi.vector)),
+            apicreg::APIC_DELMODE_STARTUP => targets
+                .into_iter()
+                .try_for_each(|id| self.start_ap(id, ipi.vector)),
             mode => {
                 let detail = format!("an IPI of delivery mode {mode:#x}");
-                Err(ExitError::Unhandled { code: exit.exitcode, rip: exit.rip, detail })
+                Err(ExitError::Unhandled {
+                    code: exit.exitcode,
+                    rip: exit.rip,
+                    detail,
+                })
             }
         }
     }

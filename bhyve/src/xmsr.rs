@@ -41,7 +41,10 @@ pub fn rdmsr(vendor: Vendor, msr: u32) -> Option<u64> {
     match (vendor, msr) {
         (_, BIOS_SIGN) => Some(0),
         (Vendor::Intel, DEBUGCTL | RAPL_POWER_UNIT) => Some(0),
-        (Vendor::Intel, PKG_ENERGY_STATUS | DRAM_ENERGY_STATUS | PP0_ENERGY_STATUS | PP1_ENERGY_STATUS) => Some(0),
+        (
+            Vendor::Intel,
+            PKG_ENERGY_STATUS | DRAM_ENERGY_STATUS | PP0_ENERGY_STATUS | PP1_ENERGY_STATUS,
+        ) => Some(0),
         (Vendor::Intel, msr) if PKG_C_RESIDENCY.contains(&msr) => Some(0),
         (Vendor::Amd, HWCR) => Some(HWCR_VALUE),
         (Vendor::Amd, SYSCFG | NB_CFG | LS_CFG | IC_CFG | DC_CFG | FP_CFG | DE_CFG) => Some(0),

@@ -10,7 +10,7 @@ pub use topology::{Topology, TopologyError};
 pub use usage::usage;
 
 use crate::config::{Config, ConfigError, Node};
-mod lpc { pub const DEVICES: &[&str] = &["bootrom","com1"]; pub fn parse_option(_: &crate::config::Config, _: &str) -> Result<(), String> { Ok(()) } }
+use crate::pci::lpc;
 use crate::pci::{models::MODELS, slot};
 use lexopt::Arg;
 use std::ffi::OsString;
@@ -133,10 +133,20 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Request, OptErr
         let value = text(value)?;
         match option {
             's' if is_help(&value) => {
-                return Ok(Request::List(MODELS.iter().map(|model| format!("{}\n", model.name)).collect()));
+                return Ok(Request::List(
+                    MODELS
+                        .iter()
+                        .map(|model| format!("{}\n", model.name))
+                        .collect(),
+                ));
             }
             'l' if is_help(&value) => {
-                return Ok(Request::List(lpc::DEVICES.iter().map(|name| format!("{name}\n")).collect()));
+                return Ok(Request::List(
+                    lpc::LPC_DEVICES
+                        .iter()
+                        .map(|name| format!("{name}\n"))
+                        .collect(),
+                ));
             }
             _ => with_value(&config, option, &value)?,
         }
@@ -146,7 +156,9 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Request, OptErr
 }
 
 fn text(value: OsString) -> Result<String, OptError> {
-    value.into_string().map_err(|value| OptError::Malformed(format!("{} is not UTF-8 text", value.to_string_lossy())))
+    value.into_string().map_err(|value| {
+        OptError::Malformed(format!("{} is not UTF-8 text", value.to_string_lossy()))
+    })
 }
 
 fn name_from(names: Vec<String>, config: &Config, restoring: bool) -> Result<(), OptError> {
@@ -183,7 +195,9 @@ fn flag(option: char) -> Option<(Option<&'static str>, &'static str)> {
 fn with_value(config: &Config, option: char, value: &str) -> Result<(), OptError> {
     match option {
         'c' => topology::parse(config, value),
-        'f' => Err(OptError::Invalid(format!("-f {value}: there is no QEMU fw_cfg device to show it to the guest"))),
+        'f' => Err(OptError::Invalid(format!(
+            "-f {value}: there is no QEMU fw_cfg device to show it to the guest"
+        ))),
         'G' => gdb(config, value),
         'g' => {
             log::warn!("-g {value} is ignored: the legacy debug port is gone, use -G");
@@ -191,16 +205,19 @@ fn with_value(config: &Config, option: char, value: &str) -> Result<(), OptError
         }
         'K' => Ok(config.set("keyboard.layout", value)?),
         'k' => {
-            let text = std::fs::read_to_string(value)
-                .map_err(|source| OptError::File { path: value.to_owned(), source })?;
+            let text = std::fs::read_to_string(value).map_err(|source| OptError::File {
+                path: value.to_owned(),
+                source,
+            })?;
             Ok(config.load(&text)?)
         }
-        'l' => lpc::parse_option(config, value)
-            .map_err(|reason| OptError::Invalid(format!("invalid lpc device configuration '{value}'{reason}"))),
+        'l' => lpc::parse(config, value).map_err(OptError::Invalid),
         'm' => Ok(config.set("memory.size", value)?),
         'n' => numa(config, value),
         'o' => config.assign(value).map_err(|error| match error {
-            ConfigError::Assignment(text) => OptError::Malformed(format!("invalid configuration option '{text}'")),
+            ConfigError::Assignment(text) => {
+                OptError::Malformed(format!("invalid configuration option '{text}'"))
+            }
             other => other.into(),
         }),
         'p' => pin(config, value),
@@ -212,14 +229,23 @@ fn with_value(config: &Config, option: char, value: &str) -> Result<(), OptError
 
 /// `[w][address:]port`; an IPv6 address is in brackets.
 fn gdb(config: &Config, value: &str) -> Result<(), OptError> {
-    let (wait, rest) = value.strip_prefix('w').map_or((false, value), |rest| (true, rest));
-    let (address, port) = rest.rsplit_once(':').map_or((None, rest), |(address, port)| (Some(address), port));
-    let port: u16 = port.parse().map_err(|_| OptError::Invalid(format!("invalid gdb port '{value}'")))?;
+    let (wait, rest) = value
+        .strip_prefix('w')
+        .map_or((false, value), |rest| (true, rest));
+    let (address, port) = rest
+        .rsplit_once(':')
+        .map_or((None, rest), |(address, port)| (Some(address), port));
+    let port: u16 = port
+        .parse()
+        .map_err(|_| OptError::Invalid(format!("invalid gdb port '{value}'")))?;
     if wait {
         config.set("gdb.wait", "true")?;
     }
     if let Some(address) = address {
-        config.set("gdb.address", address.trim_start_matches('[').trim_end_matches(']'))?;
+        config.set(
+            "gdb.address",
+            address.trim_start_matches('[').trim_end_matches(']'),
+        )?;
     }
     Ok(config.set("gdb.port", &port.to_string())?)
 }
@@ -231,7 +257,9 @@ fn pin(config: &Config, value: &str) -> Result<(), OptError> {
     let vcpu: u16 = vcpu.parse().map_err(|_| invalid())?;
     let host: u16 = host.parse().map_err(|_| invalid())?;
     let path = format!("vcpu.{vcpu}.cpuset");
-    let set = config.raw(&path).map_or(host.to_string(), |before| format!("{before},{host}"));
+    let set = config
+        .raw(&path)
+        .map_or(host.to_string(), |before| format!("{before},{host}"));
     Ok(config.set(&path, &set)?)
 }
 
@@ -239,7 +267,8 @@ const MAX_DOMAINS: u8 = 8;
 
 /// `id=N,size=S,cpus=LIST[,domain_policy=P]`.
 fn numa(config: &Config, value: &str) -> Result<(), OptError> {
-    let invalid = |what: &str| OptError::Invalid(format!("invalid NUMA configuration '{value}': {what}"));
+    let invalid =
+        |what: &str| OptError::Invalid(format!("invalid NUMA configuration '{value}': {what}"));
     let mut id = None;
     let mut fields = Vec::new();
     for field in value.split(',') {
@@ -250,11 +279,19 @@ fn numa(config: &Config, value: &str) -> Result<(), OptError> {
             }
             Some((name @ ("size" | "cpus" | "domain_policy"), text)) => fields.push((name, text)),
             // A list of CPUs has commas of its own.
-            None if field.bytes().all(|byte| byte.is_ascii_digit() || byte == b'-') => fields.push(("+cpus", field)),
+            None if field
+                .bytes()
+                .all(|byte| byte.is_ascii_digit() || byte == b'-') =>
+            {
+                fields.push(("+cpus", field))
+            }
             _ => return Err(invalid("unknown field")),
         }
     }
-    let node: Node = config.node(&format!("domains.{}", id.ok_or_else(|| invalid("id is missing or out of range"))?));
+    let node: Node = config.node(&format!(
+        "domains.{}",
+        id.ok_or_else(|| invalid("id is missing or out of range"))?
+    ));
     for (name, text) in fields {
         match name {
             "+cpus" => {

@@ -30,7 +30,10 @@ fn a_name_is_needed_once_unless_it_comes_from_elsewhere() {
     assert_eq!(run("a -m 1G").unwrap_err().status(), 1);
     assert!(run("-o name=a").is_ok());
     let restored = run("-r /tmp/x").unwrap();
-    assert_eq!(restored.restore.as_deref(), Some(std::path::Path::new("/tmp/x")));
+    assert_eq!(
+        restored.restore.as_deref(),
+        Some(std::path::Path::new("/tmp/x"))
+    );
     assert_eq!(get(&restored, "name"), None);
 }
 
@@ -51,10 +54,14 @@ fn statuses() {
 fn help_lists() {
     assert!(matches!(parse(["-h".into()]), Ok(Request::Help)));
     for help in ["help", "h", "hel"] {
-        let Ok(Request::List(list)) = parse(["-s".into(), help.into()]) else { panic!("{help}") };
+        let Ok(Request::List(list)) = parse(["-s".into(), help.into()]) else {
+            panic!("{help}")
+        };
         assert!(list.lines().any(|line| line == "hostbridge"));
     }
-    let Ok(Request::List(list)) = parse(["-l".into(), "help".into()]) else { panic!("-l help") };
+    let Ok(Request::List(list)) = parse(["-l".into(), "help".into()]) else {
+        panic!("-l help")
+    };
     assert!(list.lines().any(|line| line == "com1"));
 }
 
@@ -82,6 +89,11 @@ fn numa_domains() {
 #[test]
 fn every_option_is_in_the_usage() {
     for option in "AaCDeHhIMPSuWwxYcfGKklmnoprsU".chars() {
-        assert!(usage().lines().any(|line| line.starts_with(&format!("       -{option}: "))), "-{option}");
+        assert!(
+            usage()
+                .lines()
+                .any(|line| line.starts_with(&format!("       -{option}: "))),
+            "-{option}"
+        );
     }
 }

@@ -17,6 +17,21 @@ pub struct Topology {
     pub threads: u16,
 }
 
+impl std::fmt::Display for Topology {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            cpus,
+            sockets,
+            cores,
+            threads,
+        } = self;
+        write!(
+            f,
+            "{cpus} (sockets={sockets},cores={cores},threads={threads})"
+        )
+    }
+}
+
 /// Why a topology cannot be.
 #[derive(Debug, thiserror::Error)]
 pub enum TopologyError {
@@ -29,7 +44,9 @@ pub enum TopologyError {
         value: u64,
     },
     /// cpus is not the product of the others.
-    #[error("CPU topology mismatch: {cpus} cpus are not {sockets} sockets of {cores} cores of {threads} threads")]
+    #[error(
+        "CPU topology mismatch: {cpus} cpus are not {sockets} sockets of {cores} cores of {threads} threads"
+    )]
     Mismatch {
         /// cpus.
         cpus: u64,
@@ -52,7 +69,10 @@ pub(super) fn parse(config: &Config, value: &str) -> Result<(), OptError> {
     let invalid = || OptError::Malformed(format!("invalid cpu topology '{value}'"));
     for field in value.split(',').filter(|field| !field.is_empty()) {
         let (name, number) = field.split_once('=').unwrap_or(("cpus", field));
-        if !NAMES.contains(&name) || number.is_empty() || !number.bytes().all(|byte| byte.is_ascii_digit()) {
+        if !NAMES.contains(&name)
+            || number.is_empty()
+            || !number.bytes().all(|byte| byte.is_ascii_digit())
+        {
             return Err(invalid());
         }
         config.set(name, number)?;
@@ -66,12 +86,18 @@ impl Topology {
     pub fn from_config(config: &Config) -> Result<Self, TopologyError> {
         let number = |name: &'static str| -> Result<Option<u64>, TopologyError> {
             match config.u64(name)? {
-                Some(value) if value == 0 || value > u64::from(u16::MAX) => Err(TopologyError::Range { name, value }),
+                Some(value) if value == 0 || value > u64::from(u16::MAX) => {
+                    Err(TopologyError::Range { name, value })
+                }
                 other => Ok(other),
             }
         };
-        let (cpus, sockets, cores, threads) =
-            (number("cpus")?, number("sockets")?, number("cores")?, number("threads")?);
+        let (cpus, sockets, cores, threads) = (
+            number("cpus")?,
+            number("sockets")?,
+            number("cores")?,
+            number("threads")?,
+        );
         let sockets = match (cpus, sockets, cores, threads) {
             (Some(cpus), None, None, None) => cpus,
             (_, sockets, ..) => sockets.unwrap_or(1),
@@ -81,9 +107,15 @@ impl Topology {
         let product = sockets * cores * threads;
         let cpus = cpus.unwrap_or(product);
         if cpus != product {
-            return Err(TopologyError::Mismatch { cpus, sockets, cores, threads });
+            return Err(TopologyError::Mismatch {
+                cpus,
+                sockets,
+                cores,
+                threads,
+            });
         }
-        let narrow = |name, value| u16::try_from(value).map_err(|_| TopologyError::Range { name, value });
+        let narrow =
+            |name, value| u16::try_from(value).map_err(|_| TopologyError::Range { name, value });
         Ok(Self {
             cpus: narrow("cpus", cpus)?,
             sockets: narrow("sockets", sockets)?,
@@ -105,7 +137,14 @@ mod tests {
 
     #[test]
     fn what_is_not_set_follows() {
-        let made = |cpus, sockets, cores, threads| Ok(Topology { cpus, sockets, cores, threads });
+        let made = |cpus, sockets, cores, threads| {
+            Ok(Topology {
+                cpus,
+                sockets,
+                cores,
+                threads,
+            })
+        };
         assert_eq!(topology(""), made(1, 1, 1, 1));
         assert_eq!(topology("4"), made(4, 4, 1, 1));
         assert_eq!(topology("cpus=4,cores=2,sockets=2"), made(4, 2, 2, 1));
@@ -115,7 +154,16 @@ mod tests {
 
     #[test]
     fn contradictions_are_refused() {
-        for bad in ["cpus=4,cores=2", "0", "65536", "sockets=65535,cores=65535", "x", "cpus=", "nodes=2", "-1"] {
+        for bad in [
+            "cpus=4,cores=2",
+            "0",
+            "65536",
+            "sockets=65535,cores=65535",
+            "x",
+            "cpus=",
+            "nodes=2",
+            "-1",
+        ] {
             assert!(topology(bad).is_err(), "{bad}");
         }
     }

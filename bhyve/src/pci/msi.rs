@@ -103,7 +103,7 @@ impl Msix {
     fn dword(&self, offset: u64) -> u32 {
         let pba = Self::pba_offset(self.table.len());
         if offset >= pba {
-            let first = usize::try_from((offset - pba) * 8).unwrap_or(usize::MAX);
+            let first = usize::try_from((offset - pba).saturating_mul(8)).unwrap_or(usize::MAX);
             let bits = self.pending.iter().skip(first).take(32);
             return bits
                 .enumerate()

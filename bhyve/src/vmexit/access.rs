@@ -23,8 +23,11 @@ impl LinearAccess<'_> {
         let first = buffer.len().min((PAGE - gla % PAGE) as usize);
         for len in [buffer.len(), first] {
             if let Some(part) = buffer.get_mut(..len)
-                && self.vcpu.gla2gpa_nofault(self.paging, gla.wrapping_add(len as u64 - 1), VM_PROT_READ)?
-                    != Translation::Fault
+                && self.vcpu.gla2gpa_nofault(
+                    self.paging,
+                    gla.wrapping_add(len as u64 - 1),
+                    VM_PROT_READ,
+                )? != Translation::Fault
             {
                 return match self.vcpu.copyin(self.paging, gla, part) {
                     Ok(()) => Ok(len),
@@ -70,7 +73,9 @@ impl EmulContext for LinearAccess<'_> {
         let part = bytes.get_mut(..usize::from(size)).unwrap_or_default();
         match self.vcpu.copyin(self.paging, gla, part) {
             Ok(()) => Ok(u64::from_le_bytes(bytes)),
-            Err(CopyError::OutOfRange(_)) => Ok(self.mmio_load(self.translate(gla, VM_PROT_READ)?, size)),
+            Err(CopyError::OutOfRange(_)) => {
+                Ok(self.mmio_load(self.translate(gla, VM_PROT_READ)?, size))
+            }
             Err(CopyError::Fault { .. }) => Err(EmulError::Fault),
             Err(CopyError::Vm(error)) => Err(error.into()),
         }
@@ -93,14 +98,20 @@ impl EmulContext for LinearAccess<'_> {
     // Where nothing answers, loads read as ones and stores vanish, as on a real bus.
     fn mmio_load(&self, gpa: u64, size: u8) -> u64 {
         self.mmio.read(gpa, size).unwrap_or_else(|| {
-            log::debug!("vcpu {}: load of {size} bytes from {gpa:#x}, where nothing is", self.vcpu.id());
+            log::debug!(
+                "vcpu {}: load of {size} bytes from {gpa:#x}, where nothing is",
+                self.vcpu.id()
+            );
             all_ones(size)
         })
     }
 
     fn mmio_store(&self, gpa: u64, size: u8, value: u64) {
         if !self.mmio.write(gpa, size, value) {
-            log::debug!("vcpu {}: store of {value:#x} to {gpa:#x}, where nothing is", self.vcpu.id());
+            log::debug!(
+                "vcpu {}: store of {value:#x} to {gpa:#x}, where nothing is",
+                self.vcpu.id()
+            );
         }
     }
 }

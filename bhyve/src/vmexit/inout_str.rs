@@ -23,17 +23,33 @@ fn width_mask(addrsize: i32) -> u64 {
 /// A register after its low part was updated: 32-bit results clear the upper half, 16-bit ones keep the rest.
 fn merge(addrsize: i32, old: u64, new: u64) -> u64 {
     let mask = width_mask(addrsize);
-    if addrsize == 2 { old & !mask | new & mask } else { new & mask }
+    if addrsize == 2 {
+        old & !mask | new & mask
+    } else {
+        new & mask
+    }
 }
 
 impl VcpuThread {
     pub(super) fn inout_str(&self, exit: &VmExit) -> Result<(), ExitError> {
         let io = exit.inout_str();
-        let access = LinearAccess { vcpu: &self.vcpu, mmio: &self.mmio, paging: &io.paging };
+        let access = LinearAccess {
+            vcpu: &self.vcpu,
+            mmio: &self.mmio,
+            paging: &io.paging,
+        };
         let (is_in, size) = (io.inout.is_in(), io.inout.bytes() as u8);
         let mask = width_mask(io.addrsize);
-        let step = if io.rflags & RFLAGS_DF != 0 { u64::from(size).wrapping_neg() } else { size.into() };
-        let mut left = if io.inout.is_rep() { io.count & mask } else { 1 };
+        let step = if io.rflags & RFLAGS_DF != 0 {
+            u64::from(size).wrapping_neg()
+        } else {
+            size.into()
+        };
+        let mut left = if io.inout.is_rep() {
+            io.count & mask
+        } else {
+            1
+        };
         let mut index = io.index & mask;
         let mut fault = None;
         for _ in 0..BURST {
@@ -41,7 +57,11 @@ impl VcpuThread {
                 break;
             }
             let Some(gla) = linear(&io, index, size) else {
-                let vector = if io.seg_name == abi::VM_REG_GUEST_SS { IDT_SS } else { IDT_GP };
+                let vector = if io.seg_name == abi::VM_REG_GUEST_SS {
+                    IDT_SS
+                } else {
+                    IDT_GP
+                };
                 fault = Some(Some(vector));
                 break;
             };
@@ -55,10 +75,16 @@ impl VcpuThread {
             index = index.wrapping_add(step) & mask;
             left -= 1;
         }
-        let register = if is_in { abi::VM_REG_GUEST_RDI } else { abi::VM_REG_GUEST_RSI };
-        self.vcpu.set_register(register, merge(io.addrsize, io.index, index))?;
+        let register = if is_in {
+            abi::VM_REG_GUEST_RDI
+        } else {
+            abi::VM_REG_GUEST_RSI
+        };
+        self.vcpu
+            .set_register(register, merge(io.addrsize, io.index, index))?;
         if io.inout.is_rep() {
-            self.vcpu.set_register(abi::VM_REG_GUEST_RCX, merge(io.addrsize, io.count, left))?;
+            self.vcpu
+                .set_register(abi::VM_REG_GUEST_RCX, merge(io.addrsize, io.count, left))?;
         }
         match fault {
             Some(Some(vector)) => self.vcpu.inject_exception(vector, Some(0), true)?,
@@ -104,7 +130,8 @@ fn linear(io: &VmInoutStr, offset: u64, size: u8) -> Option<u64> {
     }
     let last = offset.checked_add(u64::from(size) - 1)?;
     let unusable = io.seg_desc.unusable();
-    (!unusable && last <= u64::from(io.seg_desc.limit)).then(|| io.seg_desc.base.wrapping_add(offset) & 0xffff_ffff)
+    (!unusable && last <= u64::from(io.seg_desc.limit))
+        .then(|| io.seg_desc.base.wrapping_add(offset) & 0xffff_ffff)
 }
 
 #[cfg(test)]
@@ -114,7 +141,10 @@ mod tests {
 
     #[test]
     fn segments_end() {
-        let mut io = VmInoutStr { seg_desc: SegDesc::new(0x1000, 0xffff, 0x93), ..VmInoutStr::default() };
+        let mut io = VmInoutStr {
+            seg_desc: SegDesc::new(0x1000, 0xffff, 0x93),
+            ..VmInoutStr::default()
+        };
         assert_eq!(linear(&io, 0xfffe, 2), Some(0x10ffe));
         assert_eq!(linear(&io, 0xffff, 2), None);
         io.paging.cpu_mode = abi::CPU_MODE_64BIT;

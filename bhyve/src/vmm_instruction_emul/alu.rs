@@ -47,7 +47,11 @@ impl Size {
     /// To 64 bits.
     pub fn sign_extend(self, value: u64) -> u64 {
         let value = value & self.mask();
-        if value & self.sign() != 0 { value | !self.mask() } else { value }
+        if value & self.sign() != 0 {
+            value | !self.mask()
+        } else {
+            value
+        }
     }
 
     /// A register's new value after an update of this width, by the rules for 16, 32 and 64-bit writes.
@@ -82,7 +86,9 @@ fn when(condition: bool, flag: u64) -> u64 {
 }
 
 fn common(size: Size, value: u64) -> u64 {
-    when((value as u8).count_ones() % 2 == 0, PF) | when(value == 0, ZF) | when(value & size.sign() != 0, SF)
+    when((value as u8).count_ones() % 2 == 0, PF)
+        | when(value == 0, ZF)
+        | when(value & size.sign() != 0, SF)
 }
 
 /// `a + b + carry`.
@@ -111,7 +117,10 @@ pub fn sub(size: Size, a: u64, b: u64, borrow: u64) -> Outcome {
 /// The flags of AND, OR, XOR and TEST.
 pub fn logic(size: Size, value: u64) -> Outcome {
     let value = value & size.mask();
-    Outcome { value, flags: common(size, value) }
+    Outcome {
+        value,
+        flags: common(size, value),
+    }
 }
 
 #[cfg(test)]
@@ -120,13 +129,55 @@ mod tests {
 
     #[test]
     fn flags_at_the_edges() {
-        assert_eq!(add(Size::Byte, 0xff, 1, 0), Outcome { value: 0, flags: CF | PF | AF | ZF });
-        assert_eq!(add(Size::Byte, 0x7f, 1, 0), Outcome { value: 0x80, flags: AF | SF | OF });
-        assert_eq!(add(Size::Qword, u64::MAX, 0, 1), Outcome { value: 0, flags: CF | PF | AF | ZF });
-        assert_eq!(sub(Size::Byte, 0, 1, 0), Outcome { value: 0xff, flags: CF | PF | AF | SF });
-        assert_eq!(sub(Size::Word, 0x8000, 1, 0), Outcome { value: 0x7fff, flags: PF | AF | OF });
-        assert_eq!(sub(Size::Qword, 0, u64::MAX, 1), Outcome { value: 0, flags: CF | PF | AF | ZF });
-        assert_eq!(logic(Size::Dword, 0x8000_0000), Outcome { value: 0x8000_0000, flags: PF | SF });
+        assert_eq!(
+            add(Size::Byte, 0xff, 1, 0),
+            Outcome {
+                value: 0,
+                flags: CF | PF | AF | ZF
+            }
+        );
+        assert_eq!(
+            add(Size::Byte, 0x7f, 1, 0),
+            Outcome {
+                value: 0x80,
+                flags: AF | SF | OF
+            }
+        );
+        assert_eq!(
+            add(Size::Qword, u64::MAX, 0, 1),
+            Outcome {
+                value: 0,
+                flags: CF | PF | AF | ZF
+            }
+        );
+        assert_eq!(
+            sub(Size::Byte, 0, 1, 0),
+            Outcome {
+                value: 0xff,
+                flags: CF | PF | AF | SF
+            }
+        );
+        assert_eq!(
+            sub(Size::Word, 0x8000, 1, 0),
+            Outcome {
+                value: 0x7fff,
+                flags: PF | AF | OF
+            }
+        );
+        assert_eq!(
+            sub(Size::Qword, 0, u64::MAX, 1),
+            Outcome {
+                value: 0,
+                flags: CF | PF | AF | ZF
+            }
+        );
+        assert_eq!(
+            logic(Size::Dword, 0x8000_0000),
+            Outcome {
+                value: 0x8000_0000,
+                flags: PF | SF
+            }
+        );
     }
 
     #[test]

@@ -6,7 +6,7 @@
 mod alu;
 
 use alu::Size;
-use iced_x86::{Code, Decoder, DecoderOptions, Instruction, MemorySize, Mnemonic, OpKind, Register};
+use iced_x86::{Decoder, DecoderOptions, Instruction, MemorySize, Mnemonic, OpKind, Register};
 use vmmapi::abi;
 
 /// The vCPU and the memory that an instruction works on.
@@ -75,7 +75,11 @@ fn unknown(instruction: &Instruction, bytes: &[u8]) -> EmulError {
     let bytes = bytes.get(..instruction.len()).unwrap_or(bytes);
     EmulError::Unknown {
         text: format!("{:?}", instruction.code()),
-        bytes: bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(" "),
+        bytes: bytes
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect::<Vec<_>>()
+            .join(" "),
     }
 }
 
@@ -86,7 +90,13 @@ pub fn emulate(
     bytes: &[u8],
     access: Access,
 ) -> Result<Next, EmulError> {
-    Emulation { cpu, instruction, access }.run()?.ok_or_else(|| unknown(instruction, bytes))
+    Emulation {
+        cpu,
+        instruction,
+        access,
+    }
+    .run()?
+    .ok_or_else(|| unknown(instruction, bytes))
 }
 
 struct Emulation<'a> {
@@ -105,7 +115,9 @@ impl Emulation<'_> {
         if self.instruction.is_string_instruction() {
             return self.string();
         }
-        let Some(size) = self.memory_size() else { return Ok(None) };
+        let Some(size) = self.memory_size() else {
+            return Ok(None);
+        };
         let done = match self.instruction.mnemonic() {
             Mov | Movnti => self.mov(size)?,
             Movzx => self.extend(size, |value, _| value)?,
@@ -142,7 +154,8 @@ impl Emulation<'_> {
     }
 
     fn write_memory(&self, size: Size, value: u64) {
-        self.cpu.mmio_store(self.access.gpa, size.bytes(), value & size.mask());
+        self.cpu
+            .mmio_store(self.access.gpa, size.bytes(), value & size.mask());
     }
 
     fn is_memory(&self, operand: u32) -> bool {
@@ -150,14 +163,23 @@ impl Emulation<'_> {
     }
 
     fn read_register(&self, reg: Register) -> Result<Option<u64>, EmulError> {
-        let Some(number) = abi_register(reg.full_register()) else { return Ok(None) };
+        let Some(number) = abi_register(reg.full_register()) else {
+            return Ok(None);
+        };
         let value = self.cpu.register(number)?;
-        let Some(size) = Size::new(reg.size()) else { return Ok(None) };
-        Ok(Some(if is_high_byte(reg) { value >> 8 & 0xff } else { value & size.mask() }))
+        let Some(size) = Size::new(reg.size()) else {
+            return Ok(None);
+        };
+        Ok(Some(if is_high_byte(reg) {
+            value >> 8 & 0xff
+        } else {
+            value & size.mask()
+        }))
     }
 
     fn write_register(&self, reg: Register, value: u64) -> Result<Option<()>, EmulError> {
-        let (Some(number), Some(size)) = (abi_register(reg.full_register()), Size::new(reg.size())) else {
+        let (Some(number), Some(size)) = (abi_register(reg.full_register()), Size::new(reg.size()))
+        else {
             return Ok(None);
         };
         let value = match size {
@@ -185,7 +207,9 @@ impl Emulation<'_> {
             | OpKind::Immediate8to16
             | OpKind::Immediate8to32
             | OpKind::Immediate8to64
-            | OpKind::Immediate32to64 => Ok(Some(self.instruction.immediate(operand) & size.mask())),
+            | OpKind::Immediate32to64 => {
+                Ok(Some(self.instruction.immediate(operand) & size.mask()))
+            }
             _ => Ok(None),
         }
     }
@@ -197,12 +221,15 @@ impl Emulation<'_> {
     /// Replaces the arithmetic flags among `mask`.
     fn set_flags(&self, mask: u64, flags: u64) -> Result<(), EmulError> {
         let old = self.flags()?;
-        self.cpu.set_register(abi::VM_REG_GUEST_RFLAGS, old & !mask | flags & mask)
+        self.cpu
+            .set_register(abi::VM_REG_GUEST_RFLAGS, old & !mask | flags & mask)
     }
 
     fn mov(&self, size: Size) -> Result<Option<()>, EmulError> {
         if self.is_memory(0) {
-            let Some(value) = self.read_other(1, size)? else { return Ok(None) };
+            let Some(value) = self.read_other(1, size)? else {
+                return Ok(None);
+            };
             self.write_memory(size, value);
             Ok(Some(()))
         } else {
@@ -210,15 +237,28 @@ impl Emulation<'_> {
         }
     }
 
-    fn extend(&self, size: Size, extend: impl Fn(u64, Size) -> u64) -> Result<Option<()>, EmulError> {
-        self.write_register(self.instruction.op0_register(), extend(self.read_memory(size), size))
+    fn extend(
+        &self,
+        size: Size,
+        extend: impl Fn(u64, Size) -> u64,
+    ) -> Result<Option<()>, EmulError> {
+        self.write_register(
+            self.instruction.op0_register(),
+            extend(self.read_memory(size), size),
+        )
     }
 
     fn arithmetic(&self, size: Size) -> Result<Option<()>, EmulError> {
         let memory = self.read_memory(size);
         let first_is_memory = self.is_memory(0);
-        let Some(other) = self.read_other(u32::from(first_is_memory), size)? else { return Ok(None) };
-        let (a, b) = if first_is_memory { (memory, other) } else { (other, memory) };
+        let Some(other) = self.read_other(u32::from(first_is_memory), size)? else {
+            return Ok(None);
+        };
+        let (a, b) = if first_is_memory {
+            (memory, other)
+        } else {
+            (other, memory)
+        };
         let carry = self.flags()? & RFLAGS_CF;
         let result = match self.instruction.mnemonic() {
             Mnemonic::Add => alu::add(size, a, b, 0),
@@ -232,7 +272,10 @@ impl Emulation<'_> {
         if !matches!(self.instruction.mnemonic(), Mnemonic::Cmp | Mnemonic::Test) {
             if first_is_memory {
                 self.write_memory(size, result.value);
-            } else if self.write_register(self.instruction.op0_register(), result.value)?.is_none() {
+            } else if self
+                .write_register(self.instruction.op0_register(), result.value)?
+                .is_none()
+            {
                 return Ok(None);
             }
         }
@@ -255,7 +298,9 @@ impl Emulation<'_> {
     }
 
     fn bit(&self, size: Size) -> Result<Option<()>, EmulError> {
-        let Some(index) = self.read_other(1, size)? else { return Ok(None) };
+        let Some(index) = self.read_other(1, size)? else {
+            return Ok(None);
+        };
         // The access's address already includes the part of the index that is beyond the operand.
         let bit = 1 << (index % (u64::from(size.bytes()) * 8));
         let value = self.read_memory(size);
@@ -271,18 +316,26 @@ impl Emulation<'_> {
 
     /// The register operand of an instruction with one memory and one register operand.
     fn partner(&self) -> Register {
-        if self.is_memory(0) { self.instruction.op1_register() } else { self.instruction.op0_register() }
+        if self.is_memory(0) {
+            self.instruction.op1_register()
+        } else {
+            self.instruction.op0_register()
+        }
     }
 
     fn exchange(&self, size: Size) -> Result<Option<()>, EmulError> {
-        let Some(value) = self.read_register(self.partner())? else { return Ok(None) };
+        let Some(value) = self.read_register(self.partner())? else {
+            return Ok(None);
+        };
         let memory = self.read_memory(size);
         self.write_memory(size, value);
         self.write_register(self.partner(), memory)
     }
 
     fn exchange_add(&self, size: Size) -> Result<Option<()>, EmulError> {
-        let Some(value) = self.read_register(self.partner())? else { return Ok(None) };
+        let Some(value) = self.read_register(self.partner())? else {
+            return Ok(None);
+        };
         let memory = self.read_memory(size);
         let sum = alu::add(size, memory, value, 0);
         self.write_memory(size, sum.value);
@@ -292,7 +345,9 @@ impl Emulation<'_> {
 
     fn compare_exchange(&self, size: Size) -> Result<Option<()>, EmulError> {
         let accumulator = self.cpu.register(abi::VM_REG_GUEST_RAX)?;
-        let Some(value) = self.read_register(self.partner())? else { return Ok(None) };
+        let Some(value) = self.read_register(self.partner())? else {
+            return Ok(None);
+        };
         let memory = self.read_memory(size);
         let difference = alu::sub(size, accumulator & size.mask(), memory, 0);
         if difference.value == 0 {
@@ -314,20 +369,28 @@ impl Emulation<'_> {
     fn stack(&self) -> Result<(u64, u64, u64), EmulError> {
         let mask = if self.access.long {
             u64::MAX
-        } else if self.instruction.stack_pointer_increment() != 0 && self.instruction.code_size().is_16() {
+        } else if self.instruction.stack_pointer_increment() != 0
+            && self.instruction.code_size().is_16()
+        {
             0xffff
         } else {
             0xffff_ffff
         };
-        let base = if self.access.long { 0 } else { self.cpu.segment_base(abi::VM_REG_GUEST_SS)? };
+        let base = if self.access.long {
+            0
+        } else {
+            self.cpu.segment_base(abi::VM_REG_GUEST_SS)?
+        };
         Ok((self.cpu.register(abi::VM_REG_GUEST_RSP)?, mask, base))
     }
 
     fn push(&self, size: Size) -> Result<Option<()>, EmulError> {
         let (rsp, mask, base) = self.stack()?;
         let new = rsp.wrapping_sub(size.bytes().into()) & mask;
-        self.cpu.store(base.wrapping_add(new), size.bytes(), self.read_memory(size))?;
-        self.cpu.set_register(abi::VM_REG_GUEST_RSP, rsp & !mask | new)?;
+        self.cpu
+            .store(base.wrapping_add(new), size.bytes(), self.read_memory(size))?;
+        self.cpu
+            .set_register(abi::VM_REG_GUEST_RSP, rsp & !mask | new)?;
         Ok(Some(()))
     }
 
@@ -336,27 +399,36 @@ impl Emulation<'_> {
         let value = self.cpu.load(base.wrapping_add(rsp & mask), size.bytes())?;
         self.write_memory(size, value);
         let new = rsp.wrapping_add(size.bytes().into()) & mask;
-        self.cpu.set_register(abi::VM_REG_GUEST_RSP, rsp & !mask | new)?;
+        self.cpu
+            .set_register(abi::VM_REG_GUEST_RSP, rsp & !mask | new)?;
         Ok(Some(()))
     }
 
     fn string(&self) -> Result<Option<Next>, EmulError> {
-        let Some(width) = self.address_width() else { return Ok(None) };
+        let Some(width) = self.address_width() else {
+            return Ok(None);
+        };
         let rep = self.instruction.has_rep_prefix() || self.instruction.has_repne_prefix();
         let rcx = self.cpu.register(abi::VM_REG_GUEST_RCX)?;
         if rep && rcx & width.mask() == 0 {
             return Ok(Some(Next::Advance));
         }
-        let Some(size) = Size::new(self.instruction.memory_size().size()) else { return Ok(None) };
+        let Some(size) = Size::new(self.instruction.memory_size().size()) else {
+            return Ok(None);
+        };
         let step = if self.flags()? & RFLAGS_DF != 0 {
             u64::from(size.bytes()).wrapping_neg()
         } else {
             u64::from(size.bytes())
         };
-        let index = |reg: i32| -> Result<u64, EmulError> { Ok(self.cpu.register(reg)? & width.mask()) };
+        let index =
+            |reg: i32| -> Result<u64, EmulError> { Ok(self.cpu.register(reg)? & width.mask()) };
         let advance = |reg: i32| -> Result<(), EmulError> {
             let old = self.cpu.register(reg)?;
-            self.cpu.set_register(reg, width.merge(old, (old & width.mask()).wrapping_add(step)))
+            self.cpu.set_register(
+                reg,
+                width.merge(old, (old & width.mask()).wrapping_add(step)),
+            )
         };
         match self.instruction.mnemonic() {
             Mnemonic::Stosb | Mnemonic::Stosw | Mnemonic::Stosd | Mnemonic::Stosq => {
@@ -375,8 +447,12 @@ impl Emulation<'_> {
             }
             Mnemonic::Movsb | Mnemonic::Movsw | Mnemonic::Movsd | Mnemonic::Movsq => {
                 // Either side, or both, may be the emulated one: addresses are followed wherever they lead.
-                let from = self.segment(self.instruction.memory_segment())?.wrapping_add(index(abi::VM_REG_GUEST_RSI)?);
-                let to = self.segment(Register::ES)?.wrapping_add(index(abi::VM_REG_GUEST_RDI)?);
+                let from = self
+                    .segment(self.instruction.memory_segment())?
+                    .wrapping_add(index(abi::VM_REG_GUEST_RSI)?);
+                let to = self
+                    .segment(Register::ES)?
+                    .wrapping_add(index(abi::VM_REG_GUEST_RDI)?);
                 let value = self.cpu.load(from, size.bytes())?;
                 self.cpu.store(to, size.bytes(), value)?;
                 advance(abi::VM_REG_GUEST_RSI)?;
@@ -388,8 +464,13 @@ impl Emulation<'_> {
             return Ok(Some(Next::Advance));
         }
         let left = (rcx & width.mask()).wrapping_sub(1) & width.mask();
-        self.cpu.set_register(abi::VM_REG_GUEST_RCX, width.merge(rcx, left))?;
-        Ok(Some(if left == 0 { Next::Advance } else { Next::Restart }))
+        self.cpu
+            .set_register(abi::VM_REG_GUEST_RCX, width.merge(rcx, left))?;
+        Ok(Some(if left == 0 {
+            Next::Advance
+        } else {
+            Next::Restart
+        }))
     }
 
     /// The width of the index registers of a string instruction.
@@ -417,7 +498,10 @@ impl Emulation<'_> {
 }
 
 fn is_high_byte(reg: Register) -> bool {
-    matches!(reg, Register::AH | Register::BH | Register::CH | Register::DH)
+    matches!(
+        reg,
+        Register::AH | Register::BH | Register::CH | Register::DH
+    )
 }
 
 /// The ABI's number of a 64-bit general register.

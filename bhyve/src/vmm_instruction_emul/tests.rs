@@ -29,7 +29,9 @@ impl EmulContext for Fake {
             return Ok(self.mmio_load(gla, size));
         }
         let ram = self.ram.borrow();
-        Ok((0..u64::from(size)).rev().fold(0, |value, n| value << 8 | u64::from(ram.get(&(gla + n)).copied().unwrap_or(0))))
+        Ok((0..u64::from(size)).rev().fold(0, |value, n| {
+            value << 8 | u64::from(ram.get(&(gla + n)).copied().unwrap_or(0))
+        }))
     }
     fn store(&self, gla: u64, size: u8, value: u64) -> Result<(), EmulError> {
         if gla >= GPA {
@@ -59,7 +61,15 @@ impl Fake {
 
     fn run(&self, bytes: &[u8]) -> Result<Next, EmulError> {
         let instruction = decode(bytes, 0, 64).expect("an instruction");
-        emulate(self, &instruction, bytes, Access { gpa: GPA, long: true })
+        emulate(
+            self,
+            &instruction,
+            bytes,
+            Access {
+                gpa: GPA,
+                long: true,
+            },
+        )
     }
 
     fn reg(&self, reg: i32) -> u64 {
@@ -76,11 +86,17 @@ use abi::*;
 #[test]
 fn moves_keep_the_widths() {
     // mov [rdi], eax; mov [rdi], ah; mov dword [rdi], 5
-    let fake = Fake::with(&[(VM_REG_GUEST_RAX, 0x1122_3344_5566_7788)], 0xdead_beef_cafe_f00d);
+    let fake = Fake::with(
+        &[(VM_REG_GUEST_RAX, 0x1122_3344_5566_7788)],
+        0xdead_beef_cafe_f00d,
+    );
     fake.run(&[0x89, 0x07]).unwrap();
     fake.run(&[0x88, 0x27]).unwrap();
     fake.run(&[0xc7, 0x07, 5, 0, 0, 0]).unwrap();
-    assert_eq!(fake.written(), [(GPA, 4, 0x5566_7788), (GPA, 1, 0x77), (GPA, 4, 5)]);
+    assert_eq!(
+        fake.written(),
+        [(GPA, 4, 0x5566_7788), (GPA, 1, 0x77), (GPA, 4, 5)]
+    );
     // mov al, [rdi]; mov ah, [rdi]; mov ax, [rdi]
     fake.run(&[0x8a, 0x07]).unwrap();
     assert_eq!(fake.reg(VM_REG_GUEST_RAX), 0x1122_3344_5566_770d);
@@ -105,7 +121,10 @@ fn moves_keep_the_widths() {
 
 #[test]
 fn arithmetic_reads_and_writes_back() {
-    let fake = Fake::with(&[(VM_REG_GUEST_RAX, 0x0f), (VM_REG_GUEST_RFLAGS, 0x202)], 0xf1);
+    let fake = Fake::with(
+        &[(VM_REG_GUEST_RAX, 0x0f), (VM_REG_GUEST_RFLAGS, 0x202)],
+        0xf1,
+    );
     // or [rdi], al; and al, [rdi]; cmp [rdi], al; test dword [rdi], 1
     fake.run(&[0x08, 0x07]).unwrap();
     assert_eq!(fake.written(), [(GPA, 1, 0xff)]);
@@ -136,7 +155,10 @@ fn exchanges() {
     assert_eq!(fake.written().len(), 1);
     // xchg [rdi], ecx; bts dword [rdi], 4
     fake.run(&[0x87, 0x0f]).unwrap();
-    assert_eq!((fake.reg(VM_REG_GUEST_RCX), fake.written()[1]), (8, (GPA, 4, 9)));
+    assert_eq!(
+        (fake.reg(VM_REG_GUEST_RCX), fake.written()[1]),
+        (8, (GPA, 4, 9))
+    );
     fake.run(&[0x0f, 0xba, 0x2f, 4]).unwrap();
     assert_eq!(fake.written()[2], (GPA, 4, 0x18));
     assert_eq!(fake.reg(VM_REG_GUEST_RFLAGS) & 1, 0);
@@ -144,13 +166,21 @@ fn exchanges() {
 
 #[test]
 fn strings_go_step_by_step() {
-    let regs = [(VM_REG_GUEST_RSI, RAM), (VM_REG_GUEST_RDI, GPA), (VM_REG_GUEST_RCX, 2), (VM_REG_GUEST_RAX, 0xaabb)];
+    let regs = [
+        (VM_REG_GUEST_RSI, RAM),
+        (VM_REG_GUEST_RDI, GPA),
+        (VM_REG_GUEST_RCX, 2),
+        (VM_REG_GUEST_RAX, 0xaabb),
+    ];
     let fake = Fake::with(&regs, 0);
     fake.store(RAM, 8, 0x1111_2222_3333_4444).unwrap();
     // rep movsd
     assert_eq!(fake.run(&[0xf3, 0xa5]).unwrap(), Next::Restart);
     assert_eq!(fake.run(&[0xf3, 0xa5]).unwrap(), Next::Advance);
-    assert_eq!(fake.written(), [(GPA, 4, 0x3333_4444), (GPA + 4, 4, 0x1111_2222)]);
+    assert_eq!(
+        fake.written(),
+        [(GPA, 4, 0x3333_4444), (GPA + 4, 4, 0x1111_2222)]
+    );
     assert_eq!(fake.reg(VM_REG_GUEST_RCX), 0);
     assert_eq!(fake.reg(VM_REG_GUEST_RSI), RAM + 8);
     // rep stosb with a count of zero does nothing.

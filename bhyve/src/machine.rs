@@ -1,0 +1,337 @@
+//! A machine: a VM, its processors and its devices, built cold or from a checkpoint by the same path
+//! (`do_open`, `init_pci` and the second half of `main` of `usr.sbin/bhyve/bhyverun.c`).
+
+mod boot;
+mod devices;
+mod options;
+
+pub use devices::{Devices, NotQuiesced};
+pub use options::{MachineOptions, OptionError, memory_size};
+
+use crate::config::Config;
+use crate::device::{BuildError, Clock};
+use crate::inout::Inout;
+use crate::load::LoadError;
+use crate::mem::Mmio;
+use crate::mevent::Mevent;
+use crate::snapshot::control::Control;
+use crate::snapshot::restore::{Restore, RestoreError};
+use crate::vcpu::{End, Vcpus};
+use crate::vmexit::VcpuThread;
+use crate::xmsr::Vendor;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use vmmapi::abi;
+use vmmapi::backend::Kind;
+use vmmapi::control::{ControlError, ControlServer, server_rundir};
+use vmmapi::{CreateOptions, SoftOptions, Vcpu, Vm};
+
+/// Where low memory ends at the most, and the PCI window below 4 GiB begins.
+pub const LOWMEM_LIMIT: u64 = 3 << 30;
+
+/// Why a machine cannot be built or run.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    /// The configuration.
+    #[error(transparent)]
+    Option(#[from] OptionError),
+    /// A device.
+    #[error(transparent)]
+    Build(#[from] BuildError),
+    /// The virtual machine.
+    #[error(transparent)]
+    Vm(#[from] vmmapi::Error),
+    /// The kernel that is to be booted.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// The checkpoint.
+    #[error(transparent)]
+    Restore(#[from] RestoreError),
+    /// The control socket.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// The host.
+    #[error("cannot {what}")]
+    Host {
+        /// What was tried.
+        what: &'static str,
+        /// Why it failed.
+        source: std::io::Error,
+    },
+}
+
+impl MachineError {
+    /// Whether a checkpoint could not be restored.
+    pub fn is_restore(&self) -> bool {
+        matches!(self, Self::Restore(_) | Self::Build(BuildError::State(_)))
+    }
+}
+
+/// A machine. Threads of processors, back ends and the control socket share it.
+pub struct Machine {
+    vm: Vm,
+    config: Config,
+    options: MachineOptions,
+    mevent: Arc<Mevent>,
+    inout: Arc<Inout>,
+    mmio: Arc<Mmio>,
+    vcpus: Arc<Vcpus>,
+    devices: Devices,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Machine {
+    /// Builds a machine. With a checkpoint, everything in it is then as it was, and held until [`Machine::run`].
+    pub fn build(config: Config, restore: Option<&Restore>) -> Result<Arc<Self>, MachineError> {
+        let options = MachineOptions::from_config(&config)?;
+        if restore.is_none() && options.boot.is_none() {
+            return Err(OptionError::NoBoot.into());
+        }
+        let mevent = Mevent::new().map_err(|source| MachineError::Host {
+            what: "make an event loop",
+            source,
+        })?;
+        let mevent = Arc::new(mevent);
+        let vm = Self::create(&options)?;
+        match Self::assemble(&vm, mevent, config, options, restore) {
+            Ok(machine) => Ok(Arc::new(machine)),
+            Err(error) => {
+                // Nobody else knows of it yet; a half-built VM must not stay in the kernel.
+                if let Err(error) = vm.destroy() {
+                    log::debug!("{error}");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn create(options: &MachineOptions) -> Result<Vm, MachineError> {
+        let clock = match options.clock {
+            Clock::Host => vmmapi::Clock::Host,
+            Clock::Instructions => vmmapi::Clock::Instructions,
+        };
+        let soft = SoftOptions {
+            clock,
+            ..SoftOptions::default()
+        };
+        let vm = Vm::create(
+            &options.name,
+            &CreateOptions {
+                backend: options.backend,
+                soft,
+            },
+        )?;
+        if vm.kind() == Kind::Kernel && options.clock == Clock::Instructions {
+            return Err(OptionError::KernelClock.into());
+        }
+        let topology = options.topology;
+        vm.set_topology(topology.sockets, topology.cores, topology.threads)?;
+        vm.setup_memory_limit(options.memory, LOWMEM_LIMIT)?;
+        Ok(vm)
+    }
+
+    fn assemble(
+        vm: &Vm,
+        mevent: Arc<Mevent>,
+        config: Config,
+        options: MachineOptions,
+        restore: Option<&Restore>,
+    ) -> Result<Self, MachineError> {
+        let vcpus = Arc::new(Vcpus::new(
+            vm.clone(),
+            Arc::clone(&mevent),
+            options.topology.cpus,
+        ));
+        for id in 0..options.topology.cpus {
+            let vcpu = vm.vcpu(id.into());
+            vcpu.activate()?;
+            set_capabilities(&vcpu, &options)?;
+        }
+        let (inout, mmio) = (Arc::new(Inout::new()), Arc::new(Mmio::new()));
+        if let Some(restore) = restore {
+            restore.check_machine(vm, vendor(vm), &options)?;
+            vcpus.hold_before_start()?;
+            restore.load_memory(vm)?;
+        }
+        let devices = Devices::build(vm, &config, &options, &mevent, &inout, &mmio, restore)?;
+        let machine = Self {
+            vm: vm.clone(),
+            config,
+            options,
+            mevent,
+            inout,
+            mmio,
+            vcpus,
+            devices,
+            threads: Mutex::default(),
+        };
+        match restore {
+            Some(restore) => {
+                restore.load_vcpus(&machine.vcpus)?;
+                restore.load_kernel(vm)?;
+            }
+            None => boot::cold_start(&machine)?,
+        }
+        Ok(machine)
+    }
+
+    /// The VM's name.
+    pub fn name(&self) -> &str {
+        &self.options.name
+    }
+
+    /// The VM.
+    pub fn vm(&self) -> &Vm {
+        &self.vm
+    }
+
+    /// The configuration that it was built from.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// What the configuration means.
+    pub fn options(&self) -> &MachineOptions {
+        &self.options
+    }
+
+    /// Its processors.
+    pub fn vcpus(&self) -> &Arc<Vcpus> {
+        &self.vcpus
+    }
+
+    /// Its devices.
+    pub fn devices(&self) -> &Devices {
+        &self.devices
+    }
+
+    /// Presses the ACPI power button.
+    pub fn power_button(&self) {
+        self.devices.power_button();
+    }
+
+    /// Runs until the guest, a checkpoint or an error ends it.
+    pub fn run(self: &Arc<Self>) -> Result<End, MachineError> {
+        let rundir = server_rundir(self.options.rundir.as_deref())?;
+        let control = Arc::new(Control::new(Arc::clone(self)));
+        let server = ControlServer::start(&rundir, self.name(), control.clone())?;
+        control.arm()?;
+        self.start_threads()?;
+        // After a restore the devices are paused and the processors held.
+        self.devices.resume();
+        self.vcpus.release()?;
+        let result = self.mevent.run();
+        self.stop_threads();
+        drop(server);
+        result.map_err(|source| MachineError::Host {
+            what: "wait for events",
+            source,
+        })?;
+        Ok(self
+            .vcpus
+            .ended()
+            .unwrap_or_else(|| End::Failed("the event loop has stopped".to_owned())))
+    }
+
+    fn start_threads(self: &Arc<Self>) -> Result<(), MachineError> {
+        let vendor = self.vendor();
+        for id in 0..self.options.topology.cpus {
+            let thread = VcpuThread {
+                vcpu: self.vm.vcpu(id.into()),
+                vcpus: Arc::clone(&self.vcpus),
+                inout: Arc::clone(&self.inout),
+                mmio: Arc::clone(&self.mmio),
+                policy: self.options.policy,
+                vendor,
+            };
+            let cpus = self.options.pinned(id);
+            let name = format!("vcpu {id}");
+            let handle = std::thread::Builder::new()
+                .name(name)
+                .spawn(move || {
+                    options::pin_this_thread(&cpus);
+                    thread.run();
+                })
+                .map_err(|source| MachineError::Host {
+                    what: "start a thread for a processor",
+                    source,
+                })?;
+            self.threads
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(handle);
+        }
+        Ok(())
+    }
+
+    /// Brings the processors' threads to their end, wherever they are.
+    fn stop_threads(&self) {
+        if self.vcpus.ended().is_none() {
+            self.vcpus
+                .end(End::Failed("the event loop has stopped".to_owned()));
+        }
+        // Those in the guest come out; EALREADY says that they are coming out anyway, ENXIO that there is no VM any more.
+        if let Err(error) = self.vm.suspend(abi::VM_SUSPEND_POWEROFF) {
+            log::debug!("{error}");
+        }
+        let threads =
+            std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        for thread in threads {
+            if thread.join().is_err() {
+                log::error!("a processor's thread has panicked");
+            }
+        }
+    }
+
+    /// Whose processor the guest sees.
+    pub fn vendor(&self) -> Vendor {
+        vendor(&self.vm)
+    }
+
+    /// Takes the machine apart at its end. A VM in the kernel stays there for others unless nothing is to be left of it.
+    pub fn destroy(&self, end: &End) {
+        self.devices.detach();
+        let gone = match end {
+            End::Checkpointed => true,
+            End::Suspended(how) => {
+                *how == abi::VM_SUSPEND_DESTROY
+                    || *how == abi::VM_SUSPEND_POWEROFF && self.options.destroy_on_poweroff
+            }
+            End::Failed(_) => false,
+        };
+        if (gone || self.vm.kind() == Kind::Soft)
+            && let Err(error) = self.vm.destroy()
+        {
+            log::debug!("{error}");
+        }
+    }
+}
+
+fn vendor(vm: &Vm) -> Vendor {
+    match vm.kind() {
+        Kind::Kernel => options::host_vendor(),
+        // The software processor says that it is AMD's.
+        Kind::Soft | Kind::Remote => Vendor::Amd,
+    }
+}
+
+/// What every processor must be able to do (`fbsdrun_set_capabilities`).
+fn set_capabilities(vcpu: &Vcpu, options: &MachineOptions) -> Result<(), vmmapi::Error> {
+    if options.vmexit_on_hlt {
+        vcpu.set_capability(abi::VM_CAP_HALT_EXIT, 1)?;
+    }
+    if options.vmexit_on_pause {
+        vcpu.set_capability(abi::VM_CAP_PAUSE_EXIT, 1)?;
+    }
+    let x2apic = if options.x2apic {
+        abi::X2APIC_ENABLED
+    } else {
+        abi::X2APIC_DISABLED
+    };
+    vcpu.set_x2apic_state(x2apic)?;
+    // Not every processor has it.
+    if let Err(error) = vcpu.set_capability(abi::VM_CAP_ENABLE_INVPCID, 1) {
+        log::debug!("{error}");
+    }
+    vcpu.set_capability(abi::VM_CAP_IPI_EXIT, 1)
+}

@@ -1,0 +1,176 @@
+//! All devices of a machine, and how they are paused, saved and let go on together
+//! (`vm_pause_devices`, `vm_snapshot_devices` and `vm_resume_devices` of `usr.sbin/bhyve/snapshot.c`).
+
+use super::{LOWMEM_LIMIT, MachineError, MachineOptions};
+use crate::config::Config;
+use crate::device::{BuildCtx, Device, SaveError, SavedBytes, SavedState};
+use crate::inout::Inout;
+use crate::mem::Mmio;
+use crate::mevent::Mevent;
+use crate::pci::PciBus;
+use crate::pci::bar::Windows;
+use crate::pci::cfg::PciConfigSpace;
+use crate::pci::func::FuncHost;
+use crate::pci::intx::MsiSink;
+use crate::pci::irq::PciIrq;
+use crate::snapshot::restore::Restore;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use vmmapi::Vm;
+
+/// The router's record in a checkpoint.
+const PCI_IRQ: &str = "pci-irq";
+const PCI_CONFIG: &str = "pci-config";
+
+impl MsiSink for Vm {
+    fn msi(&self, address: u64, data: u32) {
+        // A guest may program any address; one that is no local APIC's goes nowhere.
+        if let Err(error) = self.lapic_msi(address, data.into()) {
+            log::debug!("{error}");
+        }
+    }
+}
+
+/// The devices of a machine.
+pub struct Devices {
+    inout: Arc<Inout>,
+    mmio: Arc<Mmio>,
+    bus: Arc<PciBus>,
+    space: Arc<PciConfigSpace>,
+    pirq: Arc<PciIrq>,
+}
+
+/// Why devices do not come to rest.
+#[derive(Debug, thiserror::Error)]
+#[error("{0} does not finish what it is doing")]
+pub struct NotQuiesced(String);
+
+impl Devices {
+    /// Builds what the configuration names. With a checkpoint every device gets its state and stays paused.
+    pub fn build(
+        vm: &Vm,
+        config: &Config,
+        options: &MachineOptions,
+        mevent: &Arc<Mevent>,
+        inout: &Arc<Inout>,
+        mmio: &Arc<Mmio>,
+        restore: Option<&Restore>,
+    ) -> Result<Self, MachineError> {
+        let lookup = |name: &str| restore.and_then(|restore| restore.device(name));
+        let required = |name: &str| -> Result<Option<SavedBytes>, MachineError> {
+            Ok(restore
+                .map(|restore| restore.required_device(name))
+                .transpose()?)
+        };
+        let pirq = Arc::new(
+            PciIrq::new(Arc::new(vm.clone()), required(PCI_IRQ)?.as_ref())
+                .map_err(crate::device::BuildError::from)?,
+        );
+        let ctx = BuildCtx {
+            mem: vm.memory(),
+            vm,
+            config,
+            mevent,
+            inout,
+            mmio,
+            intx: &pirq,
+            clock: options.clock,
+            vm_name: &options.name,
+        };
+        let host = FuncHost {
+            inout: Arc::clone(inout),
+            mmio: Arc::clone(mmio),
+            intx: pirq.clone(),
+            msi: Arc::new(vm.clone()),
+        };
+        let windows = Windows::new(LOWMEM_LIMIT, vm.memory().highmem_size());
+        let states: Option<crate::pci::States<'_>> = if restore.is_some() {
+            Some(&lookup)
+        } else {
+            None
+        };
+        let bus = Arc::new(PciBus::build(&ctx, &host, windows, states)?);
+        let space = PciConfigSpace::build(
+            Arc::clone(&bus),
+            inout,
+            mmio,
+            required(PCI_CONFIG)?.as_ref(),
+        )?;
+        Ok(Self {
+            inout: Arc::clone(inout),
+            mmio: Arc::clone(mmio),
+            bus,
+            space,
+            pirq,
+        })
+    }
+
+    /// The PCI buses.
+    pub fn bus(&self) -> &PciBus {
+        &self.bus
+    }
+
+    /// The router of legacy PCI interrupts.
+    pub fn pirq(&self) -> &PciIrq {
+        &self.pirq
+    }
+
+    /// Every device, in the order of the records of a checkpoint.
+    fn all(&self) -> Vec<Arc<dyn Device>> {
+        let mut all: Vec<Arc<dyn Device>> = vec![self.pirq.clone(), self.space.clone()];
+        for device in self.bus.devices() {
+            all.push(device.clone());
+        }
+        all
+    }
+
+    /// Stops all devices and waits until nothing is in flight.
+    pub fn pause(&self, patience: Duration) -> Result<(), NotQuiesced> {
+        let all = self.all();
+        all.iter().for_each(|device| device.pause());
+        let deadline = Instant::now() + patience;
+        for device in &all {
+            while !device.quiesced() {
+                if Instant::now() >= deadline {
+                    let name = device.name().to_owned();
+                    self.resume();
+                    return Err(NotQuiesced(name));
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets all devices go on.
+    pub fn resume(&self) {
+        self.all().iter().for_each(|device| device.resume());
+    }
+
+    /// The states of all devices and PCI functions, by record name. All must be paused.
+    pub fn save(&self) -> Result<Vec<(String, SavedState)>, (String, SaveError)> {
+        let mut states = Vec::new();
+        for device in self.all() {
+            let name = device.name().to_owned();
+            let state = device.save().map_err(|error| (name.clone(), error))?;
+            states.push((name, state));
+        }
+        states.extend(
+            self.bus
+                .save_functions()
+                .map_err(|error| ("a PCI function".to_owned(), error))?,
+        );
+        Ok(states)
+    }
+
+    /// Presses the ACPI power button.
+    pub fn power_button(&self) {
+        log::warn!("there is no ACPI power button");
+    }
+
+    /// Takes everything off the buses, which share the devices.
+    pub fn detach(&self) {
+        self.space.detach(&self.inout, &self.mmio);
+        self.bus.detach();
+    }
+}

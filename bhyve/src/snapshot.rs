@@ -1,0 +1,240 @@
+//! Checkpoints: taking them (`vm_checkpoint` of `usr.sbin/bhyve/snapshot.c`). The files are vmmapi's business.
+//!
+//! The processors are brought to rest first, then the devices. Until the files are committed, any failure lets both go on
+//! as if nothing had been asked for.
+
+pub mod control;
+mod image;
+pub mod restore;
+
+use crate::device::{Clock, Device, SaveError};
+use crate::machine::{Machine, NotQuiesced};
+use crate::vcpu::RestError;
+use image::VmImage;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use vmmapi::abi;
+use vmmapi::abi::soft;
+use vmmapi::backend::Kind;
+use vmmapi::checkpoint::{self, Basic, CpuContract, Description, Progress, Storage, Writer};
+
+/// How long processors and devices may take to come to rest. Disks can be slow.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Upstream's limit for one struct is larger; nothing here comes near this one.
+const STRUCT_LIMIT: usize = 16 << 20;
+/// Version of the kernel's structs: FreeBSD 15's layouts.
+const STRUCT_VERSION: u32 = 1;
+
+/// The kernel's structs in the order in which they are saved and restored.
+const KERNEL_STRUCTS: [(&str, u32); 9] = [
+    ("vhpet", abi::STRUCT_VHPET),
+    ("vm", abi::STRUCT_VM),
+    ("vioapic", abi::STRUCT_VIOAPIC),
+    ("vlapic", abi::STRUCT_VLAPIC),
+    ("vmcx", abi::STRUCT_VMCX),
+    ("vatpit", abi::STRUCT_VATPIT),
+    ("vatpic", abi::STRUCT_VATPIC),
+    ("vpmtmr", abi::STRUCT_VPMTMR),
+    ("vrtc", abi::STRUCT_VRTC),
+];
+
+/// What those leave out, and the software vmm gives separately. The clock, beside `vm`, is restored before all others,
+/// and each of the rest after the struct that it goes with. (The 8259s' struct leaves nothing out.)
+const SOFT_CLOCK: (&str, u32) = ("vm.soft", soft::SOFT_SNAPSHOT_REQ_FIRST + abi::STRUCT_VM);
+/// See above.
+const SOFT_STRUCTS: [(&str, u32); 7] = [
+    (
+        "vhpet.soft",
+        soft::SOFT_SNAPSHOT_REQ_FIRST + abi::STRUCT_VHPET,
+    ),
+    (
+        "vioapic.soft",
+        soft::SOFT_SNAPSHOT_REQ_FIRST + abi::STRUCT_VIOAPIC,
+    ),
+    (
+        "vlapic.soft",
+        soft::SOFT_SNAPSHOT_REQ_FIRST + abi::STRUCT_VLAPIC,
+    ),
+    (
+        "vmcx.soft",
+        soft::SOFT_SNAPSHOT_REQ_FIRST + abi::STRUCT_VMCX,
+    ),
+    (
+        "vatpit.soft",
+        soft::SOFT_SNAPSHOT_REQ_FIRST + abi::STRUCT_VATPIT,
+    ),
+    (
+        "vpmtmr.soft",
+        soft::SOFT_SNAPSHOT_REQ_FIRST + abi::STRUCT_VPMTMR,
+    ),
+    (
+        "vrtc.soft",
+        soft::SOFT_SNAPSHOT_REQ_FIRST + abi::STRUCT_VRTC,
+    ),
+];
+
+/// The structs of this kind of vmm, in the order in which they are restored.
+fn structs(kind: Kind) -> Vec<(&'static str, u32)> {
+    if kind != Kind::Soft {
+        return KERNEL_STRUCTS.to_vec();
+    }
+    let mut all = vec![SOFT_CLOCK];
+    all.extend(KERNEL_STRUCTS);
+    all.extend(SOFT_STRUCTS);
+    all
+}
+
+/// Why there is no checkpoint.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    /// The processors.
+    #[error(transparent)]
+    Rest(#[from] RestError),
+    /// A device is busy.
+    #[error(transparent)]
+    Busy(#[from] NotQuiesced),
+    /// A device's state.
+    #[error("{device} cannot be saved: {source}")]
+    Device {
+        /// Which.
+        device: String,
+        /// Why.
+        source: SaveError,
+    },
+    /// The vmm.
+    #[error(transparent)]
+    Vm(#[from] vmmapi::Error),
+    /// The kernel was built without it.
+    #[error(
+        "this kernel cannot save the state of a virtual machine (it lacks options BHYVE_SNAPSHOT)"
+    )]
+    NoKernelSupport,
+    /// The files.
+    #[error(transparent)]
+    Files(#[from] checkpoint::Error),
+}
+
+/// Whether the machine goes on afterwards.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Afterwards {
+    /// It goes on.
+    Resume,
+    /// It stays as it is, to be taken apart.
+    Stay,
+}
+
+/// Takes a checkpoint. `held` says that the processors are at rest already.
+pub fn take(
+    machine: &Machine,
+    storage: &dyn Storage,
+    base: &str,
+    afterwards: Afterwards,
+    held: bool,
+    progress: &(dyn Fn(Progress) + Sync),
+) -> Result<(), SnapshotError> {
+    if !held {
+        machine.vcpus().hold(PATIENCE)?;
+    }
+    let result = machine
+        .devices()
+        .pause(PATIENCE)
+        .map_err(SnapshotError::from)
+        .and_then(|()| {
+            let result = write(machine, storage, base, progress);
+            if result.is_err() || afterwards == Afterwards::Resume {
+                machine.devices().resume();
+            }
+            result
+        });
+    if result.is_err() || afterwards == Afterwards::Resume {
+        machine.vcpus().release()?;
+    }
+    result
+}
+
+/// Writes down a machine that does not move.
+fn write(
+    machine: &Machine,
+    storage: &dyn Storage,
+    base: &str,
+    progress: &(dyn Fn(Progress) + Sync),
+) -> Result<(), SnapshotError> {
+    let vm = machine.vm();
+    let mut writer = Writer::begin(storage, base)?;
+    for (name, request) in structs(vm.kind()) {
+        let bytes =
+            vm.snapshot_save(request, STRUCT_LIMIT)
+                .map_err(|error| match error.errno.0 {
+                    libc::ENOTTY => SnapshotError::NoKernelSupport,
+                    _ => error.into(),
+                })?;
+        writer.kern(name, name, STRUCT_VERSION, &bytes)?;
+    }
+    let vcpus = machine.vcpus();
+    let failed = |device: &str| {
+        let device = device.to_owned();
+        move |source| SnapshotError::Device { device, source }
+    };
+    let state = vcpus.save().map_err(failed(vcpus.name()))?;
+    writer.device(vcpus.name(), state.kind, state.version, &state.bytes)?;
+    let states = machine
+        .devices()
+        .save()
+        .map_err(|(device, source)| SnapshotError::Device { device, source })?;
+    for (name, state) in states {
+        writer.device(&name, state.kind, state.version, &state.bytes)?;
+    }
+    writer.memory(&VmImage(vm), progress)?;
+    writer.commit(describe(machine)?)?;
+    Ok(())
+}
+
+fn describe(machine: &Machine) -> Result<Description, SnapshotError> {
+    let options = machine.options();
+    let instructions = match options.clock {
+        Clock::Host => 0,
+        Clock::Instructions => instructions(machine)?,
+    };
+    let clock = checkpoint::Clock {
+        mode: restore::clock_name(options.clock).to_owned(),
+        instructions,
+        stopped_at: SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |since| since.as_secs()),
+        policy: "continue".to_owned(),
+    };
+    Ok(Description {
+        basic: Basic {
+            ncpus: options.topology.cpus.into(),
+            vmname: options.name.clone(),
+            memsize: options.memory,
+            memflags: 0,
+        },
+        config: machine.config().dump().lines().map(str::to_owned).collect(),
+        cpu: contract(machine),
+        clock,
+        disks: Vec::new(),
+    })
+}
+
+/// What has to be the same on the machine that restores.
+fn contract(machine: &Machine) -> CpuContract {
+    let (vmm, vendor, layout) = restore::processor(machine.vm().kind(), machine.vendor());
+    CpuContract {
+        vmm: vmm.to_owned(),
+        vendor: vendor.to_owned(),
+        layout: layout.to_owned(),
+        tsc_hz: restore::TSC_HZ,
+        cpuid: Vec::new(),
+    }
+}
+
+/// How many instructions the guest has executed, under the clock that counts them.
+fn instructions(machine: &Machine) -> Result<u64, vmmapi::Error> {
+    let mut count = [0; 8];
+    machine
+        .vm()
+        .backend()
+        .ioctl(soft::VM_SOFT_INSTRUCTIONS, &mut count, &mut [])
+        .map_err(|errno| vmmapi::Error::new("instructions", machine.name(), errno))?;
+    Ok(u64::from_le_bytes(count))
+}
