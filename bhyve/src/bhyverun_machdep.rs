@@ -2,6 +2,7 @@
 //! clock, and at a cold start the firmware tables and the kernel.
 
 use crate::acpi;
+use crate::dev::atkbdc::{AUX_IRQ, Atkbdc};
 use crate::dev::pm::{NullPort, Pm, PowerRequest, SCI_IRQ};
 use crate::dev::rtc;
 use crate::device::{BuildCtx, BuildError, Device, StateError};
@@ -44,7 +45,7 @@ impl Platform {
         let chip: Arc<dyn IrqChip> = Arc::new(ctx.vm.clone());
         ctx.intx.reserve(SCI_IRQ);
         let vm = ctx.vm.clone();
-        let power = Box::new(move |request| {
+        let power: Arc<dyn Fn(PowerRequest) + Send + Sync> = Arc::new(move |request| {
             let how = match request {
                 PowerRequest::Reset => vmmapi::abi::VM_SUSPEND_RESET,
                 PowerRequest::PowerOff => vmmapi::abi::VM_SUSPEND_POWEROFF,
@@ -54,13 +55,21 @@ impl Platform {
                 log::debug!("power management: {error}");
             }
         });
-        let pm = Arc::new(Pm::new(Arc::clone(&chip), power, saved("pm")?.as_ref())?);
+        let pm = Arc::new(Pm::new(
+            Arc::clone(&chip),
+            Arc::clone(&power),
+            saved("pm")?.as_ref(),
+        )?);
         pm.register(ctx.inout)?;
+        ctx.intx.reserve(AUX_IRQ);
+        let atkbdc = Arc::new(Atkbdc::new(chip, power, saved("atkbdc")?.as_ref())?);
+        atkbdc.register(ctx.inout)?;
         NullPort::register(ctx.inout)?;
         if states.is_none() {
             rtc::init(ctx.vm, ctx.config, ctx.clock, memory_layout(ctx.mem))?;
         }
-        let devices: Vec<Arc<dyn Device>> = vec![Arc::clone(ctx.intx) as _, Arc::clone(&pm) as _];
+        let devices: Vec<Arc<dyn Device>> =
+            vec![Arc::clone(ctx.intx) as _, Arc::clone(&pm) as _, atkbdc];
         Ok(Self { pm, devices })
     }
 

@@ -91,7 +91,7 @@ impl Registers {
 /// The registers and what they do.
 pub struct Pm {
     chip: Arc<dyn IrqChip>,
-    power: Box<dyn Fn(PowerRequest) + Send + Sync>,
+    power: Arc<dyn Fn(PowerRequest) + Send + Sync>,
     registers: Mutex<Registers>,
 }
 
@@ -99,7 +99,7 @@ impl Pm {
     /// Registers as at power-on, or as they were saved.
     pub fn new(
         chip: Arc<dyn IrqChip>,
-        power: Box<dyn Fn(PowerRequest) + Send + Sync>,
+        power: Arc<dyn Fn(PowerRequest) + Send + Sync>,
         saved: Option<&SavedBytes>,
     ) -> Result<Self, StateError> {
         let registers = match saved {
@@ -340,7 +340,7 @@ mod tests {
         let chip = Arc::new(MockChip::default());
         let requests = Requests::default();
         let log = Arc::clone(&requests);
-        let power = Box::new(move |request| log.lock().unwrap().push(request));
+        let power = Arc::new(move |request| log.lock().unwrap().push(request));
         (
             Arc::new(Pm::new(chip.clone(), power, saved).unwrap()),
             chip,
