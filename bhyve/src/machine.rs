@@ -9,9 +9,8 @@ pub use devices::{Devices, NotQuiesced};
 pub use options::{MachineOptions, OptionError, memory_size};
 
 use crate::config::Config;
-use crate::device::{BuildError, Clock};
+use crate::device::{BuildCtx, BuildError, Clock};
 use crate::inout::Inout;
-use crate::load::LoadError;
 use crate::mem::Mmio;
 use crate::mevent::Mevent;
 use crate::snapshot::control::Control;
@@ -41,9 +40,6 @@ pub enum MachineError {
     /// The virtual machine.
     #[error(transparent)]
     Vm(#[from] vmmapi::Error),
-    /// The kernel that is to be booted.
-    #[error(transparent)]
-    Load(#[from] LoadError),
     /// The checkpoint.
     #[error(transparent)]
     Restore(#[from] RestoreError),
@@ -84,7 +80,7 @@ impl Machine {
     /// Builds a machine. With a checkpoint, everything in it is then as it was, and held until [`Machine::run`].
     pub fn build(config: Config, restore: Option<&Restore>) -> Result<Arc<Self>, MachineError> {
         let options = MachineOptions::from_config(&config)?;
-        if restore.is_none() && options.boot.is_none() {
+        if restore.is_none() && !options.boots {
             return Err(OptionError::NoBoot.into());
         }
         let mevent = Mevent::new().map_err(|source| MachineError::Host {
@@ -203,6 +199,21 @@ impl Machine {
     /// Its devices.
     pub fn devices(&self) -> &Devices {
         &self.devices
+    }
+
+    /// What devices and loaders are given.
+    fn ctx(&self) -> BuildCtx<'_> {
+        BuildCtx {
+            mem: self.vm.memory(),
+            vm: &self.vm,
+            config: &self.config,
+            mevent: &self.mevent,
+            inout: &self.inout,
+            mmio: &self.mmio,
+            intx: self.devices.pirq(),
+            clock: self.options.clock,
+            vm_name: &self.options.name,
+        }
     }
 
     /// Presses the ACPI power button.

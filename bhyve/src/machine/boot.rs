@@ -2,10 +2,10 @@
 //! (what bhyveload(8) does for upstream's bhyve).
 
 use super::{Machine, MachineError};
-use crate::e820::MemoryLayout;
-use crate::load::{self, BootMachine, BootState, SegmentState, TableState};
+use crate::bhyverun_machdep;
+use crate::load::{BootState, SegmentState, TableState};
+use vmmapi::Vcpu;
 use vmmapi::abi::{self, SegDesc};
-use vmmapi::{Errno, Error, Vcpu};
 
 /// Loads the kernel and sets up the boot processor; the others wait in their reset state.
 pub(super) fn cold_start(machine: &Machine) -> Result<(), MachineError> {
@@ -17,23 +17,14 @@ pub(super) fn cold_start(machine: &Machine) -> Result<(), MachineError> {
             vcpu.suspend_cpu()?;
         }
     }
-    let Some(files) = &machine.options().boot else {
+    let cpus = machine.options().topology.cpus.into();
+    let Some(state) = bhyverun_machdep::boot(&machine.ctx(), machine.devices().bus(), cpus)? else {
         return Ok(());
     };
-    let memory = MemoryLayout {
-        lowmem: vm.memory().lowmem_size(),
-        highmem: vm.memory().highmem_size(),
-    };
-    let image = load::prepare(files, &BootMachine { memory, rsdp: None })?;
-    for segment in &image.segments {
-        vm.memory()
-            .write(segment.gpa, &segment.bytes)
-            .map_err(|range| Error::new("load", range.to_string(), Errno(libc::EFAULT)))?;
-    }
     let bsp = vm.vcpu(0);
     // A kernel is entered in protected or long mode without having been through a firmware.
     bsp.set_capability(abi::VM_CAP_UNRESTRICTED_GUEST, 1)?;
-    Ok(apply(&bsp, &image.state)?)
+    Ok(apply(&bsp, &state)?)
 }
 
 fn apply(vcpu: &Vcpu, state: &BootState) -> vmmapi::Result<()> {

@@ -2,6 +2,7 @@
 //! (`vm_pause_devices`, `vm_snapshot_devices` and `vm_resume_devices` of `usr.sbin/bhyve/snapshot.c`).
 
 use super::{LOWMEM_LIMIT, MachineError, MachineOptions};
+use crate::bhyverun_machdep::Platform;
 use crate::config::Config;
 use crate::device::{BuildCtx, Device, SaveError, SavedBytes, SavedState};
 use crate::inout::Inout;
@@ -38,6 +39,7 @@ pub struct Devices {
     bus: Arc<PciBus>,
     space: Arc<PciConfigSpace>,
     pirq: Arc<PciIrq>,
+    platform: Platform,
 }
 
 /// Why devices do not come to rest.
@@ -89,19 +91,17 @@ impl Devices {
         } else {
             None
         };
+        let platform = Platform::build(&ctx, states)?;
         let bus = Arc::new(PciBus::build(&ctx, &host, windows, states)?);
-        let space = PciConfigSpace::build(
-            Arc::clone(&bus),
-            inout,
-            mmio,
-            required(PCI_CONFIG)?.as_ref(),
-        )?;
+        let config_state = required(PCI_CONFIG)?;
+        let space = PciConfigSpace::build(Arc::clone(&bus), inout, mmio, config_state.as_ref())?;
         Ok(Self {
             inout: Arc::clone(inout),
             mmio: Arc::clone(mmio),
             bus,
             space,
             pirq,
+            platform,
         })
     }
 
@@ -111,13 +111,14 @@ impl Devices {
     }
 
     /// The router of legacy PCI interrupts.
-    pub fn pirq(&self) -> &PciIrq {
+    pub fn pirq(&self) -> &Arc<PciIrq> {
         &self.pirq
     }
 
     /// Every device, in the order of the records of a checkpoint.
     fn all(&self) -> Vec<Arc<dyn Device>> {
-        let mut all: Vec<Arc<dyn Device>> = vec![self.pirq.clone(), self.space.clone()];
+        let mut all = self.platform.devices().to_vec();
+        all.push(self.space.clone());
         for device in self.bus.devices() {
             all.push(device.clone());
         }
@@ -165,7 +166,9 @@ impl Devices {
 
     /// Presses the ACPI power button.
     pub fn power_button(&self) {
-        log::warn!("there is no ACPI power button");
+        if !self.platform.power_button() {
+            log::warn!("the guest does not listen to the power button");
+        }
     }
 
     /// Takes everything off the buses, which share the devices.

@@ -2,7 +2,6 @@
 
 use crate::config::{Config, ConfigError, parse_size};
 use crate::device::Clock;
-use crate::load::BootFiles;
 use crate::opts::{Topology, TopologyError};
 use crate::vmexit::ExitPolicy;
 use crate::xmsr::Vendor;
@@ -73,8 +72,8 @@ pub struct MachineOptions {
     pub topology: Topology,
     /// Bytes of memory.
     pub memory: u64,
-    /// What to boot.
-    pub boot: Option<BootFiles>,
+    /// Whether there is a kernel to boot.
+    pub boots: bool,
     /// Where the control socket is.
     pub rundir: Option<PathBuf>,
     /// How strict to be.
@@ -132,14 +131,6 @@ impl MachineOptions {
         let memory = config
             .get("memory.size")?
             .unwrap_or_else(|| DEFAULT_MEMORY.to_owned());
-        let boot = match config.get("boot.kernel")? {
-            Some(kernel) => Some(BootFiles {
-                kernel: kernel.into(),
-                initrd: config.get("boot.initrd")?.map(PathBuf::from),
-                cmdline: config.get("boot.cmdline")?.unwrap_or_default(),
-            }),
-            None => None,
-        };
         let options = Self {
             name: config.get("name")?.ok_or(OptionError::NoName)?,
             backend: word(
@@ -162,7 +153,7 @@ impl MachineOptions {
             )?,
             topology: Topology::from_config(config)?,
             memory: memory_size(&memory).ok_or(OptionError::Memory(memory))?,
-            boot,
+            boots: config.raw("boot.kernel").is_some(),
             rundir: config.get("rundir")?.map(PathBuf::from),
             policy: ExitPolicy {
                 strictio: config.bool("x86.strictio", false)?,
