@@ -1,15 +1,16 @@
 //! What only the software vmm understands; FreeBSD's vmm(4) has no counterpart and answers these with EINVAL or ENOTTY.
 
 use crate::vmm_dev::{VMM_IOC_GROUP, ior, iow};
+use crate::vmm_snapshot::{STRUCT_VM, STRUCT_VMCX};
 
-/// First `dev_req` number of VM_SNAPSHOT_REQ that is ours: state that the kernel's structs leave out.
+/// Added to the number of one of the kernel's structs (`STRUCT_*`), this is the `dev_req` number of a struct of ours, which
+/// holds what the kernel's leaves out. There is one beside each.
 pub const SOFT_SNAPSHOT_REQ_FIRST: u32 = 0x1000;
-/// State of the processor that `STRUCT_VMCX` leaves out: FPU, XCR0, NMI blocking, pending events, halt.
-pub const SOFT_STRUCT_VCPU: u32 = SOFT_SNAPSHOT_REQ_FIRST;
-/// State of the in-kernel devices that their structs leave out.
-pub const SOFT_STRUCT_CHIPSET: u32 = SOFT_SNAPSHOT_REQ_FIRST + 1;
-/// The clock, and whose turn it is when time is counted in instructions.
-pub const SOFT_STRUCT_CLOCK: u32 = SOFT_SNAPSHOT_REQ_FIRST + 2;
+/// Beside `STRUCT_VM`: the clock, and whose turn it is when time is counted in instructions. It is to be restored before all
+/// other structs.
+pub const SOFT_STRUCT_VM: u32 = SOFT_SNAPSHOT_REQ_FIRST + STRUCT_VM;
+/// Beside `STRUCT_VMCX`: FPU, NMI blocking, pending events, halt and other state of the vCPUs. It is to be restored after it.
+pub const SOFT_STRUCT_VMCX: u32 = SOFT_SNAPSHOT_REQ_FIRST + STRUCT_VMCX;
 
 /// Takes a `u64`: hold all vCPUs, as VM_SUSPEND_CPU of all does, at the first possible point where that many instructions
 /// have retired; 0 takes the wish back. EINVAL unless time is counted in instructions.

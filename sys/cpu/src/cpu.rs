@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::exit::Traps;
 use crate::flags::Flags;
+use crate::fpu;
 use crate::mem::{Map, PhysMem};
 use crate::signals::Signals;
 use crate::state::{Pending, Reg, Seg, Segment, Table, cr0, efer, flag};
@@ -56,6 +57,7 @@ pub struct Cpu {
     pub(crate) nmi_blocked: bool,
     pub(crate) pending: Option<Pending>,
     pub(crate) traps: Traps,
+    pub(crate) fpu: fpu::State,
     pub(crate) retired: u64,
     pub(crate) mem: Arc<PhysMem>,
     pub(crate) map: Arc<Map>,
@@ -97,6 +99,7 @@ impl Cpu {
             nmi_blocked: false,
             pending: None,
             traps: Traps::default(),
+            fpu: fpu::State::new(),
             retired: 0,
             map_epoch: mem.epoch(),
             map: mem.snapshot(),
@@ -133,10 +136,21 @@ impl Cpu {
         self.sysenter = [0; 3];
         self.pat = 0x0007_0406_0007_0406;
         self.tsc_aux = 0;
+        self.fpu = fpu::State::new();
         self.shadow = false;
         self.nmi_blocked = false;
         self.pending = None;
         self.state_changed();
+    }
+
+    /// The x87, MMX and SSE registers.
+    pub fn fpu(&self) -> &fpu::State {
+        &self.fpu
+    }
+
+    /// The x87, MMX and SSE registers, to be set.
+    pub fn fpu_mut(&mut self) -> &mut fpu::State {
+        &mut self.fpu
     }
 
     /// The attention word, for other threads.

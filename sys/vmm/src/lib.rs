@@ -3,16 +3,34 @@
 //! A VM is made by [`create`] (`/dev/vmmctl`), found by [`lookup`] (`open` of `/dev/vmm/NAME`), asked by
 //! [`Vm::ioctl`] and shared with by [`Vm::mmap`]. The guest runs on the thread that issues `VM_RUN`.
 
-pub mod chipset;
+mod bus;
+mod chipset;
 mod cpuset;
+mod devices;
+mod entropy;
 pub mod errno;
+mod intinfo;
 mod io;
 mod segment;
-pub mod time;
+#[cfg(test)]
+mod tests;
+mod time;
+mod turn;
 pub mod user;
+mod vcpu;
+mod vmcb;
 mod vmm;
+mod vmm_caps;
 mod vmm_dev;
+mod vmm_dev_machdep;
+mod vmm_host;
 pub mod vmm_mem;
+mod vmm_msr;
+mod vmm_regs;
+mod vmm_run;
+mod vmm_snapshot;
+mod vmm_stat;
+mod x86;
 
 pub use errno::Errno;
 pub use segment::Mapping;

@@ -9,6 +9,8 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
+use vmm_cpu::PhysMem;
+
 use crate::errno::Errno;
 
 /// One memory segment, zero-filled, mapped readable and writable for as long as it is referred to.
@@ -114,6 +116,18 @@ impl Segment {
             at = stop;
         }
         found
+    }
+
+    /// Shows `[offset, offset + len)` to the processors at `gpa`. Whoever does this keeps the segment for as long as
+    /// `phys` and its processors exist.
+    pub(crate) fn show(&self, phys: &PhysMem, gpa: u64, offset: u64, len: u64, writable: bool) -> Result<(), Errno> {
+        if offset.checked_add(len).is_none_or(|end| end > self.len()) {
+            return Err(Errno::EINVAL);
+        }
+        let host = self.as_ptr().wrapping_add(offset as usize);
+        // SAFETY: the range was checked to lie in the mapping, which nobody borrows from and which lives as long as
+        // this segment: a VM keeps its segments until its processors are gone.
+        unsafe { phys.map(gpa, host, len, writable) }.map_err(|_| Errno::EFAULT)
     }
 
     fn seek(&self, at: u64, whence: libc::c_int) -> Option<u64> {

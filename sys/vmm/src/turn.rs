@@ -62,6 +62,13 @@ pub struct Saved {
     pub members: CpuSet,
 }
 
+impl Saved {
+    /// Guest time in nanoseconds.
+    pub fn now(&self) -> u64 {
+        self.total.wrapping_mul(NS_PER_INSTRUCTION).wrapping_add(self.skipped)
+    }
+}
+
 /// What became of the turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Next {
@@ -76,7 +83,7 @@ pub enum Next {
 impl Turns {
     /// Guest time in nanoseconds.
     pub fn now(&self) -> u64 {
-        self.saved.total.wrapping_mul(NS_PER_INSTRUCTION).wrapping_add(self.saved.skipped)
+        self.saved.now()
     }
 
     /// Instructions retired by all virtual CPUs.

@@ -1,10 +1,9 @@
-//! `sys/dev/vmm/vmm_dev.c`: the VMs of this process, and the requests made of one.
+//! `sys/dev/vmm/vmm_dev.c`: the VMs of this process, as `/dev/vmmctl` makes and unmakes them.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::errno::Errno;
-use crate::user::UserMemory;
 use crate::vmm::{Options, Vm};
 
 /// Longest name (`VM_MAX_NAMELEN`).
@@ -27,7 +26,7 @@ pub fn create(name: &str, options: Options) -> Result<Arc<Vm>, Errno> {
     if vms.contains_key(name) {
         return Err(Errno::EEXIST);
     }
-    let vm = Arc::new(Vm::new(name, options)?);
+    let vm = Vm::new(name, options)?;
     vms.insert(name.to_owned(), vm.clone());
     Ok(vm)
 }
@@ -39,15 +38,12 @@ pub fn lookup(name: &str) -> Result<Arc<Vm>, Errno> {
 
 /// `VMMCTL_VM_DESTROY`: `EINVAL` if there is no such VM. Handles that are still held answer `ENXIO` from then on.
 pub fn destroy(name: &str) -> Result<(), Errno> {
-    let _vm = vms().remove(name).ok_or(Errno::EINVAL)?;
+    let vm = vms().remove(name).ok_or(Errno::EINVAL)?;
+    vm.destroy();
     Ok(())
 }
 
 /// The names of all VMs of this process.
 pub fn names() -> Vec<String> {
     vms().keys().cloned().collect()
-}
-
-pub(crate) fn ioctl(_vm: &Vm, _request: u64, _arg: &mut [u8], _user: &dyn UserMemory) -> Result<(), Errno> {
-    Err(Errno::ENOTTY)
 }

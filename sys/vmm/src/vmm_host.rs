@@ -51,14 +51,6 @@ impl HostClock {
         }
     }
 
-    /// Sets guest time (after a restore).
-    pub fn set(&self, now: u64) {
-        let mut state = self.state();
-        state.base = now;
-        if let Some(since) = &mut state.since {
-            *since = Instant::now();
-        }
-    }
 }
 
 fn nanoseconds(duration: std::time::Duration) -> u64 {

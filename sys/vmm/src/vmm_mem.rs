@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use vmm_cpu::PhysMem;
+
 use crate::errno::Errno;
 use crate::segment::{Mapping, Segment};
 
@@ -15,6 +17,7 @@ pub const MAX_MEMMAPS: usize = MAX_MEMSEGS * 2;
 pub const SEGMENT_NAME_SIZE: usize = 16;
 
 const PAGE_SIZE: u64 = 4096;
+const PROT_WRITE: i32 = 2;
 const PROT_ALL: i32 = 7;
 /// `VM_MEMMAP_F_WIRED`: the only flag that userland may ask for.
 const F_WIRED: i32 = 1;
@@ -129,6 +132,12 @@ impl Memory {
         }
         self.maps.push(map);
         Ok(())
+    }
+
+    /// Shows a mapping that was noted to the processors.
+    pub fn show(&self, map: &MemMap, phys: &PhysMem) -> Result<(), Errno> {
+        let segment = self.segment(map.segid)?.ok_or(Errno::EINVAL)?;
+        segment.show(phys, map.gpa, map.segoff, map.len, map.prot & PROT_WRITE != 0)
     }
 
     /// `vm_munmap_memseg`: only exactly what was mapped can be unmapped.

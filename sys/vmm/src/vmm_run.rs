@@ -1,0 +1,387 @@
+//! `vm_run` of `sys/amd64/vmm/vmm.c` and the exits of `sys/amd64/vmm/amd/svm.c`: a virtual CPU executes guest
+//! instructions on the caller's thread, until something happens that userland has to see.
+
+use std::time::{Duration, Instant};
+
+use vmm_abi::*;
+use vmm_cpu::{Exit, Mmio, Reg, Seg, StringIo, flag};
+
+use crate::bus::RunBus;
+use crate::cpuset::CpuSet;
+use crate::errno::Errno;
+use crate::turn::Machine;
+use crate::chipset::StartIpi;
+use crate::vcpu::{Core, Frozen, Halt, State, Vcpu};
+use crate::vmm::Vm;
+use crate::vmm_regs::{descriptor, guest_paging, segment_name};
+use crate::vmm_stat::Stat;
+
+/// How long a sleeper waits before it looks around unasked.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Instructions that a virtual CPU executes at most before `VM_RUN` looks around unasked.
+const SPAN: u64 = 1 << 32;
+
+/// Why `VM_RUN` comes back, and the destinations of an IPI.
+pub struct Outcome {
+    pub exit: VmExit,
+    pub targets: CpuSet,
+}
+
+/// What to do after a run of the processor.
+enum After {
+    /// Go on.
+    Continue,
+    /// HLT.
+    Halt,
+    /// Back to userland.
+    User(VmExit),
+}
+
+/// `VM_RUN`: `EINVAL` unless the virtual CPU is active and has not seen the VM suspended.
+pub fn run(vm: &Vm, vcpu: &Vcpu) -> Result<Outcome, Errno> {
+    let mut frozen = vcpu.freeze_to_run();
+    {
+        let sets = vm.sets();
+        if !sets.active.contains(vcpu.id) || sets.suspended.contains(vcpu.id) {
+            return Err(Errno::EINVAL);
+        }
+    }
+    let started = Instant::now();
+    let exit = loop {
+        if let Some(exit) = step(vm, &mut frozen) {
+            break exit;
+        }
+    };
+    let core = &mut *frozen;
+    core.side.next_rip = exit.rip.wrapping_add(exit.inst_length as u64);
+    core.side.exit = exit;
+    let mut targets = CpuSet::EMPTY;
+    if matches!(exit.exitcode, VM_EXITCODE_IPI | VM_EXITCODE_SPINUP_AP)
+        && let Some(StartIpi::Ipi { targets: all, .. }) = core.side.start_ipi.take()
+    {
+        targets = all;
+    }
+    vcpu.stats.count(Stat::Exits);
+    vcpu.stats.count(Stat::Userspace);
+    // The guest's TSC counts nanoseconds, and so does its run time.
+    vcpu.stats.add(Stat::Runtime, u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX));
+    Ok(Outcome { exit, targets })
+}
+
+/// An exit that says nothing but its code, at the instruction that comes next.
+fn plain(core: &Core, exitcode: i32) -> VmExit {
+    VmExit { exitcode, inst_length: 0, rip: core.cpu.get(Reg::Rip), ..VmExit::default() }
+}
+
+/// One round: look around, run, see what came out of it.
+fn step(vm: &Vm, frozen: &mut Frozen<'_>) -> Option<VmExit> {
+    let vcpu = frozen.vcpu();
+    settle(frozen);
+    let how = vm.suspended_how();
+    if how != VM_SUSPEND_NONE {
+        frozen.during(State::Sleeping, |vcpu, _| vm.wait_suspended(vcpu.id));
+        let rip = frozen.cpu.get(Reg::Rip);
+        return Some(VmExit::new(VM_EXITCODE_SUSPENDED, rip, 0, VmExitSuspended { how }));
+    }
+    if vcpu.idle_requested() {
+        vcpu.stats.count(Stat::ReqIdle);
+        return Some(plain(frozen, VM_EXITCODE_REQIDLE));
+    }
+    if let Some(ipi) = frozen.side.start_ipi {
+        return Some(ipi_exit(frozen, ipi));
+    }
+    let after = if vm.by_instructions() { take_turn(vm, frozen)? } else { run_freely(vm, frozen)? };
+    match after {
+        Step::Ran(exit) => match digest(vm, frozen, exit) {
+            After::Continue => None,
+            After::User(exit) => Some(exit),
+            After::Halt => {
+                halt(vm, frozen);
+                None
+            }
+        },
+        Step::LookAround => None,
+        Step::User(exit) => Some(exit),
+    }
+}
+
+/// What came of the attempt to run.
+enum Step {
+    Ran(Exit),
+    /// Nothing was run; something else comes first.
+    LookAround,
+    User(VmExit),
+}
+
+/// Goes on where userland left off: behind the instruction that it has completed, or wherever it said.
+fn settle(core: &mut Core) {
+    let rip = core.cpu.get(Reg::Rip);
+    let next = core.side.next_rip;
+    if next != rip {
+        let length = core.side.exit.inst_length;
+        match u8::try_from(length) {
+            Ok(length) if rip == core.side.exit.rip && rip.wrapping_add(u64::from(length)) == next => {
+                core.cpu.skip(length);
+            }
+            _ => core.cpu.set(Reg::Rip, next),
+        }
+    }
+    core.side.next_rip = core.cpu.get(Reg::Rip);
+}
+
+/// The host's clock: run until something happens.
+fn run_freely(vm: &Vm, frozen: &mut Frozen<'_>) -> Option<Step> {
+    let vcpu = frozen.vcpu();
+    if vm.is_debugged(vcpu.id) {
+        return Some(Step::User(plain(frozen, VM_EXITCODE_DEBUG)));
+    }
+    vm.start_clock();
+    if !vm.can_wake(vcpu) {
+        doze(vm, frozen);
+        return Some(Step::LookAround);
+    }
+    vcpu.set_halt(Halt::No);
+    if !enter(vm, frozen) {
+        return Some(Step::LookAround);
+    }
+    Some(Step::Ran(frozen.during(State::Running, |vcpu, core| {
+        let mut bus = RunBus { vm, vcpu, side: &mut core.side, base: 0, horizon: u64::MAX };
+        vcpu.signals.notify();
+        core.cpu.run(&mut bus, SPAN)
+    })))
+}
+
+/// Sleeps until there is a reason not to.
+fn doze(vm: &Vm, frozen: &mut Frozen<'_>) {
+    let began = Instant::now();
+    frozen.during(State::Sleeping, |vcpu, _| {
+        vcpu.sleep(PATIENCE, || must_look(vm, vcpu) || vm.is_debugged(vcpu.id) || vm.can_wake(vcpu));
+    });
+    // hz is 1000 on FreeBSD.
+    let ticks = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+    frozen.vcpu().stats.add(Stat::IdleTicks, ticks);
+}
+
+fn must_look(vm: &Vm, vcpu: &Vcpu) -> bool {
+    vm.suspended_how() != VM_SUSPEND_NONE || vcpu.idle_requested()
+}
+
+/// Time by instructions: wait for the turn, run until it is used up or something is due.
+fn take_turn(vm: &Vm, frozen: &mut Frozen<'_>) -> Option<Step> {
+    let vcpu = frozen.vcpu();
+    let id = vcpu.id;
+    let debugged = vm.is_debugged(id);
+    let mut turns = vm.turns();
+    let next = turns.choose(vm);
+    let mine = turns.is_holder(id);
+    // While it is held, a member comes out when all are held, or when it would begin a turn. That it is fresh
+    // says that nothing was executed in it yet.
+    let held = debugged && (!turns.is_member(id) || turns.is_paused() || mine && turns.is_fresh() && !turns.is_pausing());
+    if held || !mine {
+        drop(turns);
+        vm.pass(next);
+        if held {
+            return Some(Step::User(plain(frozen, VM_EXITCODE_DEBUG)));
+        }
+        frozen.during(State::Sleeping, |vcpu, _| {
+            let debugged = vm.is_debugged(id);
+            vcpu.sleep(PATIENCE, || {
+                must_look(vm, vcpu) || vm.turns().is_holder(id) || vm.is_debugged(id) != debugged || held_now(vm, id)
+            });
+        });
+        return Some(Step::LookAround);
+    }
+    vcpu.set_halt(Halt::No);
+    vcpu.set_ran();
+    count(&mut turns, frozen);
+    let (budget, flush) = turns.begin(id, vm);
+    let now = turns.now();
+    drop(turns);
+    if flush {
+        frozen.cpu.flush_tlb();
+    }
+    if budget == 0 {
+        vm.advance(now);
+        return Some(Step::LookAround);
+    }
+    if !enter(vm, frozen) {
+        return Some(Step::LookAround);
+    }
+    let ran = frozen.during(State::Running, |vcpu, core| {
+        let base = now.wrapping_sub(core.cpu.retired().wrapping_mul(crate::turn::NS_PER_INSTRUCTION));
+        let horizon = now.saturating_add(budget.saturating_mul(crate::turn::NS_PER_INSTRUCTION));
+        let mut bus = RunBus { vm, vcpu, side: &mut core.side, base, horizon };
+        vcpu.signals.notify();
+        core.cpu.run(&mut bus, budget)
+    });
+    let mut turns = vm.turns();
+    count(&mut turns, frozen);
+    vm.published.set(turns.now());
+    if matches!(ran, Exit::Limit) && turns.is_over() {
+        let next = turns.end(vm);
+        drop(turns);
+        vm.pass(next);
+    }
+    Some(Step::Ran(ran))
+}
+
+/// All are held.
+fn held_now(vm: &Vm, id: usize) -> bool {
+    vm.turns().is_paused() && vm.is_debugged(id)
+}
+
+/// Tells the clock what was retired since it was last told.
+fn count(turns: &mut crate::turn::Turns, core: &mut Core) {
+    let retired = core.cpu.retired();
+    turns.retire(retired.wrapping_sub(core.side.counted));
+    core.side.counted = retired;
+}
+
+/// Events that wait go into the guest. False if that killed it.
+fn enter(vm: &Vm, core: &mut Core) -> bool {
+    let alive = core.enter_events();
+    if !alive {
+        // Suspended already is as good.
+        let _ = vm.suspend(VM_SUSPEND_TRIPLEFAULT);
+    }
+    alive
+}
+
+/// HLT has retired: the virtual CPU waits for an interrupt.
+fn halt(vm: &Vm, frozen: &mut Frozen<'_>) {
+    let vcpu = frozen.vcpu();
+    vcpu.stats.count(Stat::Hlt);
+    let enabled = frozen.cpu.get(Reg::Rflags) & flag::IF != 0;
+    vcpu.set_halt(if enabled { Halt::Waiting } else { Halt::Masked });
+    if !enabled {
+        vm.detect_halt();
+    }
+    if vm.by_instructions() {
+        let next = vm.turns().end(vm);
+        vm.pass(next);
+    }
+}
+
+/// What an exit of the processor means: `svm_vmexit` and `vm_run`.
+fn digest(vm: &Vm, core: &mut Frozen<'_>, exit: Exit) -> After {
+    let stats = &core.vcpu().stats;
+    let core = &mut **core;
+    let rip = core.cpu.get(Reg::Rip);
+    core.side.next_rip = rip;
+    stats.count(Stat::Exits);
+    let user = match exit {
+        Exit::Limit | Exit::Attention => return After::Continue,
+        Exit::Hlt => return After::Halt,
+        Exit::In { port, size, len } => inout(core, port, u16::from(size) | VM_INOUT_IN, None, len),
+        Exit::Out { port, size, value, len } => inout(core, port, u16::from(size), Some(value), len),
+        Exit::StringIo(io) => {
+            stats.count(Stat::InOut);
+            let length = i32::from(io.len);
+            VmExit::new(VM_EXITCODE_INOUT_STR, rip, length, string_io(core, &io))
+        }
+        Exit::Mmio(mmio) => {
+            stats.count(Stat::NestedFault);
+            stats.count(Stat::InstEmul);
+            VmExit::new(VM_EXITCODE_INST_EMUL, rip, i32::from(mmio.len), inst_emul(core, &mmio))
+        }
+        Exit::Rdmsr { index, len } => {
+            let msr = VmExitMsr { code: index, ..VmExitMsr::default() };
+            VmExit::new(VM_EXITCODE_RDMSR, rip, i32::from(len), msr)
+        }
+        Exit::Wrmsr { index, value, len } => {
+            let msr = VmExitMsr { code: index, wval: value, ..VmExitMsr::default() };
+            VmExit::new(VM_EXITCODE_WRMSR, rip, i32::from(len), msr)
+        }
+        Exit::Shutdown => {
+            // Suspended already is as good.
+            let _ = vm.suspend(VM_SUSPEND_TRIPLEFAULT);
+            return After::Continue;
+        }
+        Exit::Pause => {
+            stats.count(Stat::Pause);
+            plain(core, VM_EXITCODE_PAUSE)
+        }
+        Exit::Step if core.side.cap(VM_CAP_RFLAGS_TF) => {
+            let tf_shadow_val = i32::from(core.side.tf_shadow);
+            let dbg = VmExitDbg { trace_trap: 1, tf_shadow_val, paging: guest_paging(core), ..VmExitDbg::default() };
+            VmExit::new(VM_EXITCODE_DB, rip, 0, dbg)
+        }
+        Exit::Step => {
+            stats.count(Stat::Mtrap);
+            plain(core, VM_EXITCODE_MTRAP)
+        }
+        Exit::Breakpoint { len } => {
+            stats.count(Stat::Exception);
+            VmExit::new(VM_EXITCODE_BPT, rip, 0, VmExitBpt { inst_length: i32::from(len) })
+        }
+        Exit::Debug { trap, .. } => {
+            stats.count(Stat::Exception);
+            let dbg = VmExitDbg { trace_trap: i32::from(trap), paging: guest_paging(core), ..VmExitDbg::default() };
+            VmExit::new(VM_EXITCODE_DB, rip, 0, dbg)
+        }
+    };
+    After::User(user)
+}
+
+fn inout(core: &Core, port: u16, flags: u16, value: Option<u32>, len: u8) -> VmExit {
+    let eax = value.unwrap_or(core.cpu.get(Reg::Rax) as u32);
+    let rip = core.cpu.get(Reg::Rip);
+    VmExit::new(VM_EXITCODE_INOUT, rip, i32::from(len), VmInout { flags, port, eax })
+}
+
+fn string_io(core: &Core, io: &StringIo) -> VmInoutStr {
+    let mut flags = u16::from(io.size) | VM_INOUT_STRING;
+    if io.input {
+        flags |= VM_INOUT_IN;
+    }
+    if io.rep {
+        flags |= VM_INOUT_REP;
+    }
+    let cs = core.cpu.segment(Seg::Cs);
+    VmInoutStr {
+        inout: VmInout { flags, port: io.port, eax: core.cpu.get(Reg::Rax) as u32 },
+        paging: guest_paging(core),
+        rflags: core.cpu.get(Reg::Rflags),
+        cr0: core.cpu.get(Reg::Cr0),
+        index: io.index,
+        count: io.count,
+        addrsize: i32::from(io.addr_size),
+        seg_name: segment_name(io.seg),
+        seg_desc: descriptor(io.segment),
+        cs_d: i32::from(cs.access & SEG_DESC_DEF32_BIT != 0),
+        cs_base: cs.base,
+        ..VmInoutStr::default()
+    }
+}
+
+fn inst_emul(core: &Core, mmio: &Mmio) -> VmExitInstEmul {
+    let paging = guest_paging(core);
+    let cs = core.cpu.segment(Seg::Cs);
+    let (cs_base, cs_d) = match paging.cpu_mode {
+        CPU_MODE_64BIT => (0, 0),
+        CPU_MODE_REAL => (cs.base, 0),
+        _ => (cs.base, i32::from(cs.access & SEG_DESC_DEF32_BIT != 0)),
+    };
+    let vie = Vie {
+        inst: mmio.bytes,
+        num_valid: mmio.len,
+        base_register: VM_REG_LAST,
+        index_register: VM_REG_LAST,
+        segment_register: VM_REG_LAST,
+        ..Vie::default()
+    };
+    VmExitInstEmul { gpa: mmio.gpa, gla: mmio.gla, cs_base, cs_d, paging, vie, ..VmExitInstEmul::default() }
+}
+
+fn ipi_exit(core: &Core, ipi: StartIpi) -> VmExit {
+    let rip = core.cpu.get(Reg::Rip);
+    match ipi {
+        StartIpi::Ipi { mode, vector, .. } => {
+            VmExit::new(VM_EXITCODE_IPI, rip, 0, VmExitIpi { mode, vector, ..VmExitIpi::default() })
+        }
+        StartIpi::SpinUp { target, vector } => {
+            let spinup = VmExitSpinupAp { vcpu: target as i32, rip: u64::from(vector) << 12, ..Default::default() };
+            VmExit::new(VM_EXITCODE_SPINUP_AP, rip, 0, spinup)
+        }
+    }
+}
