@@ -3,6 +3,7 @@
 use crate::cleanup;
 use crate::config::{Config, ConfigError};
 use crate::machine::{Machine, MachineError};
+use crate::monitor::{self, Role};
 use crate::opts::{self, Invocation, Request};
 use crate::proctitle;
 use crate::signals;
@@ -35,6 +36,9 @@ enum RunError {
     Machine(#[from] MachineError),
     #[error(transparent)]
     Restore(#[from] RestoreError),
+    /// Building a machine that a checkpoint describes.
+    #[error(transparent)]
+    NotRestored(MachineError),
     #[error("{0}")]
     Unsupported(&'static str),
     #[error("cannot {what}")]
@@ -48,7 +52,7 @@ impl RunError {
     fn status(&self) -> u8 {
         match self {
             Self::Restore(_) => STATUS_RESTORE,
-            Self::Machine(error) if error.is_restore() => STATUS_RESTORE,
+            Self::NotRestored(_) => STATUS_RESTORE,
             _ => STATUS_ERROR,
         }
     }
@@ -132,12 +136,30 @@ fn run(invocation: Invocation) -> Result<u8, RunError> {
         return Ok(STATUS_DUMP);
     }
     refuse_unbuilt(&config)?;
+    let mut restore = restore;
+    let monitored = config.bool("monitor", false)?;
+    if monitored {
+        match monitor::monitor().map_err(|source| RunError::Host {
+            what: "make a child process",
+            source,
+        })? {
+            Role::Monitor(status) => return Ok(status),
+            // What the guest does after a reboot is a cold start.
+            Role::Child { again: true } => restore = None,
+            Role::Child { again: false } => {}
+        }
+    }
     // Before there is any other thread: the mask is inherited.
     let signals = signals::block().map_err(|source| RunError::Host {
         what: "block signals",
         source,
     })?;
-    let machine = Machine::build(config, restore.as_ref())?;
+    let machine = Machine::build(config, restore.as_ref()).map_err(|error| match restore {
+        Some(_) => RunError::NotRestored(error),
+        None => error.into(),
+    })?;
+    // The checkpoint's memory and states are in the machine now.
+    drop(restore);
     proctitle::set(&format!("bhyve: {}", machine.name()), "bhyve");
     let button = Arc::clone(&machine);
     signals
@@ -147,7 +169,10 @@ fn run(invocation: Invocation) -> Result<u8, RunError> {
             source,
         })?;
     let end = machine.run()?;
-    let status = status(&end);
+    let status = match end {
+        End::Checkpointed if monitored => monitor::STATUS_SUSPENDED,
+        _ => status(&end),
+    };
     if let End::Failed(reason) = &end {
         eprint!("bhyve: {reason}{}", line_end());
     }
@@ -174,11 +199,6 @@ fn refuse_unbuilt(config: &Config) -> Result<(), RunError> {
     }
     if config.raw("tpm.type").is_some() {
         return Err(RunError::Unsupported("tpm: there is no TPM device"));
-    }
-    if config.bool("monitor", false)? {
-        return Err(RunError::Unsupported(
-            "monitor (-M): restarting a guest by itself is not supported",
-        ));
     }
     Ok(())
 }

@@ -43,6 +43,14 @@ pub enum MachineError {
     /// The checkpoint.
     #[error(transparent)]
     Restore(#[from] RestoreError),
+    /// The guest's memory.
+    #[error("cannot have memory.size={size}")]
+    Memory {
+        /// As it was asked for.
+        size: String,
+        /// Why not.
+        source: vmmapi::Error,
+    },
     /// The control socket.
     #[error(transparent)]
     Control(#[from] ControlError),
@@ -54,13 +62,6 @@ pub enum MachineError {
         /// Why it failed.
         source: std::io::Error,
     },
-}
-
-impl MachineError {
-    /// Whether a checkpoint could not be restored.
-    pub fn is_restore(&self) -> bool {
-        matches!(self, Self::Restore(_) | Self::Build(BuildError::State(_)))
-    }
 }
 
 /// A machine. Threads of processors, back ends and the control socket share it.
@@ -122,7 +123,11 @@ impl Machine {
         }
         let topology = options.topology;
         vm.set_topology(topology.sockets, topology.cores, topology.threads)?;
-        vm.setup_memory_limit(options.memory, LOWMEM_LIMIT)?;
+        vm.setup_memory_limit(options.memory, LOWMEM_LIMIT)
+            .map_err(|source| MachineError::Memory {
+                size: options.memory_text.clone(),
+                source,
+            })?;
         Ok(vm)
     }
 

@@ -16,6 +16,7 @@ mod load;
 mod machine;
 mod mem;
 mod mevent;
+mod monitor;
 mod net_backends;
 mod net_utils;
 mod opts;

@@ -72,6 +72,8 @@ pub struct MachineOptions {
     pub topology: Topology,
     /// Bytes of memory.
     pub memory: u64,
+    /// The same as it was written.
+    pub memory_text: String,
     /// Whether there is a kernel to boot.
     pub boots: bool,
     /// Where the control socket is.
@@ -152,7 +154,8 @@ impl MachineOptions {
                 &[("host", Clock::Host), ("instructions", Clock::Instructions)],
             )?,
             topology: Topology::from_config(config)?,
-            memory: memory_size(&memory).ok_or(OptionError::Memory(memory))?,
+            memory: memory_size(&memory).ok_or_else(|| OptionError::Memory(memory.clone()))?,
+            memory_text: memory,
             boots: config.raw("boot.kernel").is_some(),
             rundir: config.get("rundir")?.map(PathBuf::from),
             policy: ExitPolicy {

@@ -99,6 +99,8 @@ pub fn parse(config: &Config, argument: &str) -> Result<(), String> {
             }
             Ok(())
         }
+        // libvirt takes the general message to mean that there are no boot ROMs at all.
+        ("bootrom", _) => Err(format!("invalid bootrom option '{argument}'")),
         ("tpm", Some(rest)) => {
             let mut fields = rest.split(',');
             set(
