@@ -97,6 +97,36 @@ pub(super) fn compare(stub: Stub, a: u128, b: u128, mxcsr: &mut u32) -> u64 {
     flags
 }
 
+/// PTEST: the host's RFLAGS after it.
+#[inline]
+pub(super) fn test(stub: Stub, a: u128, b: u128) -> u64 {
+    let flags: u64;
+    // SAFETY: as in `binary`.
+    unsafe {
+        asm!(
+            "call {stub}",
+            "pushfq",
+            "pop {flags}",
+            stub = in(reg) stub.address(),
+            flags = out(reg) flags,
+            in("xmm1") xmm(a),
+            in("xmm2") xmm(b),
+        );
+    }
+    flags
+}
+
+/// An instruction that gathers the signs in XMM2 into a general register.
+#[inline]
+pub(super) fn signs(stub: Stub, b: u128) -> u64 {
+    let value: u64;
+    // SAFETY: as in `binary`; the instruction writes ECX.
+    unsafe {
+        asm!("call {stub}", stub = in(reg) stub.address(), inout("rcx") 0_u64 => value, in("xmm2") xmm(b));
+    }
+    value
+}
+
 /// An instruction that makes a general register of XMM2.
 #[inline]
 pub(super) fn to_general(stub: Stub, b: u128, mxcsr: &mut u32) -> u64 {

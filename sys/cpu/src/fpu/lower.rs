@@ -378,10 +378,10 @@ fn lower_computation(instruction: &Instruction, info: &OpCodeInfo, operands: (Op
     let mut stub = stub(info, imm);
     let wide = matches!(instruction.op0_register().size(), 8) && matches!(operands.0, General(_));
     let (class, run, reg, rm): (Class, Run, u8, u8) = match (mnemonic, operands) {
-        (Comiss | Comisd | Ucomiss | Ucomisd | Ptest, (Xmm(reg), Xmm(rm))) => {
-            (Class::Sse, sse::compare::<false>, reg, rm)
-        }
-        (Comiss | Comisd | Ucomiss | Ucomisd | Ptest, (Xmm(reg), Memory)) => (Class::Sse, sse::compare::<true>, reg, 0),
+        (Comiss | Comisd | Ucomiss | Ucomisd, (Xmm(reg), Xmm(rm))) => (Class::Sse, sse::compare::<false>, reg, rm),
+        (Comiss | Comisd | Ucomiss | Ucomisd, (Xmm(reg), Memory)) => (Class::Sse, sse::compare::<true>, reg, 0),
+        (Ptest, (Xmm(reg), Xmm(rm))) => (Class::Sse, sse::test::<false>, reg, rm),
+        (Ptest, (Xmm(reg), Memory)) => (Class::Sse, sse::test::<true>, reg, 0),
         (Pcmpestri | Pcmpestri64, (Xmm(reg), source)) => {
             (Class::Sse, strings::<false>(source, mnemonic == Pcmpestri64), reg, number(source))
         }
@@ -413,7 +413,7 @@ fn lower_computation(instruction: &Instruction, info: &OpCodeInfo, operands: (Op
             let run: Run = if source == Memory { sse::to_general::<true> } else { sse::to_general::<false> };
             (Class::Sse, run, reg, number(source))
         }
-        (Movmskps | Movmskpd | Pmovmskb, (General(reg), Xmm(rm))) => (Class::Sse, sse::to_general::<false>, reg, rm),
+        (Movmskps | Movmskpd | Pmovmskb, (General(reg), Xmm(rm))) => (Class::Sse, sse::signs, reg, rm),
         (Cvtpi2ps | Cvtpi2pd, (Xmm(reg), Memory)) => (Class::Sse, mmx::to_xmm::<true>, reg, 0),
         (Cvtpi2ps | Cvtpi2pd, (Xmm(reg), Mm(rm))) => (Class::SseMmx, mmx::to_xmm::<false>, reg, rm),
         (Cvtps2pi | Cvttps2pi | Cvtpd2pi | Cvttpd2pi, (Mm(reg), Xmm(rm))) => {

@@ -70,6 +70,8 @@ fn reg<'a>(op: &Op, m: &'a mut Machine<'_>) -> &'a mut u128 {
 /// Runs a floating point instruction with everything masked, then does what the guest's masks say: flags, or #XM with the
 /// result discarded.
 ///
+/// The guest's MXCSR is always loaded: telling whether the host's would do, and what flags it gained, costs as much.
+///
 /// Where several elements of a vector raise exceptions, an unmasked one found before computing hides those found
 /// afterwards. An unmasked overflow or underflow reports the precision of the rounded result, not of the scaled one.
 #[inline]
@@ -143,7 +145,7 @@ pub(super) fn float<const MEM: bool>(op: &Op, m: &mut Machine<'_>) -> Result<Out
     Ok(Outcome::Done)
 }
 
-/// COMISS and its kind, and PTEST: flags.
+/// COMISS and its kind: flags.
 pub(super) fn compare<const MEM: bool>(op: &Op, m: &mut Machine<'_>) -> Result<Outcome, Fault> {
     let b = source::<MEM>(op, m);
     let a = *reg(op, m);
@@ -152,7 +154,21 @@ pub(super) fn compare<const MEM: bool>(op: &Op, m: &mut Machine<'_>) -> Result<O
     Ok(Outcome::Done)
 }
 
-/// `r = op(xmm/m)`: CVTSS2SI and its kind, MOVMSKPS, PMOVMSKB.
+/// PTEST.
+pub(super) fn test<const MEM: bool>(op: &Op, m: &mut Machine<'_>) -> Result<Outcome, Fault> {
+    let b = source::<MEM>(op, m);
+    let flags = host::test(op.stub, *reg(op, m), b);
+    *m.rflags = *m.rflags & !ARITHMETIC | flags & ARITHMETIC;
+    Ok(Outcome::Done)
+}
+
+/// MOVMSKPS, MOVMSKPD and PMOVMSKB.
+pub(super) fn signs(op: &Op, m: &mut Machine<'_>) -> Result<Outcome, Fault> {
+    m.gprs[usize::from(op.reg & 15)] = host::signs(op.stub, source::<false>(op, m));
+    Ok(Outcome::Done)
+}
+
+/// `r = op(xmm/m)`: CVTSS2SI and its kind.
 pub(super) fn to_general<const MEM: bool>(op: &Op, m: &mut Machine<'_>) -> Result<Outcome, Fault> {
     let b = source::<MEM>(op, m);
     let value = guarded(&mut m.state.mxcsr, |csr| host::to_general(op.stub, b, csr))?;
