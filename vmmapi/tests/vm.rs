@@ -1,0 +1,268 @@
+//! Whole VMs through every back end: the software vmm, the kernel back end on stand-ins for FreeBSD 14 and 15, and
+//! another process's VM over its control socket.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use vmmapi::abi::*;
+use vmmapi::backend::standin::Release;
+use vmmapi::backend::{Backend, Kind};
+use vmmapi::control::{CheckpointRequest, ControlHandler, ControlServer, Failure, Progress};
+use vmmapi::{Choice, CreateOptions, Errno, OpenOptions, Vm};
+
+const LOCAL: [Choice; 3] = [
+    Choice::Soft,
+    Choice::StandIn(Release::Fourteen),
+    Choice::StandIn(Release::Fifteen),
+];
+const LOWMEM: u64 = 1 << 20;
+const MEMORY: u64 = LOWMEM + (1 << 20);
+const HIGHMEM_BASE: u64 = 4 << 30;
+
+/// A new VM, which is destroyed in the end.
+struct TestVm(Vm);
+
+impl TestVm {
+    fn new(backend: Choice) -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let name = format!("vm-{}", NUMBER.fetch_add(1, Ordering::Relaxed));
+        Self(
+            Vm::create(
+                &name,
+                &CreateOptions {
+                    backend,
+                    ..Default::default()
+                },
+            )
+            .expect("a VM"),
+        )
+    }
+
+    fn with_memory(backend: Choice) -> Self {
+        let vm = Self::new(backend);
+        vm.0.setup_memory_limit(MEMORY, LOWMEM).expect("memory");
+        vm
+    }
+}
+
+impl Drop for TestVm {
+    fn drop(&mut self) {
+        // A test may have destroyed it already.
+        let _ = self.0.destroy();
+    }
+}
+
+#[test]
+fn memory_is_where_it_belongs() {
+    for backend in LOCAL {
+        let TestVm(vm) = &TestVm::with_memory(backend);
+        let memory = vm.memory();
+        assert_eq!(
+            (memory.lowmem_size(), memory.highmem_size()),
+            (LOWMEM, MEMORY - LOWMEM),
+            "{backend:?}"
+        );
+        memory.write(HIGHMEM_BASE + 5, b"high").expect("in highmem");
+        memory.write(5, b"low!").expect("in lowmem");
+        assert_eq!(memory.read_obj::<[u8; 4]>(HIGHMEM_BASE + 5), Ok(*b"high"));
+        assert_eq!(vm.get_memseg(VM_SYSMEM), Ok((MEMORY, String::new())));
+        assert_eq!(
+            vm.mmap_getnext(1).map(|map| (map.gpa, map.len)),
+            Ok((HIGHMEM_BASE, MEMORY - LOWMEM))
+        );
+        assert_eq!(
+            vm.setup_memory_limit(MEMORY, LOWMEM)
+                .map_err(|error| error.errno),
+            Err(Errno::EBUSY)
+        );
+    }
+}
+
+#[test]
+fn a_second_handle_sees_the_same_memory() {
+    for backend in LOCAL {
+        let TestVm(vm) = &TestVm::with_memory(backend);
+        vm.memory().write(0x100, b"shared").expect("in lowmem");
+        let other = Vm::open(
+            vm.name(),
+            &OpenOptions {
+                backend,
+                ..Default::default()
+            },
+        )
+        .expect("the VM");
+        other
+            .setup_memory_limit(MEMORY, LOWMEM)
+            .expect("what is there already");
+        assert_eq!(
+            other.memory().read_obj::<[u8; 6]>(0x100),
+            Ok(*b"shared"),
+            "{backend:?}"
+        );
+    }
+}
+
+#[test]
+fn device_memory_is_named_and_mapped() {
+    for backend in LOCAL {
+        let TestVm(vm) = &TestVm::new(backend);
+        let rom = vm
+            .create_devmem(VM_BOOTROM, "bootrom", 0x2000)
+            .expect("a segment");
+        rom.write(0x1ffe, &[0x55, 0xaa]).expect("inside");
+        assert_eq!(
+            vm.get_memseg(VM_BOOTROM),
+            Ok((0x2000, "bootrom".to_owned())),
+            "{backend:?}"
+        );
+        vm.mmap_memseg(
+            0xffff_e000,
+            VM_BOOTROM,
+            0,
+            0x2000,
+            VM_PROT_READ | VM_PROT_EXECUTE,
+        )
+        .expect("mapped");
+        assert_eq!(vm.mmap_getnext(0).map(|map| map.segid), Ok(VM_BOOTROM));
+        vm.munmap_memseg(0xffff_e000, 0x2000).expect("unmapped");
+        assert_eq!(
+            vm.mmap_getnext(0).map_err(|error| error.errno),
+            Err(Errno::ENOENT)
+        );
+    }
+}
+
+#[test]
+fn names_are_taken_and_freed() {
+    for backend in LOCAL {
+        let TestVm(vm) = &TestVm::new(backend);
+        let again = Vm::create(
+            vm.name(),
+            &CreateOptions {
+                backend,
+                ..Default::default()
+            },
+        );
+        assert_eq!(
+            again.map_err(|error| error.errno).err(),
+            Some(Errno::EEXIST),
+            "{backend:?}"
+        );
+        vm.destroy().expect("destroyed");
+        assert_eq!(
+            vm.get_topology().map_err(|error| error.errno),
+            Err(Errno::ENXIO),
+            "{backend:?}"
+        );
+        let gone = Vm::open(
+            vm.name(),
+            &OpenOptions {
+                backend,
+                ..Default::default()
+            },
+        );
+        assert_eq!(
+            gone.map_err(|error| error.errno).err(),
+            Some(Errno::ENOENT),
+            "{backend:?}"
+        );
+    }
+}
+
+/// Puts a real-mode program at 0x1000 of vCPU 0, which is made active.
+fn load(vm: &Vm, program: &[u8]) -> vmmapi::Vcpu {
+    vm.memory().write(0x1000, program).expect("in lowmem");
+    let vcpu = vm.vcpu(0);
+    vcpu.activate().expect("active");
+    vcpu.reset().expect("reset");
+    vcpu.set_desc(VM_REG_GUEST_CS, SegDesc::new(0, 0xffff, 0x93))
+        .expect("CS");
+    vcpu.set_registers(&[(VM_REG_GUEST_CS, 0), (VM_REG_GUEST_RIP, 0x1000)])
+        .expect("CS:IP");
+    vcpu
+}
+
+#[test]
+fn saved_structs_have_the_kernels_sizes() {
+    let TestVm(vm) = &TestVm::with_memory(Choice::Soft);
+    load(vm, &[0xf4]);
+    for (dev_req, size) in [
+        (STRUCT_VHPET, 284),
+        (STRUCT_VIOAPIC, 388),
+        (STRUCT_VM, 184 + 128),
+        (STRUCT_VMCX, 1028),
+    ] {
+        let saved = vm.snapshot_save(dev_req, 1 << 16).expect("saved");
+        assert_eq!(saved.len(), size, "struct {dev_req}");
+        assert_eq!(
+            vm.snapshot_restore(dev_req, &saved),
+            Ok(0),
+            "struct {dev_req}"
+        );
+    }
+    assert_eq!(
+        vm.snapshot_save(STRUCT_VHPET, 10)
+            .map_err(|error| error.errno),
+        Err(Errno::E2BIG)
+    );
+}
+
+/// The part of a bhyve whose VM is this.
+struct Owner(Vm);
+
+impl ControlHandler for Owner {
+    fn checkpoint(
+        &self,
+        _request: CheckpointRequest,
+        _progress: &mut dyn FnMut(Progress),
+    ) -> Result<(), Failure> {
+        Err(Errno::EINVAL.into())
+    }
+
+    fn checkpoint_answered(&self, _suspend: bool) {}
+
+    fn remote_backend(&self) -> Option<Arc<dyn Backend>> {
+        Some(self.0.backend().clone())
+    }
+}
+
+#[test]
+fn a_vm_of_another_process_answers_over_its_socket() {
+    let rundir = tempfile::tempdir().expect("a directory");
+    let TestVm(vm) = &TestVm::with_memory(Choice::Soft);
+    let vcpu = load(vm, &[0xf4]);
+    let _server = ControlServer::start(rundir.path(), "elsewhere", Arc::new(Owner(vm.clone())))
+        .expect("a socket");
+    let options = OpenOptions {
+        backend: Choice::Soft,
+        rundir: Some(rundir.path().to_owned()),
+    };
+    // No VM of this process has that name, so that it is looked for behind the socket.
+    let remote = Vm::open("elsewhere", &options).expect("the VM");
+    assert_eq!(remote.kind(), Kind::Remote);
+    remote
+        .vcpu(0)
+        .set_register(VM_REG_GUEST_RBX, 0x1234)
+        .expect("set");
+    assert_eq!(vcpu.get_register(VM_REG_GUEST_RBX), Ok(0x1234));
+    let regnums = [VM_REG_GUEST_RIP, VM_REG_GUEST_RBX];
+    assert_eq!(
+        remote.vcpu(0).get_registers(&regnums),
+        Ok(vec![0x1000, 0x1234])
+    );
+    assert_eq!(remote.active_cpus().map(|set| set.len()), Ok(1));
+    assert_eq!(
+        remote.vcpu(0).stats().map(|stats| stats.len()),
+        Ok(vm.stat_names().len())
+    );
+    let unknown = remote
+        .vcpu(0)
+        .get_register(VM_REG_LAST)
+        .map_err(|error| error.errno);
+    assert_eq!(unknown, Err(Errno::EINVAL));
+    remote.destroy().expect("destroyed");
+    assert_eq!(
+        vm.get_topology().map_err(|error| error.errno),
+        Err(Errno::ENXIO)
+    );
+}
