@@ -5,11 +5,13 @@ use crate::acpi;
 use crate::dev::atkbdc::{AUX_IRQ, Atkbdc};
 use crate::dev::pm::{NullPort, Pm, PowerRequest, SCI_IRQ};
 use crate::dev::rtc;
-use crate::device::{BuildCtx, BuildError, Device, StateError};
+use crate::device::{BuildCtx, BuildError, Clock, Device, StateError};
 use crate::e820::MemoryLayout;
 use crate::irqchip::IrqChip;
 use crate::load::{self, BootFiles, BootMachine, BootState, LoadError};
+use crate::mptbl::{self, MPTABLE_BASE};
 use crate::pci::{PciBus, States};
+use crate::smbiostbl::{self, SMBIOS_BASE, SmbiosMachine};
 use std::sync::Arc;
 
 /// The fixed devices of a machine.
@@ -84,10 +86,42 @@ impl Platform {
     }
 }
 
+fn write_smbios(ctx: &BuildCtx<'_>, memory: MemoryLayout) -> Result<(), BuildError> {
+    let topology = ctx.vm.get_topology()?;
+    // A run that must repeat anywhere may not depend on the host's name.
+    let host_name = match ctx.clock {
+        Clock::Instructions => String::new(),
+        Clock::Host => nix::unistd::gethostname()
+            .map_err(|error| BuildError::host("cannot get the host's name", error.into()))?
+            .to_string_lossy()
+            .into_owned(),
+    };
+    let machine = SmbiosMachine {
+        config: ctx.config,
+        sockets: topology.sockets,
+        cores: topology.cores,
+        threads: topology.threads,
+        memory,
+        vm_name: ctx.vm_name,
+        host_name: &host_name,
+    };
+    let tables =
+        smbiostbl::build(&machine).map_err(|error| BuildError::Invalid(error.to_string()))?;
+    write(ctx, SMBIOS_BASE, &tables)
+}
+
 /// Leaves the tables in memory that firmware would, and loads the kernel that the configuration names; only at a cold start,
 /// when all devices are there. `None` without a kernel.
 pub fn boot(ctx: &BuildCtx<'_>, bus: &PciBus, cpus: u32) -> Result<Option<BootState>, BuildError> {
     let memory = memory_layout(ctx.mem);
+    if ctx.config.bool("x86.mptable", true)? {
+        match mptbl::build(cpus, bus.routes()) {
+            Ok(table) => write(ctx, MPTABLE_BASE, &table)?,
+            // A guest of that size finds its processors through ACPI.
+            Err(error) => log::warn!("{error}; it is left out"),
+        }
+    }
+    write_smbios(ctx, memory)?;
     let mut rsdp = None;
     if ctx.config.bool("acpi_tables", true)? {
         let machine = acpi::AcpiMachine {
