@@ -82,3 +82,35 @@ pub trait Bus {
     /// A random number for RDRAND and RDSEED.
     fn random(&mut self, now: u64) -> u64;
 }
+
+/// Holds the bus that `Cpu::run` was given while it runs.
+#[derive(Default)]
+pub(crate) struct BusSlot(Option<core::ptr::NonNull<dyn Bus>>);
+
+// SAFETY: the slot is empty whenever `Cpu::run` is not on the stack, so it never moves between threads with anything in it.
+unsafe impl Send for BusSlot {}
+
+impl BusSlot {
+    /// Remembers `bus` until [`BusSlot::clear`].
+    ///
+    /// # Safety
+    /// `clear` must be called before the borrow of `bus` ends, and `bus` must not be used otherwise in between.
+    pub unsafe fn set(&mut self, bus: &mut dyn Bus) {
+        let pointer: *mut (dyn Bus + '_) = bus;
+        // SAFETY: only the lifetime in the type changes; the caller sees to it that the pointer does not outlive it.
+        self.0 = core::ptr::NonNull::new(unsafe { core::mem::transmute::<*mut (dyn Bus + '_), *mut (dyn Bus + 'static)>(pointer) });
+    }
+
+    pub fn clear(&mut self) {
+        self.0 = None;
+    }
+
+    /// The bus.
+    pub fn get(&mut self) -> &mut dyn Bus {
+        match &mut self.0 {
+            // SAFETY: the promise made to `set`.
+            Some(bus) => unsafe { bus.as_mut() },
+            None => unreachable!("instructions run only within Cpu::run"),
+        }
+    }
+}

@@ -2,12 +2,17 @@
 
 use std::sync::Arc;
 
-use crate::exit::Traps;
+use crate::block::Blocks;
+use crate::bus::BusSlot;
+use crate::decode::Mode;
+use crate::exit::{Exit, Traps};
 use crate::flags::Flags;
 use crate::fpu;
 use crate::mem::{Map, PhysMem};
+use crate::mmu::Tlb;
 use crate::signals::Signals;
 use crate::state::{Pending, Reg, Seg, Segment, Table, cr0, efer, flag};
+use crate::trap::{At, Trap};
 
 /// Slots of the register file behind the sixteen general registers, so that effective addresses need no branches.
 pub(crate) mod slot {
@@ -63,6 +68,31 @@ pub struct Cpu {
     pub(crate) map: Arc<Map>,
     pub(crate) map_epoch: u64,
     pub(crate) signals: Arc<Signals>,
+    pub(crate) tlb: Tlb,
+    pub(crate) blocks: Blocks,
+    /// CPL is 3.
+    pub(crate) user: bool,
+    /// The current mapping epoch (see `mmu::tlb`).
+    pub(crate) epoch: u64,
+    /// What block links depend on: epoch, mode and privilege.
+    pub(crate) key: u64,
+    /// The instruction count at which `run` returns.
+    pub(crate) end: u64,
+    /// Something is to be seen to before the next block.
+    pub(crate) slow: bool,
+    /// The next instruction is to be executed as a block of its own.
+    pub(crate) alone: bool,
+    /// The bus is to be asked for events.
+    pub(crate) poll_due: bool,
+    /// The bus has an event that the window did not admit.
+    pub(crate) blocked: bool,
+    /// Data breakpoints that the current instruction has hit.
+    pub(crate) data_break: u64,
+    /// An exit that an instruction which has retired calls for.
+    pub(crate) exit: Option<Exit>,
+    pub(crate) trap: Trap,
+    pub(crate) at: At,
+    pub(crate) bus: BusSlot,
 }
 
 impl Cpu {
@@ -99,12 +129,27 @@ impl Cpu {
             nmi_blocked: false,
             pending: None,
             traps: Traps::default(),
-            fpu: fpu::State::new(),
             retired: 0,
             map_epoch: mem.epoch(),
             map: mem.snapshot(),
             mem,
             signals,
+            fpu: fpu::State::new(),
+            tlb: Tlb::new(),
+            blocks: Blocks::new(),
+            user: false,
+            epoch: 1,
+            key: 0,
+            end: 0,
+            slow: false,
+            alone: false,
+            poll_due: false,
+            blocked: false,
+            data_break: 0,
+            exit: None,
+            trap: Trap::None,
+            at: At::default(),
+            bus: BusSlot::default(),
         };
         cpu.reset();
         cpu
@@ -136,11 +181,14 @@ impl Cpu {
         self.sysenter = [0; 3];
         self.pat = 0x0007_0406_0007_0406;
         self.tsc_aux = 0;
-        self.fpu = fpu::State::new();
         self.shadow = false;
         self.nmi_blocked = false;
         self.pending = None;
-        self.state_changed();
+        self.fpu = fpu::State::new();
+        self.exit = None;
+        self.alone = false;
+        self.segments_changed();
+        self.flush_tlb();
     }
 
     /// The x87, MMX and SSE registers.
@@ -245,7 +293,8 @@ impl Cpu {
                 self.flush_tlb();
                 self.state_changed();
             }
-            Reg::Rflags | Reg::Dr7 => self.state_changed(),
+            Reg::Dr0 | Reg::Dr1 | Reg::Dr2 | Reg::Dr3 | Reg::Dr7 => self.flush_tlb(),
+            Reg::Rflags => self.state_changed(),
             _ => {}
         }
     }
@@ -258,7 +307,7 @@ impl Cpu {
     /// Sets a segment register, hidden part and all.
     pub fn set_segment(&mut self, seg: Seg, value: Segment) {
         self.segs[seg as usize] = value;
-        self.state_changed();
+        self.segments_changed();
     }
 
     /// GDTR.
@@ -327,6 +376,49 @@ impl Cpu {
 
     pub(crate) fn code64(&self) -> bool {
         self.efer & efer::LMA != 0 && self.segs[Seg::Cs as usize].access & Segment::L != 0
+    }
+
+    /// Segment registers were set from outside.
+    fn segments_changed(&mut self) {
+        for (slot, segment) in self.regs.iter_mut().skip(usize::from(slot::SEG_BASE)).zip(&self.segs[..6]) {
+            *slot = segment.base;
+        }
+        self.state_changed();
+    }
+
+    /// What blocks and accesses depend on may have changed.
+    pub(crate) fn state_changed(&mut self) {
+        self.user = self.cpl() == 3;
+        self.choose_table();
+        self.update_key();
+        self.slow = true;
+    }
+
+    /// Recomputes the key from epoch and mode.
+    pub(crate) fn update_key(&mut self) {
+        let big = |seg: Seg| self.segs[seg as usize].access & Segment::DB != 0;
+        let mut mode = if self.code64() {
+            2
+        } else {
+            let flat = [Seg::Es, Seg::Cs, Seg::Ss, Seg::Ds].iter().all(|&seg| {
+                let s = &self.segs[seg as usize];
+                let plain = s.is_code() && seg == Seg::Cs || !s.is_code() && s.access & 6 == 2;
+                s.base == 0 && s.limit == u32::MAX && !s.unusable() && plain
+            });
+            u64::from(big(Seg::Cs)) | if flat { Mode::FLAT } else { 0 }
+        };
+        if big(Seg::Ss) {
+            mode |= Mode::STACK32;
+        }
+        if self.user {
+            mode |= Mode::USER;
+        }
+        self.key = self.epoch << 8 | mode;
+    }
+
+    /// Blocks were thrown away: no link made before may be followed.
+    pub(crate) fn key_changed(&mut self) {
+        self.update_key();
     }
 
     pub(crate) fn rflags_image(&self) -> u64 {

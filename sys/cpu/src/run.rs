@@ -1,20 +1,257 @@
-//! The execution loop.
+//! The execution loop: block after block, and what is seen to between them.
 
-use crate::bus::Bus;
-use crate::cpu::Cpu;
+use crate::block::Blocks;
+use crate::bus::{Bus, Event, Poll, Window};
+use crate::cpu::{Cpu, slot};
 use crate::exit::Exit;
+use crate::op::Status;
+use crate::signals::Signals;
+use crate::state::{Pending, flag};
+use crate::trap::{Trap, Trapped};
 
 impl Cpu {
     /// Runs at most `limit` instructions, exactly: stopping after N and continuing is the same as not stopping.
-    pub fn run(&mut self, _bus: &mut dyn Bus, limit: u64) -> Exit {
-        if limit == 0 {
-            return Exit::Limit;
+    pub fn run(&mut self, bus: &mut dyn Bus, limit: u64) -> Exit {
+        if self.mem.epoch() != self.map_epoch {
+            self.reload_map();
         }
-        Exit::Shutdown
+        self.end = self.retired.saturating_add(limit);
+        self.slow = true;
+        // SAFETY: cleared below; `bus` is not touched in between.
+        unsafe { self.bus.set(bus) };
+        let exit = self.execute();
+        self.bus.clear();
+        exit
     }
 
-    /// Forgets all address translations.
-    pub fn flush_tlb(&mut self) {}
+    fn execute(&mut self) -> Exit {
+        loop {
+            if self.slow || self.signals.pending() {
+                if let Some(exit) = self.attend() {
+                    return exit;
+                }
+                if self.stepping() {
+                    if let Some(exit) = self.step() {
+                        return exit;
+                    }
+                    continue;
+                }
+            }
+            let block = match self.find_block(false) {
+                Ok(block) => block,
+                Err(Trapped) => {
+                    if let Some(exit) = self.handle_trap(0) {
+                        return exit;
+                    }
+                    continue;
+                }
+            };
+            if let Some(exit) = self.chain(block) {
+                return exit;
+            }
+        }
+    }
 
-    pub(crate) fn state_changed(&mut self) {}
+    /// Runs blocks along their links, until something is to be seen to.
+    fn chain(&mut self, first: u32) -> Option<Exit> {
+        let mut at = first;
+        loop {
+            let block = self.blocks.get(at)?;
+            let (n, meta, start) = (u64::from(block.n), block.meta, Blocks::start(block));
+            if n > self.end.wrapping_sub(self.retired) {
+                return self.step();
+            }
+            self.blocks.enter(meta);
+            self.regs[usize::from(slot::BLOCK)] = self.rip;
+            let status = (start.f)(self, start);
+            let arm = match status {
+                Status::Next => 0,
+                Status::Taken => 1,
+                Status::Elsewhere => {
+                    self.retired = self.retired.wrapping_add(n);
+                    if self.slow || self.signals.pending() || self.retired >= self.end {
+                        self.slow = true;
+                        return None;
+                    }
+                    at = match self.find_block(false) {
+                        Ok(block) => block,
+                        Err(Trapped) => return self.handle_trap(0),
+                    };
+                    continue;
+                }
+                Status::Trapped | Status::Again => return self.interrupted(status),
+            };
+            self.retired = self.retired.wrapping_add(n);
+            if self.slow || self.signals.pending() || self.retired >= self.end {
+                self.slow = true;
+                return None;
+            }
+            let key = self.key;
+            let link = self.blocks.get(at)?.links[arm];
+            if link.key == key && self.blocks.get(link.block).is_some_and(Blocks::fresh) {
+                at = link.block;
+                continue;
+            }
+            let to = match self.find_block(false) {
+                Ok(block) => block,
+                Err(Trapped) => return self.handle_trap(0),
+            };
+            self.blocks.link(at, arm, key, to);
+            at = to;
+        }
+    }
+
+    /// The operation at `self.at` did not complete, or not all of it.
+    fn interrupted(&mut self, status: Status) -> Option<Exit> {
+        let at = self.at;
+        self.retired = self.retired.wrapping_add(u64::from(at.n) + u64::from(status == Status::Again));
+        self.rip = self.cut_rip(self.regs[usize::from(slot::BLOCK)].wrapping_add(u64::from(at.off)));
+        self.slow = true;
+        if status == Status::Again { None } else { self.handle_trap(at.len) }
+    }
+
+    /// Whether instructions have to be executed one by one.
+    fn stepping(&self) -> bool {
+        self.alone || self.shadow || self.traps.step || self.rflags & (flag::TF | flag::RF) != 0 || self.dr7 & 0xff != 0
+    }
+
+    /// Executes one instruction with everything that may come before and after it.
+    fn step(&mut self) -> Option<Exit> {
+        self.slow = true;
+        if self.dr7 & 0xff != 0 && self.rflags & flag::RF == 0 {
+            let hits = self.code_breakpoints();
+            if hits != 0 {
+                if self.traps.debug {
+                    return Some(Exit::Debug { dr6: hits, trap: false });
+                }
+                self.dr6 |= hits;
+                self.trap = Trap::Fault { vector: crate::trap::vector::DB, error: None };
+                return self.handle_trap(0);
+            }
+        }
+        let stepping = self.rflags & flag::TF != 0;
+        let shadowed = std::mem::take(&mut self.shadow);
+        self.data_break = 0;
+        let block = match self.find_block(true) {
+            Ok(block) => block,
+            Err(Trapped) => return self.handle_trap(0),
+        };
+        let start = Blocks::start(self.blocks.get(block)?);
+        self.blocks.enter(core::ptr::null());
+        self.regs[usize::from(slot::BLOCK)] = self.rip;
+        // IRET and POPF set the flag for the instruction after them.
+        self.rflags &= !flag::RF;
+        let status = (start.f)(self, start);
+        self.alone = false;
+        if matches!(status, Status::Trapped) {
+            // The instruction is still to come, and what held for it still holds.
+            let exit = self.interrupted(status);
+            if exit.is_some() {
+                self.shadow = shadowed;
+            }
+            return exit;
+        }
+        if status == Status::Again {
+            self.interrupted(status);
+        } else {
+            self.retired = self.retired.wrapping_add(1);
+        }
+        if self.shadow && shadowed {
+            // A second instruction of the kind does not extend the shadow.
+            self.shadow = false;
+        }
+        let mut dr6 = self.data_break;
+        if stepping && status != Status::Again {
+            dr6 |= 1 << 14;
+        }
+        if dr6 != 0 && self.exit.is_none() && let Some(exit) = self.debug_trap(dr6) {
+            return Some(exit);
+        }
+        if self.traps.step && self.exit.is_none() {
+            return Some(Exit::Step);
+        }
+        None
+    }
+
+    /// Instruction breakpoints that match RIP, as DR6 bits.
+    fn code_breakpoints(&self) -> u64 {
+        let la = self.code_linear(self.rip);
+        let hit = |i: usize| self.dr7 >> (2 * i) & 3 != 0 && self.dr7 >> (16 + 4 * i) & 3 == 0 && self.dr[i] == la;
+        (0..4).filter(|&i| hit(i)).fold(0, |bits, i| bits | 1 << i)
+    }
+
+    /// Interrupts are held off for one instruction.
+    pub(crate) fn begin_shadow(&mut self) {
+        self.shadow = true;
+        self.slow = true;
+    }
+
+    /// An event that was held back may be let in now.
+    pub(crate) fn window_opened(&mut self) {
+        if self.blocked {
+            self.poll_due = true;
+            self.slow = true;
+        }
+    }
+
+    /// Everything that happens between instructions.
+    fn attend(&mut self) -> Option<Exit> {
+        self.slow = false;
+        let signals = self.signals.take();
+        if signals & Signals::FLUSH != 0 {
+            self.reload_map();
+        }
+        if signals & Signals::DROP_WRITES != 0 {
+            self.drop_write_tags();
+        }
+        if signals & Signals::POLL != 0 {
+            self.poll_due = true;
+        }
+        if let Some(exit) = self.exit.take() {
+            self.slow = true;
+            return Some(exit);
+        }
+        if self.retired >= self.end {
+            self.slow = true;
+            return Some(Exit::Limit);
+        }
+        if let Some(event) = self.pending.take()
+            && let Some(exit) = self.deliver_pending(event)
+        {
+            return Some(exit);
+        }
+        if self.poll_due && !self.shadow {
+            return self.poll();
+        }
+        None
+    }
+
+    fn poll(&mut self) -> Option<Exit> {
+        loop {
+            let window = Window { interrupt: self.rflags & flag::IF != 0, nmi: !self.nmi_blocked };
+            let now = self.retired;
+            match self.bus().poll(now, window) {
+                Poll::Nothing => {
+                    self.blocked = false;
+                    self.poll_due = false;
+                    return None;
+                }
+                Poll::Blocked => {
+                    self.blocked = true;
+                    self.poll_due = false;
+                    return None;
+                }
+                Poll::Exit => return Some(Exit::Attention),
+                Poll::Event(event) => {
+                    let pending = match event {
+                        Event::Nmi => Pending::Nmi,
+                        Event::Interrupt(vector) => Pending::Interrupt(vector),
+                    };
+                    if let Some(exit) = self.deliver_pending(pending) {
+                        return Some(exit);
+                    }
+                }
+            }
+        }
+    }
 }

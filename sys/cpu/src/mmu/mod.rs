@@ -1,6 +1,8 @@
 //! Address translation: the page walk and the soft TLB.
 
+mod tlb;
 mod walk;
 
+pub(crate) use tlb::{CodePage, Tlb};
 pub use walk::{Access, PageFault, Paging};
-pub(crate) use walk::{Mapping, walk};
+pub(crate) use walk::walk;

@@ -61,8 +61,8 @@ pub(crate) struct Mapping {
     pub gpa: u64,
     /// A write would be allowed and its dirty bits are set.
     pub writable: bool,
-    /// Code may be fetched by the same privilege.
-    pub executable: bool,
+    /// Logarithm of the page's size.
+    pub shift: u8,
 }
 
 const FAULT_P: u32 = 1;
@@ -91,7 +91,7 @@ impl Entry {
 /// Walks the tables for `la`. With `side_effects`, accessed and dirty bits are set as the processor would.
 pub(crate) fn walk(map: &Map, p: &Paging, la: u64, access: Access, side_effects: bool) -> Result<Mapping, PageFault> {
     if p.cr0 & cr0::PG == 0 {
-        return Ok(Mapping { gpa: la & 0xffff_ffff, writable: true, executable: true });
+        return Ok(Mapping { gpa: la & 0xffff_ffff, writable: true, shift: 12 });
     }
     // An entry that changes under the walk is walked again; bounded, so that a hostile neighbour cannot hold us.
     for _ in 0..64 {
@@ -207,7 +207,7 @@ fn try_walk(map: &Map, p: &Paging, la: u64, access: Access, side_effects: bool) 
             return None;
         }
     }
-    Some(Ok(Mapping { gpa: leaf, writable: may_write && dirty, executable }))
+    Some(Ok(Mapping { gpa: leaf, writable: may_write && dirty, shift: (12 + level * bits) as u8 }))
 }
 
 impl Cpu {

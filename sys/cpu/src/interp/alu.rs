@@ -1,0 +1,319 @@
+//! Two-operand arithmetic and logic, INC, DEC, NEG, NOT, and the pairs of a comparison and a conditional jump.
+
+use crate::cpu::Cpu;
+use crate::host;
+use crate::interp::{bits, by_condition, by_kind, by_size, sext, zext};
+use crate::op::{Handler, Op, OpRef, Status, get, go_on, next};
+use crate::state::flag;
+use crate::trap::Trapped;
+
+/// Operation numbers: 0..=7 as in the opcode, and TEST.
+pub(crate) mod kind {
+    pub const ADC: u8 = 2;
+    pub const SBB: u8 = 3;
+    pub const AND: u8 = 4;
+    pub const SUB: u8 = 5;
+    pub const XOR: u8 = 6;
+    pub const CMP: u8 = 7;
+    pub const TEST: u8 = 8;
+    pub const ADD: u8 = 0;
+    pub const OR: u8 = 1;
+}
+
+/// Operation numbers of the one-operand group.
+pub(crate) mod unary {
+    pub const INC: u8 = 0;
+    pub const DEC: u8 = 1;
+    pub const NEG: u8 = 2;
+    pub const NOT: u8 = 3;
+}
+
+/// Whether the operation writes its destination.
+const fn writes(k: u8) -> bool {
+    k != kind::CMP && k != kind::TEST
+}
+
+impl Cpu {
+    /// Computes operation `K` and its flags. The operands are zero-extended; the result may have rubbish above its size.
+    #[inline(always)]
+    pub(crate) fn alu<const K: u8, const S: u8>(&mut self, a: u64, b: u64) -> u64 {
+        let carry = if K == kind::ADC || K == kind::SBB { u64::from(self.flags.aux & 1) } else { 0 };
+        let top = bits::<S>() - 1;
+        match K {
+            kind::ADD | kind::ADC => {
+                let r = a.wrapping_add(b).wrapping_add(carry);
+                let out = if S == 3 { (a & b | (a | b) & !r) >> 63 } else { r >> bits::<S>() & 1 };
+                let over = ((a ^ r) & (b ^ r)) >> top & 1;
+                self.flags.aux = out as u32 | ((a ^ b ^ r) as u32 & flag::AF as u32) | (over as u32) << 11;
+                self.flags.res = sext::<S>(r);
+                r
+            }
+            kind::SUB | kind::CMP | kind::SBB => {
+                let r = a.wrapping_sub(b).wrapping_sub(carry);
+                let out = if K == kind::SBB { (!a & b | (!a | b) & r) >> top & 1 } else { u64::from(a < b) };
+                let over = ((a ^ b) & (a ^ r)) >> top & 1;
+                self.flags.aux = out as u32 | ((a ^ b ^ r) as u32 & flag::AF as u32) | (over as u32) << 11;
+                self.flags.res = sext::<S>(r);
+                r
+            }
+            _ => {
+                let r = match K {
+                    kind::OR => a | b,
+                    kind::XOR => a ^ b,
+                    _ => a & b,
+                };
+                self.flags.aux = 0;
+                self.flags.res = sext::<S>(r);
+                r
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn unary<const K: u8, const S: u8>(&mut self, a: u64) -> u64 {
+        let top = bits::<S>() - 1;
+        match K {
+            unary::INC => {
+                let r = a.wrapping_add(1);
+                let over = zext::<S>(r) == 1 << top;
+                self.flags.aux = self.flags.aux & 1 | ((a ^ r) as u32 & flag::AF as u32) | u32::from(over) << 11;
+                self.flags.res = sext::<S>(r);
+                r
+            }
+            unary::DEC => {
+                let r = a.wrapping_sub(1);
+                let over = zext::<S>(a) == 1 << top;
+                self.flags.aux = self.flags.aux & 1 | ((a ^ r) as u32 & flag::AF as u32) | u32::from(over) << 11;
+                self.flags.res = sext::<S>(r);
+                r
+            }
+            unary::NEG => self.alu::<{ kind::SUB }, S>(0, a),
+            _ => !a,
+        }
+    }
+
+    /// A LOCKed read-modify-write of the memory operand by `f`, which may be called several times and sees the flags as they
+    /// were each time. Returns the old value.
+    #[inline(always)]
+    pub(crate) fn locked<const S: u8>(&mut self, op: &Op, f: impl Fn(&mut Cpu, u64) -> u64) -> Result<u64, Trapped> {
+        let la = self.ea(op, 1 << S, true)?;
+        match self.write_pointer(la, 1 << S) {
+            // SAFETY: `write_pointer` vouches for as many bytes.
+            Some(p) => Ok(unsafe { self.exchange_loop::<S>(p, &f) }),
+            None => self.locked_slow::<S>(op, la, &f),
+        }
+    }
+
+    /// # Safety
+    /// `p` must point to `1 << S` bytes of writable guest RAM.
+    #[inline(always)]
+    unsafe fn exchange_loop<const S: u8>(&mut self, p: *mut u8, f: &(impl Fn(&mut Cpu, u64) -> u64 + ?Sized)) -> u64 {
+        let flags = self.flags;
+        // SAFETY: the caller's promise.
+        let mut old = unsafe { host::load::<S>(p) };
+        loop {
+            let new = f(self, old);
+            // SAFETY: the caller's promise.
+            match unsafe { host::compare_exchange::<S>(p, old, new) } {
+                Ok(()) => return old,
+                Err(seen) => old = seen,
+            }
+            self.flags = flags;
+        }
+    }
+
+    #[inline(never)]
+    fn locked_slow<const S: u8>(&mut self, op: &Op, la: u64, f: &dyn Fn(&mut Cpu, u64) -> u64) -> Result<u64, Trapped> {
+        if let Some((p, meta)) = self.prepare_write(la, 1 << S, op)? {
+            // SAFETY: `prepare_write` vouches for as many bytes.
+            let old = unsafe { self.exchange_loop::<S>(p, f) };
+            self.spoil(meta);
+            return Ok(old);
+        }
+        // MMIO, or an operand that straddles pages: no host atomic can do that.
+        let mem = self.mem.clone();
+        let _guard = mem.split_lock.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let old = self.load::<S>(la, op)?;
+        let flags = self.flags;
+        let new = f(self, old);
+        let result = self.store::<S>(la, new, op);
+        if result.is_err() {
+            self.flags = flags;
+        }
+        result.map(|()| old)
+    }
+}
+
+fn rr<const K: u8, const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
+    let r = cpu.alu::<K, S>(cpu.rd::<S>(op.r), cpu.rd::<S>(op.s));
+    if writes(K) {
+        cpu.wr::<S>(op.r, r);
+    }
+    next(cpu, op)
+}
+
+fn ri<const K: u8, const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
+    let r = cpu.alu::<K, S>(cpu.rd::<S>(op.r), zext::<S>(op.imm));
+    if writes(K) {
+        cpu.wr::<S>(op.r, r);
+    }
+    next(cpu, op)
+}
+
+fn rm<const K: u8, const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
+    let b = get!(cpu, op, cpu.read::<S>(&op));
+    let r = cpu.alu::<K, S>(cpu.rd::<S>(op.r), b);
+    if writes(K) {
+        cpu.wr::<S>(op.r, r);
+    }
+    next(cpu, op)
+}
+
+fn mr<const K: u8, const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
+    let b = cpu.rd::<S>(op.s);
+    if writes(K) {
+        go_on!(cpu, op, cpu.modify::<S>(&op, |cpu, a| cpu.alu::<K, S>(a, b)))
+    } else {
+        let a = get!(cpu, op, cpu.read::<S>(&op));
+        cpu.alu::<K, S>(a, b);
+        next(cpu, op)
+    }
+}
+
+fn mi<const K: u8, const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
+    let b = zext::<S>(op.imm);
+    if writes(K) {
+        go_on!(cpu, op, cpu.modify::<S>(&op, |cpu, a| cpu.alu::<K, S>(a, b)))
+    } else {
+        let a = get!(cpu, op, cpu.read::<S>(&op));
+        cpu.alu::<K, S>(a, b);
+        next(cpu, op)
+    }
+}
+
+fn locked_mr<const K: u8, const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
+    let b = cpu.rd::<S>(op.s);
+    get!(cpu, op, cpu.locked::<S>(&op, |cpu, a| cpu.alu::<K, S>(a, b)));
+    next(cpu, op)
+}
+
+fn locked_mi<const K: u8, const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
+    let b = zext::<S>(op.imm);
+    get!(cpu, op, cpu.locked::<S>(&op, |cpu, a| cpu.alu::<K, S>(a, b)));
+    next(cpu, op)
+}
+
+fn unary_r<const K: u8, const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
+    let r = cpu.unary::<K, S>(cpu.rd::<S>(op.r));
+    cpu.wr::<S>(op.r, r);
+    next(cpu, op)
+}
+
+fn unary_m<const K: u8, const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
+    go_on!(cpu, op, cpu.modify::<S>(&op, |cpu, a| cpu.unary::<K, S>(a)))
+}
+
+fn locked_unary<const K: u8, const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
+    get!(cpu, op, cpu.locked::<S>(&op, |cpu, a| cpu.unary::<K, S>(a)));
+    next(cpu, op)
+}
+
+/// XOR of a register with itself: needs no operands.
+fn clear<const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
+    cpu.flags.aux = 0;
+    cpu.flags.res = 0;
+    cpu.wr::<S>(op.r, 0);
+    next(cpu, op)
+}
+
+#[inline(always)]
+fn branch<const C: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
+    if cpu.condition::<C>() {
+        cpu.rip = cpu.regs[usize::from(crate::cpu::slot::BLOCK)].wrapping_add(op.imm);
+        Status::Taken
+    } else {
+        cpu.rip = cpu.next_rip(&op);
+        Status::Next
+    }
+}
+
+/// CMP or TEST of registers and Jcc, 64-bit code.
+fn fused_rr<const K: u8, const S: u8, const C: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
+    cpu.alu::<K, S>(cpu.rd::<S>(op.r), cpu.rd::<S>(op.s));
+    branch::<C>(cpu, op)
+}
+
+/// CMP or TEST of a register with an immediate (in `disp`) and Jcc, 64-bit code.
+fn fused_ri<const K: u8, const S: u8, const C: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
+    cpu.alu::<K, S>(cpu.rd::<S>(op.r), zext::<S>(i64::from(op.disp) as u64));
+    branch::<C>(cpu, op)
+}
+
+/// The forms of a two-operand instruction.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Form {
+    Rr,
+    Ri,
+    Rm,
+    Mr,
+    Mi,
+    LockedMr,
+    LockedMi,
+}
+
+/// The handler of operation `k` (see [`kind`]).
+pub(crate) fn handler(k: u8, form: Form, s: u8) -> Handler {
+    match form {
+        Form::Rr => by_kind!(k, s, rr),
+        Form::Ri => by_kind!(k, s, ri),
+        Form::Rm => by_kind!(k, s, rm),
+        Form::Mr => by_kind!(k, s, mr),
+        Form::Mi => by_kind!(k, s, mi),
+        Form::LockedMr => by_kind!(k, s, locked_mr),
+        Form::LockedMi => by_kind!(k, s, locked_mi),
+    }
+}
+
+/// The handler of XOR of a register with itself.
+pub(crate) fn clear_handler(s: u8) -> Handler {
+    by_size!(s, clear)
+}
+
+/// The handler of one-operand operation `k` (see [`unary`]).
+pub(crate) fn unary_handler(k: u8, memory: bool, locked: bool, s: u8) -> Handler {
+    macro_rules! pick {
+        ($f:ident) => {
+            match k {
+                0 => by_size!(s, $f, 0),
+                1 => by_size!(s, $f, 1),
+                2 => by_size!(s, $f, 2),
+                _ => by_size!(s, $f, 3),
+            }
+        };
+    }
+    match (memory, locked) {
+        (false, _) => pick!(unary_r),
+        (true, false) => pick!(unary_m),
+        (true, true) => pick!(locked_unary),
+    }
+}
+
+/// The handler of CMP (`test` false) or TEST with a register or immediate, and Jcc with condition `c`.
+pub(crate) fn fused_handler(test: bool, immediate: bool, s: u8, c: u8) -> Handler {
+    macro_rules! pick {
+        ($f:ident, $k:literal) => {
+            match s {
+                0 => by_condition!(c, $f, $k, 0),
+                1 => by_condition!(c, $f, $k, 1),
+                2 => by_condition!(c, $f, $k, 2),
+                _ => by_condition!(c, $f, $k, 3),
+            }
+        };
+    }
+    match (test, immediate) {
+        (false, false) => pick!(fused_rr, 7),
+        (false, true) => pick!(fused_ri, 7),
+        (true, false) => pick!(fused_rr, 8),
+        (true, true) => pick!(fused_ri, 8),
+    }
+}

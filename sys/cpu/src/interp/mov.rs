@@ -1,0 +1,256 @@
+//! Moves: MOV, MOVZX, MOVSX, LEA, CMOVcc, SETcc, XCHG of registers, BSWAP, MOVBE, CBW and their kin, XLAT.
+
+use crate::cpu::Cpu;
+use crate::interp::{by_condition, by_size, sext, zext};
+use crate::op::{Handler, OpRef, Status, get, go_on, next};
+
+fn rr<const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
+    cpu.wr::<S>(op.r, cpu.rd::<S>(op.s));
+    next(cpu, op)
+}
+
+fn ri<const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
+    cpu.wr::<S>(op.r, op.imm);
+    next(cpu, op)
+}
+
+fn rm<const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
+    let v = get!(cpu, op, cpu.read::<S>(&op));
+    cpu.wr::<S>(op.r, v);
+    next(cpu, op)
+}
+
+fn mr<const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
+    let v = cpu.rd::<S>(op.s);
+    go_on!(cpu, op, cpu.write::<S>(&op, v))
+}
+
+fn mi<const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
+    go_on!(cpu, op, cpu.write::<S>(&op, op.imm))
+}
+
+pub(crate) fn rr_handler(s: u8) -> Handler {
+    by_size!(s, rr)
+}
+
+pub(crate) fn ri_handler(s: u8) -> Handler {
+    by_size!(s, ri)
+}
+
+pub(crate) fn rm_handler(s: u8) -> Handler {
+    by_size!(s, rm)
+}
+
+pub(crate) fn mr_handler(s: u8) -> Handler {
+    by_size!(s, mr)
+}
+
+pub(crate) fn mi_handler(s: u8) -> Handler {
+    by_size!(s, mi)
+}
+
+/// MOVZX and MOVSX from size `F` to size `T`.
+fn extend_r<const SIGN: bool, const F: u8, const T: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
+    let v = cpu.rd::<F>(op.s);
+    cpu.wr::<T>(op.r, if SIGN { sext::<F>(v) } else { v });
+    next(cpu, op)
+}
+
+fn extend_m<const SIGN: bool, const F: u8, const T: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
+    let v = get!(cpu, op, cpu.read::<F>(&op));
+    cpu.wr::<T>(op.r, if SIGN { sext::<F>(v) } else { v });
+    next(cpu, op)
+}
+
+/// The handler of MOVZX, MOVSX and MOVSXD.
+pub(crate) fn extend_handler(sign: bool, memory: bool, from: u8, to: u8) -> Handler {
+    macro_rules! pick {
+        ($f:ident, $sign:literal) => {
+            match (from, to) {
+                (0, 1) => $f::<$sign, 0, 1>,
+                (0, 2) => $f::<$sign, 0, 2>,
+                (0, _) => $f::<$sign, 0, 3>,
+                (1, 1) => $f::<$sign, 1, 1>,
+                (1, 2) => $f::<$sign, 1, 2>,
+                (1, _) => $f::<$sign, 1, 3>,
+                (_, 2) => $f::<$sign, 2, 2>,
+                (_, _) => $f::<$sign, 2, 3>,
+            }
+        };
+    }
+    match (sign, memory) {
+        (false, false) => pick!(extend_r, false),
+        (false, true) => pick!(extend_m, false),
+        (true, false) => pick!(extend_r, true),
+        (true, true) => pick!(extend_m, true),
+    }
+}
+
+fn lea<const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
+    let offset = cpu.offset(&op);
+    cpu.wr::<S>(op.r, offset);
+    next(cpu, op)
+}
+
+/// LEA with 64-bit addresses.
+fn lea_plain<const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
+    let offset = cpu.raw_offset(&op);
+    cpu.wr::<S>(op.r, offset);
+    next(cpu, op)
+}
+
+pub(crate) fn lea_handler(plain: bool, s: u8) -> Handler {
+    if plain { by_size!(s, lea_plain) } else { by_size!(s, lea) }
+}
+
+fn cmov_rr<const S: u8, const C: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
+    let v = if cpu.condition::<C>() { cpu.rd::<S>(op.s) } else { cpu.rd::<S>(op.r) };
+    cpu.wr::<S>(op.r, v);
+    next(cpu, op)
+}
+
+/// The memory operand is read whatever the condition.
+fn cmov_rm<const S: u8, const C: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
+    let m = get!(cpu, op, cpu.read::<S>(&op));
+    let v = if cpu.condition::<C>() { m } else { cpu.rd::<S>(op.r) };
+    cpu.wr::<S>(op.r, v);
+    next(cpu, op)
+}
+
+pub(crate) fn cmov_handler(memory: bool, s: u8, c: u8) -> Handler {
+    match (memory, s) {
+        (false, 1) => by_condition!(c, cmov_rr, 1),
+        (false, 2) => by_condition!(c, cmov_rr, 2),
+        (false, _) => by_condition!(c, cmov_rr, 3),
+        (true, 1) => by_condition!(c, cmov_rm, 1),
+        (true, 2) => by_condition!(c, cmov_rm, 2),
+        (true, _) => by_condition!(c, cmov_rm, 3),
+    }
+}
+
+fn setcc_r<const C: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
+    let v = u64::from(cpu.condition::<C>());
+    cpu.wr::<0>(op.r, v);
+    next(cpu, op)
+}
+
+fn setcc_m<const C: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
+    let v = u64::from(cpu.condition::<C>());
+    go_on!(cpu, op, cpu.write::<0>(&op, v))
+}
+
+pub(crate) fn setcc_handler(memory: bool, c: u8) -> Handler {
+    if memory { by_condition!(c, setcc_m) } else { by_condition!(c, setcc_r) }
+}
+
+fn xchg_rr<const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
+    let (a, b) = (cpu.rd::<S>(op.r), cpu.rd::<S>(op.s));
+    cpu.wr::<S>(op.r, b);
+    cpu.wr::<S>(op.s, a);
+    next(cpu, op)
+}
+
+pub(crate) fn xchg_handler(s: u8) -> Handler {
+    by_size!(s, xchg_rr)
+}
+
+fn swap<const S: u8>(v: u64) -> u64 {
+    match S {
+        1 => u64::from((v as u16).swap_bytes()),
+        2 => u64::from((v as u32).swap_bytes()),
+        _ => v.swap_bytes(),
+    }
+}
+
+/// BSWAP; of a 16-bit register the result is zero on the processors that we follow.
+fn bswap<const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
+    let v = if S == 1 { 0 } else { swap::<S>(cpu.rd::<S>(op.r)) };
+    cpu.wr::<S>(op.r, v);
+    next(cpu, op)
+}
+
+pub(crate) fn bswap_handler(s: u8) -> Handler {
+    by_size!(s, bswap)
+}
+
+fn movbe_rm<const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
+    let v = get!(cpu, op, cpu.read::<S>(&op));
+    cpu.wr::<S>(op.r, swap::<S>(v));
+    next(cpu, op)
+}
+
+fn movbe_mr<const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
+    let v = swap::<S>(cpu.rd::<S>(op.s));
+    go_on!(cpu, op, cpu.write::<S>(&op, v))
+}
+
+pub(crate) fn movbe_handler(load: bool, s: u8) -> Handler {
+    if load { by_size!(s, movbe_rm) } else { by_size!(s, movbe_mr) }
+}
+
+/// CBW, CWDE, CDQE: `S` is the size of the result.
+fn widen<const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
+    let a = cpu.regs[0];
+    let v = match S {
+        1 => sext::<0>(a),
+        2 => sext::<1>(a),
+        _ => sext::<2>(a),
+    };
+    cpu.wr::<S>(0, v);
+    next(cpu, op)
+}
+
+pub(crate) fn widen_handler(s: u8) -> Handler {
+    by_size!(s, widen)
+}
+
+/// CWD, CDQ, CQO.
+fn sign<const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
+    let v = (sext::<S>(cpu.regs[0]) as i64 >> 63) as u64;
+    cpu.wr::<S>(2, v);
+    next(cpu, op)
+}
+
+pub(crate) fn sign_handler(s: u8) -> Handler {
+    by_size!(s, sign)
+}
+
+/// XLAT: the address is rBX + AL, which the addressing modes cannot say.
+pub(crate) fn xlat(cpu: &mut Cpu, op: OpRef) -> Status {
+    let offset = cpu.regs[3].wrapping_add(zext::<0>(cpu.regs[0]));
+    let offset = match op.am & (crate::op::am::MASK16 | crate::op::am::MASK32) {
+        0 => offset,
+        crate::op::am::MASK32 => offset & 0xffff_ffff,
+        _ => offset & 0xffff,
+    };
+    let la = get!(cpu, op, cpu.operand_linear(&op, offset, 1, false));
+    let v = get!(cpu, op, cpu.load::<0>(la, &op));
+    cpu.wr::<0>(0, v);
+    next(cpu, op)
+}
+
+/// MOV between the accumulator and an absolute 64-bit address (in `imm`).
+fn absolute<const LOAD: bool, const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
+    let la = get!(cpu, op, cpu.operand_linear(&op, op.imm, 1 << S, !LOAD));
+    if LOAD {
+        let v = get!(cpu, op, cpu.load::<S>(la, &op));
+        cpu.wr::<S>(0, v);
+    } else {
+        get!(cpu, op, cpu.store::<S>(la, cpu.rd::<S>(0), &op));
+    }
+    next(cpu, op)
+}
+
+pub(crate) fn absolute_handler(load: bool, s: u8) -> Handler {
+    macro_rules! pick {
+        ($load:literal) => {
+            match s {
+                0 => absolute::<$load, 0>,
+                1 => absolute::<$load, 1>,
+                2 => absolute::<$load, 2>,
+                _ => absolute::<$load, 3>,
+            }
+        };
+    }
+    if load { pick!(true) } else { pick!(false) }
+}

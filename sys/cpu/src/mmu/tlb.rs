@@ -1,0 +1,732 @@
+//! The soft TLB: from guest-linear addresses to host pointers, and the accesses that go through it.
+//!
+//! An entry has one tag for reads and one for writes. The write tag is installed only when the guest's dirty bit and ours are
+//! set and the page holds no decoded code, so everything that must see a write takes the slow path, once. Tags carry a
+//! generation in their low bits; flushing is taking a new generation. There is one table for each way of checking privilege.
+
+use crate::bus::Reply;
+use crate::cpu::Cpu;
+use crate::exit::{Exit, Mmio};
+use crate::host;
+use crate::mem::{PAGE_MASK, PageMeta};
+use crate::mmu::{Access, Paging, walk};
+use crate::op::{Op, am};
+use crate::state::{Seg, cr0, cr4, efer, flag};
+use crate::trap::{Trap, Trapped, vector};
+
+const ENTRIES: usize = 512;
+const GENERATIONS: u64 = 0xfff;
+/// No address has this tag: it is not page-aligned plus a generation below `GENERATIONS`.
+const NO_TAG: u64 = u64::MAX;
+
+/// The tables, by how privilege is checked.
+pub(crate) mod table {
+    /// Supervisor.
+    pub const KERNEL: usize = 0;
+    /// CPL 3.
+    pub const USER: usize = 1;
+    /// Supervisor with RFLAGS.AC, which suspends SMAP.
+    pub const KERNEL_AC: usize = 2;
+    /// CPL 3 with alignment checks: always the slow path.
+    pub const USER_CHECKED: usize = 3;
+}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Data {
+    read: u64,
+    write: u64,
+    /// Host address minus linear address.
+    addend: u64,
+    meta: *const PageMeta,
+}
+
+#[derive(Clone, Copy)]
+struct Code {
+    tag: u64,
+    gpa: u64,
+    host: *const u8,
+    meta: *const PageMeta,
+}
+
+/// A page that code is fetched from.
+#[derive(Clone, Copy)]
+pub(crate) struct CodePage {
+    pub gpa: u64,
+    pub host: *const u8,
+    pub meta: *const PageMeta,
+}
+
+/// An address space as the tags know it.
+#[derive(Clone, Copy, Default)]
+struct Context {
+    generation: u64,
+    epoch: u64,
+}
+
+/// The soft TLB of one processor.
+pub(crate) struct Tlb {
+    data: Box<[Data; ENTRIES * 4]>,
+    code: Box<[Code; ENTRIES * 2]>,
+    /// Tag bits of the current address space.
+    generation: u64,
+    /// Offset of the current table in `data`.
+    table: usize,
+    last_generation: u64,
+    last_epoch: u64,
+    contexts: Box<[Context; 4096]>,
+    /// Which linear pages code may have been fetched from, hashed: INVLPG of others need not disturb the block links.
+    fetched: Box<[u64; 1024]>,
+    /// Which 2 MiB and 1 GiB regions have entries made from large pages, hashed.
+    large: Box<[u64; 64]>,
+}
+
+/// What an address turned out to be.
+#[derive(Clone, Copy)]
+pub(crate) enum Target {
+    /// RAM at this host address.
+    Ram(*mut u8, *const PageMeta),
+    /// Not RAM: this guest-physical address.
+    Mmio(u64),
+}
+
+impl Tlb {
+    pub fn new() -> Self {
+        let data = Data { read: NO_TAG, write: NO_TAG, addend: 0, meta: core::ptr::null() };
+        let code = Code { tag: NO_TAG, gpa: 0, host: core::ptr::null(), meta: core::ptr::null() };
+        Tlb {
+            data: Box::new([data; ENTRIES * 4]),
+            code: Box::new([code; ENTRIES * 2]),
+            generation: 1,
+            table: 0,
+            last_generation: 1,
+            last_epoch: 1,
+            contexts: Box::new([Context::default(); 4096]),
+            fetched: Box::new([0; 1024]),
+            large: Box::new([0; 64]),
+        }
+    }
+
+    /// Forgets every write tag. A page that meanwhile holds decoded code may have been written through one.
+    fn drop_writes(&mut self) {
+        for entry in self.data.iter_mut() {
+            Self::evict(entry);
+            entry.write = NO_TAG;
+        }
+    }
+
+    /// An entry is about to lose its write tag.
+    fn evict(entry: &Data) {
+        if entry.write != NO_TAG && !entry.meta.is_null() {
+            // SAFETY: entries are cleared before the map that owns their metadata is let go.
+            let meta = unsafe { &*entry.meta };
+            if meta.has_code() {
+                meta.bump();
+            }
+        }
+    }
+
+    fn clear(&mut self) {
+        for entry in self.data.iter_mut() {
+            Self::evict(entry);
+            *entry = Data { read: NO_TAG, write: NO_TAG, addend: 0, meta: core::ptr::null() };
+        }
+        for entry in self.code.iter_mut() {
+            entry.tag = NO_TAG;
+        }
+        self.large.fill(0);
+    }
+
+    fn forget_contexts(&mut self) {
+        self.contexts.fill(Context::default());
+    }
+
+    fn new_context(&mut self) -> Context {
+        self.last_generation += 1;
+        if self.last_generation >= GENERATIONS {
+            self.clear();
+            self.forget_contexts();
+            self.last_generation = 1;
+        }
+        self.last_epoch += 1;
+        Context { generation: self.last_generation, epoch: self.last_epoch }
+    }
+
+    fn note(bits: &mut [u64], hash: u64) {
+        let at = (hash >> 6) as usize % bits.len();
+        if let Some(word) = bits.get_mut(at) {
+            *word |= 1 << (hash & 63);
+        }
+    }
+
+    fn noted(bits: &[u64], hash: u64) -> bool {
+        bits.get((hash >> 6) as usize % bits.len()).is_some_and(|word| word >> (hash & 63) & 1 != 0)
+    }
+
+    fn forget_page(&mut self, la: u64) -> bool {
+        let page = la & PAGE_MASK;
+        let at = (la >> 12) as usize & (ENTRIES - 1);
+        for t in 0..4 {
+            let entry = &mut self.data[t * ENTRIES + at];
+            Self::evict(entry);
+            entry.read = NO_TAG;
+            entry.write = NO_TAG;
+        }
+        for t in 0..2 {
+            self.code[t * ENTRIES + at].tag = NO_TAG;
+        }
+        let mut fetched = Self::noted(&*self.fetched, page >> 12);
+        for shift in [21, 30] {
+            if !Self::noted(&*self.large, la >> shift) {
+                continue;
+            }
+            fetched = true;
+            let same = |tag: u64| (tag ^ la) >> shift == 0;
+            for entry in self.data.iter_mut() {
+                if same(entry.read) || same(entry.write) {
+                    Self::evict(entry);
+                    entry.read = NO_TAG;
+                    entry.write = NO_TAG;
+                }
+            }
+            for entry in self.code.iter_mut().filter(|e| same(e.tag)) {
+                entry.tag = NO_TAG;
+            }
+        }
+        fetched
+    }
+}
+
+impl Cpu {
+    /// Forgets all address translations. Architecturally invisible but for the accessed and dirty bits of later accesses.
+    pub fn flush_tlb(&mut self) {
+        self.tlb.forget_contexts();
+        self.fresh_context();
+    }
+
+    /// Puts the current address space behind a new generation and epoch.
+    fn fresh_context(&mut self) {
+        let context = self.tlb.new_context();
+        self.tlb.fetched.fill(0);
+        self.tlb.contexts[self.pcid()] = context;
+        self.enter(context);
+    }
+
+    fn enter(&mut self, context: Context) {
+        self.tlb.generation = context.generation;
+        self.epoch = context.epoch;
+        self.update_key();
+    }
+
+    fn pcid(&self) -> usize {
+        if self.cr4 & cr4::PCIDE != 0 { (self.cr3 & 0xfff) as usize } else { 0 }
+    }
+
+    /// CR3 was written: another address space, whose translations are kept if `keep` and they have a PCID.
+    pub(crate) fn switch_space(&mut self, keep: bool) {
+        let context = self.tlb.contexts[self.pcid()];
+        if keep && context.generation != 0 {
+            self.enter(context);
+        } else {
+            let context = self.tlb.new_context();
+            self.tlb.contexts[self.pcid()] = context;
+            self.enter(context);
+        }
+    }
+
+    /// INVPCID of a whole address space.
+    pub(crate) fn forget_space(&mut self, pcid: u64) {
+        self.tlb.contexts[pcid as usize & 0xfff] = Context::default();
+        if self.pcid() as u64 == pcid {
+            self.fresh_context();
+        }
+    }
+
+    /// INVLPG.
+    pub(crate) fn forget_page(&mut self, la: u64) {
+        if self.tlb.forget_page(la) {
+            // Code was fetched from there: block links made under any address space may be stale.
+            let generation = self.tlb.generation;
+            self.tlb.last_epoch += 1;
+            let context = Context { generation, epoch: self.tlb.last_epoch };
+            self.tlb.forget_contexts();
+            self.tlb.contexts[self.pcid()] = context;
+            self.enter(context);
+        }
+    }
+
+    /// The memory map may have changed: everything that points into it goes.
+    pub(crate) fn reload_map(&mut self) {
+        self.tlb.clear();
+        self.blocks.clear();
+        self.map_epoch = self.mem.epoch();
+        self.map = self.mem.snapshot();
+        self.flush_tlb();
+    }
+
+    /// Another processor has decoded code somewhere.
+    pub(crate) fn drop_write_tags(&mut self) {
+        self.tlb.drop_writes();
+    }
+
+    /// This page holds decoded code from now on: writes to it must be seen.
+    pub(crate) fn protect_code(&mut self, meta: *const PageMeta) {
+        // SAFETY: the current map owns the metadata.
+        if unsafe { &*meta }.set_code() {
+            for entry in self.tlb.data.iter_mut().filter(|e| e.meta == meta) {
+                entry.write = NO_TAG;
+            }
+            self.mem.raise_all(crate::signals::Signals::DROP_WRITES, Some(&self.signals));
+        }
+    }
+
+    /// Chooses the table for explicit data accesses by CPL, AC and SMAP.
+    pub(crate) fn choose_table(&mut self) {
+        let ac = self.rflags & flag::AC != 0;
+        let table = match (self.user, ac) {
+            (false, true) if self.cr4 & cr4::SMAP != 0 => table::KERNEL_AC,
+            (false, _) => table::KERNEL,
+            (true, true) if self.cr0 & cr0::AM != 0 => table::USER_CHECKED,
+            (true, _) => table::USER,
+        };
+        self.tlb.table = table * ENTRIES;
+    }
+
+    fn paging_for(&self, table: usize) -> Paging {
+        Paging { cr0: self.cr0, cr3: self.cr3, cr4: self.cr4, efer: self.efer, ac: table == table::KERNEL_AC }
+    }
+
+    pub(crate) fn long_mode(&self) -> bool {
+        self.efer & efer::LMA != 0
+    }
+
+    /// Reads `1 << S` bytes at linear address `la`.
+    #[inline(always)]
+    pub(crate) fn load<const S: u8>(&mut self, la: u64, op: &Op) -> Result<u64, Trapped> {
+        let entry = &self.tlb.data[(self.tlb.table + (la >> 12) as usize % ENTRIES) % (ENTRIES * 4)];
+        if entry.read == (la.wrapping_add((1 << S) - 1) & PAGE_MASK | self.tlb.generation) {
+            // SAFETY: a matching tag means that the page of both the first and the last byte is mapped there.
+            Ok(unsafe { host::load::<S>(la.wrapping_add(entry.addend) as *const u8) })
+        } else {
+            self.load_slow(la, S, op)
+        }
+    }
+
+    /// Writes `1 << S` bytes at linear address `la`.
+    #[inline(always)]
+    pub(crate) fn store<const S: u8>(&mut self, la: u64, value: u64, op: &Op) -> Result<(), Trapped> {
+        let entry = &self.tlb.data[(self.tlb.table + (la >> 12) as usize % ENTRIES) % (ENTRIES * 4)];
+        if entry.write == (la.wrapping_add((1 << S) - 1) & PAGE_MASK | self.tlb.generation) {
+            // SAFETY: a matching tag means that the page of both the first and the last byte is mapped there, writable.
+            unsafe { host::store::<S>(la.wrapping_add(entry.addend) as *mut u8, value) };
+            Ok(())
+        } else {
+            self.store_slow(la, value, S, op)
+        }
+    }
+
+    /// The host address for a write of `size` bytes that does not leave its page, if the fast path applies.
+    #[inline(always)]
+    pub(crate) fn write_pointer(&self, la: u64, size: u64) -> Option<*mut u8> {
+        let entry = &self.tlb.data[(self.tlb.table + (la >> 12) as usize % ENTRIES) % (ENTRIES * 4)];
+        (entry.write == (la.wrapping_add(size - 1) & PAGE_MASK | self.tlb.generation)).then(|| la.wrapping_add(entry.addend) as *mut u8)
+    }
+
+    /// The host address for a read of `size` bytes that does not leave its page, if the fast path applies.
+    #[inline(always)]
+    pub(crate) fn read_pointer(&self, la: u64, size: u64) -> Option<*const u8> {
+        let entry = &self.tlb.data[(self.tlb.table + (la >> 12) as usize % ENTRIES) % (ENTRIES * 4)];
+        (entry.read == (la.wrapping_add(size - 1) & PAGE_MASK | self.tlb.generation)).then(|| la.wrapping_add(entry.addend) as *const u8)
+    }
+
+    /// Whether a linear address is canonical (or paging makes the question meaningless).
+    #[inline(always)]
+    pub(crate) fn canonical(la: u64) -> bool {
+        ((la as i64) << 16 >> 16) as u64 == la
+    }
+
+    /// Translates an address for data and installs it in the TLB.
+    fn fill(&mut self, la: u64, write: bool, table: usize, stack: bool) -> Result<Target, Trapped> {
+        if self.long_mode() && !Self::canonical(la) {
+            return Err(self.fault(if stack { vector::SS } else { vector::GP }, Some(0)));
+        }
+        let user = table == table::USER || table == table::USER_CHECKED;
+        let paging = self.paging_for(table);
+        let mapping = match walk(&self.map, &paging, la, Access { write, exec: false, user }, true) {
+            Ok(mapping) => mapping,
+            Err(fault) => {
+                self.trap = Trap::Page { address: la, error: fault.error };
+                return Err(Trapped);
+            }
+        };
+        let gpa = mapping.gpa;
+        let Some(page) = self.map.page(gpa).filter(|p| p.writable || !write) else {
+            return Ok(Target::Mmio(gpa));
+        };
+        // SAFETY: the current map owns the metadata.
+        let meta = unsafe { &*page.meta };
+        if write {
+            meta.set_dirty();
+        }
+        let host = page.host.wrapping_add((la & !PAGE_MASK) as usize);
+        if table != table::USER_CHECKED && !self.watched(la) {
+            if mapping.shift > 12 {
+                Tlb::note(&mut *self.tlb.large, la >> mapping.shift);
+            }
+            let tag = la & PAGE_MASK | self.tlb.generation;
+            let entry = &mut self.tlb.data[table * ENTRIES + (la >> 12) as usize % ENTRIES];
+            let keep = entry.meta == page.meta && entry.read == tag;
+            if !keep {
+                Tlb::evict(entry);
+                entry.write = NO_TAG;
+            }
+            entry.read = tag;
+            entry.addend = (page.host as u64).wrapping_sub(la & PAGE_MASK);
+            entry.meta = page.meta;
+            if write && mapping.writable && !meta.has_code() {
+                entry.write = tag;
+            }
+        }
+        Ok(Target::Ram(host, page.meta))
+    }
+
+    /// Where code at `la` is to be fetched from.
+    pub(crate) fn fetch_page(&mut self, la: u64) -> Result<CodePage, Trapped> {
+        let table = if self.user { ENTRIES } else { 0 };
+        let at = table + (la >> 12) as usize % ENTRIES;
+        let tag = la & PAGE_MASK | self.tlb.generation;
+        let entry = &self.tlb.code[at];
+        if entry.tag == tag {
+            return Ok(CodePage { gpa: entry.gpa, host: entry.host, meta: entry.meta });
+        }
+        let access = Access { write: false, exec: true, user: self.user };
+        let mapping = match walk(&self.map, &self.paging_for(table::KERNEL), la, access, true) {
+            Ok(mapping) => mapping,
+            Err(fault) => {
+                self.trap = Trap::Page { address: la, error: fault.error };
+                return Err(Trapped);
+            }
+        };
+        let Some(page) = self.map.page(mapping.gpa) else {
+            return Err(self.gp(0));
+        };
+        if mapping.shift > 12 {
+            Tlb::note(&mut *self.tlb.large, la >> mapping.shift);
+        }
+        Tlb::note(&mut *self.tlb.fetched, la >> 12);
+        let found = CodePage { gpa: mapping.gpa & PAGE_MASK, host: page.host, meta: page.meta };
+        self.tlb.code[at] = Code { tag, gpa: found.gpa, host: found.host, meta: found.meta };
+        Ok(found)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn load_slow(&mut self, la: u64, log: u8, op: &Op) -> Result<u64, Trapped> {
+        let table = self.tlb.table / ENTRIES;
+        self.check_alignment(la, log)?;
+        self.watch(la, 1 << log, false);
+        self.read_linear(la, log, table, op)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn store_slow(&mut self, la: u64, value: u64, log: u8, op: &Op) -> Result<(), Trapped> {
+        let table = self.tlb.table / ENTRIES;
+        self.check_alignment(la, log)?;
+        self.watch(la, 1 << log, true);
+        self.write_linear(la, value, log, table, op)
+    }
+
+    fn check_alignment(&mut self, la: u64, log: u8) -> Result<(), Trapped> {
+        if self.tlb.table == table::USER_CHECKED * ENTRIES && la & ((1 << log) - 1) != 0 {
+            return Err(self.fault(vector::AC, Some(0)));
+        }
+        Ok(())
+    }
+
+    /// Reads `1 << log` bytes through the given table.
+    pub(crate) fn read_linear(&mut self, la: u64, log: u8, table: usize, op: &Op) -> Result<u64, Trapped> {
+        let size = 1u64 << log;
+        let stack = op.am & am::STACK != 0;
+        let in_page = 0x1000 - (la & 0xfff);
+        if in_page >= size {
+            return match self.fill(la, false, table, stack)? {
+                // SAFETY: `fill` returned the host address of RAM that the access does not leave.
+                Target::Ram(p, _) => Ok(unsafe { load_sized(p, log) }),
+                Target::Mmio(gpa) => self.mmio_read(gpa, la, size as u8, op),
+            };
+        }
+        let second = self.wrap(la.wrapping_add(in_page));
+        let low = self.fill(la, false, table, stack)?;
+        let high = self.fill(second, false, table, stack)?;
+        let mut value = 0;
+        for i in 0..size {
+            let (target, at, address) = if i < in_page { (low, i, la.wrapping_add(i)) } else { (high, i - in_page, second + (i - in_page)) };
+            let byte = match target {
+                // SAFETY: `at` stays within the page that `fill` returned.
+                Target::Ram(p, _) => unsafe { host::load::<0>(p.wrapping_add(at as usize)) },
+                Target::Mmio(gpa) => self.mmio_read(gpa + at, address, 1, op)?,
+            };
+            value |= byte << (i * 8);
+        }
+        Ok(value)
+    }
+
+    /// Writes `1 << log` bytes through the given table.
+    pub(crate) fn write_linear(&mut self, la: u64, value: u64, log: u8, table: usize, op: &Op) -> Result<(), Trapped> {
+        let size = 1u64 << log;
+        let stack = op.am & am::STACK != 0;
+        let in_page = 0x1000 - (la & 0xfff);
+        if in_page >= size {
+            let target = self.fill(la, true, table, stack)?;
+            return match target {
+                Target::Ram(p, meta) => self.write_ram(p, meta, |p| {
+                    // SAFETY: `fill` returned the host address of writable RAM that the access does not leave.
+                    unsafe { store_sized(p, value, log) }
+                }),
+                Target::Mmio(gpa) => self.mmio_write(gpa, la, size as u8, value, op),
+            };
+        }
+        let second = self.wrap(la.wrapping_add(in_page));
+        let low = self.fill(la, true, table, stack)?;
+        let high = self.fill(second, true, table, stack)?;
+        for target in [low, high] {
+            if let Target::Ram(_, meta) = target {
+                self.check_own_code(meta)?;
+            }
+        }
+        for i in 0..size {
+            let byte = value >> (i * 8) & 0xff;
+            let (target, at, address) = if i < in_page { (low, i, la.wrapping_add(i)) } else { (high, i - in_page, second + (i - in_page)) };
+            match target {
+                Target::Ram(p, meta) => self.write_ram(p.wrapping_add(at as usize), meta, |p| {
+                    // SAFETY: `at` stays within the writable page that `fill` returned.
+                    unsafe { host::store::<0>(p, byte) }
+                })?,
+                Target::Mmio(gpa) => self.mmio_write(gpa + at, address, 1, byte, op)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Linear addresses are 32 bits wide outside of long mode.
+    fn wrap(&self, la: u64) -> u64 {
+        if self.long_mode() { la } else { la & 0xffff_ffff }
+    }
+
+    /// Writes to a page that may hold decoded code.
+    fn write_ram(&mut self, p: *mut u8, meta: *const PageMeta, write: impl FnOnce(*mut u8)) -> Result<(), Trapped> {
+        self.check_own_code(meta)?;
+        write(p);
+        // SAFETY: the current map owns the metadata.
+        unsafe { &*meta }.spoil_code();
+        Ok(())
+    }
+
+    /// A write to the page of the running block must be the block's last instruction.
+    fn check_own_code(&mut self, meta: *const PageMeta) -> Result<(), Trapped> {
+        // SAFETY: the current map owns the metadata.
+        if unsafe { &*meta }.has_code() && self.blocks.runs_in(meta) {
+            self.trap = Trap::OwnCode;
+            return Err(Trapped);
+        }
+        Ok(())
+    }
+
+    /// Makes sure that `size` bytes can be written, and returns where if they lie in RAM within one page that holds no code of
+    /// the running block. The caller writes and then calls `spoil`.
+    pub(crate) fn prepare_write(&mut self, la: u64, size: u64, op: &Op) -> Result<Option<(*mut u8, *const PageMeta)>, Trapped> {
+        let table = self.tlb.table / ENTRIES;
+        let stack = op.am & am::STACK != 0;
+        self.watch(la, size, true);
+        let in_page = 0x1000 - (la & 0xfff);
+        let target = self.fill(la, true, table, stack)?;
+        if in_page < size {
+            let second = self.wrap(la.wrapping_add(in_page));
+            self.fill(second, true, table, stack)?;
+            return Ok(None);
+        }
+        match target {
+            Target::Ram(p, meta) => {
+                self.check_own_code(meta)?;
+                Ok(Some((p, meta)))
+            }
+            Target::Mmio(_) => Ok(None),
+        }
+    }
+
+    /// Makes sure that `size` bytes can be read; returns where if they lie in RAM within one page.
+    pub(crate) fn prepare_read(&mut self, la: u64, size: u64, op: &Op) -> Result<Option<*const u8>, Trapped> {
+        let table = self.tlb.table / ENTRIES;
+        let stack = op.am & am::STACK != 0;
+        self.watch(la, size, false);
+        let in_page = 0x1000 - (la & 0xfff);
+        let target = self.fill(la, false, table, stack)?;
+        if in_page < size {
+            self.fill(self.wrap(la.wrapping_add(in_page)), false, table, stack)?;
+            return Ok(None);
+        }
+        Ok(match target {
+            Target::Ram(p, _) => Some(p),
+            Target::Mmio(_) => None,
+        })
+    }
+
+    /// After a write to where `prepare_write` said.
+    pub(crate) fn spoil(&mut self, meta: *const PageMeta) {
+        // SAFETY: the current map owns the metadata.
+        unsafe { &*meta }.spoil_code();
+    }
+
+    /// The guest-physical address, for accesses that are known not to be RAM.
+    pub(crate) fn mmio_read(&mut self, gpa: u64, la: u64, size: u8, op: &Op) -> Result<u64, Trapped> {
+        let now = self.now(op);
+        match self.bus().mmio_read(now, gpa, size) {
+            Reply::Done(value) => Ok(value),
+            Reply::Exit | Reply::Fault => Err(self.mmio_exit(gpa, la, false, size, op)),
+        }
+    }
+
+    fn mmio_write(&mut self, gpa: u64, la: u64, size: u8, value: u64, op: &Op) -> Result<(), Trapped> {
+        let now = self.now(op);
+        match self.bus().mmio_write(now, gpa, size, value) {
+            Reply::Done(()) => Ok(()),
+            Reply::Exit | Reply::Fault => Err(self.mmio_exit(gpa, la, true, size, op)),
+        }
+    }
+
+    fn mmio_exit(&mut self, gpa: u64, gla: u64, write: bool, size: u8, op: &Op) -> Trapped {
+        let mut bytes = [0; 15];
+        let start = self.code_linear(self.op_rip(op));
+        for (i, byte) in bytes.iter_mut().enumerate().take(usize::from(op.len)) {
+            let la = self.wrap(start.wrapping_add(i as u64));
+            if let Ok(page) = self.fetch_page(la) {
+                // SAFETY: the page is mapped and the offset lies in it.
+                *byte = unsafe { host::load::<0>(page.host.wrapping_add((la & 0xfff) as usize)) } as u8;
+            }
+        }
+        self.leave(Exit::Mmio(Mmio { gpa, gla, write, size, bytes, len: op.len }))
+    }
+
+    /// A read by the processor itself (descriptors, TSS, IDT): always with supervisor privilege. What is not RAM reads as ones.
+    pub(crate) fn sys_load(&mut self, la: u64, log: u8) -> Result<u64, Trapped> {
+        let la = self.wrap(la);
+        let mut value = 0;
+        let size = 1u64 << log;
+        if 0x1000 - (la & 0xfff) >= size {
+            return Ok(match self.fill(la, false, table::KERNEL, false)? {
+                // SAFETY: `fill` returned the host address of RAM that the access does not leave.
+                Target::Ram(p, _) => unsafe { load_sized(p, log) },
+                Target::Mmio(_) => u64::MAX >> (64 - 8 * size),
+            });
+        }
+        for i in 0..size {
+            value |= self.sys_load(la.wrapping_add(i), 0)? << (8 * i);
+        }
+        Ok(value)
+    }
+
+    /// A write by the processor itself, with the privilege of `user`. What is not RAM swallows it.
+    pub(crate) fn sys_store(&mut self, la: u64, value: u64, log: u8, user: bool) -> Result<(), Trapped> {
+        let la = self.wrap(la);
+        let table = if user { table::USER } else { table::KERNEL };
+        let size = 1u64 << log;
+        if 0x1000 - (la & 0xfff) >= size {
+            if let Target::Ram(p, meta) = self.fill(la, true, table, false)? {
+                // SAFETY: `fill` returned the host address of writable RAM that the access does not leave.
+                unsafe { store_sized(p, value, log) };
+                self.spoil(meta);
+            }
+            return Ok(());
+        }
+        self.fill(la, true, table, false)?;
+        self.fill(self.wrap(la.wrapping_add(size - 1)), true, table, false)?;
+        for i in 0..size {
+            self.sys_store(la.wrapping_add(i), value >> (8 * i), 0, user)?;
+        }
+        Ok(())
+    }
+
+    /// Whether a data breakpoint is set in the page of `la` (such pages always take the slow path).
+    fn watched(&self, la: u64) -> bool {
+        self.dr7 & 0xff != 0 && (0..4).any(|i| self.dr7 >> (2 * i) & 3 != 0 && self.dr[i] & PAGE_MASK == la & PAGE_MASK)
+    }
+
+    /// Notes the data breakpoints that an access of `size` bytes hits.
+    pub(crate) fn watch(&mut self, la: u64, size: u64, write: bool) {
+        if self.dr7 & 0xff == 0 {
+            return;
+        }
+        for i in 0..4 {
+            if self.dr7 >> (2 * i) & 3 == 0 {
+                continue;
+            }
+            let kind = self.dr7 >> (16 + 4 * i) & 3;
+            let len = [1, 2, 8, 4][(self.dr7 >> (18 + 4 * i) & 3) as usize];
+            let base = self.dr[i] & !(len - 1);
+            let hit = la.wrapping_sub(base) < len || base.wrapping_sub(la) < size;
+            if hit && (kind == 3 || kind == 1 && write) {
+                self.data_break |= 1 << i;
+                self.slow = true;
+            }
+        }
+    }
+
+    /// The data segment base and limit for `seg`: the linear address of `offset`, after all checks.
+    pub(crate) fn segment_linear(&mut self, seg: Seg, offset: u64, size: u64, write: bool) -> Result<u64, Trapped> {
+        let s = self.segs[seg as usize];
+        let stack = seg == Seg::Ss;
+        if self.code64() {
+            return Ok(if matches!(seg, Seg::Fs | Seg::Gs) { s.base.wrapping_add(offset) } else { offset });
+        }
+        let bad = |cpu: &mut Cpu| Err(cpu.fault(if stack { vector::SS } else { vector::GP }, Some(0)));
+        if s.unusable() {
+            return bad(self);
+        }
+        // In real and virtual-8086 mode the hidden part says: data, writable, expand-up. Code there may be written, too.
+        let protected = self.cr0 & cr0::PE != 0 && self.rflags & flag::VM == 0;
+        let kind = s.kind();
+        if protected {
+            let code = kind & 8 != 0;
+            if write && (code || kind & 2 == 0) || !write && code && kind & 2 == 0 {
+                return bad(self);
+            }
+        }
+        let last = offset.wrapping_add(size - 1);
+        let expand_down = kind & 0xc == 4;
+        let top = if s.access & crate::state::Segment::DB != 0 { 0xffff_ffff } else { 0xffff };
+        let fits = if expand_down { offset > u64::from(s.limit) && last <= top } else { last <= u64::from(s.limit) };
+        if !fits {
+            return bad(self);
+        }
+        Ok(s.base.wrapping_add(offset) & 0xffff_ffff)
+    }
+}
+
+/// # Safety
+/// As [`host::load`].
+unsafe fn load_sized(p: *const u8, log: u8) -> u64 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match log {
+            0 => host::load::<0>(p),
+            1 => host::load::<1>(p),
+            2 => host::load::<2>(p),
+            _ => host::load::<3>(p),
+        }
+    }
+}
+
+/// # Safety
+/// As [`host::store`].
+unsafe fn store_sized(p: *mut u8, value: u64, log: u8) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match log {
+            0 => host::store::<0>(p, value),
+            1 => host::store::<1>(p, value),
+            2 => host::store::<2>(p, value),
+            _ => host::store::<3>(p, value),
+        }
+    }
+}

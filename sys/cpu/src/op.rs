@@ -1,0 +1,123 @@
+//! The compact operation that an instruction is lowered to, and how one follows another.
+//!
+//! A block is a row of operations. Each handler ends by calling the next operation's handler; compiled with optimisation that is
+//! a jump, and without it the depth is bounded by the length of a block.
+
+use crate::cpu::Cpu;
+
+/// How a block ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Status {
+    /// All retired; RIP is the fall-through successor.
+    Next = 0,
+    /// All retired; RIP is the successor of the taken branch.
+    Taken = 1,
+    /// All retired; RIP and perhaps the mode were computed.
+    Elsewhere = 2,
+    /// The operation noted in `Cpu::at` did not retire: see `Cpu::trap`.
+    Trapped = 3,
+    /// A part of the operation noted in `Cpu::at` has retired as an instruction; it is to be executed again.
+    Again = 4,
+}
+
+pub(crate) type Handler = fn(&mut Cpu, OpRef) -> Status;
+
+/// One lowered instruction (or a fused pair).
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct Op {
+    pub f: Handler,
+    /// Immediate operand, or branch target relative to the block's first instruction, or an index into a side table.
+    pub imm: u64,
+    /// Displacement of the memory operand, or a second immediate.
+    pub disp: i32,
+    /// Destination register; bit 5 selects AH, CH, DH, BH.
+    pub r: u8,
+    /// Source register, likewise.
+    pub s: u8,
+    /// Memory operand: slots of the register file.
+    pub base: u8,
+    pub index: u8,
+    /// Memory operand: shift of the index, and the slot of the segment base.
+    pub scale: u8,
+    pub seg: u8,
+    /// How many instructions of the block come before this one.
+    pub n: u8,
+    /// Instruction length in bytes.
+    pub len: u8,
+    /// Offset of the instruction from the block's first.
+    pub off: u16,
+    /// Address mode: see `am`.
+    pub am: u8,
+    /// Small extra operand.
+    pub x: u8,
+}
+
+/// Bits of `Op::am`.
+pub(crate) mod am {
+    /// Effective addresses are cut to 32 bits.
+    pub const MASK32: u8 = 1;
+    /// Effective addresses are cut to 16 bits.
+    pub const MASK16: u8 = 2;
+    /// The segment's limit and type are to be checked.
+    pub const CHECKED: u8 = 4;
+    /// Any of these makes the address computation take the long way.
+    pub const SPECIAL: u8 = 0x7f;
+    /// A fault is #SS rather than #GP.
+    pub const STACK: u8 = 0x80;
+}
+
+/// A reference to an operation of a block in the cache, or of one being built.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub(crate) struct OpRef(*const Op);
+
+impl OpRef {
+    /// # Safety
+    /// `p` must point into a row of operations that ends with one whose handler does not go on to the next, and that stays
+    /// where it is while it is executed.
+    pub unsafe fn new(p: *const Op) -> Self {
+        OpRef(p)
+    }
+}
+
+impl core::ops::Deref for OpRef {
+    type Target = Op;
+
+    #[inline(always)]
+    fn deref(&self) -> &Op {
+        // SAFETY: the promise made to `new`, kept by `next`.
+        unsafe { &*self.0 }
+    }
+}
+
+/// Goes on with the operation after `op`.
+#[inline(always)]
+pub(crate) fn next(cpu: &mut Cpu, op: OpRef) -> Status {
+    // SAFETY: only handlers of operations that do not end a block call this, so there is a next one.
+    let following = OpRef(unsafe { op.0.add(1) });
+    (following.f)(cpu, following)
+}
+
+/// Goes on with the next operation, or reports that this one trapped.
+macro_rules! go_on {
+    ($cpu:ident, $op:ident, $result:expr) => {
+        match $result {
+            Ok(()) => $crate::op::next($cpu, $op),
+            Err($crate::trap::Trapped) => $cpu.trapped(&$op),
+        }
+    };
+}
+
+/// The value of a `Result`, or the end of the handler.
+macro_rules! get {
+    ($cpu:ident, $op:ident, $result:expr) => {
+        match $result {
+            Ok(value) => value,
+            Err($crate::trap::Trapped) => return $cpu.trapped(&$op),
+        }
+    };
+}
+
+pub(crate) use {get, go_on};
