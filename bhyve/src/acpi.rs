@@ -90,7 +90,7 @@ fn madt(cpus: u32) -> Vec<u8> {
     for cpu in 0..cpus {
         match u8::try_from(cpu) {
             // Processor local APIC, enabled. 255 is the broadcast address.
-            Ok(id @ 0..255) => madt.append_slice(&[0, 8, id, id, 1, 0, 0, 0]),
+            Ok(id) if id != u8::MAX => madt.append_slice(&[0, 8, id, id, 1, 0, 0, 0]),
             // Processor local x2APIC.
             _ => {
                 madt.append_slice(&[9, 16, 0, 0]);

@@ -11,10 +11,6 @@ pub enum E820Type {
     Memory = 1,
     /// Not to be touched by the guest's allocator.
     Reserved = 2,
-    /// ACPI tables; usable once they have been read.
-    Acpi = 3,
-    /// To be kept over S4.
-    Nvs = 4,
 }
 
 /// One range.
@@ -163,8 +159,8 @@ mod tests {
     fn a_new_entry_wins() {
         let mut map = E820::default();
         map.set(0..100, E820Type::Memory);
-        map.set(40..60, E820Type::Acpi);
-        map.set(50..55, E820Type::Nvs);
+        map.set(40..60, E820Type::Reserved);
+        map.set(50..55, E820Type::Memory);
         map.set(7..7, E820Type::Reserved);
         let kinds: Vec<_> = map
             .entries()
@@ -175,9 +171,9 @@ mod tests {
             kinds,
             [
                 (0, 40, 1),
-                (40, 50, 3),
-                (50, 55, 4),
-                (55, 60, 3),
+                (40, 50, 2),
+                (50, 55, 1),
+                (55, 60, 2),
                 (60, 100, 1)
             ]
         );

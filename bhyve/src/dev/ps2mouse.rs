@@ -81,11 +81,6 @@ impl Ps2Mouse {
         self.fifo.pop()
     }
 
-    /// Whether there is one.
-    pub fn has_data(&self) -> bool {
-        !self.fifo.is_empty()
-    }
-
     fn set_defaults(&mut self) {
         self.status = 0;
         self.resolution = DEFAULT_RESOLUTION;

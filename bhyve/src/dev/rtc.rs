@@ -23,10 +23,7 @@ fn cmos_sizes(memory: MemoryLayout) -> impl Iterator<Item = (i32, u8)> {
 }
 
 /// How far local time is ahead of UTC, in seconds.
-fn local_offset(now: i64) -> i64 {
-    let Ok(now) = libc::time_t::try_from(now) else {
-        return 0;
-    };
+fn local_offset(now: libc::time_t) -> i64 {
     let mut local = std::mem::MaybeUninit::<libc::tm>::zeroed();
     // SAFETY: both pointers are valid for the call; localtime_r fills the structure or answers with null. All bytes of the
     // structure are initialised, and zero is a valid value for each of its fields.
