@@ -95,6 +95,11 @@ pub struct Cpu {
     pub(crate) bus: BusSlot,
 }
 
+// SAFETY: the raw pointers in the TLB and the block cache lead into the guest's memory and its page marks, which `map` and
+// `mem` keep alive and which are shared between processors on different threads anyway; the ops hold function pointers and
+// offsets. Nothing depends on the thread that made them.
+unsafe impl Send for Cpu {}
+
 impl Cpu {
     /// A processor after reset (not INIT), attached to `mem`.
     pub fn new(mem: Arc<PhysMem>) -> Self {
