@@ -8,7 +8,7 @@ use vmmapi::abi::*;
 use vmmapi::backend::standin::Release;
 use vmmapi::backend::{Backend, Kind};
 use vmmapi::control::{CheckpointRequest, ControlHandler, ControlServer, Failure, Progress};
-use vmmapi::{Choice, CreateOptions, Errno, OpenOptions, Vm};
+use vmmapi::{Choice, CpuSet, CreateOptions, Errno, OpenOptions, Vm};
 
 const LOCAL: [Choice; 3] = [
     Choice::Soft,
@@ -180,6 +180,62 @@ fn load(vm: &Vm, program: &[u8]) -> vmmapi::Vcpu {
     vcpu.set_registers(&[(VM_REG_GUEST_CS, 0), (VM_REG_GUEST_RIP, 0x1000)])
         .expect("CS:IP");
     vcpu
+}
+
+/// Runs until something else than a request to idle.
+fn run(vcpu: &vmmapi::Vcpu) -> VmExit {
+    let mut exit = VmExit::default();
+    loop {
+        vcpu.run(&mut exit, &mut CpuSet::new()).expect("an exit");
+        if exit.exitcode != VM_EXITCODE_REQIDLE {
+            return exit;
+        }
+    }
+}
+
+#[test]
+fn a_guest_runs_and_its_port_accesses_come_out() {
+    // mov al, 0x42; out 0x80, al; mov si, 0x2000; mov cx, 3; rep outsb (dx = 0x81)
+    const PROGRAM: &[u8] = &[
+        0xb0, 0x42, 0xe6, 0x80, 0xbe, 0x00, 0x20, 0xb9, 0x03, 0x00, 0xba, 0x81, 0x00, 0xf3, 0x6e,
+        0xf4,
+    ];
+    for backend in LOCAL {
+        let TestVm(vm) = &TestVm::with_memory(backend);
+        let vcpu = load(vm, PROGRAM);
+        assert_eq!(
+            vm.active_cpus().map(|set| set.iter().collect::<Vec<_>>()),
+            Ok(vec![0]),
+            "{backend:?}"
+        );
+        let exit = run(&vcpu);
+        assert_eq!(
+            (exit.exitcode, exit.rip, exit.inst_length),
+            (VM_EXITCODE_INOUT, 0x1002, 2),
+            "{backend:?}"
+        );
+        let inout = exit.inout();
+        assert_eq!(
+            (inout.port, inout.bytes(), inout.is_in(), inout.eax & 0xff),
+            (0x80, 1, false, 0x42)
+        );
+        let exit = run(&vcpu);
+        assert_eq!(exit.exitcode, VM_EXITCODE_INOUT_STR, "{backend:?}");
+        let string = exit.inout_str();
+        assert_eq!(
+            (string.inout.port, string.count, string.index, string.cs_d),
+            (0x81, 3, 0x2000, 0),
+            "{backend:?}"
+        );
+        assert_eq!(
+            vcpu.get_registers(&[VM_REG_GUEST_RCX, VM_REG_GUEST_RSI]),
+            Ok(vec![3, 0x2000])
+        );
+        let paging = vcpu.guest_paging().expect("registers");
+        let mut code = [0; 2];
+        vcpu.copyin(&paging, 0x1000, &mut code).expect("flat");
+        assert_eq!(code, [0xb0, 0x42]);
+    }
 }
 
 #[test]
