@@ -31,7 +31,8 @@ pub(crate) const FAR_DISP: i64 = 0x1_0000;
 
 /// A virtual processor.
 pub struct Cpu {
-    pub(crate) regs: [u64; 32],
+    /// The sixteen general registers and the other slots; as long as a byte can index, so that no index needs a check.
+    pub(crate) regs: [u64; 256],
     pub(crate) flags: Flags,
     /// RIP at block boundaries; within a block the ops know their offset.
     pub(crate) rip: u64,
@@ -106,7 +107,7 @@ impl Cpu {
         let signals = Arc::new(Signals::default());
         mem.register(&signals);
         let mut cpu = Cpu {
-            regs: [0; 32],
+            regs: [0; 256],
             flags: Flags::default(),
             rip: 0,
             rflags: 0,
@@ -162,7 +163,7 @@ impl Cpu {
 
     /// Power-up values of all registers (AMD APM volume 2, table 14-1).
     pub fn reset(&mut self) {
-        self.regs = [0; 32];
+        self.regs = [0; 256];
         self.regs[usize::from(slot::PLUS)] = FAR_DISP as u64;
         self.regs[usize::from(slot::MINUS)] = (-FAR_DISP) as u64;
         self.regs[2] = 0x0080_0f12;

@@ -1,8 +1,8 @@
 //! Two-operand arithmetic and logic, INC, DEC, NEG, NOT, and the pairs of a comparison and a conditional jump.
 
 use crate::cpu::Cpu;
-use crate::host;
 use crate::interp::{bits, by_condition, by_kind, by_size, sext, zext};
+use crate::mmu::Place;
 use crate::op::{Handler, Op, OpRef, Status, get, go_on, next};
 use crate::state::flag;
 use crate::trap::Trapped;
@@ -96,25 +96,19 @@ impl Cpu {
     /// were each time. Returns the old value.
     #[inline(always)]
     pub(crate) fn locked<const S: u8>(&mut self, op: &Op, f: impl Fn(&mut Cpu, u64) -> u64) -> Result<u64, Trapped> {
-        let la = self.ea(op, 1 << S, true)?;
-        match self.write_pointer(la, 1 << S) {
-            // SAFETY: `write_pointer` vouches for as many bytes.
-            Some(p) => Ok(unsafe { self.exchange_loop::<S>(p, &f) }),
-            None => self.locked_slow::<S>(op, la, &f),
+        match self.quick_write::<S>(op) {
+            Some(place) => Ok(self.exchange_loop(place, &f)),
+            None => self.locked_slow::<S>(op, &f),
         }
     }
 
-    /// # Safety
-    /// `p` must point to `1 << S` bytes of writable guest RAM.
     #[inline(always)]
-    unsafe fn exchange_loop<const S: u8>(&mut self, p: *mut u8, f: &(impl Fn(&mut Cpu, u64) -> u64 + ?Sized)) -> u64 {
+    fn exchange_loop<const S: u8>(&mut self, place: Place<S>, f: &(impl Fn(&mut Cpu, u64) -> u64 + ?Sized)) -> u64 {
         let flags = self.flags;
-        // SAFETY: the caller's promise.
-        let mut old = unsafe { host::load::<S>(p) };
+        let mut old = place.load();
         loop {
             let new = f(self, old);
-            // SAFETY: the caller's promise.
-            match unsafe { host::compare_exchange::<S>(p, old, new) } {
+            match place.compare_exchange(old, new) {
                 Ok(()) => return old,
                 Err(seen) => old = seen,
             }
@@ -122,11 +116,12 @@ impl Cpu {
         }
     }
 
+    #[cold]
     #[inline(never)]
-    fn locked_slow<const S: u8>(&mut self, op: &Op, la: u64, f: &dyn Fn(&mut Cpu, u64) -> u64) -> Result<u64, Trapped> {
-        if let Some((p, meta)) = self.prepare_write(la, 1 << S, op)? {
-            // SAFETY: `prepare_write` vouches for as many bytes.
-            let old = unsafe { self.exchange_loop::<S>(p, f) };
+    fn locked_slow<const S: u8>(&mut self, op: &Op, f: &dyn Fn(&mut Cpu, u64) -> u64) -> Result<u64, Trapped> {
+        let la = self.ea(op, 1 << S, true)?;
+        if let Some((place, meta)) = self.prepare_place::<S>(la, op)? {
+            let old = self.exchange_loop(place, f);
             self.spoil(meta);
             return Ok(old);
         }
@@ -161,6 +156,17 @@ fn ri<const K: u8, const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
 }
 
 fn rm<const K: u8, const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
+    let Some(place) = cpu.quick_read::<S>(&op) else { return rm_slow::<K, S>(cpu, op) };
+    let r = cpu.alu::<K, S>(cpu.rd::<S>(op.r), place.load());
+    if writes(K) {
+        cpu.wr::<S>(op.r, r);
+    }
+    next(cpu, op)
+}
+
+#[cold]
+#[inline(never)]
+fn rm_slow<const K: u8, const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
     let b = get!(cpu, op, cpu.read::<S>(&op));
     let r = cpu.alu::<K, S>(cpu.rd::<S>(op.r), b);
     if writes(K) {
@@ -169,10 +175,32 @@ fn rm<const K: u8, const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
     next(cpu, op)
 }
 
-fn mr<const K: u8, const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
-    let b = cpu.rd::<S>(op.s);
+/// The second operand of a form with memory: an immediate or a register.
+#[inline(always)]
+fn second<const IMMEDIATE: bool, const S: u8>(cpu: &Cpu, op: &Op) -> u64 {
+    if IMMEDIATE { zext::<S>(op.imm) } else { cpu.rd::<S>(op.s) }
+}
+
+#[inline(always)]
+fn memory_first<const K: u8, const S: u8, const IMMEDIATE: bool>(cpu: &mut Cpu, op: OpRef) -> Status {
+    let b = second::<IMMEDIATE, S>(cpu, &op);
     if writes(K) {
-        go_on!(cpu, op, cpu.modify::<S>(&op, |cpu, a| cpu.alu::<K, S>(a, b)))
+        let Some(place) = cpu.quick_write::<S>(&op) else { return memory_first_slow::<K, S, IMMEDIATE>(cpu, op) };
+        let r = cpu.alu::<K, S>(place.load(), b);
+        place.store(r);
+    } else {
+        let Some(place) = cpu.quick_read::<S>(&op) else { return memory_first_slow::<K, S, IMMEDIATE>(cpu, op) };
+        cpu.alu::<K, S>(place.load(), b);
+    }
+    next(cpu, op)
+}
+
+#[cold]
+#[inline(never)]
+fn memory_first_slow<const K: u8, const S: u8, const IMMEDIATE: bool>(cpu: &mut Cpu, op: OpRef) -> Status {
+    let b = second::<IMMEDIATE, S>(cpu, &op);
+    if writes(K) {
+        go_on!(cpu, op, cpu.modify_slow::<S>(&op, &|cpu, a| cpu.alu::<K, S>(a, b)))
     } else {
         let a = get!(cpu, op, cpu.read::<S>(&op));
         cpu.alu::<K, S>(a, b);
@@ -180,15 +208,12 @@ fn mr<const K: u8, const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
     }
 }
 
+fn mr<const K: u8, const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
+    memory_first::<K, S, false>(cpu, op)
+}
+
 fn mi<const K: u8, const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
-    let b = zext::<S>(op.imm);
-    if writes(K) {
-        go_on!(cpu, op, cpu.modify::<S>(&op, |cpu, a| cpu.alu::<K, S>(a, b)))
-    } else {
-        let a = get!(cpu, op, cpu.read::<S>(&op));
-        cpu.alu::<K, S>(a, b);
-        next(cpu, op)
-    }
+    memory_first::<K, S, true>(cpu, op)
 }
 
 fn locked_mr<const K: u8, const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {

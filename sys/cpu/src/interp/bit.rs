@@ -35,7 +35,7 @@ impl Cpu {
             let index = sext::<S>(self.rd::<S>(op.s)) as i64;
             // The displacement has 32 bits, the distance up to 61: it goes into a spare register slot.
             let bytes = (index >> width.trailing_zeros()).wrapping_mul(width as i64 / 8);
-            let base = self.regs[usize::from(op.base & 31)].wrapping_add(bytes as u64);
+            let base = self.regs[usize::from(op.base)].wrapping_add(bytes as u64);
             self.regs[SCRATCH] = base;
             far.base = SCRATCH as u8;
             index as u64 & (width - 1)

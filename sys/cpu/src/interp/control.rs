@@ -87,6 +87,18 @@ pub(crate) fn jcc_handler(long: bool, c: u8) -> Handler {
 /// CALL rel in 64-bit code.
 pub(crate) fn call(cpu: &mut Cpu, op: OpRef) -> Status {
     let back = cpu.next_rip(&op);
+    let top = cpu.regs[4].wrapping_sub(8);
+    let Some(place) = cpu.writable::<3>(top) else { return call_slow(cpu, op) };
+    place.store(back);
+    cpu.regs[4] = top;
+    cpu.rip = target(cpu, &op);
+    Status::Taken
+}
+
+#[cold]
+#[inline(never)]
+fn call_slow(cpu: &mut Cpu, op: OpRef) -> Status {
+    let back = cpu.next_rip(&op);
     get!(cpu, op, cpu.push64(back, &op));
     cpu.rip = target(cpu, &op);
     Status::Taken

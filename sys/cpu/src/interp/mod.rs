@@ -16,7 +16,7 @@ pub(crate) mod system;
 
 use crate::bus::Bus;
 use crate::cpu::{Cpu, slot};
-use crate::host;
+use crate::mmu::Place;
 use crate::op::{Op, am};
 use crate::state::Seg;
 use crate::trap::Trapped;
@@ -52,14 +52,18 @@ impl Cpu {
     /// Reads register `r` (see `Op::r`), zero-extended.
     #[inline(always)]
     pub(crate) fn rd<const S: u8>(&self, r: u8) -> u64 {
-        let v = self.regs[usize::from(r & 31)];
-        if S == 0 { zext::<0>(v >> ((r >> 5) * 8)) } else { zext::<S>(v) }
+        if S == 0 {
+            let v = self.regs[usize::from(r & 31)];
+            zext::<0>(v >> ((r >> 5) * 8))
+        } else {
+            zext::<S>(self.regs[usize::from(r)])
+        }
     }
 
     /// Writes register `r`: 32 bits clear the upper half, 8 and 16 bits leave the rest.
     #[inline(always)]
     pub(crate) fn wr<const S: u8>(&mut self, r: u8, v: u64) {
-        let reg = &mut self.regs[usize::from(r & 31)];
+        let reg = &mut self.regs[usize::from(if S == 0 { r & 31 } else { r })];
         match S {
             0 => {
                 let shift = (r >> 5) * 8;
@@ -74,8 +78,8 @@ impl Cpu {
     /// The offset of the memory operand, before segmentation and without the cut to the address size.
     #[inline(always)]
     pub(crate) fn raw_offset(&self, op: &Op) -> u64 {
-        self.regs[usize::from(op.base & 31)]
-            .wrapping_add(self.regs[usize::from(op.index & 31)] << (op.scale & 3))
+        self.regs[usize::from(op.base)]
+            .wrapping_add(self.regs[usize::from(op.index)].wrapping_shl(u32::from(op.scale)))
             .wrapping_add(i64::from(op.disp) as u64)
     }
 
@@ -97,7 +101,7 @@ impl Cpu {
         if op.am & am::SPECIAL != 0 {
             return self.ea_special(op, size, write);
         }
-        Ok(offset.wrapping_add(self.regs[usize::from(op.seg & 31)]))
+        Ok(offset.wrapping_add(self.regs[usize::from(op.seg)]))
     }
 
     #[inline(never)]
@@ -110,19 +114,33 @@ impl Cpu {
         if op.am & am::CHECKED != 0 {
             return self.segment_linear(Seg::from_index(op.seg.wrapping_sub(slot::SEG_BASE)), offset, size, write);
         }
-        let la = offset.wrapping_add(self.regs[usize::from(op.seg & 31)]);
+        let la = offset.wrapping_add(self.regs[usize::from(op.seg)]);
         Ok(if self.code64() { la } else { la & 0xffff_ffff })
     }
 
-    /// Reads the memory operand.
+    /// The memory operand, if its address needs no checks and the TLB has it for reading.
     #[inline(always)]
+    pub(crate) fn quick_read<const S: u8>(&self, op: &Op) -> Option<Place<S>> {
+        let la = self.raw_offset(op).wrapping_add(self.regs[usize::from(op.seg)]);
+        if op.am & am::SPECIAL != 0 { None } else { self.readable::<S>(la) }
+    }
+
+    /// The same, for writing.
+    #[inline(always)]
+    pub(crate) fn quick_write<const S: u8>(&self, op: &Op) -> Option<Place<S>> {
+        let la = self.raw_offset(op).wrapping_add(self.regs[usize::from(op.seg)]);
+        if op.am & am::SPECIAL != 0 { None } else { self.writable::<S>(la) }
+    }
+
+    /// Reads the memory operand.
+    #[inline(never)]
     pub(crate) fn read<const S: u8>(&mut self, op: &Op) -> Result<u64, Trapped> {
         let la = self.ea(op, 1 << S, false)?;
         self.load::<S>(la, op)
     }
 
     /// Writes the memory operand.
-    #[inline(always)]
+    #[inline(never)]
     pub(crate) fn write<const S: u8>(&mut self, op: &Op, value: u64) -> Result<(), Trapped> {
         let la = self.ea(op, 1 << S, true)?;
         self.store::<S>(la, value, op)
@@ -131,20 +149,18 @@ impl Cpu {
     /// Reads the memory operand, changes it with `f` and writes it back.
     #[inline(always)]
     pub(crate) fn modify<const S: u8>(&mut self, op: &Op, f: impl Fn(&mut Cpu, u64) -> u64) -> Result<(), Trapped> {
-        let la = self.ea(op, 1 << S, true)?;
-        if let Some(p) = self.write_pointer(la, 1 << S) {
-            // SAFETY: `write_pointer` vouches for as many bytes.
-            let old = unsafe { host::load::<S>(p) };
-            let new = f(self, old);
-            // SAFETY: as above.
-            unsafe { host::store::<S>(p, new) };
+        if let Some(place) = self.quick_write::<S>(op) {
+            let new = f(self, place.load());
+            place.store(new);
             return Ok(());
         }
-        self.modify_slow::<S>(op, la, &f)
+        self.modify_slow::<S>(op, &f)
     }
 
+    #[cold]
     #[inline(never)]
-    fn modify_slow<const S: u8>(&mut self, op: &Op, la: u64, f: &dyn Fn(&mut Cpu, u64) -> u64) -> Result<(), Trapped> {
+    pub(crate) fn modify_slow<const S: u8>(&mut self, op: &Op, f: &dyn Fn(&mut Cpu, u64) -> u64) -> Result<(), Trapped> {
+        let la = self.ea(op, 1 << S, true)?;
         self.prepare_write(la, 1 << S, op)?;
         let old = self.load::<S>(la, op)?;
         let flags = self.flags;

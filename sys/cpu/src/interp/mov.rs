@@ -15,17 +15,41 @@ fn ri<const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
 }
 
 fn rm<const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
+    let Some(place) = cpu.quick_read::<S>(&op) else { return rm_slow::<S>(cpu, op) };
+    cpu.wr::<S>(op.r, place.load());
+    next(cpu, op)
+}
+
+#[cold]
+#[inline(never)]
+fn rm_slow<const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
     let v = get!(cpu, op, cpu.read::<S>(&op));
     cpu.wr::<S>(op.r, v);
     next(cpu, op)
 }
 
 fn mr<const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
+    let Some(place) = cpu.quick_write::<S>(&op) else { return mr_slow::<S>(cpu, op) };
+    place.store(cpu.rd::<S>(op.s));
+    next(cpu, op)
+}
+
+#[cold]
+#[inline(never)]
+fn mr_slow<const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
     let v = cpu.rd::<S>(op.s);
     go_on!(cpu, op, cpu.write::<S>(&op, v))
 }
 
 fn mi<const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
+    let Some(place) = cpu.quick_write::<S>(&op) else { return mi_slow::<S>(cpu, op) };
+    place.store(op.imm);
+    next(cpu, op)
+}
+
+#[cold]
+#[inline(never)]
+fn mi_slow<const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
     go_on!(cpu, op, cpu.write::<S>(&op, op.imm))
 }
 
@@ -57,6 +81,15 @@ fn extend_r<const SIGN: bool, const F: u8, const T: u8>(cpu: &mut Cpu, op: OpRef
 }
 
 fn extend_m<const SIGN: bool, const F: u8, const T: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
+    let Some(place) = cpu.quick_read::<F>(&op) else { return extend_slow::<SIGN, F, T>(cpu, op) };
+    let v = place.load();
+    cpu.wr::<T>(op.r, if SIGN { sext::<F>(v) } else { v });
+    next(cpu, op)
+}
+
+#[cold]
+#[inline(never)]
+fn extend_slow<const SIGN: bool, const F: u8, const T: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
     let v = get!(cpu, op, cpu.read::<F>(&op));
     cpu.wr::<T>(op.r, if SIGN { sext::<F>(v) } else { v });
     next(cpu, op)

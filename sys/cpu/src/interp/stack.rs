@@ -84,19 +84,44 @@ impl Cpu {
 
 /// PUSH of a register, 64-bit code.
 pub(crate) fn push_r64(cpu: &mut Cpu, op: OpRef) -> Status {
-    let value = cpu.regs[usize::from(op.s & 31)];
-    go_on!(cpu, op, cpu.push64(value, &op))
+    let value = cpu.regs[usize::from(op.s)];
+    push_quick(cpu, op, value)
 }
 
 /// PUSH of an immediate, 64-bit code.
 pub(crate) fn push_i64(cpu: &mut Cpu, op: OpRef) -> Status {
-    go_on!(cpu, op, cpu.push64(op.imm, &op))
+    push_quick(cpu, op, op.imm)
+}
+
+#[inline(always)]
+fn push_quick(cpu: &mut Cpu, op: OpRef, value: u64) -> Status {
+    let top = cpu.regs[RSP].wrapping_sub(8);
+    let Some(place) = cpu.writable::<3>(top) else { return push_slow(cpu, op, value) };
+    place.store(value);
+    cpu.regs[RSP] = top;
+    next(cpu, op)
+}
+
+#[cold]
+#[inline(never)]
+fn push_slow(cpu: &mut Cpu, op: OpRef, value: u64) -> Status {
+    go_on!(cpu, op, cpu.push64(value, &op))
 }
 
 /// POP of a register, 64-bit code.
 pub(crate) fn pop_r64(cpu: &mut Cpu, op: OpRef) -> Status {
+    let top = cpu.regs[RSP];
+    let Some(place) = cpu.readable::<3>(top) else { return pop_slow(cpu, op) };
+    cpu.regs[RSP] = top.wrapping_add(8);
+    cpu.regs[usize::from(op.r)] = place.load();
+    next(cpu, op)
+}
+
+#[cold]
+#[inline(never)]
+fn pop_slow(cpu: &mut Cpu, op: OpRef) -> Status {
     let value = get!(cpu, op, cpu.pop64(&op));
-    cpu.regs[usize::from(op.r & 31)] = value;
+    cpu.regs[usize::from(op.r)] = value;
     next(cpu, op)
 }
 

@@ -3,6 +3,6 @@
 mod tlb;
 mod walk;
 
-pub(crate) use tlb::{CodePage, Tlb};
+pub(crate) use tlb::{CodePage, Place, Tlb};
 pub use walk::{Access, PageFault, Paging};
 pub(crate) use walk::walk;

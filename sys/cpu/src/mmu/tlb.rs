@@ -4,6 +4,8 @@
 //! set and the page holds no decoded code, so everything that must see a write takes the slow path, once. Tags carry a
 //! generation in their low bits; flushing is taking a new generation. There is one table for each way of checking privilege.
 
+use core::ptr::NonNull;
+
 use crate::bus::Reply;
 use crate::cpu::Cpu;
 use crate::exit::{Exit, Mmio};
@@ -79,6 +81,32 @@ pub(crate) struct Tlb {
     fetched: Box<[u64; 1024]>,
     /// Which 2 MiB and 1 GiB regions have entries made from large pages, hashed.
     large: Box<[u64; 64]>,
+}
+
+/// `1 << S` bytes of RAM that an instruction may access right now. Not to be kept beyond the instruction.
+#[derive(Clone, Copy)]
+pub(crate) struct Place<const S: u8>(NonNull<u8>);
+
+impl<const S: u8> Place<S> {
+    #[inline(always)]
+    pub fn load(self) -> u64 {
+        // SAFETY: made by a TLB hit for as many bytes, and the mapping stays while the instruction runs.
+        unsafe { host::load::<S>(self.0.as_ptr()) }
+    }
+
+    /// For places that were looked up for writing.
+    #[inline(always)]
+    pub fn store(self, value: u64) {
+        // SAFETY: as above.
+        unsafe { host::store::<S>(self.0.as_ptr(), value) }
+    }
+
+    /// LOCK CMPXCHG, for places that were looked up for writing.
+    #[inline(always)]
+    pub fn compare_exchange(self, old: u64, new: u64) -> Result<(), u64> {
+        // SAFETY: as above.
+        unsafe { host::compare_exchange::<S>(self.0.as_ptr(), old, new) }
+    }
 }
 
 /// What an address turned out to be.
@@ -300,28 +328,51 @@ impl Cpu {
         self.efer & efer::LMA != 0
     }
 
+    #[inline(always)]
+    fn entry(&self, la: u64) -> &Data {
+        &self.tlb.data[(self.tlb.table + (la >> 12) as usize % ENTRIES) % (ENTRIES * 4)]
+    }
+
+    /// `1 << S` readable bytes at `la`, if the TLB has them.
+    #[inline(always)]
+    pub(crate) fn readable<const S: u8>(&self, la: u64) -> Option<Place<S>> {
+        let entry = self.entry(la);
+        if entry.read != (la.wrapping_add((1 << S) - 1) & PAGE_MASK | self.tlb.generation) {
+            return None;
+        }
+        // SAFETY: a matching tag means that the page of both the first and the last byte is mapped there; no page is at null.
+        Some(Place(unsafe { NonNull::new_unchecked(la.wrapping_add(entry.addend) as *mut u8) }))
+    }
+
+    /// `1 << S` writable bytes at `la`, if the TLB has them.
+    #[inline(always)]
+    pub(crate) fn writable<const S: u8>(&self, la: u64) -> Option<Place<S>> {
+        let entry = self.entry(la);
+        if entry.write != (la.wrapping_add((1 << S) - 1) & PAGE_MASK | self.tlb.generation) {
+            return None;
+        }
+        // SAFETY: as in `readable`; a write tag is there for writable pages only.
+        Some(Place(unsafe { NonNull::new_unchecked(la.wrapping_add(entry.addend) as *mut u8) }))
+    }
+
     /// Reads `1 << S` bytes at linear address `la`.
     #[inline(always)]
     pub(crate) fn load<const S: u8>(&mut self, la: u64, op: &Op) -> Result<u64, Trapped> {
-        let entry = &self.tlb.data[(self.tlb.table + (la >> 12) as usize % ENTRIES) % (ENTRIES * 4)];
-        if entry.read == (la.wrapping_add((1 << S) - 1) & PAGE_MASK | self.tlb.generation) {
-            // SAFETY: a matching tag means that the page of both the first and the last byte is mapped there.
-            Ok(unsafe { host::load::<S>(la.wrapping_add(entry.addend) as *const u8) })
-        } else {
-            self.load_slow(la, S, op)
+        match self.readable::<S>(la) {
+            Some(place) => Ok(place.load()),
+            None => self.load_slow(la, S, op),
         }
     }
 
     /// Writes `1 << S` bytes at linear address `la`.
     #[inline(always)]
     pub(crate) fn store<const S: u8>(&mut self, la: u64, value: u64, op: &Op) -> Result<(), Trapped> {
-        let entry = &self.tlb.data[(self.tlb.table + (la >> 12) as usize % ENTRIES) % (ENTRIES * 4)];
-        if entry.write == (la.wrapping_add((1 << S) - 1) & PAGE_MASK | self.tlb.generation) {
-            // SAFETY: a matching tag means that the page of both the first and the last byte is mapped there, writable.
-            unsafe { host::store::<S>(la.wrapping_add(entry.addend) as *mut u8, value) };
-            Ok(())
-        } else {
-            self.store_slow(la, value, S, op)
+        match self.writable::<S>(la) {
+            Some(place) => {
+                place.store(value);
+                Ok(())
+            }
+            None => self.store_slow(la, value, S, op),
         }
     }
 
@@ -553,6 +604,12 @@ impl Cpu {
             }
             Target::Mmio(_) => Ok(None),
         }
+    }
+
+    /// `prepare_write` for an access of `1 << S` bytes.
+    pub(crate) fn prepare_place<const S: u8>(&mut self, la: u64, op: &Op) -> Result<Option<(Place<S>, *const PageMeta)>, Trapped> {
+        let found = self.prepare_write(la, 1 << S, op)?;
+        Ok(found.and_then(|(p, meta)| NonNull::new(p).map(|p| (Place(p), meta))))
     }
 
     /// Makes sure that `size` bytes can be read; returns where if they lie in RAM within one page.
