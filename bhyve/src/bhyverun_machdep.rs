@@ -157,3 +157,6 @@ pub fn boot(ctx: &BuildCtx<'_>, bus: &PciBus, cpus: u32) -> Result<Option<BootSt
     }
     Ok(Some(image.state))
 }
+
+#[cfg(test)]
+mod tests;
