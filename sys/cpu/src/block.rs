@@ -119,6 +119,11 @@ impl Blocks {
         self.running == meta
     }
 
+    /// Whether the current instruction is executed as a block of its own.
+    pub fn is_alone(&self) -> bool {
+        self.running.is_null()
+    }
+
     /// The block `b` is about to run; `alone` if it is a single instruction.
     #[inline(always)]
     pub fn enter(&mut self, meta: *const PageMeta) {

@@ -924,8 +924,9 @@ impl Lower<'_> {
             M::Rdtscp => Op { x: 1, ..self.op(system::rdtsc) },
             M::Rdpmc => self.op(misc::forbidden),
             M::Rdrand | M::Rdseed => Op { r: self.reg(0), x: self.size(0), ..self.op(system::rdrand) },
-            M::In => self.port(system::r#in, 1, 0),
-            M::Out => self.port(system::out, 0, 1),
+            // What a device does in answer must be seen to before the next instruction.
+            M::In => return Some((self.port(system::r#in, 1, 0), Flow::End)),
+            M::Out => return Some((self.port(system::out, 0, 1), Flow::End)),
             M::Lgdt => self.table(system::lgdt),
             M::Lidt => self.table(system::lidt),
             M::Sgdt => self.table(system::sgdt),

@@ -44,7 +44,7 @@ impl Cpu {
                 let back = self.cut_rip(self.rip.wrapping_add(u64::from(len)));
                 self.raise(vector, None, Source::Software, back)
             }
-            Trap::OwnCode => {
+            Trap::Alone => {
                 self.alone = true;
                 None
             }
@@ -86,7 +86,7 @@ impl Cpu {
                     (vector::PF, Some(error))
                 }
                 Trap::Exit(exit) => return Some(exit),
-                Trap::None | Trap::Software { .. } | Trap::OwnCode => (vector::GP, Some(0)),
+                Trap::None | Trap::Software { .. } | Trap::Alone => (vector::GP, Some(0)),
             };
             // AMD APM volume 2, table 8-3.
             let exception = source == Source::Exception;

@@ -617,7 +617,7 @@ fn port(cpu: &mut Cpu, op: &Op) -> Result<(u16, u8), Trapped> {
     Ok((port, size))
 }
 
-system!(next r#in(cpu, op) {
+system!(end r#in(cpu, op) {
     let (port, size) = port(cpu, op)?;
     let now = cpu.now(op);
     match cpu.bus().in_port(now, port, size) {
@@ -629,7 +629,7 @@ system!(next r#in(cpu, op) {
     }
 });
 
-system!(next out(cpu, op) {
+system!(end out(cpu, op) {
     let (port, size) = port(cpu, op)?;
     let now = cpu.now(op);
     let value = (cpu.regs[0] & ((1u64 << (8 * size)) - 1)) as u32;

@@ -574,11 +574,21 @@ impl Cpu {
         Ok(())
     }
 
+    /// An access to a device must be the block's last instruction: what the device does in answer (an interrupt, a
+    /// timer, a request to leave) is seen to before the next one.
+    fn check_device(&mut self) -> Result<(), Trapped> {
+        if self.blocks.is_alone() {
+            return Ok(());
+        }
+        self.trap = Trap::Alone;
+        Err(Trapped)
+    }
+
     /// A write to the page of the running block must be the block's last instruction.
     fn check_own_code(&mut self, meta: *const PageMeta) -> Result<(), Trapped> {
         // SAFETY: the current map owns the metadata.
         if unsafe { &*meta }.has_code() && self.blocks.runs_in(meta) {
-            self.trap = Trap::OwnCode;
+            self.trap = Trap::Alone;
             return Err(Trapped);
         }
         Ok(())
@@ -637,6 +647,7 @@ impl Cpu {
 
     /// The guest-physical address, for accesses that are known not to be RAM.
     pub(crate) fn mmio_read(&mut self, gpa: u64, la: u64, size: u8, op: &Op) -> Result<u64, Trapped> {
+        self.check_device()?;
         let now = self.now(op);
         match self.bus().mmio_read(now, gpa, size) {
             Reply::Done(value) => Ok(value),
@@ -645,6 +656,7 @@ impl Cpu {
     }
 
     fn mmio_write(&mut self, gpa: u64, la: u64, size: u8, value: u64, op: &Op) -> Result<(), Trapped> {
+        self.check_device()?;
         let now = self.now(op);
         match self.bus().mmio_write(now, gpa, size, value) {
             Reply::Done(()) => Ok(()),

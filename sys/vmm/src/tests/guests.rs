@@ -6,6 +6,8 @@ use iced_x86::code_asm::*;
 
 use super::*;
 
+/// Where a handler is that stands behind a short jump over it at the start of the program.
+const HANDLER: u32 = ENTRY as u32 + 2;
 const CLOCKS: [Clock; 2] = [Clock::Host, Clock::Instructions];
 
 /// A loop that counts in memory and says so at a port.
@@ -88,10 +90,17 @@ fn timer(a: &mut CodeAssembler) -> Result<(), IcedError> {
 /// Sleeps between timer interrupts, and counts them at a port.
 pub(super) fn ticking() -> Vec<u8> {
     assemble(16, |a| {
-        let mut handler = a.create_label();
+        let mut start = a.create_label();
         let mut again = a.create_label();
-        a.lea(ax, ptr(handler))?;
-        a.mov(word_ptr(0x20 * 4), ax)?;
+        a.jmp(start)?;
+        a.push(ax)?;
+        a.inc(word_ptr(0x500))?;
+        a.mov(al, 0x20)?;
+        a.out(0x20, al)?;
+        a.pop(ax)?;
+        a.iret()?;
+        a.set_label(&mut start)?;
+        a.mov(word_ptr(0x20 * 4), HANDLER)?;
         a.mov(word_ptr(0x20 * 4 + 2), 0)?;
         timer(a)?;
         a.sti()?;
@@ -99,14 +108,7 @@ pub(super) fn ticking() -> Vec<u8> {
         a.hlt()?;
         a.mov(ax, word_ptr(0x500))?;
         a.out(0x80, ax)?;
-        a.jmp(again)?;
-        a.set_label(&mut handler)?;
-        a.push(ax)?;
-        a.inc(word_ptr(0x500))?;
-        a.mov(al, 0x20)?;
-        a.out(0x20, al)?;
-        a.pop(ax)?;
-        a.iret()
+        a.jmp(again)
     })
 }
 
@@ -245,15 +247,15 @@ fn a_request_reaches_a_running_cpu() {
 #[test]
 fn exceptions_are_injected() {
     let code = assemble(16, |a| {
-        let mut handler = a.create_label();
-        a.lea(ax, ptr(handler))?;
-        a.mov(word_ptr(13 * 4), ax)?;
-        a.mov(word_ptr(13 * 4 + 2), 0)?;
-        a.out(0x80, al)?;
-        a.hlt()?;
-        a.set_label(&mut handler)?;
+        let mut start = a.create_label();
+        a.jmp(start)?;
         a.mov(al, 0x13)?;
         a.out(0x81, al)?;
+        a.hlt()?;
+        a.set_label(&mut start)?;
+        a.mov(word_ptr(13 * 4), HANDLER)?;
+        a.mov(word_ptr(13 * 4 + 2), 0)?;
+        a.out(0x80, al)?;
         a.hlt()
     });
     let bench = Bench::with_program(Clock::Host, 1, &code);

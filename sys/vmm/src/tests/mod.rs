@@ -78,6 +78,9 @@ impl Bench {
     }
 
     fn write(&self, gpa: u64, bytes: &[u8]) {
+        if bytes.is_empty() {
+            return;
+        }
         let mapping = self.vm.mmap(gpa, bytes.len() as u64).unwrap();
         // SAFETY: the mapping has this length, and no guest runs yet or it does not look there.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), mapping.as_ptr(), bytes.len()) };
