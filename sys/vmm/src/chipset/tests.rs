@@ -7,6 +7,8 @@ use super::*;
 
 const NOW: Sbt = Sbt::SECOND;
 const CPUS: usize = 3;
+const DEVICES: [Device; 7] =
+    [Device::Vhpet, Device::Vioapic, Device::Vlapic, Device::Vatpit, Device::Vatpic, Device::Vpmtmr, Device::Vrtc];
 
 fn chipset(cpus: usize) -> Chipset {
     let mut chipset = Chipset::new(cpus);
@@ -56,7 +58,7 @@ fn pit_interrupts_through_ioapic_pin_2() {
     chipset.advance(deadline);
     assert_eq!(chipset.pending_vector(0), Some(0x30));
     assert!(chipset.take_effects().notify.contains(0));
-    assert!(!chipset.has_effects());
+    assert_eq!(chipset.take_effects(), Effects::default());
     assert!(chipset.accept(0, 0x30) && chipset.pending_vector(0).is_none());
     assert!(chipset.next_deadline() > Some(deadline), "rate generator");
 }
@@ -250,7 +252,7 @@ impl Machine {
         let cpus: CpuSet = (0..CPUS).collect();
         let now = Sbt(0x1234_5678_9abc);
         let mut twin = Self { chipset: chipset(CPUS), now, epoch: self.epoch + (now - self.now) };
-        for device in Device::ALL {
+        for device in DEVICES {
             let blob = self.chipset.save(self.now, device, &cpus);
             let extras = self.chipset.save_extras(self.now, device, &cpus);
             twin.chipset.restore(now, device, &cpus, &blob).expect("what was saved can be restored");
@@ -406,7 +408,7 @@ fn vrtc_twin() -> Result<(), TestCaseError> {
 fn kernel_structs_have_the_kernels_sizes() {
     let cpus: CpuSet = (0..CPUS).collect();
     let size = |device| chipset(CPUS).save(NOW, device, &cpus).len();
-    assert_eq!(Device::ALL.map(size), [284, 388, 4169 * CPUS, 172, 118, 4, 140]);
+    assert_eq!(DEVICES.map(size), [284, 388, 4169 * CPUS, 172, 118, 4, 140]);
 }
 
 proptest! {
@@ -416,8 +418,8 @@ proptest! {
     #[test]
     fn hostile_states_do_no_harm(
         edits in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..12),
-        device in proptest::sample::select(&Device::ALL[..]),
-        ops in proptest::sample::select(&Device::ALL[..]).prop_flat_map(history),
+        device in proptest::sample::select(&DEVICES[..]),
+        ops in proptest::sample::select(&DEVICES[..]).prop_flat_map(history),
         extras: bool,
         short: bool,
     ) {
@@ -425,7 +427,7 @@ proptest! {
         let mut machine = Machine { chipset: chipset(CPUS), now: Sbt::ZERO, epoch: Sbt::ZERO };
         set_up().iter().for_each(|op| drop(machine.run(op)));
         let now = machine.now;
-        let all = |chipset: &Chipset| Device::ALL.map(|device| {
+        let all = |chipset: &Chipset| DEVICES.map(|device| {
             (chipset.save(now, device, &cpus), chipset.save_extras(now, device, &cpus))
         });
         let before = all(&machine.chipset);

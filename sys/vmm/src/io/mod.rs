@@ -3,6 +3,8 @@
 //! Each is a state machine and nothing else: no threads, no locks, no host time. The VM's uptime is an argument, and
 //! what a device does to others is returned to [`Chipset`](crate::chipset::Chipset), which owns them all.
 
+#![forbid(unsafe_code)]
+
 pub(crate) mod vatpic;
 pub(crate) mod vatpit;
 pub(crate) mod vhpet;

@@ -114,8 +114,11 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         (pin.clone(), any::<bool>()).prop_map(|(pin, on)| Op::Drive(pin, on)),
         (0..4u8).prop_map(Op::Eoi),
         (pin.clone(), any::<bool>()).prop_map(|(pin, high)| Op::Read(pin, high)),
-        (pin, any::<bool>(), any::<u32>(), 0..4u32)
-            .prop_map(|(pin, high, value, vector)| Op::Write(pin, high, value & !0xfc | vector)),
+        (pin, any::<bool>(), any::<u32>(), 0..4u32).prop_map(|(pin, high, value, vector)| Op::Write(
+            pin,
+            high,
+            value & !0xfc | vector
+        )),
     ];
     proptest::collection::vec(op, 0..80)
 }

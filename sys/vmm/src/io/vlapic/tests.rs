@@ -100,7 +100,7 @@ impl Model {
     }
 
     fn tick(&self) -> u64 {
-        let divider = match self.divide % 16 & 11 {
+        let divider = match self.divide & 11 {
             0 => 2,
             1 => 4,
             2 => 8,
@@ -257,7 +257,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         (0..256u64, 0..3u64).prop_map(|(vector, mode)| (0x320, vector | mode << 16)),
         (0..256u64, 0..8u64).prop_map(|(vector, mode)| (0x350, vector | mode << 8)),
         (0..256u64).prop_map(|vector| (0x370, vector)),
-        (0..256u64).prop_map(|tpr| (0x80, tpr)),
+        prop_oneof![0..256u64, 0x40..0x60u64].prop_map(|tpr| (0x80, tpr)),
         (0..256u64).prop_map(|vector| (0x3f0, vector)),
     ];
     let op = prop_oneof![
@@ -265,7 +265,8 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         3 => offset().prop_map(Op::Read),
         1 => (offset(), value()).prop_map(|(at, value)| Op::Write(at, value)),
         6 => likely.prop_map(|(at, value)| Op::Write(at, value)),
-        3 => any::<u8>().prop_map(Op::Receive),
+        // Mostly of few priority classes, so that they meet.
+        3 => prop_oneof![any::<u8>(), 0x40..0x60u8].prop_map(Op::Receive),
         3 => Just(Op::Accept),
         1 => (0..7u32).prop_map(Op::Trigger),
         1 => any::<u8>().prop_map(Op::Level),
@@ -332,6 +333,7 @@ proptest! {
                 }
             }
             prop_assert_eq!(lapic.pending_vector().map(u32::from), model.deliverable());
+            prop_assert_eq!(u32::from(lapic.ppr), model.processor_priority());
         }
     }
 }
