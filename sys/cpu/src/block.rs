@@ -144,7 +144,9 @@ impl Blocks {
     }
 
     pub fn link(&mut self, from: u32, arm: usize, key: u64, to: u32) {
+        // The scratch block is another one every time.
         if to != SCRATCH
+            && from != SCRATCH
             && let Some(link) = self.list.get_mut(from as usize).and_then(|b| b.links.get_mut(arm))
         {
             *link = Link { key, block: to };
