@@ -389,8 +389,6 @@ mod tests {
             "com5,stdio",
             "com1",
             "com1,",
-            "bootrom",
-            "bootrom,",
             "tpm,swtpm",
             "nonsense",
             "",
@@ -398,6 +396,12 @@ mod tests {
             assert_eq!(
                 parse(&config, bad).unwrap_err(),
                 format!("invalid lpc device configuration '{bad}'")
+            );
+        }
+        for bad in ["bootrom", "bootrom,"] {
+            assert_eq!(
+                parse(&config, bad).unwrap_err(),
+                format!("invalid bootrom option '{bad}'")
             );
         }
     }

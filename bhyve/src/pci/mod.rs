@@ -316,3 +316,6 @@ impl PciBus {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
