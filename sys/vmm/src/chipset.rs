@@ -558,7 +558,7 @@ impl Chipset {
             }
             Device::Vhpet => self.hpet.save(now),
             Device::Vatpic => self.pic.save(),
-            Device::Vatpit => self.pit.save(),
+            Device::Vatpit => self.pit.save(now),
             Device::Vpmtmr => self.pmtmr.save(now),
             Device::Vrtc => self.rtc.save(),
         }

@@ -258,6 +258,10 @@ impl Machine {
             twin.chipset.restore(now, device, &cpus, &blob).expect("what was saved can be restored");
             twin.chipset.restore_extras(now, device, &cpus, &extras).expect("and so can the rest");
         }
+        for device in DEVICES {
+            assert_eq!(twin.chipset.save(now, device, &cpus), self.chipset.save(self.now, device, &cpus));
+            assert_eq!(twin.chipset.save_extras(now, device, &cpus), self.chipset.save_extras(self.now, device, &cpus));
+        }
         twin.chipset.resume_time(now);
         twin.chipset.set_startup_cpus(self.chipset.startup_cpus());
         twin.chipset.take_effects();

@@ -209,8 +209,9 @@ impl Vatpit {
         if self.channels[2].out(now) { NMISC_OUT2 } else { 0 }
     }
 
-    /// `STRUCT_VATPIT`.
-    pub fn save(&self) -> Vec<u8> {
+    /// `STRUCT_VATPIT`. Its times are the kernel's uptimes, which mean nothing elsewhere; here they count from `now`,
+    /// so that equal machines have equal states.
+    pub fn save(&self, now: Sbt) -> Vec<u8> {
         let Self { channels } = self;
         let mut out = Writer::new(STATE_LEN);
         out.i64(TICK.sec);
@@ -229,7 +230,8 @@ impl Vatpit {
                 read_high,
                 callout,
             } = channel;
-            let (loaded, callout) = (Bintime::from(*loaded), callout.unwrap_or_default());
+            let loaded = Bintime::from(*loaded - now);
+            let callout = callout.map(|callout| callout - now.into()).unwrap_or_default();
             out.i32((*mode).into());
             out.u16(*initial);
             out.i64(loaded.sec);

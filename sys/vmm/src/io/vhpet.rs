@@ -291,7 +291,7 @@ impl Vhpet {
         }
     }
 
-    /// `STRUCT_VHPET`.
+    /// `STRUCT_VHPET`. The times of its timers, uptimes in the kernel that nobody reads, count from `now`.
     pub fn save(&self, now: Sbt) -> Vec<u8> {
         let Self { config, isr, countbase: _, countbase_sbt: _, timers, restored: _ } = self;
         let mut out = Writer::new(STATE_LEN);
@@ -304,7 +304,7 @@ impl Vhpet {
             out.u64(*msireg);
             out.u32(*compval);
             out.u32(*comprate);
-            out.i64(if *deadline == Sbt::NEVER { 0 } else { deadline.0 });
+            out.i64(if *deadline == Sbt::NEVER { 0 } else { (*deadline - now).0 });
         }
         out.finish()
     }
