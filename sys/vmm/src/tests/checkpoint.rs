@@ -110,11 +110,17 @@ fn a_guest_goes_on_in_another_vm() {
         for _ in 0..10 {
             last = old.next_out(0).1;
         }
+        // Time has to stand still while one struct after the other is saved.
+        old.set(VM_SUSPEND_CPU, VmActivateCpu { vcpuid: -1 }).unwrap();
         let state = whole(&old);
         drop(old);
         let new = twin(clock, 1, &state);
         same(&state, &whole(&new));
-        assert_eq!(new.next_out(0), (0x80, last + 1));
+        let (port, count) = new.next_out(0);
+        assert_eq!(port, 0x80);
+        // On a busy host a tick may pass before the program has said so.
+        let late = if clock == Clock::Host { 20 } else { 0 };
+        assert!((last + 1..=last + 1 + late).contains(&count), "{count} after {last}");
     }
 }
 
