@@ -526,3 +526,6 @@ impl VirtioDevice for Block {
 
     fn restart(&self) {}
 }
+
+#[cfg(test)]
+mod tests;

@@ -13,6 +13,9 @@ pub mod queue;
 pub mod rnd;
 pub mod transport;
 
+#[cfg(test)]
+mod testing;
+
 use crate::device::{BuildError, Device, SaveError, SavedBytes, SavedState, StateError};
 use crate::pci::PciDevice;
 use serde::de::DeserializeOwned;
