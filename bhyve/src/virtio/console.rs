@@ -627,3 +627,6 @@ impl VirtioDevice for Console {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -108,6 +108,16 @@ fn build(
     node: &Node,
     saved: Option<&SavedBytes>,
 ) -> Result<Arc<dyn PciDevice>, BuildError> {
+    build_on(net_backends::open(node)?, ctx, func, node, saved)
+}
+
+fn build_on(
+    backend: Box<dyn NetBackend>,
+    ctx: &BuildCtx<'_>,
+    func: Arc<PciFunc>,
+    node: &Node,
+    saved: Option<&SavedBytes>,
+) -> Result<Arc<dyn PciDevice>, BuildError> {
     let mac = node
         .get("mac")?
         .map(|text| text.parse::<MacAddr>())
@@ -120,7 +130,6 @@ fn build(
                 .ok_or_else(|| BuildError::Invalid(format!("invalid mtu \"{text}\"")))?,
         ),
     };
-    let backend = net_backends::open(node)?;
     let link_up = backend.fd().is_some();
     if link_up && ctx.clock == Clock::Instructions {
         log::warn!(
@@ -525,3 +534,6 @@ impl VirtioDevice for Net {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

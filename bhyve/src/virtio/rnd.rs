@@ -209,3 +209,6 @@ impl VirtioDevice for Rnd {
 
     fn restart(&self) {}
 }
+
+#[cfg(test)]
+mod tests;

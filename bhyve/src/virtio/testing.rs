@@ -141,6 +141,7 @@ impl Drop for Bench {
         if let Some(events) = self.events.take() {
             events.join().expect("the event loop");
         }
+        self.vm.destroy().expect("the VM");
     }
 }
 
@@ -149,7 +150,7 @@ pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
     while !condition() {
         assert!(
-            start.elapsed() < Duration::from_secs(20),
+            start.elapsed() < Duration::from_secs(10),
             "waited in vain: {what}"
         );
         std::thread::sleep(Duration::from_millis(1));

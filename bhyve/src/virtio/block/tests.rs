@@ -233,7 +233,7 @@ fn put_range(bench: &Bench, sector: u64, sectors: u32, unmap: bool) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 12, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 12, max_shrink_iters: 32, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn a_disk_and_its_twin_agree(steps in prop::collection::vec(step(), 1..40)) {
@@ -447,7 +447,7 @@ fn broken_chains_ask_for_a_reset() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 64, max_shrink_iters: 32, failure_persistence: None, ..ProptestConfig::default() })]
 
     // Rings full of noise, and registers written at random: nothing panics, hangs or leaves the disk's size.
     #[test]
