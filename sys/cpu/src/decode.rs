@@ -119,7 +119,7 @@ pub(crate) fn lower_block(code: &[u8], mode: Mode, ops: &mut Vec<Op>, floats: &m
             last.disp = last.imm as i32;
             last.imm = instruction.near_branch64();
             last.len += instruction.len() as u8;
-            return Lowered { n, bytes };
+            break;
         }
         let lower = Lower { i: &instruction, place };
         let (op, then) = lower.lower(floats);
@@ -127,7 +127,8 @@ pub(crate) fn lower_block(code: &[u8], mode: Mode, ops: &mut Vec<Op>, floats: &m
         ops.push(op);
         flow = then;
     }
-    if n != 0 && flow == Flow::More {
+    // Even behind an operation that ends the block: so no handler's `next` can leave the row.
+    if n != 0 {
         let f: Handler = if mode.long() { control::fall_through } else { control::fall_through_legacy };
         ops.push(Op { off: bytes as u16, n: n as u8, ..blank(f) });
     }

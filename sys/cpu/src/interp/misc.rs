@@ -127,7 +127,7 @@ pub(crate) fn sti(cpu: &mut Cpu, op: OpRef) -> Status {
             return forbidden(cpu, op);
         }
         cpu.rflags |= flag::VIF;
-        return next(cpu, op);
+        return end(cpu, op, Ok(()));
     }
     if cpu.rflags & flag::IF == 0 {
         cpu.rflags |= flag::IF;

@@ -326,7 +326,7 @@ system!(next smsw(cpu, op) {
     cpu.put_selector(op, cpu.cr0)
 });
 
-system!(next clts(cpu, op) {
+system!(end clts(cpu, op) {
     cpu.require_cpl0()?;
     cpu.cr0 &= !cr0::TS;
     Ok(())
@@ -566,7 +566,7 @@ system!(next xgetbv(cpu, op) {
     Ok(())
 });
 
-system!(next xsetbv(cpu, op) {
+system!(end xsetbv(cpu, op) {
     if cpu.cr4 & cr4::OSXSAVE == 0 {
         return Err(cpu.ud());
     }
