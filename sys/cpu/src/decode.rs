@@ -224,8 +224,13 @@ impl Lower<'_> {
         if self.long() {
             if matches!(segment, Register::FS | Register::GS) {
                 op.seg = slot;
+            } else if matches!(self.i.memory_base(), Register::RSP | Register::ESP | Register::RBP | Register::EBP) {
+                // The other prefixes mean nothing, not even for which exception an address that is none calls.
+                op.am |= am::STACK;
             }
-        } else if !self.place.mode.flat() || matches!(segment, Register::FS | Register::GS | Register::CS) {
+            return;
+        }
+        if !self.place.mode.flat() || matches!(segment, Register::FS | Register::GS | Register::CS) {
             op.seg = slot;
             op.am |= am::CHECKED;
         }
@@ -621,9 +626,12 @@ impl Lower<'_> {
             M::Jmp if i.is_jmp_far_indirect() => self.far_memory(system::jmp_far_m),
             M::Call if i.is_call_far_indirect() => self.far_memory(system::call_far_m),
             M::Jmp if i.is_jmp_near_indirect() => Op { x: self.size(0), ..self.source(0, control::jmp_r, control::jmp_m) },
+            M::Call if i.is_call_near_indirect() && self.is_register(0) => {
+                stacked(Op { x: self.size(0), ..self.source(0, control::call_r, control::call_m) })
+            }
             M::Call if i.is_call_near_indirect() => Op { x: self.size(0), ..self.source(0, control::call_r, control::call_m) },
             M::Jmp => self.near(if self.wide_branch() { control::jmp } else { control::jmp_legacy }),
-            M::Call if self.wide_branch() => self.near(control::call),
+            M::Call if self.wide_branch() => stacked(self.near(control::call)),
             M::Call => Op { x: if i.op0_kind() == OpKind::NearBranch16 { 1 } else { 2 }, ..self.near(control::call_legacy) },
             M::Ret => {
                 let imm = if i.op_count() == 1 { self.imm(0) & 0xffff } else { 0 };
@@ -633,7 +641,7 @@ impl Lower<'_> {
                     _ => 3,
                 };
                 let f = if x == 3 { control::ret } else { control::ret_legacy };
-                Op { imm, x, ..self.op(f) }
+                stacked(Op { imm, x, ..self.op(f) })
             }
             M::Retf => {
                 let imm = if i.op_count() == 1 { self.imm(0) & 0xffff } else { 0 };
@@ -718,7 +726,6 @@ impl Lower<'_> {
         use Mnemonic as M;
         let i = self.i;
         let s = log(i.stack_pointer_increment().unsigned_abs() as usize);
-        let stacked = |op: Op| Op { am: op.am | am::STACK, ..op };
         let op = match i.mnemonic() {
             M::Push => {
                 if self.is_register(0) && i.op0_register().is_segment_register() {
@@ -1028,4 +1035,9 @@ impl Lower<'_> {
         self.segment(&mut op, i.memory_segment());
         (op, Flow::More)
     }
+}
+
+/// An operation whose memory access is that of the stack.
+const fn stacked(op: Op) -> Op {
+    Op { am: op.am | am::STACK, ..op }
 }

@@ -48,11 +48,8 @@ fn cmpxchg_r<const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
     if a == b {
         cpu.wr::<S>(op.r, cpu.rd::<S>(op.s));
     } else {
+        // AMD's processors leave the destination alone, with its upper half; Intel's write it back.
         cpu.wr::<S>(0, b);
-        if S == 2 {
-            // The destination is written with its own value, which clears the upper half.
-            cpu.wr::<S>(op.r, cpu.rd::<S>(op.r));
-        }
     }
     next(cpu, op)
 }

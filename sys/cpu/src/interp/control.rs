@@ -159,6 +159,11 @@ pub(crate) fn jmp_m(cpu: &mut Cpu, op: OpRef) -> Status {
 
 #[inline(always)]
 fn call_to(cpu: &mut Cpu, op: OpRef, to: u64) -> Status {
+    if op.x == 3 && !Cpu::canonical(to) {
+        // AMD's processors look at the stack first.
+        let sp = cpu.regs[4].wrapping_sub(8);
+        get!(cpu, op, cpu.prepare_write(sp, 8, &op));
+    }
     get!(cpu, op, check_target(cpu, to));
     let back = cpu.cut_rip(cpu.next_rip(&op));
     if op.x == 3 {

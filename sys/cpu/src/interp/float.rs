@@ -178,7 +178,7 @@ impl Cpu {
         let size = usize::from(read.max(write));
         let mut memory = Memory::new();
         memory.rip = self.op_rip(op);
-        memory.offset = if op.x != 0 { self.regs[7] } else { self.offset(op) };
+        memory.offset = if op.x != 0 { self.address_register(op, 7) } else { self.offset(op) };
         // MASKMOVQ and MASKMOVDQU address by rDI.
         let la = if op.x != 0 { self.operand_linear(op, memory.offset, size as u64, write != 0)? } else { self.ea(op, size as u64, write != 0)? };
         if operation.aligned() && la & 15 != 0 {

@@ -33,7 +33,7 @@ enum Chunk {
 
 impl Cpu {
     /// The address size as a logarithm.
-    fn address_log(op: &Op) -> u8 {
+    pub(crate) fn address_log(op: &Op) -> u8 {
         match op.am & (am::MASK16 | am::MASK32) {
             0 => 3,
             am::MASK32 => 2,
@@ -41,7 +41,7 @@ impl Cpu {
         }
     }
 
-    fn address_register(&self, op: &Op, r: u8) -> u64 {
+    pub(crate) fn address_register(&self, op: &Op, r: u8) -> u64 {
         match Self::address_log(op) {
             1 => self.rd::<1>(r),
             2 => self.rd::<2>(r),

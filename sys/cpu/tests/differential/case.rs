@@ -31,6 +31,8 @@ pub struct Case {
     pub instructions: Vec<Placed>,
     /// The arithmetic flags that are undefined at the end.
     pub undefined: u64,
+    /// The arithmetic flags that are undefined anywhere.
+    pub ever_undefined: u64,
     pub regs: [u64; 16],
     pub rflags: u64,
     /// FXSAVE's 64-bit image.
@@ -50,4 +52,6 @@ pub struct Outcome {
     pub rflags: u64,
     pub fx: [u8; 512],
     pub data: Box<[u8; DATA_LEN]>,
+    /// What happened if no exception ended it.
+    pub note: String,
 }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use iced_x86::Mnemonic::{Dppd, Dpps, Fldenv, Frstor, Maskmovq};
+use iced_x86::Mnemonic::{Cmpsb, Cmpsd, Cmpsq, Cmpsw, Dppd, Dpps, Fldenv, Frstor, Maskmovq};
 use iced_x86::{Formatter, NasmFormatter};
 
 use crate::case::{ARITHMETIC, CODE, Case, DATA, DF, Outcome, PF_VECTOR, Placed, XM_VECTOR};
@@ -20,13 +20,17 @@ const SCALING_MASKS: u32 = 0xc00;
 /// What the engine did differently, a line each; empty if nothing.
 pub fn differences(case: &Case, native: &Outcome, ours: &Outcome) -> String {
     let mut out = String::new();
-    let mut line = |name: &str, native: u64, ours: u64| {
-        if native != ours {
-            let _ = writeln!(out, "  {name:<10} native {native:#018x}  ours {ours:#018x}");
-        }
-    };
-    line("vector", native.vector.into(), ours.vector.into());
+    if !ours.note.is_empty() {
+        let _ = writeln!(out, "  ended with {}", ours.note);
+    }
+    let mut line = |name: &str, native: u64, ours: u64| differ(&mut out, name, native, ours);
     line("rip", native.rip, ours.rip);
+    let compares = stopped_at(case, native.rip).is_some_and(|placed| matches!(placed.instruction.mnemonic(), Cmpsb | Cmpsw | Cmpsd | Cmpsq));
+    if compares && native.vector != 3 && ours.vector != 3 {
+        // Which of the two operands is read first, and so which of two faults is found, is the processor's own matter.
+        return out + &state_differences(case, native, ours);
+    }
+    line("vector", native.vector.into(), ours.vector.into());
     if native.vector == PF_VECTOR && ours.vector == PF_VECTOR {
         // The environment and state images are read in an order of the processor's own.
         let image = stopped_at(case, native.rip).is_some_and(|placed| matches!(placed.instruction.mnemonic(), Fldenv | Frstor));
@@ -38,6 +42,13 @@ pub fn differences(case: &Case, native: &Outcome, ours: &Outcome) -> String {
     } else if native.vector == ours.vector {
         line("error", native.error.into(), ours.error.into());
     }
+    out + &state_differences(case, native, ours)
+}
+
+/// The same of the registers and of memory.
+fn state_differences(case: &Case, native: &Outcome, ours: &Outcome) -> String {
+    let mut out = String::new();
+    let mut line = |name: &str, native: u64, ours: u64| differ(&mut out, name, native, ours);
     for (name, (native, ours)) in NAMES.iter().zip(native.regs.iter().zip(&ours.regs)) {
         line(name, *native, *ours);
     }
@@ -80,6 +91,12 @@ pub fn differences(case: &Case, native: &Outcome, ours: &Outcome) -> String {
     out
 }
 
+fn differ(out: &mut String, name: &str, native: u64, ours: u64) {
+    if native != ours {
+        let _ = writeln!(out, "  {name:<10} native {native:#018x}  ours {ours:#018x}");
+    }
+}
+
 fn bytes(out: &mut String, name: &str, native: &[u8], ours: &[u8]) {
     if native != ours {
         let _ = writeln!(out, "  {name:<10} native {}  ours {}", hex(native), hex(ours));
@@ -96,10 +113,11 @@ fn hex(bytes: &[u8]) -> String {
 
 /// The flags that are undefined where a case ended.
 fn undefined_at(case: &Case, rip: u64, vector: u8) -> u64 {
-    if vector == 3 {
+    if vector == 3 && rip == CODE + case.code.len() as u64 {
         return case.undefined;
     }
-    stopped_at(case, rip).map_or(case.undefined, |placed| placed.undefined)
+    // Anywhere else than at an instruction it ended by jumping there.
+    stopped_at(case, rip).map_or(case.ever_undefined, |placed| placed.undefined)
 }
 
 /// The instruction at which a case stopped.

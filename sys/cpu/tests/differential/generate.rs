@@ -48,6 +48,10 @@ fn group(code: Code) -> Option<usize> {
     if !info.is_instruction() || !info.mode64() || info.encoding() != EncodingKind::Legacy || info.must_be_cpl0() {
         return None;
     }
+    // A far transfer could find a selector that means something to the host's kernel.
+    if code.is_jmp_far_indirect() || code.is_call_far_indirect() {
+        return None;
+    }
     if excluded(code.mnemonic()) || matches!(code, Code::Bswap_r16 | Code::Nopw | Code::Nopd | Code::Nopq) {
         return None;
     }
@@ -280,6 +284,14 @@ fn spares_pointers(rng: &mut Rng, factory: &mut InstructionInfoFactory, instruct
         })
 }
 
+/// Whether an instruction that writes flags does so whatever its operands: not if it shifts by zero or repeats no times.
+fn writes_flags_for_sure(instruction: &Instruction) -> bool {
+    use Mnemonic::*;
+    let counted = matches!(instruction.mnemonic(), Rol | Ror | Rcl | Rcr | Sal | Shl | Sar | Shr | Shld | Shrd);
+    let repeated = instruction.has_rep_prefix() || instruction.has_repne_prefix();
+    !counted && !(repeated && instruction.is_string_instruction())
+}
+
 /// iced's RFLAGS bits as the processor's.
 fn arithmetic(bits: u32) -> u64 {
     use iced_x86::RflagsBits as B;
@@ -309,6 +321,7 @@ impl Generator {
             code: Vec::with_capacity(200),
             instructions: Vec::with_capacity(length),
             undefined: 0,
+            ever_undefined: 0,
             regs: [0; 16],
             rflags: 0,
             fx: [0; 512],
@@ -370,10 +383,11 @@ impl Generator {
             case.instructions.push(Placed { instruction, undefined });
             let now_undefined = arithmetic(instruction.rflags_undefined());
             let written = arithmetic(instruction.rflags_written() | instruction.rflags_set() | instruction.rflags_cleared());
-            if index >= skipped_to {
+            if index >= skipped_to && writes_flags_for_sure(&instruction) {
                 undefined &= !written;
             }
             undefined |= now_undefined;
+            case.ever_undefined |= undefined;
             chosen.push(instruction);
         }
         case.undefined = undefined;

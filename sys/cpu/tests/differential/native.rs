@@ -8,7 +8,7 @@ use std::arch::naked_asm;
 use std::ffi::{c_int, c_void};
 use std::mem::{offset_of, zeroed};
 use std::ptr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::case::{CODE, CODE_LEN, Case, DATA, DATA_LEN, DATA_RW, Outcome};
@@ -38,10 +38,19 @@ static mut CONTEXT: Context = Context {
 };
 /// Whether a case is running: any other signal is this process's own fault.
 static RUNNING: AtomicBool = AtomicBool::new(false);
+/// Counts cases, and the count at the last tick of the watchdog.
+static CASES: AtomicU64 = AtomicU64::new(0);
+static CASES_BEFORE: AtomicU64 = AtomicU64::new(0);
 static ONLY_ONE: Mutex<()> = Mutex::new(());
 
+/// How often the watchdog looks whether the case is still the same, in nanoseconds of the thread's time.
+const WATCHDOG: libc::c_long = 50_000_000;
+/// [`Outcome::vector`] of a case that does not end.
+pub const ENDLESS: u8 = 0xfe;
+
 const ALT_STACK: usize = 0x2_0000;
-const SIGNALS: [c_int; 5] = [libc::SIGTRAP, libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE];
+const SIGNALS: [c_int; 6] =
+    [libc::SIGTRAP, libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGVTALRM];
 /// The general registers in the order of their encoding.
 const GREGS: [c_int; 16] = [
     libc::REG_RAX,
@@ -67,6 +76,7 @@ pub struct Native {
     /// The code page, where it can be written.
     code: *mut u8,
     data: *mut u8,
+    watchdog: libc::timer_t,
     _alt_stack: Vec<u8>,
     _guard: MutexGuard<'static, ()>,
 }
@@ -84,14 +94,26 @@ impl Native {
                 let mut action: libc::sigaction = zeroed();
                 action.sa_sigaction = handler as *const () as usize;
                 action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+                libc::sigfillset(&mut action.sa_mask);
                 assert_eq!(libc::sigaction(signal, &action, ptr::null_mut()), 0, "sigaction");
             }
+            // A process's timer could interrupt any thread; this one is the thread's own.
+            let mut event: libc::sigevent = zeroed();
+            event.sigev_notify = libc::SIGEV_THREAD_ID;
+            event.sigev_signo = libc::SIGVTALRM;
+            event.sigev_notify_thread_id = libc::gettid();
+            let mut watchdog = ptr::null_mut();
+            assert_eq!(libc::timer_create(libc::CLOCK_THREAD_CPUTIME_ID, &mut event, &mut watchdog), 0, "timer_create");
+            let tick = libc::timespec { tv_sec: 0, tv_nsec: WATCHDOG };
+            let times = libc::itimerspec { it_interval: tick, it_value: tick };
+            assert_eq!(libc::timer_settime(watchdog, 0, &times, ptr::null_mut()), 0, "timer_settime");
             let file = libc::memfd_create(c"differential".as_ptr(), 0);
             assert!(file >= 0, "memfd_create");
             assert_eq!(libc::ftruncate(file, (CODE_LEN + DATA_LEN) as libc::off_t), 0, "ftruncate");
             let map = |address: u64, len: usize, prot, offset: usize| {
                 let fixed = if address == 0 { 0 } else { libc::MAP_FIXED };
-                let flags = libc::MAP_SHARED | fixed;
+                // Populated: the error code of a page that is there, but was never touched, would say that it is not.
+                let flags = libc::MAP_SHARED | libc::MAP_POPULATE | fixed;
                 let at = libc::mmap(address as *mut c_void, len, prot, flags, file, offset as libc::off_t);
                 assert_ne!(at, libc::MAP_FAILED, "mmap");
                 at.cast::<u8>()
@@ -102,7 +124,7 @@ impl Native {
             map(DATA + DATA_RW as u64, DATA_LEN - DATA_RW, libc::PROT_READ, CODE_LEN + DATA_RW);
             libc::close(file);
             ptr::write_bytes(code, 0xcc, CODE_LEN);
-            Self { code, data: code.add(CODE_LEN), _alt_stack: alt_stack, _guard: guard }
+            Self { code, data: code.add(CODE_LEN), watchdog, _alt_stack: alt_stack, _guard: guard }
         }
     }
 
@@ -119,6 +141,7 @@ impl Native {
             (*context).regs = case.regs;
             (*context).rflags = case.rflags;
             (*context).target = CODE;
+            CASES.fetch_add(1, Ordering::SeqCst);
             RUNNING.store(true, Ordering::SeqCst);
             enter();
             RUNNING.store(false, Ordering::SeqCst);
@@ -134,8 +157,16 @@ impl Native {
                 rflags: (*context).rflags,
                 fx: (*context).fx,
                 data: data.assume_init(),
+                note: String::new(),
             }
         }
+    }
+}
+
+impl Drop for Native {
+    fn drop(&mut self) {
+        // SAFETY: the timer is this value's own. The mappings stay, for the next `Native` to replace.
+        unsafe { libc::timer_delete(self.watchdog) };
     }
 }
 
@@ -187,7 +218,12 @@ extern "C" fn leave() {
 
 /// Copies the interrupted case's context, and makes the thread return from [`enter`] with units in their usual state.
 extern "C" fn handler(signal: c_int, _: *mut libc::siginfo_t, context: *mut c_void) {
-    if !RUNNING.load(Ordering::SeqCst) {
+    if signal == libc::SIGVTALRM {
+        let case = CASES.load(Ordering::SeqCst);
+        if CASES_BEFORE.swap(case, Ordering::SeqCst) != case || !RUNNING.load(Ordering::SeqCst) {
+            return;
+        }
+    } else if !RUNNING.load(Ordering::SeqCst) {
         // SAFETY: the default action ends the process when the instruction is repeated.
         unsafe { libc::signal(signal, libc::SIG_DFL) };
         return;
@@ -204,6 +240,9 @@ extern "C" fn handler(signal: c_int, _: *mut libc::siginfo_t, context: *mut c_vo
         (*out).target = gregs[libc::REG_RIP as usize] as u64;
         (*out).rflags = gregs[libc::REG_EFL as usize] as u64;
         (*out).vector = gregs[libc::REG_TRAPNO as usize] as u64;
+        if signal == libc::SIGVTALRM {
+            (*out).vector = ENDLESS.into();
+        }
         (*out).error = gregs[libc::REG_ERR as usize] as u64;
         (*out).address = gregs[libc::REG_CR2 as usize] as u64;
         let fx = machine.fpregs.cast::<u8>();

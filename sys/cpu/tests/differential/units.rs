@@ -97,5 +97,5 @@ pub fn run(case: &Case) -> Outcome {
     };
     let mut fx = [0; 512];
     state.fxsave(&mut fx, Form::Long64);
-    Outcome { vector, error, address, rip, regs: gprs, rflags, fx, data }
+    Outcome { vector, error, address, rip, regs: gprs, rflags, fx, data, note: String::new() }
 }
