@@ -35,7 +35,7 @@ Usage: bhyve [-AaCDeHhIMPSuWwxY]
        -s: PCI slot, device and its options
        -U: UUID of the machine
        -u: the RTC keeps UTC
-       -W: virtio devices use MSI, not MSI-X
+       -W: virtio devices have no MSI-X
        -w: ignore unknown model-specific registers
        -x: local APICs in x2APIC mode
        -Y: no MP table
