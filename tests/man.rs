@@ -6,21 +6,27 @@ use std::path::Path;
 use vmm_tests::Bench;
 
 fn page(name: &str) -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../man").join(name);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../man")
+        .join(name);
     std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
 /// What follows `start` in the page's lines, up to the next space.
 fn items(page: &str, start: &str) -> BTreeSet<String> {
     let rest = page.lines().filter_map(|line| line.strip_prefix(start));
-    rest.map(|rest| rest.split(' ').next().unwrap_or_default().to_owned()).collect()
+    rest.map(|rest| rest.split(' ').next().unwrap_or_default().to_owned())
+        .collect()
 }
 
 fn compare(page: &str, documented: &BTreeSet<String>, real: &BTreeSet<String>) {
     let missing: Vec<_> = real.difference(documented).collect();
     let invented: Vec<_> = documented.difference(real).collect();
     assert!(missing.is_empty(), "{page} lacks {missing:?}");
-    assert!(invented.is_empty(), "{page} has {invented:?}, which are not there");
+    assert!(
+        invented.is_empty(),
+        "{page} has {invented:?}, which are not there"
+    );
     assert!(!real.is_empty());
 }
 
@@ -30,8 +36,9 @@ fn bhyvectl_8() {
     assert_eq!(output.status.code(), Some(1));
     let usage = String::from_utf8(output.stderr).unwrap();
     let options = usage.lines().filter_map(|line| line.split("--").nth(1));
-    let mut real: BTreeSet<_> =
-        options.map(|o| o.split(['=', ']']).next().unwrap_or_default().to_owned()).collect();
+    let mut real: BTreeSet<_> = options
+        .map(|o| o.split(['=', ']']).next().unwrap_or_default().to_owned())
+        .collect();
     real.insert("help".into());
     compare("bhyvectl.8", &items(&page("bhyvectl.8"), ".It Fl -"), &real);
 }
@@ -41,7 +48,10 @@ fn bhyve_8() {
     let output = Bench::new().run(&["-h"]);
     assert_eq!(output.status.code(), Some(0));
     let usage = String::from_utf8(output.stderr).unwrap();
-    let real = usage.lines().filter_map(|l| l.trim_start().strip_prefix('-')).filter_map(|l| l.split_once(':'));
+    let real = usage
+        .lines()
+        .filter_map(|l| l.trim_start().strip_prefix('-'))
+        .filter_map(|l| l.split_once(':'));
     let real: BTreeSet<_> = real.map(|(option, _)| option.to_owned()).collect();
     compare("bhyve.8", &items(&page("bhyve.8"), ".It Fl "), &real);
 }
@@ -51,9 +61,147 @@ fn devices_are_in_bhyve_8() {
     for (option, list) in [("-s", "Device"), ("-l", "Lpc")] {
         let output = Bench::new().run(&[option, "help"]);
         assert_eq!(output.status.code(), Some(0), "{option}");
-        let real: BTreeSet<_> = String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect();
+        let real: BTreeSet<_> = String::from_utf8(output.stdout)
+            .unwrap()
+            .lines()
+            .map(str::to_owned)
+            .collect();
         let page = page("bhyve.8");
-        let documented = items(&page, if list == "Device" { ".It Cm " } else { ".It Li " });
+        let documented = items(
+            &page,
+            if list == "Device" {
+                ".It Cm "
+            } else {
+                ".It Li "
+            },
+        );
         compare("bhyve.8", &documented, &real);
     }
+}
+
+/// The path of a PCI function's variables.
+const FUNCTION: &str = "pci.*.*.*.";
+
+/// Where the names in a file begin, for those files that read variables below a node.
+const NODES: [(&str, &[&str]); 11] = [
+    ("bhyverun_machdep.rs", &["", "boot."]),
+    ("block_if/options.rs", &[FUNCTION]),
+    ("net_backends/mod.rs", &[FUNCTION]),
+    ("net_backends/slirp/mod.rs", &[FUNCTION]),
+    ("pci/hostbridge.rs", &[FUNCTION]),
+    ("pci/lpc.rs", &["", "lpc.", "lpc.pcireg."]),
+    ("pci/mod.rs", &[FUNCTION]),
+    ("pci/slot.rs", &["", FUNCTION]),
+    ("virtio/block.rs", &["", FUNCTION]),
+    ("virtio/console.rs", &["pci.*.*.*.port.*."]),
+    ("virtio/net.rs", &[FUNCTION]),
+];
+
+/// What stands before a variable's name where it is read, without white space.
+const GETTERS: [&str; 10] = [
+    ".get(\"",
+    ".raw(\"",
+    ".bool(\"",
+    ".u64(\"",
+    ".size(\"",
+    ".get(&format!(\"",
+    ".children(\"",
+    "config,\"",
+    "node,\"",
+    "number(\"",
+];
+
+/// The name with a star for every component that is not always the same: `{…}` in the code, capital letters in the page.
+fn pattern(name: &str) -> String {
+    let star = |part: &str| part.contains('{') || part.bytes().any(|b| b.is_ascii_uppercase());
+    let parts = name
+        .split('.')
+        .map(|part| if star(part) { "*" } else { part });
+    parts.collect::<Vec<_>>().join(".")
+}
+
+/// The names that a file's code reads, but for its tests.
+fn names_read(code: &str) -> BTreeSet<String> {
+    let code = code
+        .split("#[cfg(test)]\nmod tests {")
+        .next()
+        .unwrap_or_default();
+    let lines = code
+        .lines()
+        .filter(|line| !line.trim_start().starts_with("//"));
+    let code: String = lines.flat_map(str::split_whitespace).collect();
+    let after = |getter: &str| -> Vec<String> {
+        let names = code.split(getter).skip(1);
+        names
+            .filter_map(|rest| rest.split_once('"'))
+            .map(|(name, _)| pattern(name))
+            .collect()
+    };
+    GETTERS.iter().flat_map(|getter| after(getter)).collect()
+}
+
+/// Every source file below `dir` but for tests, by its path from there.
+fn sources(dir: &Path, below: &str, files: &mut Vec<(String, String)>) {
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap();
+        let below = format!("{below}{name}");
+        if path.is_dir() && name != "tests" {
+            sources(&path, &format!("{below}/"), files);
+        } else if name.ends_with(".rs") && name != "tests.rs" {
+            files.push((below, std::fs::read_to_string(&path).unwrap()));
+        }
+    }
+}
+
+#[test]
+fn bhyve_config_5() {
+    let page = page("bhyve_config.5");
+    let patterns = |start| -> BTreeSet<_> {
+        items(&page, start)
+            .iter()
+            .map(|name| pattern(name))
+            .collect()
+    };
+    let documented = patterns(".It Va ");
+    let mut files = Vec::new();
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../bhyve/src");
+    sources(&source, "", &mut files);
+    let mut real = BTreeSet::new();
+    for (file, code) in &files {
+        let node = NODES.iter().find(|(name, _)| name == file);
+        let starts = node.map_or(&[""][..], |(_, starts)| starts);
+        for name in names_read(code) {
+            // Of a file that reads below several nodes, one has to be right.
+            let names: Vec<_> = starts
+                .iter()
+                .map(|start| format!("{start}{name}"))
+                .collect();
+            let known = |name: &&String| {
+                let node = format!("{name}.");
+                documented.contains(*name) || documented.iter().any(|d| d.starts_with(&node))
+            };
+            assert!(
+                names.iter().any(|name| known(&name)),
+                "bhyve_config.5 lacks {name:?}, which {file} reads"
+            );
+            real.extend(names.iter().filter(known).cloned());
+        }
+    }
+    for (file, _) in NODES {
+        assert!(files.iter().any(|(name, _)| name == file), "no {file}");
+    }
+    let unread: Vec<_> = documented.difference(&real).collect();
+    assert!(
+        unread.is_empty(),
+        "bhyve_config.5 has {unread:?}, which nothing reads"
+    );
+    let read: Vec<_> = patterns(".It Li ")
+        .into_iter()
+        .filter(|name| real.contains(name))
+        .collect();
+    assert!(
+        read.is_empty(),
+        "{read:?} have an effect, whatever bhyve_config.5 says"
+    );
 }
