@@ -302,3 +302,309 @@ fn sse_moves_and_arithmetic() {
     assert_eq!(m.cpu.get(Reg::Rbx), 6);
     assert_eq!(f64::from_bits(m.cpu.get(Reg::Rcx)), 1.0);
 }
+
+#[test]
+fn instruction_that_straddles_pages() {
+    // A jump whose displacement lies in the next page, taken and not taken in turn from two places.
+    for at in 0xff9..0x1000u64 {
+        let run = |step| {
+            let mut m = Machine::long();
+            m.load_at(0x10_0000 + at, 64, |a| {
+                let mut over = a.create_label();
+                let mut top = a.create_label();
+                a.set_label(&mut top).unwrap();
+                a.inc(ecx).unwrap();
+                a.test(cl, 1).unwrap();
+                a.je(over).unwrap();
+                a.add(ebx, dword_ptr(0x20_0000)).unwrap();
+                a.add(qword_ptr(0x20_0000), 0x1234_5678).unwrap();
+                a.set_label(&mut over).unwrap();
+                a.cmp(ecx, 100).unwrap();
+                a.jne(top).unwrap();
+                a.hlt().unwrap();
+            });
+            m.cpu.set(Reg::Rip, 0x10_0000 + at);
+            assert_eq!(m.run_by(step), Exit::Hlt);
+            m
+        };
+        assert_eq!(run(100_000).state(), run(1).state());
+        assert_eq!(run(100_000).ram.read64(0x20_0000), 50 * 0x1234_5678);
+    }
+}
+
+/// Maps one 4 KiB page at 1 GiB + `n` pages in a machine from `Machine::long`.
+fn map_page(m: &Machine, n: u64, entry: u64) {
+    let (pd, pt) = (0xa000, 0xb000);
+    m.ram.write64(TABLES + 0x1000 + 8, pd | 7);
+    m.ram.write64(pd, pt | 7);
+    m.ram.write64(pt + n * 8, entry);
+}
+
+const PAGED: u64 = 0x4000_0000;
+
+#[test]
+fn page_protection() {
+    let nx = 1u64 << 63;
+    // Entry, user access, write, fetch -> error code or none.
+    let cases = [
+        (0x30_0000 | 1, false, true, false, Some(3)),
+        (0x30_0000 | 1, true, false, false, Some(5)),
+        (0x30_0000 | 3, false, true, false, None),
+        (0x30_0000 | 7, true, true, false, None),
+        (0x30_0000 | 5, true, true, false, Some(7)),
+        (0, true, true, false, Some(6)),
+        (0x30_0000 | 7 | nx, true, false, true, Some(0x15)),
+        (0x30_0000 | 1 << 51 | 7, true, false, false, Some(0xd)),
+    ];
+    for (entry, user, write, exec, expected) in cases {
+        let m = Machine::long();
+        map_page(&m, 3, entry);
+        let paging = m.cpu.paging();
+        let result = m.cpu.translate(&paging, PAGED + 0x3010, Access { write, exec, user }, true);
+        assert_eq!(result, expected.map_or(Ok(0x30_0010), |error| Err(PageFault { error })), "{entry:#x}");
+        let after = m.ram.read64(0xb000 + 24);
+        let marks = if expected.is_some() { 0 } else if write { 0x60 } else { 0x20 };
+        assert_eq!(after, entry | marks, "accessed and dirty bits");
+    }
+}
+
+#[test]
+fn smap_and_smep() {
+    let mut m = Machine::long();
+    map_page(&m, 0, 0x30_0000 | 7);
+    m.cpu.set(Reg::Cr4, m.cpu.get(Reg::Cr4) | cr4::SMAP | cr4::SMEP);
+    // The program's own pages are user pages in this machine: make the first GiB the supervisor's.
+    m.ram.write64(TABLES, TABLES + 0x1000 | 7);
+    for i in 0..512 {
+        m.ram.write64(TABLES + 0x2000 + i * 8, i << 21 | 0x83);
+    }
+    m.load(64, |a| {
+        a.mov(ebx, PAGED as u32).unwrap();
+        a.stac().unwrap();
+        a.mov(dword_ptr(rbx), 5).unwrap();
+        a.mov(ecx, dword_ptr(rbx)).unwrap();
+        a.clac().unwrap();
+        a.mov(edx, dword_ptr(rbx)).unwrap();
+        a.hlt().unwrap();
+    });
+    assert_eq!(m.run(), Exit::Hlt);
+    assert_eq!((m.cpu.get(Reg::Rax), m.cpu.get(Reg::Rcx)), (14, 5));
+    assert_eq!(m.ram.read64(m.cpu.get(Reg::Rsp)), 1);
+    m.cpu.set(Reg::Rip, PAGED);
+    assert_eq!(m.run(), Exit::Hlt);
+    assert_eq!(m.ram.read64(m.cpu.get(Reg::Rsp)), 0x11);
+}
+
+#[test]
+fn invlpg_forgets_data_and_code() {
+    let mut m = Machine::long();
+    map_page(&m, 0, 0x30_0000 | 7);
+    // Two pages with a function each: mov eax, 1 or 2; ret.
+    m.ram.write(0x30_0000, &[0xb8, 1, 0, 0, 0, 0xc3]);
+    m.ram.write(0x30_1000, &[0xb8, 2, 0, 0, 0, 0xc3]);
+    m.load(64, |a| {
+        a.mov(ebx, PAGED as u32).unwrap();
+        a.call(rbx).unwrap();
+        a.mov(esi, eax).unwrap();
+        a.mov(ebp, dword_ptr(rbx)).unwrap();
+        a.mov(qword_ptr(0xb000), 0x30_1007).unwrap();
+        a.invlpg(byte_ptr(rbx)).unwrap();
+        a.call(rbx).unwrap();
+        a.mov(edi, dword_ptr(rbx)).unwrap();
+        a.hlt().unwrap();
+    });
+    assert_eq!(m.run(), Exit::Hlt);
+    assert_eq!((m.cpu.get(Reg::Rsi), m.cpu.get(Reg::Rax)), (1, 2));
+    assert_eq!((m.cpu.get(Reg::Rbp), m.cpu.get(Reg::Rdi)), (0x1b8, 0x2b8));
+}
+
+#[test]
+fn device_writes_are_seen_by_code() {
+    let mut m = Machine::long();
+    m.load(64, |a| {
+        a.mov(eax, 1).unwrap();
+        a.hlt().unwrap();
+    });
+    assert_eq!(m.run(), Exit::Hlt);
+    assert_eq!(m.cpu.get(Reg::Rax), 1);
+    m.ram.write(CODE + 1, &[9]);
+    m.mem.mark_written(CODE + 1, 1);
+    m.cpu.set(Reg::Rip, CODE);
+    assert_eq!(m.run(), Exit::Hlt);
+    assert_eq!(m.cpu.get(Reg::Rax), 9);
+}
+
+#[test]
+fn dirty_pages() {
+    let mut m = Machine::long();
+    m.load(64, |a| {
+        a.mov(dword_ptr(0x20_0000), 1).unwrap();
+        a.hlt().unwrap();
+    });
+    for _ in 0..2 {
+        assert!(!m.mem.is_dirty(0x20_0000));
+        m.cpu.set(Reg::Rip, CODE);
+        assert_eq!(m.run(), Exit::Hlt);
+        assert!(m.mem.is_dirty(0x20_0000) && !m.mem.is_dirty(0x20_1000));
+        m.mem.clear_dirty(0, RAM_SIZE as u64);
+    }
+}
+
+#[test]
+fn hardware_breakpoints() {
+    let mut m = Machine::long();
+    m.load(64, |a| {
+        a.mov(ebx, 1).unwrap();
+        a.mov(dword_ptr(0x20_0004), ebx).unwrap();
+        a.mov(ebx, 2).unwrap();
+        a.hlt().unwrap();
+    });
+    m.cpu.set(Reg::Dr0, 0x20_0004);
+    m.cpu.set(Reg::Dr7, 0x400 | 1 | 0xd << 16);
+    assert_eq!(m.run(), Exit::Hlt);
+    assert_eq!((m.cpu.get(Reg::Rax), m.cpu.get(Reg::Rbx)), (1, 1));
+    assert_eq!(m.ram.read64(m.cpu.get(Reg::Rsp)), CODE + 12);
+    assert_eq!(m.cpu.get(Reg::Dr6) & 0xf, 1);
+    m.cpu.set(Reg::Dr0, CODE + 12);
+    m.cpu.set(Reg::Dr7, 0x400 | 1);
+    m.cpu.set(Reg::Rip, CODE);
+    assert_eq!(m.run(), Exit::Hlt);
+    assert_eq!((m.cpu.get(Reg::Rax), m.cpu.get(Reg::Rbx)), (1, 1));
+    assert_eq!(m.ram.read64(m.cpu.get(Reg::Rsp)), CODE + 12);
+}
+
+#[test]
+fn task_switch_and_back() {
+    let mut m = Machine::protected();
+    let (old, new) = (0x6000u64, 0x6100u64);
+    m.ram.write64(GDT + 40, 0x0000_8b00_0000_0067 | old << 16);
+    m.ram.write64(GDT + 48, 0x0000_8900_0000_0067 | new << 16);
+    m.cpu.set_segment(Seg::Tr, Segment { selector: 40, base: old, limit: 0x67, access: 0x8b });
+    for (offset, value) in [(0x20, 0x10_3000u32), (0x24, 2), (0x28, 77), (0x38, 0x8_0000)] {
+        m.ram.write(new + offset, &value.to_le_bytes());
+    }
+    for (i, selector) in [16u32, 8, 16, 16, 16, 16].iter().enumerate() {
+        m.ram.write(new + 0x48 + 4 * i as u64, &selector.to_le_bytes());
+    }
+    m.load(32, |a| {
+        a.mov(ebx, 5).unwrap();
+        a.db(&[0x9a, 0, 0, 0, 0, 48, 0]).unwrap();
+        a.add(ebx, 1).unwrap();
+        a.hlt().unwrap();
+    });
+    m.load_at(0x10_3000, 32, |a| {
+        a.mov(dword_ptr(0x20_0000), eax).unwrap();
+        a.iretd().unwrap();
+    });
+    assert_eq!(m.run(), Exit::Hlt);
+    assert_eq!(m.cpu.get(Reg::Rbx), 6);
+    assert_eq!(m.ram.read64(0x20_0000), 77);
+    assert_eq!(m.cpu.segment(Seg::Tr).selector, 40);
+    assert_eq!(m.cpu.get(Reg::Cr0) & cr0::TS, cr0::TS);
+}
+
+/// Runs the same memory from several threads until all have halted.
+fn run_together(first: Machine, cpus: usize) -> Machine {
+    let copies: Vec<Cpu> = (1..cpus)
+        .map(|i| {
+            let mut cpu = Cpu::new(first.mem.clone());
+            for r in [Reg::Cr0, Reg::Cr3, Reg::Cr4, Reg::Efer, Reg::Rip, Reg::Rflags] {
+                cpu.set(r, first.cpu.get(r));
+            }
+            for seg in Seg::ALL {
+                cpu.set_segment(seg, first.cpu.segment(seg));
+            }
+            cpu.set_gdtr(first.cpu.gdtr());
+            cpu.set_idtr(first.cpu.idtr());
+            cpu.set(Reg::Rsp, STACK - 0x1000 * i as u64);
+            cpu.set(Reg::R8, i as u64);
+            cpu
+        })
+        .collect();
+    let Machine { mut cpu, mut bus, mem, ram } = first;
+    std::thread::scope(|scope| {
+        for mut cpu in copies {
+            scope.spawn(move || {
+                let mut bus = TestBus::default();
+                assert_eq!(cpu.run(&mut bus, u64::MAX), Exit::Hlt);
+            });
+        }
+        assert_eq!(cpu.run(&mut bus, u64::MAX), Exit::Hlt);
+    });
+    Machine { cpu, bus, mem, ram }
+}
+
+#[test]
+fn locked_operations_of_two_processors() {
+    let mut m = Machine::long();
+    m.load(64, |a| {
+        let mut top = a.create_label();
+        let mut again = a.create_label();
+        a.mov(ecx, 100_000).unwrap();
+        a.set_label(&mut top).unwrap();
+        a.lock().inc(dword_ptr(0x20_0000)).unwrap();
+        a.mov(edx, 3).unwrap();
+        a.lock().xadd(qword_ptr(0x20_0008), rdx).unwrap();
+        a.set_label(&mut again).unwrap();
+        a.mov(eax, dword_ptr(0x20_0010)).unwrap();
+        a.lea(edx, dword_ptr(rax + 2)).unwrap();
+        a.lock().cmpxchg(dword_ptr(0x20_0010), edx).unwrap();
+        a.jne(again).unwrap();
+        // Unaligned within a page, and across two.
+        a.lock().add(dword_ptr(0x20_0021), 1).unwrap();
+        a.dec(ecx).unwrap();
+        a.jne(top).unwrap();
+        a.hlt().unwrap();
+    });
+    let m = run_together(m, 2);
+    assert_eq!(m.ram.read64(0x20_0000), 200_000);
+    assert_eq!(m.ram.read64(0x20_0008), 600_000);
+    assert_eq!(m.ram.read64(0x20_0010), 400_000);
+    assert_eq!(m.ram.read(0x20_0021, 4), 200_000u32.to_le_bytes());
+}
+
+#[test]
+fn one_processor_changes_the_code_of_another() {
+    let mut m = Machine::long();
+    m.load(64, |a| {
+        let mut writer = a.create_label();
+        let mut wait = a.create_label();
+        let mut call = a.create_label();
+        let mut answer = a.create_label();
+        let mut function = a.create_label();
+        a.test(r8d, r8d).unwrap();
+        a.jne(writer).unwrap();
+        // The caller: round after round, waits for the number of the round and expects it from the function.
+        a.xor(ebx, ebx).unwrap();
+        a.set_label(&mut call).unwrap();
+        a.inc(ebx).unwrap();
+        a.set_label(&mut wait).unwrap();
+        a.pause().unwrap();
+        a.cmp(dword_ptr(0x20_0000), ebx).unwrap();
+        a.jne(wait).unwrap();
+        a.mov(edi, 0x10_8000).unwrap();
+        a.call(rdi).unwrap();
+        a.sub(eax, ebx).unwrap();
+        a.add(dword_ptr(0x20_0008), eax).unwrap();
+        a.mov(dword_ptr(0x20_0004), ebx).unwrap();
+        a.cmp(ebx, 1000).unwrap();
+        a.jne(call).unwrap();
+        a.hlt().unwrap();
+        a.set_label(&mut writer).unwrap();
+        a.xor(ebx, ebx).unwrap();
+        a.set_label(&mut function).unwrap();
+        a.inc(ebx).unwrap();
+        a.mov(dword_ptr(0x10_8001), ebx).unwrap();
+        a.mov(dword_ptr(0x20_0000), ebx).unwrap();
+        a.set_label(&mut answer).unwrap();
+        a.pause().unwrap();
+        a.cmp(dword_ptr(0x20_0004), ebx).unwrap();
+        a.jne(answer).unwrap();
+        a.cmp(ebx, 1000).unwrap();
+        a.jne(function).unwrap();
+        a.hlt().unwrap();
+    });
+    m.ram.write(0x10_8000, &[0xb8, 0, 0, 0, 0, 0xc3]);
+    let m = run_together(m, 2);
+    assert_eq!(m.ram.read(0x20_0004, 8), [0xe8, 3, 0, 0, 0, 0, 0, 0], "every round saw the code of its own number");
+}

@@ -235,7 +235,16 @@ fn unary_r<const K: u8, const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
 }
 
 fn unary_m<const K: u8, const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
-    go_on!(cpu, op, cpu.modify::<S>(&op, |cpu, a| cpu.unary::<K, S>(a)))
+    let Some(place) = cpu.quick_write::<S>(&op) else { return unary_m_slow::<K, S>(cpu, op) };
+    let r = cpu.unary::<K, S>(place.load());
+    place.store(r);
+    next(cpu, op)
+}
+
+#[cold]
+#[inline(never)]
+fn unary_m_slow<const K: u8, const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
+    go_on!(cpu, op, cpu.modify_slow::<S>(&op, &|cpu, a| cpu.unary::<K, S>(a)))
 }
 
 fn locked_unary<const K: u8, const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {

@@ -30,14 +30,13 @@ pub(crate) fn forbidden(cpu: &mut Cpu, op: OpRef) -> Status {
     cpu.trapped(&op)
 }
 
-/// PAUSE.
+/// PAUSE. Without its exit it is a NOP: the host's own would only make waiting longer.
 pub(crate) fn pause(cpu: &mut Cpu, op: OpRef) -> Status {
     if cpu.traps.pause {
         cpu.exit = Some(Exit::Pause);
         cpu.slow = true;
         return end(cpu, op, Ok(()));
     }
-    core::hint::spin_loop();
     next(cpu, op)
 }
 
