@@ -121,7 +121,13 @@ pub(crate) fn lower_block(code: &[u8], mode: Mode, ops: &mut Vec<Op>, floats: &m
             last.len += instruction.len() as u8;
             break;
         }
-        let lower = Lower { i: &instruction, place };
+        // The decoder gives up after as many bytes as an instruction may have, which the processor calls #GP and not #UD.
+        // An instruction of that very length may be invalid for its prefixes, which the decoder can be told to overlook.
+        let too_long = instruction.is_invalid() && instruction.len() == MAX_LEN && {
+            let from = code.get(bytes.saturating_sub(MAX_LEN)..).unwrap_or_default();
+            Decoder::new(mode.bitness(), from, options | DecoderOptions::NO_INVALID_CHECK).decode().is_invalid()
+        };
+        let lower = Lower { i: &instruction, place, too_long };
         let (op, then) = lower.lower(floats);
         comparison = lower.comparison();
         ops.push(op);
@@ -154,6 +160,9 @@ fn blank(f: Handler) -> Op {
     }
 }
 
+/// The bytes that an instruction may have.
+const MAX_LEN: usize = 15;
+
 /// The condition of Jcc.
 fn near_condition(i: &Instruction) -> Option<u8> {
     (i.is_jcc_short_or_near()).then(|| (i.condition_code() as u8).wrapping_sub(1))
@@ -169,6 +178,8 @@ struct Place {
 struct Lower<'a> {
     i: &'a Instruction,
     place: Place,
+    /// The instruction has more bytes than one may have.
+    too_long: bool,
 }
 
 /// The logarithm of a size in bytes.
@@ -334,7 +345,7 @@ impl Lower<'_> {
 
     fn lower(&self, floats: &mut Floats) -> (Op, Flow) {
         if self.i.code() == Code::INVALID {
-            return self.undefined();
+            return if self.too_long { (self.op(misc::forbidden), Flow::End) } else { self.undefined() };
         }
         if let Some(done) = self.data().or_else(|| self.branch()).or_else(|| self.stack()).or_else(|| self.string()) {
             return done;

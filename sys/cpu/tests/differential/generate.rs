@@ -3,7 +3,7 @@
 use std::sync::LazyLock;
 
 use iced_x86::{
-    Code, CpuidFeature, Encoder, EncodingKind, Instruction, InstructionInfoFactory, Mnemonic, OpAccess,
+    Code, CpuidFeature, Decoder, DecoderOptions, Encoder, EncodingKind, Instruction, InstructionInfoFactory, Mnemonic, OpAccess,
     OpCodeOperandKind, OpKind, Register,
 };
 
@@ -208,15 +208,15 @@ fn instruction(rng: &mut Rng, code: Code, target: u64) -> Option<Instruction> {
     } else if info.can_use_repne_prefix() && instruction.is_string_instruction() && rng.chance(30) {
         instruction.set_has_repne_prefix(true);
     }
-    // The count decides whether the result is defined.
-    let shift = matches!(code.mnemonic(), Mnemonic::Shld | Mnemonic::Shrd);
-    if shift && instruction.op1_register().size() == 2 {
-        if instruction.op2_kind() == OpKind::Register {
-            return Option::None;
-        }
-        instruction.set_immediate8(rng.below(16) as u8);
-    }
-    Some(instruction)
+    defined(&instruction).then_some(instruction)
+}
+
+/// Whether the result is defined: not that of a 16-bit double shift by more than 16.
+fn defined(instruction: &Instruction) -> bool {
+    let shift = matches!(instruction.mnemonic(), Mnemonic::Shld | Mnemonic::Shrd);
+    !shift
+        || instruction.op1_register().size() != 2
+        || instruction.op2_kind() != OpKind::Register && instruction.immediate8() & 0x1f <= 16
 }
 
 /// A string operand. Both of an instruction have the same address size, which the first one's choice decides.
@@ -328,6 +328,9 @@ impl Generator {
             data: Box::new([0; DATA_LEN]),
         };
         self.code(&mut rng, kind, length, &mut case);
+        if kind == Kind::User && length == 1 && rng.chance(20) {
+            distort(&mut rng, &mut case);
+        }
         self.state(&mut rng, &mut case);
         case
     }
@@ -489,6 +492,54 @@ impl Generator {
             *slot = values::xmm(rng).to_le_bytes();
         }
     }
+}
+
+/// Gives a single instruction prefixes that it does not need, or another byte, so that it may be another or none at all: what
+/// the encoder never makes. The case stays as it was if the result is nothing to run.
+fn distort(rng: &mut Rng, case: &mut Case) {
+    const PREFIXES: [u8; 11] = [0x66, 0x67, 0xf2, 0xf3, 0xf0, 0x2e, 0x36, 0x3e, 0x26, 0x40, 0x48];
+    let mut bytes = case.code.clone();
+    bytes.pop();
+    if bytes.is_empty() {
+        return;
+    }
+    let count = match rng.below(20) {
+        0..=5 => 0,
+        6..=17 => 1 + rng.below(2),
+        _ => rng.below(15),
+    };
+    for _ in 0..count {
+        bytes.insert(0, *rng.pick(&PREFIXES));
+    }
+    if count == 0 {
+        let at = rng.below(bytes.len().min(4) as u64) as usize;
+        bytes[at] = if rng.chance(50) { bytes[at] ^ 1 << rng.below(8) } else { rng.next() as u8 };
+    }
+    let length = bytes.len();
+    bytes.resize(length + 16, 0xcc);
+    let instruction = Decoder::with_ip(64, &bytes, CODE, DecoderOptions::AMD).decode();
+    let branch = instruction.is_jcc_short_or_near() || instruction.is_jmp_short_or_near() || instruction.is_call_near()
+        || instruction.is_loop() || instruction.is_loopcc() || instruction.is_jcx_short();
+    let known = if instruction.is_invalid() {
+        // What is no instruction to the decoder may be a new one to the host.
+        count != 0
+    } else {
+        // A jump might go anywhere; with a prefix, where it goes is the vendor's own. FS is where the host keeps its threads' data.
+        let thread = matches!(instruction.segment_prefix(), Register::FS | Register::GS);
+        instruction.len() >= length && !branch && !thread && group(instruction.code()).is_some() && defined(&instruction)
+    };
+    if !known {
+        return;
+    }
+    let length = if instruction.is_invalid() { length } else { instruction.len() };
+    bytes.truncate(length);
+    bytes.push(0xcc);
+    case.code = bytes;
+    case.instructions[0].instruction = instruction;
+    case.instructions[0].instruction.set_len(length);
+    case.instructions[0].instruction.set_ip(CODE);
+    case.undefined = arithmetic(instruction.rflags_undefined());
+    case.ever_undefined = case.undefined;
 }
 
 /// Whether an instruction is the units' own.

@@ -77,7 +77,7 @@ fn explore(kind: Kind, test: &str, seeds: &str, cases: u64, mut run: impl FnMut(
         let seen = failures.entry(name).or_default();
         *seen += 1;
         // One of each encoding; of sequences, which differ for many reasons, some more.
-        if (*seen == 1 || case.instructions.len() > 1) && shown < SHOWN {
+        if (*seen == 1 || case.instructions.len() > 1 || case.instructions[0].instruction.is_invalid()) && shown < SHOWN {
             shown += 1;
             reports += &format!(
                 "seed {seed:#x}\n{}{differences}  again: DIFF_SEED={seed:#x} DIFF_CASES=1 cargo test -p vmm-cpu --test differential {test}\n\n",
