@@ -149,11 +149,6 @@ impl<T: Send + 'static> BlockIf<T> {
         self.disk.can_discard
     }
 
-    /// Whether every write goes to stable storage at once.
-    pub fn is_sync(&self) -> bool {
-        self.disk.options.sync
-    }
-
     /// By what a checkpoint recognises the disk. Ask when it is idle.
     pub fn identity(&self) -> io::Result<DiskIdentity> {
         host::identity(

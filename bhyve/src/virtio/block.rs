@@ -324,7 +324,7 @@ fn status_address(chain: &Chain) -> Option<u64> {
 
 fn transfer(op: Op, sector: u64, len: u64, segs: Vec<Seg>, token: Token) -> Parsed {
     match sector.checked_mul(SECTOR) {
-        Some(offset) if len % SECTOR == 0 => Parsed::Io(Request {
+        Some(offset) if len.is_multiple_of(SECTOR) => Parsed::Io(Request {
             op,
             offset,
             len,

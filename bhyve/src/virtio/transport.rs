@@ -201,11 +201,6 @@ impl Transport {
         }
     }
 
-    /// The number of queues.
-    pub fn queue_count(&self) -> usize {
-        self.queues.len()
-    }
-
     /// A queue, locked.
     pub fn queue(&self, index: usize) -> Option<MutexGuard<'_, VirtQueue>> {
         self.queues.get(index).map(|queue| lock(&queue.ring))

@@ -398,7 +398,8 @@ fn a_reset_forgets_what_was_going_on() {
 
 #[test]
 fn broken_chains_ask_for_a_reset() {
-    let cases: [(&str, fn(&Bench, &mut Driver)); 6] = [
+    type Misbehave = fn(&Bench, &mut Driver);
+    let cases: [(&str, Misbehave); 6] = [
         ("a loop", |bench, driver| {
             let base = driver.ring_base(0);
             bench.mem.write_obj(base, &HEADER_AT).unwrap();

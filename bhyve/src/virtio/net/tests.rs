@@ -1,7 +1,7 @@
 //! Frames both ways against a back end of the test's own, and the NAT if its library is there.
 
 use super::*;
-use crate::virtio::testing::{BUFFERS, Bench, Driver, seg, until};
+use crate::virtio::testing::{BUFFERS, Bench, Driver, seg};
 use proptest::prelude::*;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
