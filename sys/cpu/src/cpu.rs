@@ -69,6 +69,8 @@ pub struct Cpu {
     pub(crate) map: Arc<Map>,
     pub(crate) map_epoch: u64,
     pub(crate) signals: Arc<Signals>,
+    /// The memory operand of the floating point operation that is being executed.
+    pub(crate) operand: fpu::Memory,
     pub(crate) tlb: Tlb,
     pub(crate) blocks: Blocks,
     /// CPL is 3.
@@ -141,6 +143,7 @@ impl Cpu {
             mem,
             signals,
             fpu: fpu::State::new(),
+            operand: fpu::Memory::new(),
             tlb: Tlb::new(),
             blocks: Blocks::new(),
             user: false,

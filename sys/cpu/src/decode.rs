@@ -1028,14 +1028,16 @@ impl Lower<'_> {
         let imm = floats.base + floats.list.len() as u64;
         floats.list.push(operation);
         let i = self.i;
+        let flags = i.rflags_read() | i.rflags_modified() != 0;
+        let f = float::handler(operation.access() != fpu::Access::None, flags);
         if operation.access() == fpu::Access::None {
-            return (Op { imm, ..self.op(float::registers) }, Flow::More);
+            return (Op { imm, ..self.op(f) }, Flow::More);
         }
         let explicit = (0..i.op_count()).any(|operand| self.is_memory(operand));
         if explicit {
-            return (Op { imm, ..self.memory(self.op(float::memory)) }, Flow::More);
+            return (Op { imm, ..self.memory(self.op(f)) }, Flow::More);
         }
-        let mut op = Op { imm, x: 1, ..self.op(float::memory) };
+        let mut op = Op { imm, x: 1, ..self.op(f) };
         for operand in 0..i.op_count() {
             match i.op_kind(operand) {
                 OpKind::MemorySegDI => Self::address_size(&mut op, 2),

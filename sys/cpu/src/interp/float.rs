@@ -3,9 +3,11 @@
 use crate::cpu::Cpu;
 use crate::fpu::{self, Access, Fault, Form, Memory, Outcome, XSAVE_LEN};
 use crate::host;
-use crate::op::{Op, OpRef, Status, go_on, next};
-use crate::state::{cr0, cr4, flag};
+use crate::op::{Handler, Op, OpRef, Status, go_on, next};
+use crate::state::{cr0, cr4};
 use crate::trap::{Trapped, vector};
+
+const RDI: u8 = 7;
 
 /// `Op::x` of FXSAVE and its kin.
 pub(crate) mod form {
@@ -147,16 +149,17 @@ impl Cpu {
         Ok(())
     }
 
-    /// Executes an operation; the flags are materialised around it.
-    #[inline]
-    fn exec(&mut self, operation: &fpu::Op, memory: &mut Memory) -> Result<Outcome, Trapped> {
-        let mut image = self.flags.image();
-        let before = image;
-        let Some(general) = self.regs.first_chunk_mut::<16>() else { return Err(self.ud()) };
-        match operation.exec(&mut self.fpu, general, &mut image, memory) {
+    /// Executes an operation on `self.operand`. The flags are materialised around those that look at them or set them.
+    #[inline(always)]
+    fn exec<const FLAGS: bool>(&mut self, index: u64) -> Result<Outcome, Trapped> {
+        let (Some(operation), Some(general)) = (self.blocks.float(index), self.regs.first_chunk_mut::<16>()) else {
+            return Err(self.ud());
+        };
+        let mut image = if FLAGS { self.flags.image() } else { 0 };
+        match operation.exec(&mut self.fpu, general, &mut image, &mut self.operand) {
             Ok(outcome) => {
-                if image != before {
-                    self.flags.set_image(image & flag::ARITH);
+                if FLAGS {
+                    self.flags.set_image(image);
                 }
                 Ok(outcome)
             }
@@ -164,11 +167,20 @@ impl Cpu {
         }
     }
 
-    fn float_operand(&mut self, op: &Op) -> Result<(), Trapped> {
-        let Some(&operation) = self.blocks.float(op.imm) else { return Err(self.ud()) };
-        if let Err(fault) = fpu::check(operation.class(), self.cr0, self.cr4, &self.fpu) {
-            return Err(self.fpu_fault(fault));
+    #[inline(always)]
+    fn check_float(&mut self, index: u64) -> Result<(), Trapped> {
+        let Some(operation) = self.blocks.float(index) else { return Err(self.ud()) };
+        match fpu::check(operation.class(), self.cr0, self.cr4, &self.fpu) {
+            Ok(()) => Ok(()),
+            Err(fault) => Err(self.fpu_fault(fault)),
         }
+    }
+
+    #[inline(always)]
+    fn float_operand<const FLAGS: bool>(&mut self, op: &Op) -> Result<(), Trapped> {
+        self.check_float(op.imm)?;
+        let Some(operation) = self.blocks.float(op.imm) else { return Err(self.ud()) };
+        let aligned = operation.aligned();
         let (read, write) = match operation.access() {
             Access::None => (0, 0),
             Access::Read(n) => (n, 0),
@@ -176,36 +188,40 @@ impl Cpu {
             Access::ReadWrite(n) => (n, n),
         };
         let size = usize::from(read.max(write));
-        let mut memory = Memory::new();
-        memory.rip = self.op_rip(op);
-        memory.offset = if op.x != 0 { self.address_register(op, 7) } else { self.offset(op) };
         // MASKMOVQ and MASKMOVDQU address by rDI.
-        let la = if op.x != 0 { self.operand_linear(op, memory.offset, size as u64, write != 0)? } else { self.ea(op, size as u64, write != 0)? };
-        if operation.aligned() && la & 15 != 0 {
+        let implied = op.x != 0;
+        let offset = if implied { Op { base: RDI, ..*op } } else { *op };
+        let offset = self.offset(&offset);
+        let la = if implied { self.operand_linear(op, offset, size as u64, write != 0)? } else { self.ea(op, size as u64, write != 0)? };
+        if aligned && la & 15 != 0 {
             return Err(self.gp(0));
         }
         if write != 0 && self.write_pointer(la, size as u64).is_none() {
             self.prepare_write(la, size as u64, op)?;
         }
+        let mut bytes = [0; Memory::LEN];
         if read != 0 {
-            let bytes = memory.bytes.get_mut(..size).unwrap_or_default();
+            let bytes = bytes.get_mut(..size).unwrap_or_default();
             self.load_bytes(la, bytes, op)?;
+            if let Some(to) = self.operand.bytes.get_mut(..size) {
+                to.copy_from_slice(bytes);
+            }
         }
-        let outcome = self.exec(&operation, &mut memory)?;
+        self.operand.rip = self.op_rip(op);
+        self.operand.offset = offset;
+        let outcome = self.exec::<FLAGS>(op.imm)?;
         if write != 0 && outcome == Outcome::Done {
-            self.store_bytes(la, memory.bytes.get(..size).unwrap_or_default(), op)?;
+            let bytes = self.operand.bytes;
+            self.store_bytes(la, bytes.get(..size).unwrap_or_default(), op)?;
         }
         Ok(())
     }
 
-    fn float_registers(&mut self, op: &Op) -> Result<(), Trapped> {
-        let Some(&operation) = self.blocks.float(op.imm) else { return Err(self.ud()) };
-        if let Err(fault) = fpu::check(operation.class(), self.cr0, self.cr4, &self.fpu) {
-            return Err(self.fpu_fault(fault));
-        }
-        let mut memory = Memory::new();
-        memory.rip = self.op_rip(op);
-        self.exec(&operation, &mut memory).map(|_| ())
+    #[inline(always)]
+    fn float_registers<const FLAGS: bool>(&mut self, op: &Op) -> Result<(), Trapped> {
+        self.check_float(op.imm)?;
+        self.operand.rip = self.op_rip(op);
+        self.exec::<FLAGS>(op.imm).map(|_| ())
     }
 
     /// Whether SSE may be used; the direct handlers below ask this.
@@ -292,13 +308,23 @@ impl Cpu {
 }
 
 /// An instruction with a memory operand; the operation's index is in `imm`, `x` says that the address is implied.
-pub(crate) fn memory(cpu: &mut Cpu, op: OpRef) -> Status {
-    go_on!(cpu, op, cpu.float_operand(&op))
+fn memory<const FLAGS: bool>(cpu: &mut Cpu, op: OpRef) -> Status {
+    go_on!(cpu, op, cpu.float_operand::<FLAGS>(&op))
 }
 
 /// An instruction without one.
-pub(crate) fn registers(cpu: &mut Cpu, op: OpRef) -> Status {
-    go_on!(cpu, op, cpu.float_registers(&op))
+fn registers<const FLAGS: bool>(cpu: &mut Cpu, op: OpRef) -> Status {
+    go_on!(cpu, op, cpu.float_registers::<FLAGS>(&op))
+}
+
+/// The handler of an operation; `flags` says that it reads or writes RFLAGS.
+pub(crate) fn handler(has_memory: bool, flags: bool) -> Handler {
+    match (has_memory, flags) {
+        (false, false) => registers::<false>,
+        (false, true) => registers::<true>,
+        (true, false) => memory::<false>,
+        (true, true) => memory::<true>,
+    }
 }
 
 pub(crate) fn fxsave(cpu: &mut Cpu, op: OpRef) -> Status {
