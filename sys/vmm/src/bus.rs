@@ -16,6 +16,7 @@ use crate::vmm_stat::Stat;
 use crate::x86::{self, CpuidContext};
 
 const MSR_TSC: u32 = 0x10;
+const MSR_TSC_ADJUST: u32 = 0x3b;
 const MSR_APIC_BASE: u32 = 0x1b;
 
 /// A virtual CPU's bus for the length of one run.
@@ -106,6 +107,7 @@ impl Bus for RunBus<'_> {
         let id = self.vcpu.id;
         match index {
             MSR_TSC => Reply::Done(self.tsc(now)),
+            MSR_TSC_ADJUST => Reply::Done(self.side.tsc_adjust),
             MSR_APIC_BASE => Reply::Done(self.chipset(now, |chipset, _| chipset.apicbase(id))),
             _ if vmm_msr::is_x2apic(index) => {
                 Self::answer(self.chipset(now, |chipset, time| chipset.rdmsr(time, id, index)))
@@ -123,7 +125,13 @@ impl Bus for RunBus<'_> {
         let id = self.vcpu.id;
         match index {
             MSR_TSC => {
-                self.side.tsc_offset = value.wrapping_sub(self.time(now));
+                let change = value.wrapping_sub(self.tsc(now));
+                self.side.adjust_tsc(change);
+                Reply::Done(())
+            }
+            MSR_TSC_ADJUST => {
+                let change = value.wrapping_sub(self.side.tsc_adjust);
+                self.side.adjust_tsc(change);
                 Reply::Done(())
             }
             MSR_APIC_BASE => {

@@ -67,6 +67,8 @@ pub struct Side {
     pub msrs: Msrs,
     /// Guest TSC less guest time, in nanoseconds.
     pub tsc_offset: u64,
+    /// IA32_TSC_ADJUST: what the guest has added to its TSC.
+    pub tsc_adjust: u64,
     /// Guest TSC that a checkpoint was made at, until the clocks go on.
     pub restored_tsc: Option<u64>,
     /// The last exit to userland.
@@ -280,6 +282,7 @@ impl Side {
         Self {
             msrs: Msrs::default(),
             tsc_offset: 0,
+            tsc_adjust: 0,
             restored_tsc: None,
             exit: VmExit::default(),
             next_rip: 0,
@@ -292,6 +295,12 @@ impl Side {
             // Any odd constant will do; every virtual CPU draws its own numbers.
             random: 0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(id as u64 + 1),
         }
+    }
+
+    /// The guest changes its TSC.
+    pub fn adjust_tsc(&mut self, change: u64) {
+        self.tsc_offset = self.tsc_offset.wrapping_add(change);
+        self.tsc_adjust = self.tsc_adjust.wrapping_add(change);
     }
 
     /// The value of a capability.

@@ -62,8 +62,9 @@ const ECX_OSXSAVE: u32 = 1 << 27;
 const SHARED_EDX: u32 = bits(&[0, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 14, 15, 16, 17, 23, 24]);
 // SEP, CLFLUSH, SSE, SSE2, HTT.
 const FEATURES_EDX: u32 = SHARED_EDX | bits(&[11, 19, 25, 26, 28]);
-// FSGSBASE, SMEP, ERMS, RDSEED, SMAP, CLFLUSHOPT.
-const STRUCTURED_EBX: u32 = bits(&[0, 7, 9, 18, 20, 23]);
+// FSGSBASE, TSC_ADJUST, SMEP, ERMS, RDSEED, SMAP, CLFLUSHOPT. With TSC_ADJUST guests can see that nobody has tampered
+// with the counter, and need no watchdog that compares it with slower clocks.
+const STRUCTURED_EBX: u32 = bits(&[0, 1, 7, 9, 18, 20, 23]);
 const STRUCTURED_EBX_INVPCID: u32 = 1 << 10;
 const STRUCTURED_ECX_RDPID: u32 = 1 << 22;
 // Fast short REP MOVSB, MD_CLEAR, ARCH_CAPABILITIES.

@@ -20,6 +20,7 @@ const VCPU_BYTES: usize = 4 // number
     + XSAVE_LEN
     + 8 // TSC_AUX
     + 8 // SPEC_CTRL
+    + 8 // TSC_ADJUST
     + 1 // NMIs are blocked
     + 1 // NMI pending
     + 1 // external interrupt pending
@@ -52,6 +53,7 @@ fn save_one(core: &Frozen<'_>, out: &mut Writer) {
     let Side {
         msrs,
         tsc_offset: _,
+        tsc_adjust,
         restored_tsc: _,
         exit: _,
         next_rip: _,
@@ -65,6 +67,7 @@ fn save_one(core: &Frozen<'_>, out: &mut Writer) {
     } = core.side;
     out.u64(core.cpu.get(Reg::TscAux));
     out.u64(msrs.spec_ctrl);
+    out.u64(tsc_adjust);
     out.bool(core.cpu.nmi_blocked());
     out.bool(vcpu.nmi_pending.load(Ordering::SeqCst));
     out.bool(vcpu.extint_pending.load(Ordering::SeqCst));
@@ -141,6 +144,7 @@ struct VcpuState {
     image: [u8; XSAVE_LEN],
     tsc_aux: u64,
     spec_ctrl: u64,
+    tsc_adjust: u64,
     nmi_blocked: bool,
     nmi_pending: bool,
     extint_pending: bool,
@@ -162,7 +166,7 @@ fn parse(reader: &mut Reader<'_>, vm: &Vm, id: usize) -> Result<VcpuState, State
     let image = reader.array();
     let fits = vmm_cpu::fpu::State::new().xrstor(&image, XCR0_ALLOWED, XCR0_ALLOWED, Form::Long64).is_ok();
     reader.check(fits, "FPU state")?;
-    let (tsc_aux, spec_ctrl) = (reader.u64(), reader.u64());
+    let [tsc_aux, spec_ctrl, tsc_adjust] = std::array::from_fn(|_| reader.u64());
     reader.check(tsc_aux >> 32 == 0, "TSC_AUX")?;
     reader.check(spec_ctrl <= 1, "SPEC_CTRL")?;
     let nmi_blocked = reader.bool("NMI blocking")?;
@@ -190,6 +194,7 @@ fn parse(reader: &mut Reader<'_>, vm: &Vm, id: usize) -> Result<VcpuState, State
         image,
         tsc_aux,
         spec_ctrl,
+        tsc_adjust,
         nmi_blocked,
         nmi_pending,
         extint_pending,
@@ -226,6 +231,7 @@ fn apply(vm: &Vm, core: &mut Frozen<'_>, state: VcpuState) {
     let _ = core.cpu.fpu_mut().xrstor(&state.image, XCR0_ALLOWED, XCR0_ALLOWED, Form::Long64);
     core.cpu.set(Reg::TscAux, state.tsc_aux);
     core.side.msrs.spec_ctrl = state.spec_ctrl;
+    core.side.tsc_adjust = state.tsc_adjust;
     core.cpu.set_nmi_blocked(state.nmi_blocked);
     vcpu.nmi_pending.store(state.nmi_pending, Ordering::SeqCst);
     vcpu.extint_pending.store(state.extint_pending, Ordering::SeqCst);
