@@ -26,7 +26,9 @@ pub struct Placed {
 
 /// A state and a piece of code to run in it.
 pub struct Case {
-    /// The code, at [`CODE`], with the INT3 that ends it.
+    /// Where in its page the code begins.
+    pub offset: usize,
+    /// The code with the INT3 that ends it. Some of it may be past the end of the page, where nothing is.
     pub code: Vec<u8>,
     pub instructions: Vec<Placed>,
     /// The arithmetic flags that are undefined at the end.
@@ -38,6 +40,18 @@ pub struct Case {
     /// FXSAVE's 64-bit image.
     pub fx: [u8; 512],
     pub data: Box<[u8; DATA_LEN]>,
+}
+
+impl Case {
+    /// The address of the first instruction.
+    pub fn start(&self) -> u64 {
+        CODE + self.offset as u64
+    }
+
+    /// As much of the code as is in the page.
+    pub fn present(&self) -> &[u8] {
+        &self.code[..self.code.len().min(CODE_LEN - self.offset)]
+    }
 }
 
 /// How a case ended: with an exception, always.

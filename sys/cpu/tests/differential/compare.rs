@@ -5,7 +5,7 @@ use std::fmt::Write;
 use iced_x86::Mnemonic::{Cmpsb, Cmpsd, Cmpsq, Cmpsw, Dppd, Dpps, Fldenv, Frstor, Maskmovq};
 use iced_x86::{Formatter, NasmFormatter};
 
-use crate::case::{ARITHMETIC, CODE, Case, DATA, DF, Outcome, PF_VECTOR, Placed, XM_VECTOR};
+use crate::case::{ARITHMETIC, Case, DATA, DF, Outcome, PF_VECTOR, Placed, XM_VECTOR};
 
 const NAMES: [&str; 16] =
     ["rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"];
@@ -30,9 +30,10 @@ pub fn differences(case: &Case, native: &Outcome, ours: &Outcome) -> String {
         // Which of the two operands is read first, and so which of two faults is found, is the processor's own matter.
         return out + &state_differences(case, native, ours);
     }
-    let overlong = stopped_at(case, native.rip).is_some_and(|placed| placed.instruction.is_invalid() && placed.instruction.len() >= 15);
-    if overlong && matches!((native.vector, ours.vector), (6, 13) | (13, 6)) {
-        // Neither an instruction nor short enough to be one: the decoder finds one fault or the other.
+    let invalid = stopped_at(case, native.rip).is_some_and(|placed| placed.instruction.is_invalid());
+    let cut = case.present().len() < case.code.len();
+    if invalid && (cut || case.code.len() > 15) && matches!((native.vector, ours.vector), (6 | 13 | 14, 6 | 13 | 14)) {
+        // No instruction, and too long to be one or not all there: which of the faults is found first is the decoder's matter.
         return out + &state_differences(case, native, ours);
     }
     line("vector", native.vector.into(), ours.vector.into());
@@ -118,7 +119,7 @@ fn hex(bytes: &[u8]) -> String {
 
 /// The flags that are undefined where a case ended.
 fn undefined_at(case: &Case, rip: u64, vector: u8) -> u64 {
-    if vector == 3 && rip == CODE + case.code.len() as u64 {
+    if vector == 3 && rip == case.start() + case.code.len() as u64 {
         return case.undefined;
     }
     // Anywhere else than at an instruction it ended by jumping there.
@@ -136,7 +137,7 @@ pub fn describe(case: &Case) -> String {
     let mut formatter = NasmFormatter::new();
     for placed in &case.instructions {
         let instruction = &placed.instruction;
-        let at = (instruction.ip() - CODE) as usize;
+        let at = (instruction.ip() - case.start()) as usize;
         let mut text = String::new();
         formatter.format(instruction, &mut text);
         let code = case.code[at..at + instruction.len()].iter().fold(String::new(), |mut text, byte| {

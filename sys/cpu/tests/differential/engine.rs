@@ -172,7 +172,7 @@ impl Engine {
 
     /// Runs a case to its end.
     pub fn run(&mut self, case: &Case) -> Outcome {
-        self.write(CODE_PAGE, &case.code);
+        self.write(CODE_PAGE + case.offset as u64, case.present());
         self.write(DATA_PAGES, &case.data[..]);
         self.memory.mark_written(CODE_PAGE, PAGE);
         let cpu = &mut self.cpu;
@@ -181,7 +181,7 @@ impl Engine {
         }
         cpu.set_segment(Seg::Cs, Segment { selector: 0x33, base: 0, limit: u32::MAX, access: 0xa0fb });
         cpu.set_segment(Seg::Ss, Segment { selector: 0x2b, base: 0, limit: u32::MAX, access: 0xc0f3 });
-        cpu.set(Reg::Rip, CODE);
+        cpu.set(Reg::Rip, case.start());
         cpu.set(Reg::Rflags, case.rflags);
         cpu.fpu_mut().fxrstor(&case.fx, Form::Long64).expect("the image's MXCSR is valid");
         let exit = cpu.run(&mut Nothing, BUDGET);
@@ -193,7 +193,7 @@ impl Engine {
         // SAFETY: the case's pages are within RAM, and the processor has stopped.
         unsafe { ptr::copy_nonoverlapping(self.ram.add(DATA_PAGES as usize), data.as_mut_ptr(), DATA_LEN) };
         // Of the next case's code only as much as it has is written.
-        self.write(CODE_PAGE, &[0xcc; CODE_LEN][..case.code.len()]);
+        self.write(CODE_PAGE + case.offset as u64, &[0xcc; CODE_LEN][..case.present().len()]);
 
         let vector = rip.wrapping_sub(KERNEL + HANDLERS + 1);
         let depth = (KERNEL + STACK_TOP).wrapping_sub(regs[4]);

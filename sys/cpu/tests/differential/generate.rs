@@ -7,7 +7,7 @@ use iced_x86::{
     OpCodeOperandKind, OpKind, Register,
 };
 
-use crate::case::{ARITHMETIC, CODE, Case, DATA, DATA_LEN, DF, Placed};
+use crate::case::{ARITHMETIC, CODE, CODE_LEN, Case, DATA, DATA_LEN, DF, Placed};
 use crate::rng::Rng;
 use crate::values;
 
@@ -81,9 +81,9 @@ fn excluded(mnemonic: Mnemonic) -> bool {
     use Mnemonic::*;
     matches!(mnemonic, Syscall | Sysenter | Sysexit | Sysret | Sysexitq | Sysretq | Int | Int1 | Int3 | Into)
         || matches!(mnemonic, In | Out | Insb | Insw | Insd | Outsb | Outsw | Outsd | Hlt | Cli | Sti)
-        || matches!(mnemonic, Iret | Iretd | Iretq | Retf | Popf | Popfd | Popfq | Pushf | Pushfd | Pushfq)
+        || matches!(mnemonic, Iret | Iretd | Iretq | Retf | Popf | Popfd | Popfq)
         || matches!(mnemonic, Lar | Lsl | Verr | Verw | Sgdt | Sidt | Sldt | Str | Smsw | Lss | Lfs | Lgs | Lds | Les)
-        || matches!(mnemonic, Rdtsc | Rdtscp | Rdpmc | Cpuid | Xgetbv | Xabort | Xbegin | Wait | Ud0 | Ud1 | Enter)
+        || matches!(mnemonic, Rdtsc | Rdtscp | Rdpmc | Cpuid | Xgetbv | Xabort | Xbegin | Wait | Ud0 | Ud1)
         || matches!(mnemonic, Fneni | Fndisi | Fnsetpm | Frstpm | Fnstdw | Fnstsg | Fstdw | Fstsg)
         // They show the addresses of the last x87 exception.
         || matches!(mnemonic, Fnstenv | Fnsave)
@@ -318,6 +318,7 @@ impl Generator {
         let mut rng = Rng::new(seed);
         let length = if rng.chance(50) { 1 } else { 2 + rng.below(11) as usize };
         let mut case = Case {
+            offset: 0,
             code: Vec::with_capacity(200),
             instructions: Vec::with_capacity(length),
             undefined: 0,
@@ -395,13 +396,18 @@ impl Generator {
         }
         case.undefined = undefined;
         self.assemble(&chosen, case);
+        if kind == Kind::User && rng.chance(3) {
+            // Across the end of the page, behind which is none.
+            case.offset = CODE_LEN - 1 - rng.below(case.code.len() as u64) as usize;
+            self.assemble(&chosen, case);
+        }
     }
 
     /// Places the instructions, and resolves jumps: first with the longest jumps, whose places the second pass starts from.
     fn assemble(&mut self, chosen: &[Instruction], case: &mut Case) {
-        let mut places = vec![CODE; chosen.len() + 1];
+        let mut places = vec![0; chosen.len() + 1];
         for pass in 0..4 {
-            let mut at = CODE;
+            let mut at = case.start();
             case.code.clear();
             let before = places.clone();
             for (index, instruction) in chosen.iter().enumerate() {
@@ -517,7 +523,7 @@ fn distort(rng: &mut Rng, case: &mut Case) {
     }
     let length = bytes.len();
     bytes.resize(length + 16, 0xcc);
-    let instruction = Decoder::with_ip(64, &bytes, CODE, DecoderOptions::AMD).decode();
+    let instruction = Decoder::with_ip(64, &bytes, case.start(), DecoderOptions::AMD).decode();
     let branch = instruction.is_jcc_short_or_near() || instruction.is_jmp_short_or_near() || instruction.is_call_near()
         || instruction.is_loop() || instruction.is_loopcc() || instruction.is_jcx_short();
     let known = if instruction.is_invalid() {
@@ -537,7 +543,8 @@ fn distort(rng: &mut Rng, case: &mut Case) {
     case.code = bytes;
     case.instructions[0].instruction = instruction;
     case.instructions[0].instruction.set_len(length);
-    case.instructions[0].instruction.set_ip(CODE);
+    let start = case.start();
+    case.instructions[0].instruction.set_ip(start);
     case.undefined = arithmetic(instruction.rflags_undefined());
     case.ever_undefined = case.undefined;
 }

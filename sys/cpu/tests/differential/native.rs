@@ -134,18 +134,19 @@ impl Native {
         // uses CONTEXT while `_guard` is held. The case's code can only reach memory through its own registers, which are
         // set up so that it finds its own pages or nothing: this process has no other mapping within reach of them.
         unsafe {
-            ptr::copy_nonoverlapping(case.code.as_ptr(), self.code, case.code.len());
+            let (code, at) = (case.present(), self.code.add(case.offset));
+            ptr::copy_nonoverlapping(code.as_ptr(), at, code.len());
             ptr::copy_nonoverlapping(case.data.as_ptr(), self.data, DATA_LEN);
             let context = &raw mut CONTEXT;
             (*context).fx = case.fx;
             (*context).regs = case.regs;
             (*context).rflags = case.rflags;
-            (*context).target = CODE;
+            (*context).target = case.start();
             CASES.fetch_add(1, Ordering::SeqCst);
             RUNNING.store(true, Ordering::SeqCst);
             enter();
             RUNNING.store(false, Ordering::SeqCst);
-            ptr::write_bytes(self.code, 0xcc, case.code.len());
+            ptr::write_bytes(at, 0xcc, code.len());
             let mut data = Box::<[u8; DATA_LEN]>::new_uninit();
             ptr::copy_nonoverlapping(self.data, data.as_mut_ptr().cast::<u8>(), DATA_LEN);
             Outcome {
