@@ -18,7 +18,8 @@ impl MemoryImage for VmImage<'_> {
     }
 
     fn next_data(&self, gpa: u64, end: u64) -> Option<(u64, u64)> {
-        match self.0.populated(gpa, end.checked_sub(gpa)?) {
+        let len = end.checked_sub(gpa).filter(|len| *len != 0)?;
+        match self.0.populated(gpa, len) {
             Ok(ranges) => ranges
                 .first()
                 .map(|range| (range.start.max(gpa), range.end.min(end))),

@@ -440,10 +440,18 @@ impl Vm {
         }
     }
 
-    /// HLT with interrupts disabled: if that is true of all active virtual CPUs, nothing will ever happen again.
+    /// HLT with interrupts disabled: if that is true of all active virtual CPUs that were ever started, nothing will ever
+    /// happen again. Userland keeps those that the guest has not started in the debug set.
     pub(crate) fn detect_halt(&self) {
-        let active = self.sets().active;
-        let halted = |id| self.vcpu(id).is_some_and(|vcpu| vcpu.halt() == Halt::Masked);
+        let (active, debug) = {
+            let sets = self.sets();
+            (sets.active, sets.debug)
+        };
+        let halted = |id| {
+            self.vcpu(id).is_some_and(|vcpu| {
+                vcpu.halt() == Halt::Masked || debug.contains(id) && vcpu.never_ran()
+            })
+        };
         if active.iter().all(halted) {
             // If it is suspended already, that is as good.
             let _ = self.suspend(VM_SUSPEND_HALT);

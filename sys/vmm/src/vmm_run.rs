@@ -141,6 +141,7 @@ fn run_freely(vm: &Vm, frozen: &mut Frozen<'_>) -> Option<Step> {
         return Some(Step::LookAround);
     }
     vcpu.set_halt(Halt::No);
+    vcpu.set_ran();
     if !enter(vm, frozen) {
         return Some(Step::LookAround);
     }
