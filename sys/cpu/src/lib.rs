@@ -9,6 +9,7 @@ mod cpu;
 mod decode;
 mod exception;
 mod exit;
+mod far;
 mod flags;
 pub mod fpu;
 mod host;
@@ -20,6 +21,7 @@ mod run;
 mod segment;
 mod signals;
 mod state;
+mod syscall;
 mod task;
 mod trap;
 

@@ -1,5 +1,6 @@
 //! Address translation: the page walk and the soft TLB.
 
+mod access;
 mod tlb;
 mod walk;
 

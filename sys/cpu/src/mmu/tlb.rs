@@ -1,4 +1,4 @@
-//! The soft TLB: from guest-linear addresses to host pointers, and the accesses that go through it.
+//! The soft TLB: from guest-linear addresses to host pointers.
 //!
 //! An entry has one tag for reads and one for writes. The write tag is installed only when the guest's dirty bit and ours are
 //! set and the page holds no decoded code, so everything that must see a write takes the slow path, once. Tags carry a
@@ -6,17 +6,14 @@
 
 use core::ptr::NonNull;
 
-use crate::bus::Reply;
 use crate::cpu::Cpu;
-use crate::exit::{Exit, Mmio};
 use crate::host;
 use crate::mem::{PAGE_MASK, PageMeta};
 use crate::mmu::{Access, Paging, walk};
-use crate::op::{Op, am};
-use crate::state::{Seg, cr0, cr4, efer, flag};
+use crate::state::{cr0, cr4, efer, flag};
 use crate::trap::{Trap, Trapped, vector};
 
-const ENTRIES: usize = 512;
+pub(super) const ENTRIES: usize = 512;
 const GENERATIONS: u64 = 0xfff;
 /// No address has this tag: it is not page-aligned plus a generation below `GENERATIONS`.
 const NO_TAG: u64 = u64::MAX;
@@ -35,11 +32,11 @@ pub(crate) mod table {
 
 #[derive(Clone, Copy)]
 #[repr(C)]
-struct Data {
-    read: u64,
-    write: u64,
+pub(crate) struct Data {
+    pub(super) read: u64,
+    pub(super) write: u64,
     /// Host address minus linear address.
-    addend: u64,
+    pub(super) addend: u64,
     meta: *const PageMeta,
 }
 
@@ -68,12 +65,12 @@ struct Context {
 
 /// The soft TLB of one processor.
 pub(crate) struct Tlb {
-    data: Box<[Data; ENTRIES * 4]>,
+    pub(super) data: Box<[Data; ENTRIES * 4]>,
     code: Box<[Code; ENTRIES * 2]>,
     /// Tag bits of the current address space.
-    generation: u64,
+    pub(super) generation: u64,
     /// Offset of the current table in `data`.
-    table: usize,
+    pub(super) table: usize,
     last_generation: u64,
     last_epoch: u64,
     contexts: Box<[Context; 4096]>,
@@ -85,7 +82,7 @@ pub(crate) struct Tlb {
 
 /// `1 << S` bytes of RAM that an instruction may access right now. Not to be kept beyond the instruction.
 #[derive(Clone, Copy)]
-pub(crate) struct Place<const S: u8>(NonNull<u8>);
+pub(crate) struct Place<const S: u8>(pub(super) NonNull<u8>);
 
 impl<const S: u8> Place<S> {
     #[inline(always)]
@@ -328,68 +325,6 @@ impl Cpu {
         self.efer & efer::LMA != 0
     }
 
-    #[inline(always)]
-    fn entry(&self, la: u64) -> &Data {
-        &self.tlb.data[(self.tlb.table + (la >> 12) as usize % ENTRIES) % (ENTRIES * 4)]
-    }
-
-    /// `1 << S` readable bytes at `la`, if the TLB has them.
-    #[inline(always)]
-    pub(crate) fn readable<const S: u8>(&self, la: u64) -> Option<Place<S>> {
-        let entry = self.entry(la);
-        if entry.read != (la.wrapping_add((1 << S) - 1) & PAGE_MASK | self.tlb.generation) {
-            return None;
-        }
-        // SAFETY: a matching tag means that the page of both the first and the last byte is mapped there; no page is at null.
-        Some(Place(unsafe { NonNull::new_unchecked(la.wrapping_add(entry.addend) as *mut u8) }))
-    }
-
-    /// `1 << S` writable bytes at `la`, if the TLB has them.
-    #[inline(always)]
-    pub(crate) fn writable<const S: u8>(&self, la: u64) -> Option<Place<S>> {
-        let entry = self.entry(la);
-        if entry.write != (la.wrapping_add((1 << S) - 1) & PAGE_MASK | self.tlb.generation) {
-            return None;
-        }
-        // SAFETY: as in `readable`; a write tag is there for writable pages only.
-        Some(Place(unsafe { NonNull::new_unchecked(la.wrapping_add(entry.addend) as *mut u8) }))
-    }
-
-    /// Reads `1 << S` bytes at linear address `la`.
-    #[inline(always)]
-    pub(crate) fn load<const S: u8>(&mut self, la: u64, op: &Op) -> Result<u64, Trapped> {
-        match self.readable::<S>(la) {
-            Some(place) => Ok(place.load()),
-            None => self.load_slow(la, S, op),
-        }
-    }
-
-    /// Writes `1 << S` bytes at linear address `la`.
-    #[inline(always)]
-    pub(crate) fn store<const S: u8>(&mut self, la: u64, value: u64, op: &Op) -> Result<(), Trapped> {
-        match self.writable::<S>(la) {
-            Some(place) => {
-                place.store(value);
-                Ok(())
-            }
-            None => self.store_slow(la, value, S, op),
-        }
-    }
-
-    /// The host address for a write of `size` bytes that does not leave its page, if the fast path applies.
-    #[inline(always)]
-    pub(crate) fn write_pointer(&self, la: u64, size: u64) -> Option<*mut u8> {
-        let entry = &self.tlb.data[(self.tlb.table + (la >> 12) as usize % ENTRIES) % (ENTRIES * 4)];
-        (entry.write == (la.wrapping_add(size - 1) & PAGE_MASK | self.tlb.generation)).then(|| la.wrapping_add(entry.addend) as *mut u8)
-    }
-
-    /// The host address for a read of `size` bytes that does not leave its page, if the fast path applies.
-    #[inline(always)]
-    pub(crate) fn read_pointer(&self, la: u64, size: u64) -> Option<*const u8> {
-        let entry = &self.tlb.data[(self.tlb.table + (la >> 12) as usize % ENTRIES) % (ENTRIES * 4)];
-        (entry.read == (la.wrapping_add(size - 1) & PAGE_MASK | self.tlb.generation)).then(|| la.wrapping_add(entry.addend) as *const u8)
-    }
-
     /// Whether a linear address is canonical (or paging makes the question meaningless).
     #[inline(always)]
     pub(crate) fn canonical(la: u64) -> bool {
@@ -397,7 +332,7 @@ impl Cpu {
     }
 
     /// Translates an address for data and installs it in the TLB.
-    fn fill(&mut self, la: u64, write: bool, table: usize, stack: bool) -> Result<Target, Trapped> {
+    pub(super) fn fill(&mut self, la: u64, write: bool, table: usize, stack: bool) -> Result<Target, Trapped> {
         if self.long_mode() && !Self::canonical(la) {
             return Err(self.fault(if stack { vector::SS } else { vector::GP }, Some(0)));
         }
@@ -468,334 +403,5 @@ impl Cpu {
         let found = CodePage { gpa: mapping.gpa & PAGE_MASK, host: page.host, meta: page.meta };
         self.tlb.code[at] = Code { tag, gpa: found.gpa, host: found.host, meta: found.meta };
         Ok(found)
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn load_slow(&mut self, la: u64, log: u8, op: &Op) -> Result<u64, Trapped> {
-        let table = self.tlb.table / ENTRIES;
-        self.check_alignment(la, log)?;
-        self.watch(la, 1 << log, false);
-        self.read_linear(la, log, table, op)
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn store_slow(&mut self, la: u64, value: u64, log: u8, op: &Op) -> Result<(), Trapped> {
-        let table = self.tlb.table / ENTRIES;
-        self.check_alignment(la, log)?;
-        self.watch(la, 1 << log, true);
-        self.write_linear(la, value, log, table, op)
-    }
-
-    fn check_alignment(&mut self, la: u64, log: u8) -> Result<(), Trapped> {
-        if self.tlb.table == table::USER_CHECKED * ENTRIES && la & ((1 << log) - 1) != 0 {
-            return Err(self.fault(vector::AC, Some(0)));
-        }
-        Ok(())
-    }
-
-    /// Reads `1 << log` bytes through the given table.
-    pub(crate) fn read_linear(&mut self, la: u64, log: u8, table: usize, op: &Op) -> Result<u64, Trapped> {
-        let size = 1u64 << log;
-        let stack = op.am & am::STACK != 0;
-        let in_page = 0x1000 - (la & 0xfff);
-        if in_page >= size {
-            return match self.fill(la, false, table, stack)? {
-                // SAFETY: `fill` returned the host address of RAM that the access does not leave.
-                Target::Ram(p, _) => Ok(unsafe { load_sized(p, log) }),
-                Target::Mmio(gpa) => self.mmio_read(gpa, la, size as u8, op),
-            };
-        }
-        let second = self.wrap(la.wrapping_add(in_page));
-        let low = self.fill(la, false, table, stack)?;
-        let high = self.fill(second, false, table, stack)?;
-        let mut value = 0;
-        for i in 0..size {
-            let (target, at, address) = if i < in_page { (low, i, la.wrapping_add(i)) } else { (high, i - in_page, second + (i - in_page)) };
-            let byte = match target {
-                // SAFETY: `at` stays within the page that `fill` returned.
-                Target::Ram(p, _) => unsafe { host::load::<0>(p.wrapping_add(at as usize)) },
-                Target::Mmio(gpa) => self.mmio_read(gpa + at, address, 1, op)?,
-            };
-            value |= byte << (i * 8);
-        }
-        Ok(value)
-    }
-
-    /// Writes `1 << log` bytes through the given table.
-    pub(crate) fn write_linear(&mut self, la: u64, value: u64, log: u8, table: usize, op: &Op) -> Result<(), Trapped> {
-        let size = 1u64 << log;
-        let stack = op.am & am::STACK != 0;
-        let in_page = 0x1000 - (la & 0xfff);
-        if in_page >= size {
-            let target = self.fill(la, true, table, stack)?;
-            return match target {
-                Target::Ram(p, meta) => self.write_ram(p, meta, |p| {
-                    // SAFETY: `fill` returned the host address of writable RAM that the access does not leave.
-                    unsafe { store_sized(p, value, log) }
-                }),
-                Target::Mmio(gpa) => self.mmio_write(gpa, la, size as u8, value, op),
-            };
-        }
-        let second = self.wrap(la.wrapping_add(in_page));
-        let low = self.fill(la, true, table, stack)?;
-        let high = self.fill(second, true, table, stack)?;
-        for target in [low, high] {
-            if let Target::Ram(_, meta) = target {
-                self.check_own_code(meta)?;
-            }
-        }
-        for i in 0..size {
-            let byte = value >> (i * 8) & 0xff;
-            let (target, at, address) = if i < in_page { (low, i, la.wrapping_add(i)) } else { (high, i - in_page, second + (i - in_page)) };
-            match target {
-                Target::Ram(p, meta) => self.write_ram(p.wrapping_add(at as usize), meta, |p| {
-                    // SAFETY: `at` stays within the writable page that `fill` returned.
-                    unsafe { host::store::<0>(p, byte) }
-                })?,
-                Target::Mmio(gpa) => self.mmio_write(gpa + at, address, 1, byte, op)?,
-            }
-        }
-        Ok(())
-    }
-
-    /// Linear addresses are 32 bits wide outside of long mode.
-    fn wrap(&self, la: u64) -> u64 {
-        if self.long_mode() { la } else { la & 0xffff_ffff }
-    }
-
-    /// Writes to a page that may hold decoded code.
-    fn write_ram(&mut self, p: *mut u8, meta: *const PageMeta, write: impl FnOnce(*mut u8)) -> Result<(), Trapped> {
-        self.check_own_code(meta)?;
-        write(p);
-        // SAFETY: the current map owns the metadata.
-        unsafe { &*meta }.spoil_code();
-        Ok(())
-    }
-
-    /// An access to a device must be the block's last instruction: what the device does in answer (an interrupt, a
-    /// timer, a request to leave) is seen to before the next one.
-    fn check_device(&mut self) -> Result<(), Trapped> {
-        if self.blocks.is_alone() {
-            return Ok(());
-        }
-        self.trap = Trap::Alone;
-        Err(Trapped)
-    }
-
-    /// A write to the page of the running block must be the block's last instruction.
-    fn check_own_code(&mut self, meta: *const PageMeta) -> Result<(), Trapped> {
-        // SAFETY: the current map owns the metadata.
-        if unsafe { &*meta }.has_code() && self.blocks.runs_in(meta) {
-            self.trap = Trap::Alone;
-            return Err(Trapped);
-        }
-        Ok(())
-    }
-
-    /// Makes sure that `size` bytes can be written, and returns where if they lie in RAM within one page that holds no code of
-    /// the running block. The caller writes and then calls `spoil`.
-    pub(crate) fn prepare_write(&mut self, la: u64, size: u64, op: &Op) -> Result<Option<(*mut u8, *const PageMeta)>, Trapped> {
-        let table = self.tlb.table / ENTRIES;
-        let stack = op.am & am::STACK != 0;
-        self.watch(la, size, true);
-        let in_page = 0x1000 - (la & 0xfff);
-        let target = self.fill(la, true, table, stack)?;
-        if in_page < size {
-            let second = self.wrap(la.wrapping_add(in_page));
-            self.fill(second, true, table, stack)?;
-            return Ok(None);
-        }
-        match target {
-            Target::Ram(p, meta) => {
-                self.check_own_code(meta)?;
-                Ok(Some((p, meta)))
-            }
-            Target::Mmio(_) => Ok(None),
-        }
-    }
-
-    /// `prepare_write` for an access of `1 << S` bytes.
-    pub(crate) fn prepare_place<const S: u8>(&mut self, la: u64, op: &Op) -> Result<Option<(Place<S>, *const PageMeta)>, Trapped> {
-        let found = self.prepare_write(la, 1 << S, op)?;
-        Ok(found.and_then(|(p, meta)| NonNull::new(p).map(|p| (Place(p), meta))))
-    }
-
-    /// Makes sure that `size` bytes can be read; returns where if they lie in RAM within one page.
-    pub(crate) fn prepare_read(&mut self, la: u64, size: u64, op: &Op) -> Result<Option<*const u8>, Trapped> {
-        let table = self.tlb.table / ENTRIES;
-        let stack = op.am & am::STACK != 0;
-        self.watch(la, size, false);
-        let in_page = 0x1000 - (la & 0xfff);
-        let target = self.fill(la, false, table, stack)?;
-        if in_page < size {
-            self.fill(self.wrap(la.wrapping_add(in_page)), false, table, stack)?;
-            return Ok(None);
-        }
-        Ok(match target {
-            Target::Ram(p, _) => Some(p),
-            Target::Mmio(_) => None,
-        })
-    }
-
-    /// After a write to where `prepare_write` said.
-    pub(crate) fn spoil(&mut self, meta: *const PageMeta) {
-        // SAFETY: the current map owns the metadata.
-        unsafe { &*meta }.spoil_code();
-    }
-
-    /// The guest-physical address, for accesses that are known not to be RAM.
-    pub(crate) fn mmio_read(&mut self, gpa: u64, la: u64, size: u8, op: &Op) -> Result<u64, Trapped> {
-        self.check_device()?;
-        let now = self.now(op);
-        match self.bus().mmio_read(now, gpa, size) {
-            Reply::Done(value) => Ok(value),
-            Reply::Exit | Reply::Fault => Err(self.mmio_exit(gpa, la, false, size, op)),
-        }
-    }
-
-    fn mmio_write(&mut self, gpa: u64, la: u64, size: u8, value: u64, op: &Op) -> Result<(), Trapped> {
-        self.check_device()?;
-        let now = self.now(op);
-        match self.bus().mmio_write(now, gpa, size, value) {
-            Reply::Done(()) => Ok(()),
-            Reply::Exit | Reply::Fault => Err(self.mmio_exit(gpa, la, true, size, op)),
-        }
-    }
-
-    fn mmio_exit(&mut self, gpa: u64, gla: u64, write: bool, size: u8, op: &Op) -> Trapped {
-        let mut bytes = [0; 15];
-        let start = self.code_linear(self.op_rip(op));
-        for (i, byte) in bytes.iter_mut().enumerate().take(usize::from(op.len)) {
-            let la = self.wrap(start.wrapping_add(i as u64));
-            if let Ok(page) = self.fetch_page(la) {
-                // SAFETY: the page is mapped and the offset lies in it.
-                *byte = unsafe { host::load::<0>(page.host.wrapping_add((la & 0xfff) as usize)) } as u8;
-            }
-        }
-        self.leave(Exit::Mmio(Mmio { gpa, gla, write, size, bytes, len: op.len }))
-    }
-
-    /// A read by the processor itself (descriptors, TSS, IDT): always with supervisor privilege. What is not RAM reads as ones.
-    pub(crate) fn sys_load(&mut self, la: u64, log: u8) -> Result<u64, Trapped> {
-        let la = self.wrap(la);
-        let mut value = 0;
-        let size = 1u64 << log;
-        if 0x1000 - (la & 0xfff) >= size {
-            return Ok(match self.fill(la, false, table::KERNEL, false)? {
-                // SAFETY: `fill` returned the host address of RAM that the access does not leave.
-                Target::Ram(p, _) => unsafe { load_sized(p, log) },
-                Target::Mmio(_) => u64::MAX >> (64 - 8 * size),
-            });
-        }
-        for i in 0..size {
-            value |= self.sys_load(la.wrapping_add(i), 0)? << (8 * i);
-        }
-        Ok(value)
-    }
-
-    /// A write by the processor itself, with the privilege of `user`. What is not RAM swallows it.
-    pub(crate) fn sys_store(&mut self, la: u64, value: u64, log: u8, user: bool) -> Result<(), Trapped> {
-        let la = self.wrap(la);
-        let table = if user { table::USER } else { table::KERNEL };
-        let size = 1u64 << log;
-        if 0x1000 - (la & 0xfff) >= size {
-            if let Target::Ram(p, meta) = self.fill(la, true, table, false)? {
-                // SAFETY: `fill` returned the host address of writable RAM that the access does not leave.
-                unsafe { store_sized(p, value, log) };
-                self.spoil(meta);
-            }
-            return Ok(());
-        }
-        self.fill(la, true, table, false)?;
-        self.fill(self.wrap(la.wrapping_add(size - 1)), true, table, false)?;
-        for i in 0..size {
-            self.sys_store(la.wrapping_add(i), value >> (8 * i), 0, user)?;
-        }
-        Ok(())
-    }
-
-    /// Whether a data breakpoint is set in the page of `la` (such pages always take the slow path).
-    fn watched(&self, la: u64) -> bool {
-        self.dr7 & 0xff != 0 && (0..4).any(|i| self.dr7 >> (2 * i) & 3 != 0 && self.dr[i] & PAGE_MASK == la & PAGE_MASK)
-    }
-
-    /// Notes the data breakpoints that an access of `size` bytes hits.
-    pub(crate) fn watch(&mut self, la: u64, size: u64, write: bool) {
-        if self.dr7 & 0xff == 0 {
-            return;
-        }
-        for i in 0..4 {
-            if self.dr7 >> (2 * i) & 3 == 0 {
-                continue;
-            }
-            let kind = self.dr7 >> (16 + 4 * i) & 3;
-            let len = [1, 2, 8, 4][(self.dr7 >> (18 + 4 * i) & 3) as usize];
-            let base = self.dr[i] & !(len - 1);
-            let hit = la.wrapping_sub(base) < len || base.wrapping_sub(la) < size;
-            if hit && (kind == 3 || kind == 1 && write) {
-                self.data_break |= 1 << i;
-                self.slow = true;
-            }
-        }
-    }
-
-    /// The data segment base and limit for `seg`: the linear address of `offset`, after all checks.
-    pub(crate) fn segment_linear(&mut self, seg: Seg, offset: u64, size: u64, write: bool) -> Result<u64, Trapped> {
-        let s = self.segs[seg as usize];
-        let stack = seg == Seg::Ss;
-        if self.code64() {
-            return Ok(if matches!(seg, Seg::Fs | Seg::Gs) { s.base.wrapping_add(offset) } else { offset });
-        }
-        let bad = |cpu: &mut Cpu| Err(cpu.fault(if stack { vector::SS } else { vector::GP }, Some(0)));
-        if s.unusable() {
-            return bad(self);
-        }
-        // In real and virtual-8086 mode the hidden part says: data, writable, expand-up. Code there may be written, too.
-        let protected = self.cr0 & cr0::PE != 0 && self.rflags & flag::VM == 0;
-        let kind = s.kind();
-        if protected {
-            let code = kind & 8 != 0;
-            if write && (code || kind & 2 == 0) || !write && code && kind & 2 == 0 {
-                return bad(self);
-            }
-        }
-        let last = offset.wrapping_add(size - 1);
-        let expand_down = kind & 0xc == 4;
-        let top = if s.access & crate::state::Segment::DB != 0 { 0xffff_ffff } else { 0xffff };
-        let fits = if expand_down { offset > u64::from(s.limit) && last <= top } else { last <= u64::from(s.limit) };
-        if !fits {
-            return bad(self);
-        }
-        Ok(s.base.wrapping_add(offset) & 0xffff_ffff)
-    }
-}
-
-/// # Safety
-/// As [`host::load`].
-unsafe fn load_sized(p: *const u8, log: u8) -> u64 {
-    // SAFETY: the caller's promise.
-    unsafe {
-        match log {
-            0 => host::load::<0>(p),
-            1 => host::load::<1>(p),
-            2 => host::load::<2>(p),
-            _ => host::load::<3>(p),
-        }
-    }
-}
-
-/// # Safety
-/// As [`host::store`].
-unsafe fn store_sized(p: *mut u8, value: u64, log: u8) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        match log {
-            0 => host::store::<0>(p, value),
-            1 => host::store::<1>(p, value),
-            2 => host::store::<2>(p, value),
-            _ => host::store::<3>(p, value),
-        }
     }
 }
