@@ -167,6 +167,7 @@ fn call_to(cpu: &mut Cpu, op: OpRef, to: u64) -> Status {
     get!(cpu, op, check_target(cpu, to));
     let back = cpu.cut_rip(cpu.next_rip(&op));
     if op.x == 3 {
+        get!(cpu, op, cpu.check_stack(cpu.regs[4].wrapping_sub(8)));
         get!(cpu, op, cpu.push64(back, &op));
     } else {
         get!(cpu, op, cpu.push(back, op.x, &op));

@@ -4,7 +4,7 @@ use crate::cpu::Cpu;
 use crate::interp::by_size;
 use crate::op::{Handler, Op, OpRef, Status, get, go_on, next};
 use crate::state::{Seg, Segment, cr4, flag};
-use crate::trap::Trapped;
+use crate::trap::{Trapped, vector};
 
 pub(crate) const RSP: usize = 4;
 const RBP: usize = 5;
@@ -27,9 +27,19 @@ impl Cpu {
         self.regs[RSP] = self.regs[RSP] & !mask & if mask == 0xffff { u64::MAX } else { 0xffff_ffff } | sp & mask;
     }
 
+    /// #SS for a stack where no address is, also where the operation's other operand would have #GP.
+    #[inline(always)]
+    pub(crate) fn check_stack(&mut self, la: u64) -> Result<(), Trapped> {
+        if self.long_mode() && !Self::canonical(la) {
+            return Err(self.fault(vector::SS, Some(0)));
+        }
+        Ok(())
+    }
+
     /// Writes at `sp` of the stack segment.
     pub(crate) fn stack_store(&mut self, sp: u64, value: u64, log: u8, op: &Op) -> Result<(), Trapped> {
         let la = self.segment_linear(Seg::Ss, sp & self.stack_mask(), 1 << log, true)?;
+        self.check_stack(la)?;
         match log {
             1 => self.store::<1>(la, value, op),
             2 => self.store::<2>(la, value, op),
@@ -40,6 +50,7 @@ impl Cpu {
     /// Reads at `sp` of the stack segment.
     pub(crate) fn stack_load(&mut self, sp: u64, log: u8, op: &Op) -> Result<u64, Trapped> {
         let la = self.segment_linear(Seg::Ss, sp & self.stack_mask(), 1 << log, false)?;
+        self.check_stack(la)?;
         match log {
             1 => self.load::<1>(la, op),
             2 => self.load::<2>(la, op),

@@ -211,12 +211,16 @@ fn instruction(rng: &mut Rng, code: Code, target: u64) -> Option<Instruction> {
     defined(&instruction).then_some(instruction)
 }
 
-/// Whether the result is defined: not that of a 16-bit double shift by more than 16.
+/// Whether the result is defined: not that of a 16-bit double shift by more than 16, nor what MOVSXD to 16 bits reads (two
+/// bytes or four).
 fn defined(instruction: &Instruction) -> bool {
-    let shift = matches!(instruction.mnemonic(), Mnemonic::Shld | Mnemonic::Shrd);
-    !shift
-        || instruction.op1_register().size() != 2
-        || instruction.op2_kind() != OpKind::Register && instruction.immediate8() & 0x1f <= 16
+    match instruction.mnemonic() {
+        Mnemonic::Movsxd => instruction.op0_register().size() != 2,
+        Mnemonic::Shld | Mnemonic::Shrd if instruction.op1_register().size() == 2 => {
+            instruction.op2_kind() != OpKind::Register && instruction.immediate8() & 0x1f <= 16
+        }
+        _ => true,
+    }
 }
 
 /// A string operand. Both of an instruction have the same address size, which the first one's choice decides.
