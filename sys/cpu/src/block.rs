@@ -2,7 +2,8 @@
 //!
 //! A block never leaves its page, so it is valid as long as the page's generation is the one it was made under; when that has
 //! changed, it is compared with the bytes it was made from before it is thrown away (data in the same page is the usual reason).
-//! Blocks remember their successors; such a link holds while the key (mapping epoch, mode, privilege) is the one it was made under.
+//! Blocks remember their successors; such a link holds while the key (mapping epoch, mode, privilege) is the one it was made under,
+//! and for the RIP that it was made for: a page may be mapped at several addresses, with different neighbours.
 
 use std::sync::atomic::Ordering;
 
@@ -30,10 +31,11 @@ const SCRATCH_FLOATS: u64 = 1 << 32;
 #[derive(Clone, Copy)]
 pub(crate) struct Link {
     pub key: u64,
+    pub rip: u64,
     pub block: u32,
 }
 
-const NO_LINK: Link = Link { key: 0, block: NONE };
+const NO_LINK: Link = Link { key: 0, rip: 0, block: NONE };
 
 pub(crate) struct Block {
     pub first: *const Op,
@@ -143,13 +145,13 @@ impl Blocks {
         unsafe { OpRef::new(block.first) }
     }
 
-    pub fn link(&mut self, from: u32, arm: usize, key: u64, to: u32) {
+    pub fn link(&mut self, from: u32, arm: usize, link: Link) {
         // The scratch block is another one every time.
-        if to != SCRATCH
+        if link.block != SCRATCH
             && from != SCRATCH
-            && let Some(link) = self.list.get_mut(from as usize).and_then(|b| b.links.get_mut(arm))
+            && let Some(slot) = self.list.get_mut(from as usize).and_then(|b| b.links.get_mut(arm))
         {
-            *link = Link { key, block: to };
+            *slot = link;
         }
     }
 

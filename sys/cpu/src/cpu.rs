@@ -316,6 +316,7 @@ impl Cpu {
     /// Sets a segment register, hidden part and all.
     pub fn set_segment(&mut self, seg: Seg, value: Segment) {
         self.segs[seg as usize] = value;
+        self.code_moved();
         self.segments_changed();
     }
 

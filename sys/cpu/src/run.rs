@@ -1,6 +1,6 @@
 //! The execution loop: block after block, and what is seen to between them.
 
-use crate::block::Blocks;
+use crate::block::{Blocks, Link};
 use crate::bus::{Bus, Event, Poll, Window};
 use crate::cpu::{Cpu, slot};
 use crate::exit::Exit;
@@ -88,7 +88,7 @@ impl Cpu {
             }
             let key = self.key;
             let link = self.blocks.get(at)?.links[arm];
-            if link.key == key && self.blocks.get(link.block).is_some_and(Blocks::fresh) {
+            if link.key == key && link.rip == self.rip && self.blocks.get(link.block).is_some_and(Blocks::fresh) {
                 at = link.block;
                 continue;
             }
@@ -96,7 +96,7 @@ impl Cpu {
                 Ok(block) => block,
                 Err(Trapped) => return self.handle_trap(0),
             };
-            self.blocks.link(at, arm, key, to);
+            self.blocks.link(at, arm, Link { key, rip: self.rip, block: to });
             at = to;
         }
     }

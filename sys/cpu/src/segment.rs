@@ -77,6 +77,9 @@ impl Cpu {
 
     /// Puts a hidden part in place.
     pub(crate) fn put_segment(&mut self, seg: Seg, value: Segment) {
+        if seg == Seg::Cs && self.segs[Seg::Cs as usize].base != value.base {
+            self.code_moved();
+        }
         self.segs[seg as usize] = value;
         if (seg as usize) < 6 {
             self.regs[usize::from(slot::SEG_BASE) + seg as usize] = value.base;

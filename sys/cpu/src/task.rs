@@ -131,6 +131,7 @@ impl Cpu {
         for (reg, value) in self.regs.iter_mut().zip(task.general) {
             *reg = if wide { value } else { *reg & !0xffff | value };
         }
+        self.code_moved();
         // The visible selectors are loaded first; the hidden parts are checked after.
         for (seg, selector) in Seg::ALL.into_iter().zip(task.segments) {
             self.segs[seg as usize] = Segment { selector, access: Segment::UNUSABLE, ..Segment::default() };

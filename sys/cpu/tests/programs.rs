@@ -419,6 +419,33 @@ fn invlpg_forgets_data_and_code() {
 }
 
 #[test]
+fn one_page_of_code_at_two_addresses() {
+    let mut m = Machine::long();
+    // The page at 0x30_0000 is mapped twice, each time with another page behind it.
+    for (n, page) in [(0, 0x30_0000), (1, 0x30_1000), (4, 0x30_0000), (5, 0x30_2000)] {
+        map_page(&m, n, page | 7);
+    }
+    m.ram.write(0x30_0ffe, &[0x90, 0x90]);
+    m.ram.write(0x30_1000, &[0x83, 0xc0, 1, 0xc3]);
+    m.ram.write(0x30_2000, &[0x83, 0xc0, 16, 0xc3]);
+    m.load(64, |a| {
+        let mut top = a.create_label();
+        a.xor(eax, eax).unwrap();
+        a.mov(ecx, 3).unwrap();
+        a.mov(ebx, PAGED as u32 + 0xffe).unwrap();
+        a.mov(ebp, PAGED as u32 + 0x4ffe).unwrap();
+        a.set_label(&mut top).unwrap();
+        a.call(rbx).unwrap();
+        a.call(rbp).unwrap();
+        a.dec(ecx).unwrap();
+        a.jne(top).unwrap();
+        a.hlt().unwrap();
+    });
+    assert_eq!(m.run(), Exit::Hlt);
+    assert_eq!(m.cpu.get(Reg::Rax), 3 * 17);
+}
+
+#[test]
 fn device_writes_are_seen_by_code() {
     let mut m = Machine::long();
     m.load(64, |a| {

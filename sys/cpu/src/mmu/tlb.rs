@@ -270,14 +270,21 @@ impl Cpu {
     /// INVLPG.
     pub(crate) fn forget_page(&mut self, la: u64) {
         if self.tlb.forget_page(la) {
-            // Code was fetched from there: block links made under any address space may be stale.
-            let generation = self.tlb.generation;
-            self.tlb.last_epoch += 1;
-            let context = Context { generation, epoch: self.tlb.last_epoch };
-            self.tlb.forget_contexts();
-            self.tlb.contexts[self.pcid()] = context;
-            self.enter(context);
+            // Code was fetched from there.
+            self.code_moved();
         }
+    }
+
+    /// Another instruction may be behind an instruction pointer: block links made under any address space may be stale.
+    pub(crate) fn code_moved(&mut self) {
+        let generation = self.tlb.generation;
+        self.tlb.last_epoch += 1;
+        let context = Context { generation, epoch: self.tlb.last_epoch };
+        if self.cr4 & cr4::PCIDE != 0 {
+            self.tlb.forget_contexts();
+        }
+        self.tlb.contexts[self.pcid()] = context;
+        self.enter(context);
     }
 
     /// The memory map may have changed: everything that points into it goes.
