@@ -159,6 +159,8 @@ fn fadt(dsdt: u64, facs: u64) -> Vec<u8> {
         Flags::ProcC1,
         // There is no sleep button; the power button is in the fixed registers, its flag clear.
         Flags::SlpButton,
+        // The clock's alarm is an interrupt of its own, no fixed event.
+        Flags::FixRtc,
         Flags::TmrValExt,
         Flags::ResetRegSup,
         Flags::Headless,

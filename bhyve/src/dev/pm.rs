@@ -33,11 +33,12 @@ const PM1_BM_STS: u16 = 1 << 4;
 const PM1_GBL_EN: u16 = 1 << 5;
 const PM1_PWRBTN: u16 = 1 << 8;
 const PM1_SLPBTN_STS: u16 = 1 << 9;
-const PM1_RTC_STS: u16 = 1 << 10;
+const PM1_RTC: u16 = 1 << 10;
 const PM1_WAK_STS: u16 = 1 << 15;
 /// Status bits go away when a one is written to them.
-const STATUS_CLEARABLE: u16 = PM1_WAK_STS | PM1_RTC_STS | PM1_SLPBTN_STS | PM1_PWRBTN | PM1_BM_STS;
-const ENABLE_WRITABLE: u16 = PM1_PWRBTN | PM1_GBL_EN;
+const STATUS_CLEARABLE: u16 = PM1_WAK_STS | PM1_RTC | PM1_SLPBTN_STS | PM1_PWRBTN | PM1_BM_STS;
+/// The clock's alarm never sets its status bit, but operating systems check that they can enable it.
+const ENABLE_WRITABLE: u16 = PM1_PWRBTN | PM1_GBL_EN | PM1_RTC;
 
 const PM1_SCI_EN: u16 = 1 << 0;
 const PM1_SLP_TYP_SHIFT: u32 = 10;
