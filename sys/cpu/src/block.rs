@@ -174,7 +174,7 @@ impl Blocks {
 impl Cpu {
     /// The block at RIP, made if need be. A `single` block has one instruction.
     pub(crate) fn find_block(&mut self, single: bool) -> Result<u32, Trapped> {
-        let la = self.code_linear(self.rip);
+        let la = if Mode::of(self.key).long() { self.rip } else { self.code_linear(self.rip) };
         let key = self.key | if single { Mode::SINGLE } else { 0 };
         let slot = Blocks::jump_slot(la, key);
         let jump = self.blocks.jumps[slot];
@@ -234,7 +234,6 @@ impl Cpu {
         if self.blocks.ops.len() + MAX_OPS + 2 > CAPACITY || self.blocks.ops.capacity() == 0 {
             self.blocks.clear();
             self.blocks.ops.reserve_exact(CAPACITY);
-            self.key_changed();
         }
         self.protect_code(page.meta);
         // SAFETY: the current map owns the metadata. (The generation is read before the code.)

@@ -426,11 +426,6 @@ impl Cpu {
         self.key = self.epoch << 8 | mode;
     }
 
-    /// Blocks were thrown away: no link made before may be followed.
-    pub(crate) fn key_changed(&mut self) {
-        self.update_key();
-    }
-
     pub(crate) fn rflags_image(&self) -> u64 {
         self.rflags | self.flags.image()
     }

@@ -103,7 +103,6 @@ impl Cpu {
 
     /// One attempt at delivery. Nothing but the stack's memory has changed if it fails.
     fn deliver(&mut self, v: u8, error: Option<u32>, source: Source, back: u64) -> Result<(), Trapped> {
-        // #DB on delivery clears what would break there again.
         if self.cr0 & cr0::PE == 0 {
             return self.deliver_real(v, back);
         }
@@ -245,7 +244,7 @@ impl Cpu {
     fn redirected(&mut self, v: u8) -> Result<bool, Trapped> {
         let tr = self.segs[Seg::Tr as usize];
         let map = self.sys_load(tr.base.wrapping_add(0x66), 1)?;
-        if map < 32 || map + u64::from(tr.limit >> 31) > u64::from(tr.limit) {
+        if map < 32 || map > u64::from(tr.limit) {
             return Ok(false);
         }
         let bits = self.sys_load(tr.base.wrapping_add(map - 32 + u64::from(v >> 3)), 0)?;
@@ -281,14 +280,8 @@ impl Cpu {
             return Some(Exit::Debug { dr6, trap: true });
         }
         self.dr6 |= dr6;
-        let back = self.rip;
-        let mut sink = self.raise_trap(vector::DB, back);
-        sink.take()
-    }
-
-    /// An exception of the trap kind: RF is not pushed.
-    fn raise_trap(&mut self, v: u8, back: u64) -> Option<Exit> {
-        self.raise(v, None, Source::External, back)
+        // Delivered like an interrupt: a trap pushes no RF.
+        self.raise(vector::DB, None, Source::External, self.rip)
     }
 }
 

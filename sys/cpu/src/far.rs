@@ -212,9 +212,7 @@ impl Cpu {
         }
         put(old_cs);
         put(back);
-        let frame = self.segs[Seg::Ss as usize];
         self.write_frame(&ss, &mut sp, values.get(..n).unwrap_or_default(), log, to)?;
-        debug_assert_eq!(frame, self.segs[Seg::Ss as usize]);
         self.put_segment(Seg::Ss, ss);
         self.set_sp(sp);
         self.put_code(cs, to, offset);

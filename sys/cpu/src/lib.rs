@@ -2,6 +2,15 @@
 //!
 //! It knows nothing of the machine around it: guest RAM is a [`PhysMem`], everything else a [`Bus`]. A [`Cpu`] runs guest
 //! instructions until something happens that its caller must see (an [`Exit`]).
+//!
+//! No FreeBSD file answers to this crate: it stands where `sys/amd64/vmm/amd/svm.c` has the VMRUN instruction, and the hardware
+//! behind it. Inside: `decode` lowers instructions into compact operations (`op`), which `block` keeps; `run` executes block
+//! after block with the handlers in `interp`; `mmu` translates addresses and accesses memory; `segment`, `far`, `syscall`,
+//! `exception` and `task` are what the architecture's manuals call so; `fpu` has the x87, MMX and SSE units.
+//!
+//! One window is known to be open: a processor that decodes code from a page asks the others to drop their write translations,
+//! and goes on; a store that another executes in the very block that it is in at that moment is noticed at the end of that block.
+//! An interprocessor interrupt, which ends the sender's block, is what a guest uses to announce changed code.
 
 mod block;
 mod bus;

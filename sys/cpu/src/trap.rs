@@ -34,7 +34,6 @@ pub(crate) struct At {
 }
 
 /// Exception vectors.
-#[allow(dead_code)]
 pub(crate) mod vector {
     pub const DE: u8 = 0;
     pub const DB: u8 = 1;
