@@ -7,6 +7,7 @@ pub mod control;
 mod image;
 pub mod restore;
 
+use crate::block_if::DiskIdentity;
 use crate::device::{Clock, Device, SaveError};
 use crate::machine::{Machine, NotQuiesced};
 use crate::vcpu::RestError;
@@ -99,6 +100,14 @@ pub enum SnapshotError {
         device: String,
         /// Why.
         source: SaveError,
+    },
+    /// A disk that is not there any more.
+    #[error("{device}: cannot look at its disk: {source}")]
+    Disk {
+        /// Which.
+        device: String,
+        /// Why.
+        source: std::io::Error,
     },
     /// The vmm.
     #[error(transparent)]
@@ -212,8 +221,47 @@ fn describe(machine: &Machine) -> Result<Description, SnapshotError> {
         config: machine.config().dump().lines().map(str::to_owned).collect(),
         cpu: contract(machine),
         clock,
-        disks: Vec::new(),
+        disks: disks(machine)?,
     })
+}
+
+/// The disks for whoever looks at the files. What a restore goes by is in the devices' own states.
+fn disks(machine: &Machine) -> Result<Vec<checkpoint::Disk>, SnapshotError> {
+    let disks = machine.devices().disks().into_iter();
+    disks
+        .map(|(device, identity)| {
+            let identity = match identity {
+                Ok(identity) => identity,
+                Err(source) => return Err(SnapshotError::Disk { device, source }),
+            };
+            let DiskIdentity {
+                path,
+                canonical: _,
+                device: is_device,
+                dev,
+                inode,
+                size,
+                mtime_ns,
+                read_only,
+            } = identity;
+            Ok(checkpoint::Disk {
+                device,
+                path,
+                identity: if is_device {
+                    format!("device:{dev}")
+                } else {
+                    format!("file:{dev}:{inode}")
+                },
+                size,
+                changed: if is_device {
+                    String::new()
+                } else {
+                    mtime_ns.to_string()
+                },
+                writable: !read_only,
+            })
+        })
+        .collect()
 }
 
 /// What has to be the same on the machine that restores.

@@ -3,6 +3,7 @@
 
 use super::{Machine, MachineError};
 use crate::bhyverun_machdep;
+use crate::device::Device;
 use crate::load::{BootState, SegmentState, TableState};
 use vmmapi::Vcpu;
 use vmmapi::abi::{self, SegDesc};
@@ -10,6 +11,9 @@ use vmmapi::abi::{self, SegDesc};
 /// Loads the kernel and sets up the boot processor; the others wait in their reset state.
 pub(super) fn cold_start(machine: &Machine) -> Result<(), MachineError> {
     let vm = machine.vm();
+    // What a device is at power-on has one definition, whether it was just built or not.
+    machine.devices().reset();
+    machine.vcpus().reset();
     for id in 0..machine.options().topology.cpus {
         let vcpu = vm.vcpu(id.into());
         vcpu.reset()?;

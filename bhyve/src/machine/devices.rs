@@ -3,6 +3,7 @@
 
 use super::{LOWMEM_LIMIT, MachineError, MachineOptions};
 use crate::bhyverun_machdep::Platform;
+use crate::block_if::DiskIdentity;
 use crate::config::Config;
 use crate::device::{BuildCtx, Device, SaveError, SavedBytes, SavedState};
 use crate::inout::Inout;
@@ -15,6 +16,7 @@ use crate::pci::func::FuncHost;
 use crate::pci::intx::MsiSink;
 use crate::pci::irq::PciIrq;
 use crate::snapshot::restore::Restore;
+use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use vmmapi::Vm;
@@ -148,6 +150,11 @@ impl Devices {
         self.all().iter().for_each(|device| device.resume());
     }
 
+    /// Power-on.
+    pub fn reset(&self) {
+        self.all().iter().for_each(|device| device.reset());
+    }
+
     /// The states of all devices and PCI functions, by record name. All must be paused.
     pub fn save(&self) -> Result<Vec<(String, SavedState)>, (String, SaveError)> {
         let mut states = Vec::new();
@@ -162,6 +169,14 @@ impl Devices {
                 .map_err(|error| ("a PCI function".to_owned(), error))?,
         );
         Ok(states)
+    }
+
+    /// Every disk by the name of its device, as it is now.
+    pub fn disks(&self) -> Vec<(String, io::Result<DiskIdentity>)> {
+        self.bus
+            .devices()
+            .filter_map(|device| Some((device.name().to_owned(), device.disk()?)))
+            .collect()
     }
 
     /// Presses the ACPI power button.

@@ -338,6 +338,9 @@ impl Device for Lpc {
 }
 
 impl PciDevice for Lpc {
+    fn disk(&self) -> Option<std::io::Result<crate::block_if::DiskIdentity>> {
+        None
+    }
     fn bar_read(&self, _bar: usize, _offset: u64, size: u8) -> u64 {
         all_ones(size).into()
     }
@@ -385,14 +388,7 @@ mod tests {
             (get("tpm.type"), get("tpm.path"), get("tpm.version")),
             ("swtpm".into(), "/sock".into(), "2.0".into())
         );
-        for bad in [
-            "com5,stdio",
-            "com1",
-            "com1,",
-            "tpm,swtpm",
-            "nonsense",
-            "",
-        ] {
+        for bad in ["com5,stdio", "com1", "com1,", "tpm,swtpm", "nonsense", ""] {
             assert_eq!(
                 parse(&config, bad).unwrap_err(),
                 format!("invalid lpc device configuration '{bad}'")

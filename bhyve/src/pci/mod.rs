@@ -11,6 +11,7 @@ pub mod models;
 pub mod msi;
 pub mod slot;
 
+use crate::block_if::DiskIdentity;
 use crate::config::{ConfigError, Node};
 use crate::device::{BuildCtx, BuildError, Device, SaveError, SavedBytes, SavedState, StateError};
 use bar::{BusWindows, Windows};
@@ -18,6 +19,7 @@ use func::{FuncHost, PciFunc};
 use intx::IntxRoute;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::io;
 use std::sync::Arc;
 
 /// Bus, slot (device) and function.
@@ -47,6 +49,8 @@ pub trait PciDevice: Device {
     fn cfg_read(&self, offset: u16, size: u8) -> Option<u32>;
     /// A write to the configuration space; false leaves it to the generic function.
     fn cfg_write(&self, offset: u16, size: u8, value: u32) -> bool;
+    /// The disk behind it, as it is now; `None` for anything that is no disk.
+    fn disk(&self) -> Option<io::Result<DiskIdentity>>;
 }
 
 /// What builds a device, and with a state restores one.

@@ -70,6 +70,9 @@ impl Device for Echo {
 }
 
 impl PciDevice for Echo {
+    fn disk(&self) -> Option<std::io::Result<crate::block_if::DiskIdentity>> {
+        None
+    }
     fn bar_read(&self, bar: usize, offset: u64, _size: u8) -> u64 {
         (bar as u64) << 8 | offset
     }

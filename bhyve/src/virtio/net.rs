@@ -421,6 +421,9 @@ impl VirtioDevice for Net {
     const KIND: &'static str = "virtio-net";
     const VERSION: u32 = 1;
 
+    fn disk(&self) -> Option<std::io::Result<crate::block_if::DiskIdentity>> {
+        None
+    }
     fn transport(&self) -> &Transport {
         &self.inner.transport
     }

@@ -133,6 +133,9 @@ impl VirtioDevice for Rnd {
     const KIND: &'static str = "virtio-rnd";
     const VERSION: u32 = 1;
 
+    fn disk(&self) -> Option<std::io::Result<crate::block_if::DiskIdentity>> {
+        None
+    }
     fn transport(&self) -> &Transport {
         &self.transport
     }
