@@ -140,7 +140,7 @@ impl Engine {
         self.write_u64(CODE_PT, CODE_PAGE | P | U);
         for page in 0..DATA_LEN as u64 / PAGE {
             let writable = if page * PAGE < DATA_RW as u64 { W } else { 0 };
-            self.write_u64(DATA_PT + 8 * page, DATA_PAGES + page * PAGE | P | U | writable | NX);
+            self.write_u64(DATA_PT + 8 * page, (DATA_PAGES + page * PAGE) | P | U | writable | NX);
         }
         self.write_u64(PML4 + 8 * 256, KERNEL_PDPT | P | W);
         self.write_u64(KERNEL_PDPT, KERNEL_PD | P | W);

@@ -293,7 +293,7 @@ fn writes_flags_for_sure(instruction: &Instruction) -> bool {
     use Mnemonic::*;
     let counted = matches!(instruction.mnemonic(), Rol | Ror | Rcl | Rcr | Sal | Shl | Sar | Shr | Shld | Shrd);
     let repeated = instruction.has_rep_prefix() || instruction.has_repne_prefix();
-    !counted && !(repeated && instruction.is_string_instruction())
+    !(counted || repeated && instruction.is_string_instruction())
 }
 
 /// iced's RFLAGS bits as the processor's.

@@ -119,7 +119,7 @@ pub fn extended(rng: &mut Rng) -> [u8; 16] {
     let (high, mantissa) = match rng.below(6) {
         0..=2 => *rng.pick(&EXTENDED),
         3 => (0xffff, quad(rng)),
-        4 => (0x3ff0 + rng.below(0x20) as u16 | (rng.next() as u16 & 0x8000), rng.next() | 1 << 63),
+        4 => ((0x3ff0 + rng.below(0x20) as u16) | (rng.next() as u16 & 0x8000), rng.next() | 1 << 63),
         _ => (rng.next() as u16, rng.next()),
     };
     let mut bytes = [0; 16];
