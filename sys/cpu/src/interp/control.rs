@@ -162,6 +162,7 @@ fn call_to(cpu: &mut Cpu, op: OpRef, to: u64) -> Status {
     if op.x == 3 && !Cpu::canonical(to) {
         // AMD's processors look at the stack first.
         let sp = cpu.regs[4].wrapping_sub(8);
+        get!(cpu, op, cpu.check_stack(sp));
         get!(cpu, op, cpu.prepare_write(sp, 8, &op));
     }
     get!(cpu, op, check_target(cpu, to));
