@@ -42,7 +42,7 @@ fn freeze(vm: &Vm, id: i32) -> Result<Frozen<'_>, Errno> {
 
 /// Serves one request.
 pub fn ioctl(vm: &Vm, request: u64, arg: &mut [u8], user: &dyn UserMemory) -> Result<(), Errno> {
-    let served = match request {
+    match request {
         VM_RUN => run(vm, &get(arg)?, user),
         VM_SUSPEND => vm.suspend(get::<VmSuspend>(arg)?.how),
         VM_REINIT => vm.reinit(),
@@ -89,8 +89,7 @@ pub fn ioctl(vm: &Vm, request: u64, arg: &mut [u8], user: &dyn UserMemory) -> Re
         VM_BIND_PPTDEV | VM_UNBIND_PPTDEV | VM_MAP_PPTDEV_MMIO | VM_UNMAP_PPTDEV_MMIO | VM_PPTDEV_MSI
         | VM_PPTDEV_MSIX | VM_PPTDEV_DISABLE_MSIX => Err(Errno::ENXIO),
         _ => Err(Errno::ENOTTY),
-    };
-    served
+    }
 }
 
 fn run(vm: &Vm, arg: &VmRun, user: &dyn UserMemory) -> Result<(), Errno> {

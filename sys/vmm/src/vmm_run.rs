@@ -195,6 +195,13 @@ fn take_turn(vm: &Vm, frozen: &mut Frozen<'_>) -> Option<Step> {
     vcpu.set_halt(Halt::No);
     vcpu.set_ran();
     count(&mut turns, frozen);
+    if turns.is_over() {
+        // The last instruction of the turn was one that userland has completed.
+        let next = turns.end(vm);
+        drop(turns);
+        vm.pass(next);
+        return Some(Step::LookAround);
+    }
     let (budget, flush) = turns.begin(id, vm);
     let now = turns.now();
     drop(turns);

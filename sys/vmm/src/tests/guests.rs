@@ -34,6 +34,23 @@ fn ports_come_out() {
 }
 
 #[test]
+fn a_turn_may_end_with_an_instruction_that_userland_completes() {
+    // A turn is no multiple of the round's three instructions: soon the one that comes out is the last of a turn.
+    assert_ne!(crate::turn::QUANTUM % 3, 0);
+    let code = assemble(16, |a| {
+        let mut again = a.create_label();
+        a.set_label(&mut again)?;
+        a.inc(ax)?;
+        a.out(0x80, ax)?;
+        a.jmp(again)
+    });
+    let bench = Bench::with_program(Clock::Instructions, 1, &code);
+    for n in 1..=25_000 {
+        assert_eq!(bench.next_out(0), (0x80, n));
+    }
+}
+
+#[test]
 fn userland_completes_an_in() {
     let code = assemble(16, |a| {
         a.in_(al, 0x90)?;

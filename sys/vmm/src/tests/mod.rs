@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use iced_x86::IcedError;
 use iced_x86::code_asm::CodeAssembler;
 use vmm_abi::*;
-use zerocopy::{FromZeros, Immutable, IntoBytes, TryFromBytes};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::{Clock, Errno, Options, ProcessMemory, Vm};
 
@@ -68,10 +68,7 @@ impl Bench {
         self.ioctl(request, &mut arg.as_bytes().to_vec())
     }
 
-    fn get<T: IntoBytes + Immutable + FromZeros + TryFromBytes>(&self, request: u64, arg: T) -> Result<T, Errno>
-    where
-        T: zerocopy::FromBytes,
-    {
+    fn get<T: FromBytes + IntoBytes + Immutable>(&self, request: u64, arg: T) -> Result<T, Errno> {
         let mut bytes = arg.as_bytes().to_vec();
         self.ioctl(request, &mut bytes)?;
         Ok(T::read_from_bytes(&bytes).unwrap())
