@@ -271,7 +271,7 @@ fn contract(machine: &Machine) -> CpuContract {
         vmm: vmm.to_owned(),
         vendor: vendor.to_owned(),
         layout: layout.to_owned(),
-        tsc_hz: restore::TSC_HZ,
+        tsc_hz: restore::tsc_hz(machine.vm().kind()),
         cpuid: Vec::new(),
     }
 }

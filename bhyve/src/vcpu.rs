@@ -315,3 +315,92 @@ impl Device for Vcpus {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vmmapi::{Choice, CreateOptions, SoftOptions};
+
+    /// Threads that are never in the guest, for as long as the VM lasts.
+    fn idle_threads(vcpus: &Arc<Vcpus>) -> Vec<std::thread::JoinHandle<()>> {
+        (0..vcpus.count())
+            .map(|id| {
+                let vcpus = Arc::clone(vcpus);
+                std::thread::spawn(move || {
+                    while vcpus.ended().is_none() {
+                        vcpus.rest(id);
+                        std::thread::sleep(Duration::from_millis(1));
+                    }
+                })
+            })
+            .collect()
+    }
+
+    fn held(vm: &Vm) -> Vec<usize> {
+        vm.debug_cpus().unwrap().iter().collect()
+    }
+
+    #[test]
+    fn a_parked_processor_stays_parked() {
+        const SOON: Duration = Duration::from_secs(20);
+        let options = CreateOptions {
+            backend: Choice::Soft,
+            soft: SoftOptions::default(),
+        };
+        let vm = Vm::create("vcpus-test", &options).unwrap();
+        for id in 0..2 {
+            vm.vcpu(id).activate().unwrap();
+        }
+        vm.vcpu(1).suspend_cpu().unwrap();
+        let vcpus = Arc::new(Vcpus::new(vm.clone(), Arc::new(Mevent::new().unwrap()), 2));
+        let threads = idle_threads(&vcpus);
+
+        vcpus.hold(SOON).unwrap();
+        assert_eq!(held(&vm), [0, 1]);
+        assert!(matches!(vcpus.hold(SOON), Err(RestError::Busy)));
+        let saved = SavedBytes::from(vcpus.save().unwrap());
+        // Started while all are held: it goes on with the others, not before.
+        vcpus.unpark(1).unwrap();
+        assert_eq!(held(&vm), [0, 1]);
+        vcpus.release().unwrap();
+        assert!(held(&vm).is_empty());
+
+        vcpus.restore(&saved).unwrap();
+        vcpus.park(1).unwrap();
+        vcpus.hold(SOON).unwrap();
+        vcpus.release().unwrap();
+        assert_eq!(held(&vm), [1]);
+
+        vcpus.end(End::Suspended(1));
+        vcpus.end(End::Checkpointed);
+        assert_eq!(vcpus.ended(), Some(End::Suspended(1)));
+        assert!(matches!(vcpus.hold(SOON), Err(RestError::Ended)));
+        threads
+            .into_iter()
+            .for_each(|thread| thread.join().unwrap());
+        vm.destroy().unwrap();
+    }
+
+    #[test]
+    fn other_machines_sets_are_refused() {
+        let options = CreateOptions {
+            backend: Choice::Soft,
+            soft: SoftOptions::default(),
+        };
+        let vm = Vm::create("vcpus-refusal-test", &options).unwrap();
+        let vcpus = |count| Vcpus::new(vm.clone(), Arc::new(Mevent::new().unwrap()), count);
+        let saved = SavedBytes::from(vcpus(2).save().unwrap());
+        assert!(vcpus(3).restore(&saved).is_err());
+        let stopped = SavedState::encode(
+            KIND,
+            VERSION,
+            &VcpusState {
+                parked: vec![true, true],
+            },
+        )
+        .unwrap();
+        assert!(vcpus(2).restore(&stopped.into()).is_err());
+        assert!(vcpus(2).restore(&saved).is_ok());
+        vm.destroy().unwrap();
+    }
+}

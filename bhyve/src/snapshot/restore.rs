@@ -16,8 +16,15 @@ use vmmapi::Vm;
 use vmmapi::backend::Kind;
 use vmmapi::checkpoint::{self, Checkpoint};
 
-/// The software processor's TSC counts nanoseconds.
-pub const TSC_HZ: u64 = 1_000_000_000;
+/// Guest TSC ticks per second: the software processor's counts nanoseconds, the kernel's is the host's, whose rate the
+/// kernel's vmm does not tell: 0.
+pub fn tsc_hz(kind: Kind) -> u64 {
+    if kind == Kind::Kernel {
+        0
+    } else {
+        1_000_000_000
+    }
+}
 
 /// Why a checkpoint cannot be continued.
 #[derive(Debug, thiserror::Error)]
@@ -172,7 +179,7 @@ impl Restore {
         contract(
             "TSC frequency",
             &meta.cpu.tsc_hz.to_string(),
-            &TSC_HZ.to_string(),
+            &tsc_hz(vm.kind()).to_string(),
         )?;
         contract("clock", &meta.clock.mode, clock_name(options.clock))?;
         contract(
@@ -278,6 +285,19 @@ const HOST_SIDE: &[&str] = &[
     "pci.*.*.*.port.*.name",
 ];
 
+/// What variables mean that are not set: to say so is no contradiction.
+const DEFAULTS: &[(&str, &str)] = &[
+    ("acpi_tables", "true"),
+    ("memory.size", "256M"),
+    ("rtc.use_localtime", "true"),
+    ("virtio_msix", "true"),
+    ("vmm.clock", "host"),
+    ("x86.mptable", "true"),
+    ("x86.vmexit_on_hlt", "false"),
+    ("x86.vmexit_on_pause", "false"),
+    ("x86.x2apic", "false"),
+];
+
 /// The first components of variables that this program knows; others are the user's own.
 const KNOWN: &[&str] = &[
     "acpi_tables",
@@ -339,7 +359,11 @@ fn merge(saved: &Config, given: &Config) -> Result<(), RestoreError> {
         if ["cpus", "sockets", "cores", "threads"].contains(&variable) {
             continue;
         }
-        let before = saved.raw(variable);
+        let default = DEFAULTS
+            .iter()
+            .find(|(name, _)| *name == variable)
+            .map(|(_, value)| (*value).to_owned());
+        let before = saved.raw(variable).or(default);
         let same = match (variable, &before) {
             (_, None) => false,
             ("memory.size", Some(before)) => memory_size(before) == memory_size(value),
@@ -420,6 +444,8 @@ mod tests {
             (true, "sockets=2"),
             (true, "memory.size=512"),
             (true, "x86.x2apic=true"),
+            (true, "virtio_msix=on"),
+            (false, "virtio_msix=off"),
             (false, "cpus=4"),
             (false, "cpus=2\ncores=2"),
             (false, "memory.size=1G"),
