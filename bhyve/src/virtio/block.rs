@@ -30,7 +30,8 @@ pub const VIRTIO_BLK: PciModel = PciModel {
 };
 
 const DEVICE_ID: u16 = 0x1001;
-const CLASS_STORAGE: u8 = 0x01;
+/// Mass storage, SCSI, as upstream.
+const CLASS: (u8, u8) = (0x01, 0x00);
 const QUEUE_SIZE: u16 = 128;
 /// The request's header and status take one descriptor each.
 const SEG_MAX: u32 = QUEUE_SIZE as u32 - 2;
@@ -127,7 +128,7 @@ fn build(
     }
     let model = Model {
         device: DEVICE_ID,
-        class: CLASS_STORAGE,
+        class: CLASS,
         kind: VIRTIO_ID_BLOCK as u16,
         features,
         queues: &[QUEUE_SIZE],

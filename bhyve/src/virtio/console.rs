@@ -30,7 +30,8 @@ pub const VIRTIO_CONSOLE: PciModel = PciModel {
 };
 
 const DEVICE_ID: u16 = 0x1003;
-const CLASS_SIMPLECOMM: u8 = 0x07;
+/// Communication, other. Upstream's subclass 0 says a serial port, and Linux's driver for those takes the device for one.
+const CLASS: (u8, u8) = (0x07, 0x80);
 const QUEUE_SIZE: u16 = 64;
 const MAX_PORTS: usize = 16;
 /// Two for each port and two for control messages.
@@ -154,7 +155,7 @@ fn build(
     }
     let model = Model {
         device: DEVICE_ID,
-        class: CLASS_SIMPLECOMM,
+        class: CLASS,
         kind: VIRTIO_ID_CONSOLE as u16,
         features: F_MULTIPORT,
         queues: &[QUEUE_SIZE; QUEUES],

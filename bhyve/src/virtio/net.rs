@@ -30,7 +30,8 @@ pub const VIRTIO_NET: PciModel = PciModel {
 };
 
 const DEVICE_ID: u16 = 0x1000;
-const CLASS_NETWORK: u8 = 0x02;
+/// Network, Ethernet.
+const CLASS: (u8, u8) = (0x02, 0x00);
 /// As upstream.
 const QUEUE_SIZE: u16 = 1024;
 const RX: usize = 0;
@@ -144,7 +145,7 @@ fn build_on(
     }
     let model = Model {
         device: DEVICE_ID,
-        class: CLASS_NETWORK,
+        class: CLASS,
         kind: VIRTIO_ID_NET as u16,
         features,
         queues: &[QUEUE_SIZE, QUEUE_SIZE],

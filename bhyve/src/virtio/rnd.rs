@@ -25,7 +25,8 @@ pub const VIRTIO_RND: PciModel = PciModel {
 };
 
 const DEVICE_ID: u16 = 0x1005;
-const CLASS_CRYPTO: u8 = 0x10;
+/// Encryption, network and computing, as upstream.
+const CLASS: (u8, u8) = (0x10, 0x00);
 const QUEUE_SIZE: u16 = 64;
 /// The most that one request is given, in bytes; it may ask for more.
 const MOST: u64 = 64 << 10;
@@ -107,7 +108,7 @@ fn build(
     };
     let model = Model {
         device: DEVICE_ID,
-        class: CLASS_CRYPTO,
+        class: CLASS,
         kind: VIRTIO_ID_RNG as u16,
         features: 0,
         queues: &[QUEUE_SIZE],

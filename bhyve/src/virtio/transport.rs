@@ -31,8 +31,8 @@ const RING_FEATURES: u64 = EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC;
 pub struct Model<'a> {
     /// PCI device id, 0x1000 to 0x103f.
     pub device: u16,
-    /// PCI base class.
-    pub class: u8,
+    /// PCI base class and subclass.
+    pub class: (u8, u8),
     /// The virtio device type.
     pub kind: u16,
     /// The device's own feature bits.
@@ -118,7 +118,8 @@ impl Transport {
         func.set_ids(PciIds {
             vendor: VIRTIO_VENDOR,
             device,
-            class,
+            class: class.0,
+            subclass: class.1,
             subvendor: VIRTIO_VENDOR,
             subdevice: kind,
             ..PciIds::default()
