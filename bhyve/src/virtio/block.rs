@@ -505,18 +505,19 @@ impl VirtioDevice for Block {
             config,
             serial,
         } = state;
+        let now = self.disk.identity().map_err(|error| {
+            StateError::Invalid(format!("the disk does not say who it is: {error}"))
+        })?;
         let mut face = lock(&self.front.face);
         if config.len() != CONFIG_LEN || told(&config) != told(&face.config) {
-            return Err(StateError::Invalid(
-                "the disk has another size or sector size than the guest knows".to_owned(),
-            ));
+            return Err(StateError::Invalid(format!(
+                "{}: the disk has another size or sector size than the guest knows",
+                now.path
+            )));
         }
         let serial = serial
             .try_into()
             .map_err(|_| StateError::Invalid("the saved serial number is too long".to_owned()))?;
-        let now = self.disk.identity().map_err(|error| {
-            StateError::Invalid(format!("the disk does not say who it is: {error}"))
-        })?;
         if let Some(why) = identity.moved_on(&now)
             && !self.forced
         {
