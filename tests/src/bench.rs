@@ -213,17 +213,17 @@ impl Guest {
             .expect("write to the console");
     }
 
-    /// Runs a shell command in a Debian guest and gives what it printed.
+    /// Runs a shell command in a Debian guest and gives what it printed. It must succeed.
     pub fn shell_within(&mut self, command: &str, within: Duration) -> String {
-        // The marker is spelled so that the echo of the command does not contain it.
-        self.send(&format!("{command}; echo \"--done\"-$?-\n"));
+        // The shell echoes the line as it is typed, in pieces; the markers are spelled so that no echo contains them.
+        self.send(&format!("echo --be\"\"gin; {command}; echo --do\"\"ne-$?-\n"));
+        self.expect_within("--begin\r\n", within);
         let printed = self.expect_within("--done-", within);
         let status = self.expect_within("-", within);
         assert_eq!(status, "0-", "`{command}` failed:\n{printed}");
-        let printed = printed.strip_suffix("--done-").expect("just found");
         printed
-            .split_once("\n")
-            .map_or(printed, |(_echo, rest)| rest)
+            .strip_suffix("--done-")
+            .expect("just found")
             .to_owned()
     }
 
