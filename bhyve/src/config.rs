@@ -217,11 +217,6 @@ impl Config {
         self.parsed(path, "a number", parse_u64)
     }
 
-    /// A number of bytes as expand_number(3) reads it: a number with an optional suffix K, M, G, T, P or E.
-    pub fn size(&self, path: &str) -> Result<Option<u64>, ConfigError> {
-        self.parsed(path, "a size", parse_size)
-    }
-
     /// A view of the subtree at `path`, which need not exist yet.
     pub fn node(&self, path: &str) -> Node {
         Node {
@@ -302,7 +297,7 @@ pub fn parse_u64(text: &str) -> Option<u64> {
     }
 }
 
-/// See [`Config::size`].
+/// A number of bytes as expand_number(3) reads it: a number with an optional suffix K, M, G, T, P or E.
 pub fn parse_size(text: &str) -> Option<u64> {
     let text = text.strip_suffix(['b', 'B']).unwrap_or(text);
     let shift = match text.chars().last()?.to_ascii_lowercase() {
@@ -363,11 +358,6 @@ impl Node {
         self.config.u64(&self.full(name))
     }
 
-    /// See [`Config::size`].
-    pub fn size(&self, name: &str) -> Result<Option<u64>, ConfigError> {
-        self.config.size(&self.full(name))
-    }
-
     /// The subtree at `name` below this one.
     pub fn node(&self, name: &str) -> Node {
         Node {
@@ -397,7 +387,7 @@ mod tests {
         let config = Config::new();
         config.set("memory.size", "1G").unwrap();
         config.set("memory.size", "2G").unwrap();
-        assert_eq!(config.size("memory.size").unwrap(), Some(2 << 30));
+        assert_eq!(config.raw("memory.size").as_deref(), Some("2G"));
         assert_eq!(
             config.set("memory", "x"),
             Err(ConfigError::IsNode("memory".into()))
@@ -445,7 +435,7 @@ mod tests {
         assert_eq!(config.bool("missing", true), Ok(true));
         assert_eq!(config.u64("n"), Ok(Some(16)));
         assert_eq!(config.u64("o"), Ok(Some(8)));
-        assert_eq!(config.size("s"), Ok(Some(4096)));
+        assert_eq!(parse_size("4k"), Some(4096));
         assert!(config.bool("bad", false).is_err());
         assert!(config.u64("bad").is_err());
         assert!(config.assign("x=").is_err());

@@ -3,7 +3,6 @@
 
 use crate::config::{Config, ConfigError};
 use crate::inout::Inout;
-use crate::mem::Mmio;
 use crate::mevent::Mevent;
 use crate::pci::irq::PciIrq;
 use serde::Serialize;
@@ -215,8 +214,6 @@ pub struct BuildCtx<'a> {
     pub mevent: &'a Arc<Mevent>,
     /// I/O ports.
     pub inout: &'a Arc<Inout>,
-    /// Memory-mapped I/O.
-    pub mmio: &'a Arc<Mmio>,
     /// The routes of legacy PCI interrupts.
     pub intx: &'a Arc<PciIrq>,
     /// Where time comes from.

@@ -214,7 +214,6 @@ impl Machine {
             config: &self.config,
             mevent: &self.mevent,
             inout: &self.inout,
-            mmio: &self.mmio,
             intx: self.devices.pirq(),
             clock: self.options.clock,
             vm_name: &self.options.name,

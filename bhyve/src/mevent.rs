@@ -1,11 +1,10 @@
-//! The event loop of the back ends (`usr.sbin/bhyve/mevent.c`): descriptors and timers, one thread, kqueue or epoll.
+//! The event loop of the back ends (`usr.sbin/bhyve/mevent.c`): descriptors, one thread, kqueue or epoll.
 
 use polling::{Event, Events, PollMode, Poller};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
 
 /// What a descriptor is watched for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,12 +30,7 @@ pub struct Ready {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct EventId(usize);
 
-/// A timer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct TimerId(u64);
-
 type EventCallback = Box<dyn FnMut(Ready) + Send>;
-type TimerCallback = Box<dyn FnMut() -> Option<Duration> + Send>;
 
 struct Source {
     fd: Arc<OwnedFd>,
@@ -46,18 +40,10 @@ struct Source {
     callback: Arc<Mutex<EventCallback>>,
 }
 
-struct Timer {
-    id: TimerId,
-    callback: TimerCallback,
-}
-
 #[derive(Default)]
 struct Inner {
     next: u64,
     sources: HashMap<usize, Source>,
-    timers: BTreeMap<(Instant, TimerId), Timer>,
-    /// The timer whose callback runs just now; taken away when it is deleted meanwhile.
-    firing: Option<TimerId>,
     stop: bool,
 }
 
@@ -162,36 +148,6 @@ impl Mevent {
         }
     }
 
-    /// Calls back once after `after`, and again for as long as the callback answers with another delay.
-    pub fn add_timer(
-        &self,
-        after: Duration,
-        callback: impl FnMut() -> Option<Duration> + Send + 'static,
-    ) -> TimerId {
-        let mut inner = self.inner();
-        let id = TimerId(inner.next);
-        inner.next += 1;
-        inner.timers.insert(
-            (Instant::now() + after, id),
-            Timer {
-                id,
-                callback: Box::new(callback),
-            },
-        );
-        drop(inner);
-        self.wake();
-        id
-    }
-
-    /// Forgets a timer.
-    pub fn delete_timer(&self, id: TimerId) {
-        let mut inner = self.inner();
-        inner.timers.retain(|_, timer| timer.id != id);
-        if inner.firing == Some(id) {
-            inner.firing = None;
-        }
-    }
-
     fn wake(&self) {
         if let Err(error) = self.poller.notify() {
             log::warn!("mevent: cannot wake the event loop: {error}");
@@ -204,23 +160,15 @@ impl Mevent {
         self.wake();
     }
 
-    /// Serves descriptors and timers until [`Mevent::stop`].
+    /// Serves descriptors until [`Mevent::stop`].
     pub fn run(&self) -> io::Result<()> {
         let mut events = Events::new();
         loop {
-            let timeout = {
-                let inner = self.inner();
-                if inner.stop {
-                    return Ok(());
-                }
-                inner
-                    .timers
-                    .keys()
-                    .next()
-                    .map(|(at, _)| at.saturating_duration_since(Instant::now()))
-            };
+            if self.inner().stop {
+                return Ok(());
+            }
             events.clear();
-            match self.poller.wait(&mut events, timeout) {
+            match self.poller.wait(&mut events, None) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 other => {
                     other?;
@@ -240,33 +188,6 @@ impl Mevent {
                     });
                 }
             }
-            self.fire_timers();
-        }
-    }
-
-    fn fire_timers(&self) {
-        let now = Instant::now();
-        loop {
-            let mut timer = {
-                let mut inner = self.inner();
-                match inner.timers.first_entry() {
-                    Some(first) if first.key().0 <= now => {
-                        let timer = first.remove();
-                        inner.firing = Some(timer.id);
-                        timer
-                    }
-                    _ => return,
-                }
-            };
-            let again = (timer.callback)();
-            let mut inner = self.inner();
-            if inner.firing.take().is_some()
-                && let Some(after) = again
-            {
-                // At least a tick further, so that a callback that answers zero cannot hold the loop.
-                let at = Instant::now() + after.max(Duration::from_micros(1));
-                inner.timers.insert((at, timer.id), timer);
-            }
         }
     }
 }
@@ -277,40 +198,27 @@ mod tests {
     use std::io::{Read, Write};
     use std::os::unix::net::UnixStream;
     use std::sync::mpsc;
+    use std::time::Duration;
 
     #[test]
-    fn descriptors_and_timers_call_back() {
+    fn descriptors_call_back() {
         let mevent = Arc::new(Mevent::new().unwrap());
         let (mut near, far) = UnixStream::pair().unwrap();
         let mut reader = far.try_clone().unwrap();
         let (tx, rx) = mpsc::channel();
-        let seen = tx.clone();
         let id = mevent
             .add(Arc::new(OwnedFd::from(far)), Interest::Read, move |ready| {
                 let mut byte = [0];
                 if ready.readable {
                     let len = reader.read(&mut byte).unwrap();
-                    seen.send(if len == 1 { byte[0].into() } else { 0 })
-                        .unwrap();
+                    tx.send(if len == 1 { byte[0].into() } else { 0 }).unwrap();
                 }
             })
             .unwrap();
-        let mut count = 0;
-        mevent.add_timer(Duration::from_millis(1), move || {
-            count += 1;
-            tx.send(1000 + count).unwrap();
-            (count < 2).then_some(Duration::from_millis(1))
-        });
-        let never = mevent.add_timer(Duration::from_millis(2), || panic!("deleted timer fired"));
-        mevent.delete_timer(never);
         let running = Arc::clone(&mevent);
         let thread = std::thread::spawn(move || running.run().unwrap());
         near.write_all(b"A").unwrap();
-        let mut got: Vec<_> = (0..3)
-            .map(|_| rx.recv_timeout(Duration::from_secs(10)).unwrap())
-            .collect();
-        got.sort_unstable();
-        assert_eq!(got, [65, 1001, 1002]);
+        assert_eq!(rx.recv_timeout(Duration::from_secs(10)).unwrap(), 65);
         mevent.disable(id).unwrap();
         near.write_all(b"B").unwrap();
         assert!(rx.recv_timeout(Duration::from_millis(30)).is_err());

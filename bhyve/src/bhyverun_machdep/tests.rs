@@ -86,7 +86,6 @@ impl Pc {
             config: &self.config,
             mevent: &self.mevent,
             inout: &self.inout,
-            mmio: &self.mmio,
             intx: &self.pirq,
             clock: Clock::Instructions,
             vm_name: "pc",

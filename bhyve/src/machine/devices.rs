@@ -76,7 +76,6 @@ impl Devices {
             config,
             mevent,
             inout,
-            mmio,
             intx: &pirq,
             clock: options.clock,
             vm_name: &options.name,

@@ -439,36 +439,6 @@ impl PciFunc {
 
     // ---- configuration space ----
 
-    /// Reads a byte of the configuration space as the generic function sees it.
-    pub fn cfg_get8(&self, offset: u16) -> u8 {
-        self.inner().get(usize::from(offset), 1) as u8
-    }
-
-    /// Reads 16 bits; see [`PciFunc::cfg_get8`].
-    pub fn cfg_get16(&self, offset: u16) -> u16 {
-        self.inner().get(usize::from(offset), 2) as u16
-    }
-
-    /// Reads 32 bits; see [`PciFunc::cfg_get8`].
-    pub fn cfg_get32(&self, offset: u16) -> u32 {
-        self.inner().get(usize::from(offset), 4)
-    }
-
-    /// Writes a byte of the configuration space, past all guest-visible write protection.
-    pub fn cfg_set8(&self, offset: u16, value: u8) {
-        self.inner().set(usize::from(offset), 1, value.into());
-    }
-
-    /// Writes 16 bits; see [`PciFunc::cfg_set8`].
-    pub fn cfg_set16(&self, offset: u16, value: u16) {
-        self.inner().set(usize::from(offset), 2, value.into());
-    }
-
-    /// Writes 32 bits; see [`PciFunc::cfg_set8`].
-    pub fn cfg_set32(&self, offset: u16, value: u32) {
-        self.inner().set(usize::from(offset), 4, value);
-    }
-
     /// A guest's read of the configuration space.
     pub(super) fn config_read(&self, offset: u16, size: u8) -> u32 {
         if usize::from(offset) + usize::from(size) > CONFIG_SIZE {
@@ -485,7 +455,7 @@ impl PciFunc {
     pub(super) fn config_write(self: &Arc<Self>, offset: u16, size: u8, value: u32) {
         let value = value & all_ones(size) as u32;
         if usize::from(offset) + usize::from(size) > CONFIG_SIZE
-            || offset % u16::from(size.max(1)) != 0
+            || !offset.is_multiple_of(u16::from(size.max(1)))
         {
             return;
         }

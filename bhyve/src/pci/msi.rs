@@ -92,8 +92,8 @@ impl Msix {
     /// A load from the BAR. The specification wants aligned accesses of 4 or 8 bytes; others read as ones.
     pub fn read(&self, offset: u64, size: u8) -> u64 {
         match size {
-            4 if offset % 4 == 0 => u64::from(self.dword(offset)),
-            8 if offset % 8 == 0 => {
+            4 if offset.is_multiple_of(4) => u64::from(self.dword(offset)),
+            8 if offset.is_multiple_of(8) => {
                 u64::from(self.dword(offset)) | u64::from(self.dword(offset | 4)) << 32
             }
             _ => u64::MAX,
@@ -128,8 +128,8 @@ impl Msix {
     #[must_use]
     pub fn write(&mut self, offset: u64, size: u8, value: u64, live: bool) -> Option<Message> {
         match size {
-            4 if offset % 4 == 0 => self.set_dword(offset, value as u32),
-            8 if offset % 8 == 0 => {
+            4 if offset.is_multiple_of(4) => self.set_dword(offset, value as u32),
+            8 if offset.is_multiple_of(8) => {
                 self.set_dword(offset, value as u32);
                 self.set_dword(offset | 4, (value >> 32) as u32);
             }

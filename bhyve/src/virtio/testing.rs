@@ -112,7 +112,6 @@ impl Bench {
             config: &self.config,
             mevent: &self.mevent,
             inout: &inout,
-            mmio: &mmio,
             intx: &intx,
             clock: self.clock,
             vm_name: "vm",

@@ -132,6 +132,8 @@ impl Transport {
         if ctx.config.bool("virtio_msix", true)? {
             func.add_msix(queues.len() + 1, MSIX_BAR)?;
         }
+        // One message for guests that know MSI but not MSI-X, as upstream.
+        func.add_msi(1)?;
         func.set_intx();
         let rings = queues
             .iter()
@@ -316,7 +318,11 @@ impl Transport {
         } else {
             // The pin follows the register, so both change under one lock.
             interrupts.isr |= isr;
-            self.func.intx_assert();
+            if self.func.msi_enabled() {
+                self.func.msi_raise(0);
+            } else {
+                self.func.intx_assert();
+            }
         }
     }
 

@@ -86,7 +86,7 @@ fn when(condition: bool, flag: u64) -> u64 {
 }
 
 fn common(size: Size, value: u64) -> u64 {
-    when((value as u8).count_ones() % 2 == 0, PF)
+    when((value as u8).count_ones().is_multiple_of(2), PF)
         | when(value == 0, ZF)
         | when(value & size.sign() != 0, SF)
 }

@@ -6,7 +6,9 @@
 mod alu;
 
 use alu::Size;
-use iced_x86::{Decoder, DecoderOptions, Instruction, MemorySize, Mnemonic, OpKind, Register};
+use iced_x86::{
+    CodeSize, Decoder, DecoderOptions, Instruction, MemorySize, Mnemonic, OpKind, Register,
+};
 use vmmapi::abi;
 
 /// The vCPU and the memory that an instruction works on.
@@ -370,7 +372,7 @@ impl Emulation<'_> {
         let mask = if self.access.long {
             u64::MAX
         } else if self.instruction.stack_pointer_increment() != 0
-            && self.instruction.code_size().is_16()
+            && self.instruction.code_size() == CodeSize::Code16
         {
             0xffff
         } else {
@@ -525,16 +527,6 @@ fn abi_register(reg: Register) -> Option<i32> {
         Register::R15 => abi::VM_REG_GUEST_R15,
         _ => return None,
     })
-}
-
-trait CodeSizeExt {
-    fn is_16(self) -> bool;
-}
-
-impl CodeSizeExt for iced_x86::CodeSize {
-    fn is_16(self) -> bool {
-        self == iced_x86::CodeSize::Code16
-    }
 }
 
 #[cfg(test)]
