@@ -35,7 +35,7 @@ cp root/bin/busybox initrd/bin/busybox
 for module in \
     drivers/virtio/virtio_ring drivers/virtio/virtio drivers/virtio/virtio_pci_legacy_dev drivers/virtio/virtio_pci_modern_dev \
     drivers/virtio/virtio_pci drivers/block/virtio_blk net/core/failover drivers/net/net_failover drivers/net/virtio_net \
-    drivers/char/hw_random/virtio-rng drivers/char/virtio_console
+    drivers/char/hw_random/virtio-rng drivers/char/virtio_console drivers/acpi/button drivers/input/evdev
 do
     cp "$modules/$module.ko" initrd/lib/
     # In the order in which they need each other.
@@ -52,6 +52,11 @@ mount -t devtmpfs dev /dev
 mount -t tmpfs tmp /tmp
 while read -r module; do insmod "$module"; done < /lib/order
 ip link set lo up
+# The power button powers off.
+mkdir -p /etc/acpi/PWRF /var/log /var/run
+printf '#!/bin/sh\nexec poweroff -f\n' > /etc/acpi/PWRF/00000080
+chmod 755 /etc/acpi/PWRF/00000080
+acpid
 # The nonce is in memory only: a guest that was started anew cannot know the one from before.
 head -c 8 /dev/urandom | hexdump -v -e '/1 "%02x"' > /tmp/nonce
 echo "guest is up: nonce $(cat /tmp/nonce)"

@@ -9,7 +9,10 @@ use vmm_cpu::*;
 
 /// Seconds of processor time that this thread has used: the host may have other things to do.
 fn seconds() -> f64 {
-    let mut t = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut t = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
     // SAFETY: `t` is a valid place for the result.
     unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut t) };
     t.tv_sec as f64 + t.tv_nsec as f64 * 1e-9
@@ -20,7 +23,13 @@ fn measure(name: &str, n: u64, mut m: Machine) {
     let start = seconds();
     let exit = m.cpu.run(&mut m.bus, n);
     let time = seconds() - start;
-    assert_eq!(exit, Exit::Limit, "{name}: rip {:#x} cr2 {:#x}", m.cpu.get(Reg::Rip), m.cpu.get(Reg::Cr2));
+    assert_eq!(
+        exit,
+        Exit::Limit,
+        "{name}: rip {:#x} cr2 {:#x}",
+        m.cpu.get(Reg::Rip),
+        m.cpu.get(Reg::Cr2)
+    );
     println!("{name:12} {:8.1} MIPS", m.cpu.retired() as f64 / time / 1e6);
 }
 
@@ -172,7 +181,10 @@ fn sse(a: &mut CodeAssembler) {
 }
 
 fn main() {
-    let n = std::env::args().nth(1).and_then(|s| s.parse().ok()).unwrap_or(200_000_000);
+    let n = std::env::args()
+        .nth(1)
+        .and_then(|s| s.parse().ok())
+        .unwrap_or(200_000_000);
     measure("alu", n, guest(alu));
     measure("memory", n, guest(memory));
     measure("call/ret", n, guest(calls));
@@ -186,5 +198,9 @@ fn main() {
     // 512 KiB a round, of 128 chunks and four other instructions.
     let exit = m.cpu.run(&mut m.bus, 132 * 4000);
     assert_eq!(exit, Exit::Limit);
-    println!("{:12} {:8.1} GB/s", "rep movsb", 4000.0 * 524_288.0 / (seconds() - start) / 1e9);
+    println!(
+        "{:12} {:8.1} GB/s",
+        "rep movsb",
+        4000.0 * 524_288.0 / (seconds() - start) / 1e9
+    );
 }

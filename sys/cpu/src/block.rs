@@ -35,7 +35,11 @@ pub(crate) struct Link {
     pub block: u32,
 }
 
-const NO_LINK: Link = Link { key: 0, rip: 0, block: NONE };
+const NO_LINK: Link = Link {
+    key: 0,
+    rip: 0,
+    block: NONE,
+};
 
 pub(crate) struct Block {
     pub first: *const Op,
@@ -81,7 +85,13 @@ impl Blocks {
             floats: Vec::new(),
             scratch_floats: Vec::new(),
             heads: Box::new([NONE; HEADS]),
-            jumps: Box::new([Jump { la: 0, key: 0, block: NONE }; JUMPS]),
+            jumps: Box::new(
+                [Jump {
+                    la: 0,
+                    key: 0,
+                    block: NONE,
+                }; JUMPS],
+            ),
             running: core::ptr::null(),
         };
         blocks.clear();
@@ -106,14 +116,22 @@ impl Blocks {
         self.bytes.clear();
         self.floats.clear();
         self.heads.fill(NONE);
-        self.jumps.fill(Jump { la: 0, key: 0, block: NONE });
+        self.jumps.fill(Jump {
+            la: 0,
+            key: 0,
+            block: NONE,
+        });
         self.running = core::ptr::null();
     }
 
     /// An x87, MMX or SSE operation.
     #[inline(always)]
     pub fn float(&self, index: u64) -> Option<&fpu::Op> {
-        if index >= SCRATCH_FLOATS { self.scratch_floats.get((index - SCRATCH_FLOATS) as usize) } else { self.floats.get(index as usize) }
+        if index >= SCRATCH_FLOATS {
+            self.scratch_floats.get((index - SCRATCH_FLOATS) as usize)
+        } else {
+            self.floats.get(index as usize)
+        }
     }
 
     /// Whether the running block lies in this page and goes on after the current instruction.
@@ -149,7 +167,10 @@ impl Blocks {
         // The scratch block is another one every time.
         if link.block != SCRATCH
             && from != SCRATCH
-            && let Some(slot) = self.list.get_mut(from as usize).and_then(|b| b.links.get_mut(arm))
+            && let Some(slot) = self
+                .list
+                .get_mut(from as usize)
+                .and_then(|b| b.links.get_mut(arm))
         {
             *slot = link;
         }
@@ -159,7 +180,8 @@ impl Blocks {
     #[inline(always)]
     pub fn fresh(block: &Block) -> bool {
         // SAFETY: blocks are thrown away before the map that owns the metadata is let go. The scratch block has none.
-        !block.meta.is_null() && unsafe { &*block.meta }.generation.load(Ordering::Acquire) == block.generation
+        !block.meta.is_null()
+            && unsafe { &*block.meta }.generation.load(Ordering::Acquire) == block.generation
     }
 
     fn head(phys: u64, mode: u8) -> usize {
@@ -174,11 +196,18 @@ impl Blocks {
 impl Cpu {
     /// The block at RIP, made if need be. A `single` block has one instruction.
     pub(crate) fn find_block(&mut self, single: bool) -> Result<u32, Trapped> {
-        let la = if Mode::of(self.key).long() { self.rip } else { self.code_linear(self.rip) };
+        let la = if Mode::of(self.key).long() {
+            self.rip
+        } else {
+            self.code_linear(self.rip)
+        };
         let key = self.key | if single { Mode::SINGLE } else { 0 };
         let slot = Blocks::jump_slot(la, key);
         let jump = self.blocks.jumps[slot];
-        if jump.la == la && jump.key == key && self.blocks.get(jump.block).is_some_and(Blocks::fresh) {
+        if jump.la == la
+            && jump.key == key
+            && self.blocks.get(jump.block).is_some_and(Blocks::fresh)
+        {
             return Ok(jump.block);
         }
         let block = self.find_block_slow(la, Mode::of(key))?;
@@ -218,19 +247,36 @@ impl Cpu {
         self.protect_code(page.meta);
         // SAFETY: the current map owns the metadata.
         let generation = unsafe { &*page.meta }.generation.load(Ordering::Acquire);
-        let Some(block) = self.blocks.list.get_mut(b as usize) else { return false };
+        let Some(block) = self.blocks.list.get_mut(b as usize) else {
+            return false;
+        };
         let (start, len) = block.bytes;
-        let Some(old) = self.blocks.bytes.get(start as usize..(start + len) as usize) else { return false };
+        let Some(old) = self
+            .blocks
+            .bytes
+            .get(start as usize..(start + len) as usize)
+        else {
+            return false;
+        };
         let from = page.host.wrapping_add((block.phys & 0xfff) as usize);
         // SAFETY: a block does not leave its page, which is mapped.
-        let same = old.iter().enumerate().all(|(i, &byte)| byte == unsafe { host::load::<0>(from.wrapping_add(i)) } as u8);
+        let same = old
+            .iter()
+            .enumerate()
+            .all(|(i, &byte)| byte == unsafe { host::load::<0>(from.wrapping_add(i)) } as u8);
         if same {
             block.generation = generation;
         }
         same
     }
 
-    fn make_block(&mut self, la: u64, phys: u64, page: &CodePage, mode: Mode) -> Result<u32, Trapped> {
+    fn make_block(
+        &mut self,
+        la: u64,
+        phys: u64,
+        page: &CodePage,
+        mode: Mode,
+    ) -> Result<u32, Trapped> {
         if self.blocks.ops.len() + MAX_OPS + 2 > CAPACITY || self.blocks.ops.capacity() == 0 {
             self.blocks.clear();
             self.blocks.ops.reserve_exact(CAPACITY);
@@ -247,13 +293,23 @@ impl Cpu {
         }
         let code = code.get(..room).unwrap_or_default();
         let start = self.blocks.ops.len();
-        let lowered = decode::lower_block(code, mode, &mut self.blocks.ops, &mut Floats { list: &mut self.blocks.floats, base: 0 });
+        let lowered = decode::lower_block(
+            code,
+            mode,
+            &mut self.blocks.ops,
+            &mut Floats {
+                list: &mut self.blocks.floats,
+                base: 0,
+            },
+        );
         if lowered.n == 0 {
             self.blocks.ops.truncate(start);
             return self.make_straddling(la, mode, code);
         }
         let bytes = (self.blocks.bytes.len() as u32, lowered.bytes as u32);
-        self.blocks.bytes.extend_from_slice(code.get(..lowered.bytes).unwrap_or_default());
+        self.blocks
+            .bytes
+            .extend_from_slice(code.get(..lowered.bytes).unwrap_or_default());
         let head = Blocks::head(phys, mode.bits());
         let b = self.blocks.list.len() as u32;
         self.blocks.list.push(Block {
@@ -280,7 +336,11 @@ impl Cpu {
         }
         if n < 15 {
             let next = la.wrapping_add(n as u64);
-            let next = if mode.long() { next } else { next & 0xffff_ffff };
+            let next = if mode.long() {
+                next
+            } else {
+                next & 0xffff_ffff
+            };
             let page = self.fetch_page(next)?;
             for (i, to) in code.iter_mut().skip(n).enumerate() {
                 // SAFETY: the page is mapped and at most 15 bytes of it are read.
@@ -289,8 +349,12 @@ impl Cpu {
         }
         self.blocks.scratch.clear();
         self.blocks.scratch_floats.clear();
-        let mut floats = Floats { list: &mut self.blocks.scratch_floats, base: SCRATCH_FLOATS };
-        let lowered = decode::lower_block(&code, mode.single(), &mut self.blocks.scratch, &mut floats);
+        let mut floats = Floats {
+            list: &mut self.blocks.scratch_floats,
+            base: SCRATCH_FLOATS,
+        };
+        let lowered =
+            decode::lower_block(&code, mode.single(), &mut self.blocks.scratch, &mut floats);
         if lowered.n == 0 {
             // Too long to be an instruction.
             return Err(self.fault(vector::GP, Some(0)));

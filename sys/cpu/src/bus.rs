@@ -98,7 +98,9 @@ impl BusSlot {
     pub unsafe fn set(&mut self, bus: &mut dyn Bus) {
         let pointer: *mut (dyn Bus + '_) = bus;
         // SAFETY: only the lifetime in the type changes; the caller sees to it that the pointer does not outlive it.
-        self.0 = core::ptr::NonNull::new(unsafe { core::mem::transmute::<*mut (dyn Bus + '_), *mut (dyn Bus + 'static)>(pointer) });
+        self.0 = core::ptr::NonNull::new(unsafe {
+            core::mem::transmute::<*mut (dyn Bus + '_), *mut (dyn Bus + 'static)>(pointer)
+        });
     }
 
     pub fn clear(&mut self) {

@@ -173,12 +173,31 @@ impl Cpu {
         self.flags = Flags::default();
         self.rip = 0xfff0;
         self.rflags = flag::FIXED;
-        let data = Segment { selector: 0, base: 0, limit: 0xffff, access: 0x93 };
+        let data = Segment {
+            selector: 0,
+            base: 0,
+            limit: 0xffff,
+            access: 0x93,
+        };
         self.segs = [data; 8];
-        self.segs[Seg::Cs as usize] = Segment { selector: 0xf000, base: 0xffff_0000, limit: 0xffff, access: 0x9b };
-        self.segs[Seg::Ldtr as usize] = Segment { access: 0x82, ..data };
-        self.segs[Seg::Tr as usize] = Segment { access: 0x8b, ..data };
-        self.gdtr = Table { base: 0, limit: 0xffff };
+        self.segs[Seg::Cs as usize] = Segment {
+            selector: 0xf000,
+            base: 0xffff_0000,
+            limit: 0xffff,
+            access: 0x9b,
+        };
+        self.segs[Seg::Ldtr as usize] = Segment {
+            access: 0x82,
+            ..data
+        };
+        self.segs[Seg::Tr as usize] = Segment {
+            access: 0x8b,
+            ..data
+        };
+        self.gdtr = Table {
+            base: 0,
+            limit: 0xffff,
+        };
         self.idtr = self.gdtr;
         self.cr0 = cr0::CD | cr0::NW | cr0::ET;
         (self.cr2, self.cr3, self.cr4, self.efer) = (0, 0, 0, 0);
@@ -186,7 +205,13 @@ impl Cpu {
         self.dr = [0; 4];
         self.dr6 = 0xffff_0ff0;
         self.dr7 = 0x400;
-        (self.star, self.lstar, self.cstar, self.sfmask, self.kernel_gs_base) = (0, 0, 0, 0, 0);
+        (
+            self.star,
+            self.lstar,
+            self.cstar,
+            self.sfmask,
+            self.kernel_gs_base,
+        ) = (0, 0, 0, 0, 0);
         self.sysenter = [0; 3];
         self.pat = 0x0007_0406_0007_0406;
         self.tsc_aux = 0;
@@ -390,7 +415,12 @@ impl Cpu {
 
     /// Segment registers were set from outside.
     fn segments_changed(&mut self) {
-        for (slot, segment) in self.regs.iter_mut().skip(usize::from(slot::SEG_BASE)).zip(&self.segs[..6]) {
+        for (slot, segment) in self
+            .regs
+            .iter_mut()
+            .skip(usize::from(slot::SEG_BASE))
+            .zip(&self.segs[..6])
+        {
             *slot = segment.base;
         }
         self.state_changed();

@@ -19,7 +19,10 @@ pub(crate) enum Source {
 
 /// Exceptions that make a double fault out of another of their kind.
 fn contributory(v: u8) -> bool {
-    matches!(v, vector::DE | vector::TS | vector::NP | vector::SS | vector::GP)
+    matches!(
+        v,
+        vector::DE | vector::TS | vector::NP | vector::SS | vector::GP
+    )
 }
 
 impl Cpu {
@@ -31,7 +34,10 @@ impl Cpu {
             Trap::Exit(exit) => Some(exit),
             Trap::Fault { vector: v, error } => {
                 if v == vector::DB && self.traps.debug {
-                    return Some(Exit::Debug { dr6: self.dr6, trap: false });
+                    return Some(Exit::Debug {
+                        dr6: self.dr6,
+                        trap: false,
+                    });
                 }
                 // Faults, but for #DB, push RF so that an instruction breakpoint does not hit twice.
                 self.raise(v, error, Source::Exception, self.rip)
@@ -54,7 +60,9 @@ impl Cpu {
     /// Delivers the pending event.
     pub(crate) fn deliver_pending(&mut self, event: Pending) -> Option<Exit> {
         match event {
-            Pending::Exception { vector, error } => self.raise(vector, error, Source::Exception, self.rip),
+            Pending::Exception { vector, error } => {
+                self.raise(vector, error, Source::Exception, self.rip)
+            }
             Pending::Interrupt(vector) => self.raise(vector, None, Source::External, self.rip),
             Pending::Nmi => {
                 self.nmi_blocked = true;
@@ -68,7 +76,13 @@ impl Cpu {
     }
 
     /// Delivers an event, and the faults that its delivery meets.
-    pub(crate) fn raise(&mut self, v: u8, error: Option<u32>, source: Source, back: u64) -> Option<Exit> {
+    pub(crate) fn raise(
+        &mut self,
+        v: u8,
+        error: Option<u32>,
+        source: Source,
+        back: u64,
+    ) -> Option<Exit> {
         let (mut v, mut error, mut source, mut back) = (v, error, source, back);
         // A shadow ends with whatever is delivered.
         self.shadow = false;
@@ -94,15 +108,26 @@ impl Cpu {
                 return Some(Exit::Shutdown);
             }
             let double = exception
-                && (contributory(v) && contributory(second) || v == vector::PF && (contributory(second) || second == vector::PF));
-            (v, error) = if double { (vector::DF, Some(0)) } else { (second, second_error) };
+                && (contributory(v) && contributory(second)
+                    || v == vector::PF && (contributory(second) || second == vector::PF));
+            (v, error) = if double {
+                (vector::DF, Some(0))
+            } else {
+                (second, second_error)
+            };
             source = Source::Exception;
             back = self.rip;
         }
     }
 
     /// One attempt at delivery. Nothing but the stack's memory has changed if it fails.
-    fn deliver(&mut self, v: u8, error: Option<u32>, source: Source, back: u64) -> Result<(), Trapped> {
+    fn deliver(
+        &mut self,
+        v: u8,
+        error: Option<u32>,
+        source: Source,
+        back: u64,
+    ) -> Result<(), Trapped> {
         if self.cr0 & cr0::PE == 0 {
             return self.deliver_real(v, back);
         }
@@ -138,7 +163,12 @@ impl Cpu {
             return Err(self.fault(vector::NP, Some(idt_error)));
         }
         if kind == 5 {
-            return self.task_switch((gate >> 16) as u16, crate::task::Reason::Gate, back, error.map(|e| e | ext));
+            return self.task_switch(
+                (gate >> 16) as u16,
+                crate::task::Reason::Gate,
+                back,
+                error.map(|e| e | ext),
+            );
         }
         let selector = (gate >> 16) as u16;
         let mut rip = gate & 0xffff;
@@ -166,11 +196,29 @@ impl Cpu {
         if v8086 && to != 0 {
             return Err(self.gp(selector_error(selector)));
         }
-        self.enter_gate(Entry { kind, ist: (gate >> 32 & 7) as u8, cs, rip, to, error, back, fault: source == Source::Exception })
+        self.enter_gate(Entry {
+            kind,
+            ist: (gate >> 32 & 7) as u8,
+            cs,
+            rip,
+            to,
+            error,
+            back,
+            fault: source == Source::Exception,
+        })
     }
 
     fn enter_gate(&mut self, entry: Entry) -> Result<(), Trapped> {
-        let Entry { kind, ist, cs, rip, to, error, back, fault } = entry;
+        let Entry {
+            kind,
+            ist,
+            cs,
+            rip,
+            to,
+            error,
+            back,
+            fault,
+        } = entry;
         let long = self.long_mode();
         let v8086 = self.rflags & flag::VM != 0;
         let log = if long {
@@ -182,7 +230,11 @@ impl Cpu {
         };
         let cpl = self.cpl();
         let switch = to < cpl || long && ist != 0;
-        let (ss, mut sp) = if switch { self.inner_stack(to, if long { ist } else { 0 })? } else { (self.segs[Seg::Ss as usize], self.regs[4]) };
+        let (ss, mut sp) = if switch {
+            self.inner_stack(to, if long { ist } else { 0 })?
+        } else {
+            (self.segs[Seg::Ss as usize], self.regs[4])
+        };
         if long {
             sp &= !15;
         }
@@ -218,7 +270,13 @@ impl Cpu {
         // Nothing can fail from here on.
         if v8086 {
             for seg in [Seg::Gs, Seg::Fs, Seg::Ds, Seg::Es] {
-                self.put_segment(seg, Segment { access: Segment::UNUSABLE, ..Segment::default() });
+                self.put_segment(
+                    seg,
+                    Segment {
+                        access: Segment::UNUSABLE,
+                        ..Segment::default()
+                    },
+                );
             }
         }
         let mut clear = flag::TF | flag::NT | flag::RF | flag::VM;
@@ -229,14 +287,22 @@ impl Cpu {
         if switch {
             self.put_segment(Seg::Ss, ss);
         }
-        if long { self.regs[4] = sp } else { self.set_sp_for(&ss, sp) }
+        if long {
+            self.regs[4] = sp
+        } else {
+            self.set_sp_for(&ss, sp)
+        }
         self.put_code(cs, to, rip);
         self.state_changed();
         Ok(())
     }
 
     fn set_sp_for(&mut self, ss: &Segment, sp: u64) {
-        let mask = if ss.access & Segment::DB != 0 { 0xffff_ffff } else { 0xffff };
+        let mask = if ss.access & Segment::DB != 0 {
+            0xffff_ffff
+        } else {
+            0xffff
+        };
         self.regs[4] = self.regs[4] & 0xffff_ffff & !mask | sp & mask;
     }
 
@@ -260,7 +326,11 @@ impl Cpu {
             return Err(self.gp(u32::from(v) << 3 | 2));
         }
         let target = self.sys_load(base.wrapping_add(at), 2)?;
-        let values = [self.rflags_image(), u64::from(self.segs[Seg::Cs as usize].selector), back];
+        let values = [
+            self.rflags_image(),
+            u64::from(self.segs[Seg::Cs as usize].selector),
+            back,
+        ];
         let ss = self.segs[Seg::Ss as usize];
         let mut sp = self.regs[4];
         self.write_frame(&ss, &mut sp, &values, 1, self.cpl())?;
@@ -269,7 +339,14 @@ impl Cpu {
         let selector = (target >> 16) as u16;
         let cs = self.segs[Seg::Cs as usize];
         self.rip = target & 0xffff;
-        self.put_segment(Seg::Cs, Segment { selector, base: u64::from(selector) << 4, ..cs });
+        self.put_segment(
+            Seg::Cs,
+            Segment {
+                selector,
+                base: u64::from(selector) << 4,
+                ..cs
+            },
+        );
         self.state_changed();
         Ok(())
     }

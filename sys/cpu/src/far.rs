@@ -98,7 +98,9 @@ impl Cpu {
             offset |= raw >> 32 & 0xffff_0000;
         }
         if self.long_mode() {
-            let Some(la) = self.descriptor_address(selector, 16) else { return Err(self.gp(error)) };
+            let Some(la) = self.descriptor_address(selector, 16) else {
+                return Err(self.gp(error));
+            };
             let high = self.sys_load(la.wrapping_add(8), 3)?;
             if high >> 40 & 0x1f != 0 {
                 return Err(self.gp(error));
@@ -129,7 +131,11 @@ impl Cpu {
         if self.protected_mode() && selector & !3 == 0 {
             return Err(self.gp(0));
         }
-        let raw = if self.protected_mode() { self.descriptor(selector, vector::GP)? } else { 1 << 44 };
+        let raw = if self.protected_mode() {
+            self.descriptor(selector, vector::GP)?
+        } else {
+            1 << 44
+        };
         if raw >> 44 & 1 != 0 {
             let cpl = self.cpl();
             let cs = if self.protected_mode() {
@@ -168,7 +174,13 @@ impl Cpu {
         }
     }
 
-    fn call_through_gate(&mut self, gate: u16, raw: u64, back: u64, op: &Op) -> Result<(), Trapped> {
+    fn call_through_gate(
+        &mut self,
+        gate: u16,
+        raw: u64,
+        back: u64,
+        op: &Op,
+    ) -> Result<(), Trapped> {
         let log = if self.long_mode() {
             3
         } else if raw >> 40 & 8 != 0 {
@@ -194,7 +206,10 @@ impl Cpu {
             return Ok(());
         }
         let (ss, mut sp) = self.inner_stack(to, 0)?;
-        let (old_ss, old_sp) = (u64::from(self.segs[Seg::Ss as usize].selector), self.regs[RSP]);
+        let (old_ss, old_sp) = (
+            u64::from(self.segs[Seg::Ss as usize].selector),
+            self.regs[RSP],
+        );
         let mut values = [0u64; 36];
         let mut n = 0;
         let mut put = |value: u64| {
@@ -224,7 +239,11 @@ impl Cpu {
         let tr = self.segs[Seg::Tr as usize];
         let ts = Some(selector_error(tr.selector));
         if self.long_mode() {
-            let offset = if ist != 0 { 0x24 + 8 * (u64::from(ist) - 1) } else { 4 + 8 * u64::from(to) };
+            let offset = if ist != 0 {
+                0x24 + 8 * (u64::from(ist) - 1)
+            } else {
+                4 + 8 * u64::from(to)
+            };
             if tr.unusable() || offset + 7 > u64::from(tr.limit) {
                 return Err(self.fault(vector::TS, ts));
             }
@@ -232,11 +251,20 @@ impl Cpu {
             if !Self::canonical(sp) {
                 return Err(self.fault(vector::SS, Some(0)));
             }
-            let ss = Segment { selector: u16::from(to), base: 0, limit: 0, access: Segment::UNUSABLE | u32::from(to) << 5 };
+            let ss = Segment {
+                selector: u16::from(to),
+                base: 0,
+                limit: 0,
+                access: Segment::UNUSABLE | u32::from(to) << 5,
+            };
             return Ok((ss, sp));
         }
         let wide = tr.kind() & 8 != 0;
-        let (offset, log) = if wide { (4 + 8 * u64::from(to), 2) } else { (2 + 4 * u64::from(to), 1) };
+        let (offset, log) = if wide {
+            (4 + 8 * u64::from(to), 2)
+        } else {
+            (2 + 4 * u64::from(to), 1)
+        };
         let size = 1u64 << log;
         if tr.unusable() || offset + size + 1 > u64::from(tr.limit) {
             return Err(self.fault(vector::TS, ts));
@@ -251,7 +279,14 @@ impl Cpu {
     }
 
     /// Pushes `values` onto a stack that is not yet current, with the privilege that it belongs to.
-    pub(crate) fn write_frame(&mut self, ss: &Segment, sp: &mut u64, values: &[u64], log: u8, cpl: u8) -> Result<(), Trapped> {
+    pub(crate) fn write_frame(
+        &mut self,
+        ss: &Segment,
+        sp: &mut u64,
+        values: &[u64],
+        log: u8,
+        cpl: u8,
+    ) -> Result<(), Trapped> {
         let size = 1u64 << log;
         let long = self.long_mode();
         let mask = if long {
@@ -265,7 +300,11 @@ impl Cpu {
         if !long {
             let expand_down = ss.access & 0xc == 4;
             let last = sp.wrapping_sub(1) & mask;
-            let inside = if expand_down { bottom > u64::from(ss.limit) } else { last <= u64::from(ss.limit) && bottom <= last };
+            let inside = if expand_down {
+                bottom > u64::from(ss.limit)
+            } else {
+                last <= u64::from(ss.limit) && bottom <= last
+            };
             if !inside {
                 return Err(self.fault(vector::SS, Some(selector_error(ss.selector))));
             }
@@ -325,7 +364,11 @@ impl Cpu {
         let rpl = (selector & 3) as u8;
         let conforming = access & 4 != 0;
         let fits = if conforming { dpl <= rpl } else { dpl == rpl };
-        if access & 0x18 != 0x18 || rpl < self.cpl() || !fits || self.long_mode() && raw >> 53 & 3 == 3 {
+        if access & 0x18 != 0x18
+            || rpl < self.cpl()
+            || !fits
+            || self.long_mode() && raw >> 53 & 3 == 3
+        {
             return Err(self.gp(error));
         }
         if access & Segment::P == 0 {
@@ -342,7 +385,12 @@ impl Cpu {
             if !long_target || cpl == 3 || (selector & 3) as u8 != cpl {
                 return Err(self.gp(0));
             }
-            return Ok(Segment { selector, base: 0, limit: 0, access: Segment::UNUSABLE | u32::from(cpl) << 5 });
+            return Ok(Segment {
+                selector,
+                base: 0,
+                limit: 0,
+                access: Segment::UNUSABLE | u32::from(cpl) << 5,
+            });
         }
         self.data_segment(Seg::Ss, selector, cpl, vector::GP)
     }
@@ -354,7 +402,15 @@ impl Cpu {
             let conforming = s.access & 0x1c == 0x1c;
             if !s.unusable() && !conforming && s.dpl() < cpl {
                 let base = if self.long_mode() { s.base } else { 0 };
-                self.put_segment(seg, Segment { selector: 0, base, limit: 0, access: Segment::UNUSABLE });
+                self.put_segment(
+                    seg,
+                    Segment {
+                        selector: 0,
+                        base,
+                        limit: 0,
+                        access: Segment::UNUSABLE,
+                    },
+                );
             }
         }
     }
@@ -381,7 +437,8 @@ impl Cpu {
         let image = self.stack_load(sp.wrapping_add(2 * size), log, op)?;
         let cpl = self.cpl();
         let iopl = (self.rflags & flag::IOPL) >> 12;
-        let mut change = flag::ARITH | flag::TF | flag::DF | flag::NT | flag::AC | flag::ID | flag::RF;
+        let mut change =
+            flag::ARITH | flag::TF | flag::DF | flag::NT | flag::AC | flag::ID | flag::RF;
         if cpl == 0 && !v8086 || self.cr0 & cr0::PE == 0 {
             change |= flag::IOPL | flag::VIF | flag::VIP;
         }
@@ -437,14 +494,28 @@ impl Cpu {
         self.state_changed();
     }
 
-    fn iret_to_v8086(&mut self, sp: u64, rip: u64, cs: u16, image: u64, op: &Op) -> Result<(), Trapped> {
+    fn iret_to_v8086(
+        &mut self,
+        sp: u64,
+        rip: u64,
+        cs: u16,
+        image: u64,
+        op: &Op,
+    ) -> Result<(), Trapped> {
         let mut words = [0u64; 6];
         for (i, word) in words.iter_mut().enumerate() {
             *word = self.stack_load(sp.wrapping_add(12 + 4 * i as u64), 2, op)?;
         }
         let [new_sp, ss, es, ds, fs, gs] = words;
         self.set_rflags_image(image);
-        for (seg, selector) in [(Seg::Cs, u64::from(cs)), (Seg::Ss, ss), (Seg::Es, es), (Seg::Ds, ds), (Seg::Fs, fs), (Seg::Gs, gs)] {
+        for (seg, selector) in [
+            (Seg::Cs, u64::from(cs)),
+            (Seg::Ss, ss),
+            (Seg::Es, es),
+            (Seg::Ds, ds),
+            (Seg::Fs, fs),
+            (Seg::Gs, gs),
+        ] {
             self.put_real_segment(seg, selector as u16);
         }
         self.regs[RSP] = new_sp & 0xffff_ffff;

@@ -69,7 +69,8 @@ impl Flags {
         // Result 0 means SF=0 PF=1; result 1 means SF=0 PF=0.
         self.res = u64::from(!zf);
         let natural = if zf { flag::PF as u32 } else { 0 };
-        self.aux = image & (flag::CF | flag::AF | flag::OF) as u32 | (image ^ natural) & (flag::SF | flag::PF) as u32;
+        self.aux = image & (flag::CF | flag::AF | flag::OF) as u32
+            | (image ^ natural) & (flag::SF | flag::PF) as u32;
     }
 }
 

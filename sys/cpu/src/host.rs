@@ -18,10 +18,18 @@ pub(crate) unsafe fn load<const S: u8>(p: *const u8) -> u64 {
     // SAFETY: the caller's promise; the instruction only reads.
     unsafe {
         match S {
-            0 => asm!("movzx {v:e}, byte ptr [{p}]", v = lateout(reg) v, p = in(reg) p, options(nostack, preserves_flags, readonly)),
-            1 => asm!("movzx {v:e}, word ptr [{p}]", v = lateout(reg) v, p = in(reg) p, options(nostack, preserves_flags, readonly)),
-            2 => asm!("mov {v:e}, dword ptr [{p}]", v = lateout(reg) v, p = in(reg) p, options(nostack, preserves_flags, readonly)),
-            _ => asm!("mov {v}, qword ptr [{p}]", v = lateout(reg) v, p = in(reg) p, options(nostack, preserves_flags, readonly)),
+            0 => {
+                asm!("movzx {v:e}, byte ptr [{p}]", v = lateout(reg) v, p = in(reg) p, options(nostack, preserves_flags, readonly))
+            }
+            1 => {
+                asm!("movzx {v:e}, word ptr [{p}]", v = lateout(reg) v, p = in(reg) p, options(nostack, preserves_flags, readonly))
+            }
+            2 => {
+                asm!("mov {v:e}, dword ptr [{p}]", v = lateout(reg) v, p = in(reg) p, options(nostack, preserves_flags, readonly))
+            }
+            _ => {
+                asm!("mov {v}, qword ptr [{p}]", v = lateout(reg) v, p = in(reg) p, options(nostack, preserves_flags, readonly))
+            }
         }
     }
     v
@@ -36,10 +44,18 @@ pub(crate) unsafe fn store<const S: u8>(p: *mut u8, v: u64) {
     // SAFETY: the caller's promise.
     unsafe {
         match S {
-            0 => asm!("mov byte ptr [{p}], {v:l}", v = in(reg) v, p = in(reg) p, options(nostack, preserves_flags)),
-            1 => asm!("mov word ptr [{p}], {v:x}", v = in(reg) v, p = in(reg) p, options(nostack, preserves_flags)),
-            2 => asm!("mov dword ptr [{p}], {v:e}", v = in(reg) v, p = in(reg) p, options(nostack, preserves_flags)),
-            _ => asm!("mov qword ptr [{p}], {v}", v = in(reg) v, p = in(reg) p, options(nostack, preserves_flags)),
+            0 => {
+                asm!("mov byte ptr [{p}], {v:l}", v = in(reg) v, p = in(reg) p, options(nostack, preserves_flags))
+            }
+            1 => {
+                asm!("mov word ptr [{p}], {v:x}", v = in(reg) v, p = in(reg) p, options(nostack, preserves_flags))
+            }
+            2 => {
+                asm!("mov dword ptr [{p}], {v:e}", v = in(reg) v, p = in(reg) p, options(nostack, preserves_flags))
+            }
+            _ => {
+                asm!("mov qword ptr [{p}], {v}", v = in(reg) v, p = in(reg) p, options(nostack, preserves_flags))
+            }
         }
     }
 }
@@ -76,19 +92,39 @@ pub(crate) unsafe fn store128(p: *mut u8, v: u128) {
 /// # Safety
 /// `p` must point to `1 << S` mapped, writable bytes of guest RAM.
 #[inline(always)]
-pub(crate) unsafe fn compare_exchange<const S: u8>(p: *mut u8, old: u64, new: u64) -> Result<(), u64> {
+pub(crate) unsafe fn compare_exchange<const S: u8>(
+    p: *mut u8,
+    old: u64,
+    new: u64,
+) -> Result<(), u64> {
     let seen: u64;
     // SAFETY: the caller's promise.
     unsafe {
         match S {
-            0 => asm!("lock cmpxchg byte ptr [{p}], {n:l}", p = in(reg) p, n = in(reg) new, inlateout("rax") old => seen, options(nostack)),
-            1 => asm!("lock cmpxchg word ptr [{p}], {n:x}", p = in(reg) p, n = in(reg) new, inlateout("rax") old => seen, options(nostack)),
-            2 => asm!("lock cmpxchg dword ptr [{p}], {n:e}", p = in(reg) p, n = in(reg) new, inlateout("rax") old => seen, options(nostack)),
-            _ => asm!("lock cmpxchg qword ptr [{p}], {n}", p = in(reg) p, n = in(reg) new, inlateout("rax") old => seen, options(nostack)),
+            0 => {
+                asm!("lock cmpxchg byte ptr [{p}], {n:l}", p = in(reg) p, n = in(reg) new, inlateout("rax") old => seen, options(nostack))
+            }
+            1 => {
+                asm!("lock cmpxchg word ptr [{p}], {n:x}", p = in(reg) p, n = in(reg) new, inlateout("rax") old => seen, options(nostack))
+            }
+            2 => {
+                asm!("lock cmpxchg dword ptr [{p}], {n:e}", p = in(reg) p, n = in(reg) new, inlateout("rax") old => seen, options(nostack))
+            }
+            _ => {
+                asm!("lock cmpxchg qword ptr [{p}], {n}", p = in(reg) p, n = in(reg) new, inlateout("rax") old => seen, options(nostack))
+            }
         }
     }
-    let mask = if S == 3 { u64::MAX } else { (1 << (8 << S)) - 1 };
-    if seen & mask == old & mask { Ok(()) } else { Err(seen & mask) }
+    let mask = if S == 3 {
+        u64::MAX
+    } else {
+        (1 << (8 << S)) - 1
+    };
+    if seen & mask == old & mask {
+        Ok(())
+    } else {
+        Err(seen & mask)
+    }
 }
 
 /// LOCK CMPXCHG16B.

@@ -107,7 +107,10 @@ unsafe impl Sync for Region {}
 
 impl Map {
     fn region(&self, gpa: u64) -> Option<&Region> {
-        self.regions.iter().find(|r| gpa.wrapping_sub(r.gpa) < r.len).map(|r| &**r)
+        self.regions
+            .iter()
+            .find(|r| gpa.wrapping_sub(r.gpa) < r.len)
+            .map(|r| &**r)
     }
 
     /// The page that holds `gpa`.
@@ -115,26 +118,38 @@ impl Map {
         let region = self.region(gpa)?;
         let offset = (gpa - region.gpa) & PAGE_MASK;
         let meta = region.meta.get((offset / PAGE_SIZE) as usize)?;
-        Some(Page { host: region.host.wrapping_add(offset as usize), writable: region.writable, meta })
+        Some(Page {
+            host: region.host.wrapping_add(offset as usize),
+            writable: region.writable,
+            meta,
+        })
     }
 
     /// A page-table entry; what is not RAM reads as not present.
     pub fn read_u64(&self, gpa: u64) -> u64 {
         // SAFETY: `at` returns a pointer to 8 mapped, aligned bytes.
-        self.at(gpa, 8).map_or(0, |(p, _)| unsafe { (*p.cast::<AtomicU64>()).load(Ordering::Acquire) })
+        self.at(gpa, 8).map_or(0, |(p, _)| unsafe {
+            (*p.cast::<AtomicU64>()).load(Ordering::Acquire)
+        })
     }
 
     /// A 32-bit page-table entry; what is not RAM reads as not present.
     pub fn read_u32(&self, gpa: u64) -> u32 {
         // SAFETY: `at` returns a pointer to 4 mapped, aligned bytes.
-        self.at(gpa, 4).map_or(0, |(p, _)| unsafe { (*p.cast::<AtomicU32>()).load(Ordering::Acquire) })
+        self.at(gpa, 4).map_or(0, |(p, _)| unsafe {
+            (*p.cast::<AtomicU32>()).load(Ordering::Acquire)
+        })
     }
 
     /// Replaces a page-table entry if it is still `old`; entries in ROM or MMIO space take no bits and report success.
     pub fn compare_exchange_u64(&self, gpa: u64, old: u64, new: u64) -> bool {
         self.for_update(gpa, 8).is_none_or(|p| {
             // SAFETY: `for_update` returns a pointer to 8 mapped, aligned, writable bytes.
-            unsafe { (*p.cast::<AtomicU64>()).compare_exchange(old, new, Ordering::SeqCst, Ordering::SeqCst).is_ok() }
+            unsafe {
+                (*p.cast::<AtomicU64>())
+                    .compare_exchange(old, new, Ordering::SeqCst, Ordering::SeqCst)
+                    .is_ok()
+            }
         })
     }
 
@@ -142,7 +157,11 @@ impl Map {
     pub fn compare_exchange_u32(&self, gpa: u64, old: u32, new: u32) -> bool {
         self.for_update(gpa, 4).is_none_or(|p| {
             // SAFETY: `for_update` returns a pointer to 4 mapped, aligned, writable bytes.
-            unsafe { (*p.cast::<AtomicU32>()).compare_exchange(old, new, Ordering::SeqCst, Ordering::SeqCst).is_ok() }
+            unsafe {
+                (*p.cast::<AtomicU32>())
+                    .compare_exchange(old, new, Ordering::SeqCst, Ordering::SeqCst)
+                    .is_ok()
+            }
         })
     }
 
@@ -183,7 +202,9 @@ pub struct PhysMem {
 impl std::fmt::Debug for PhysMem {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let map = self.snapshot();
-        f.debug_list().entries(map.regions.iter().map(|r| (r.gpa, r.len, r.writable))).finish()
+        f.debug_list()
+            .entries(map.regions.iter().map(|r| (r.gpa, r.len, r.writable)))
+            .finish()
     }
 }
 
@@ -199,7 +220,13 @@ impl PhysMem {
     /// # Safety
     /// `host..host + len` must be readable (and writable, if `writable`) memory that stays mapped until this `PhysMem` and every
     /// `Cpu` that uses it are gone, and that Rust code never borrows.
-    pub unsafe fn map(&self, gpa: u64, host: *mut u8, len: u64, writable: bool) -> Result<(), MapError> {
+    pub unsafe fn map(
+        &self,
+        gpa: u64,
+        host: *mut u8,
+        len: u64,
+        writable: bool,
+    ) -> Result<(), MapError> {
         let end = gpa.checked_add(len).ok_or(MapError::Misaligned)?;
         if len == 0 || (gpa | len | host as u64) & !PAGE_MASK != 0 {
             return Err(MapError::Misaligned);
@@ -209,7 +236,13 @@ impl PhysMem {
                 return Err(MapError::Overlap);
             }
             let meta = (0..len / PAGE_SIZE).map(|_| PageMeta::default()).collect();
-            regions.push(Arc::new(Region { gpa, len, host, writable, meta }));
+            regions.push(Arc::new(Region {
+                gpa,
+                len,
+                host,
+                writable,
+                meta,
+            }));
             Ok(())
         })
     }
@@ -217,7 +250,10 @@ impl PhysMem {
     /// Removes a range that was mapped with exactly these bounds.
     pub fn unmap(&self, gpa: u64, len: u64) -> Result<(), MapError> {
         self.change(|regions| {
-            let at = regions.iter().position(|r| r.gpa == gpa && r.len == len).ok_or(MapError::NotMapped)?;
+            let at = regions
+                .iter()
+                .position(|r| r.gpa == gpa && r.len == len)
+                .ok_or(MapError::NotMapped)?;
             regions.remove(at);
             Ok(())
         })
@@ -226,7 +262,10 @@ impl PhysMem {
     /// The host address of `gpa`'s byte, and whether the guest may write there.
     pub fn page(&self, gpa: u64) -> Option<(*mut u8, bool)> {
         let page = self.snapshot().page(gpa)?;
-        Some((page.host.wrapping_add((gpa & !PAGE_MASK) as usize), page.writable))
+        Some((
+            page.host.wrapping_add((gpa & !PAGE_MASK) as usize),
+            page.writable,
+        ))
     }
 
     /// Somebody other than a vCPU (a device, the debugger) has written this range: decoded code goes, dirty bits are set.
@@ -239,14 +278,18 @@ impl PhysMem {
                 meta.set_dirty();
                 meta.spoil_code();
             }
-            let Some(next) = at.checked_add(PAGE_SIZE) else { break };
+            let Some(next) = at.checked_add(PAGE_SIZE) else {
+                break;
+            };
             at = next;
         }
     }
 
     /// Whether the page at `gpa` was written since the last [`PhysMem::clear_dirty`].
     pub fn is_dirty(&self, gpa: u64) -> bool {
-        self.snapshot().meta(gpa).is_some_and(|m| m.flags.load(Ordering::Relaxed) & PageMeta::DIRTY != 0)
+        self.snapshot()
+            .meta(gpa)
+            .is_some_and(|m| m.flags.load(Ordering::Relaxed) & PageMeta::DIRTY != 0)
     }
 
     /// Forgets which pages of the range were written. All vCPUs must be stopped, and flush their TLB before they run again
@@ -258,14 +301,19 @@ impl PhysMem {
             if let Some(meta) = map.meta(at) {
                 meta.flags.fetch_and(!PageMeta::DIRTY, Ordering::Relaxed);
             }
-            let Some(next) = at.checked_add(PAGE_SIZE) else { break };
+            let Some(next) = at.checked_add(PAGE_SIZE) else {
+                break;
+            };
             at = next;
         }
         self.raise_all(Signals::FLUSH, None);
     }
 
     pub(crate) fn snapshot(&self) -> Arc<Map> {
-        self.map.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.map
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     pub(crate) fn epoch(&self) -> u64 {
@@ -280,14 +328,23 @@ impl PhysMem {
 
     /// Raises `bits` at every processor but `except`.
     pub(crate) fn raise_all(&self, bits: u32, except: Option<&Arc<Signals>>) {
-        for cpu in self.cpus.lock().unwrap_or_else(PoisonError::into_inner).iter().filter_map(Weak::upgrade) {
+        for cpu in self
+            .cpus
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+            .filter_map(Weak::upgrade)
+        {
             if except.is_none_or(|own| !Arc::ptr_eq(own, &cpu)) {
                 cpu.raise(bits);
             }
         }
     }
 
-    fn change(&self, f: impl FnOnce(&mut Vec<Arc<Region>>) -> Result<(), MapError>) -> Result<(), MapError> {
+    fn change(
+        &self,
+        f: impl FnOnce(&mut Vec<Arc<Region>>) -> Result<(), MapError>,
+    ) -> Result<(), MapError> {
         {
             let mut map = self.map.write().unwrap_or_else(PoisonError::into_inner);
             let mut regions = map.regions.clone();

@@ -88,7 +88,10 @@ impl Cpu {
             }
             let key = self.key;
             let link = self.blocks.get(at)?.links[arm];
-            if link.key == key && link.rip == self.rip && self.blocks.get(link.block).is_some_and(Blocks::fresh) {
+            if link.key == key
+                && link.rip == self.rip
+                && self.blocks.get(link.block).is_some_and(Blocks::fresh)
+            {
                 at = link.block;
                 continue;
             }
@@ -96,7 +99,15 @@ impl Cpu {
                 Ok(block) => block,
                 Err(Trapped) => return self.handle_trap(0),
             };
-            self.blocks.link(at, arm, Link { key, rip: self.rip, block: to });
+            self.blocks.link(
+                at,
+                arm,
+                Link {
+                    key,
+                    rip: self.rip,
+                    block: to,
+                },
+            );
             at = to;
         }
     }
@@ -104,15 +115,26 @@ impl Cpu {
     /// The operation at `self.at` did not complete, or not all of it.
     fn interrupted(&mut self, status: Status) -> Option<Exit> {
         let at = self.at;
-        self.retired = self.retired.wrapping_add(u64::from(at.n) + u64::from(status == Status::Again));
-        self.rip = self.cut_rip(self.regs[usize::from(slot::BLOCK)].wrapping_add(u64::from(at.off)));
+        self.retired = self
+            .retired
+            .wrapping_add(u64::from(at.n) + u64::from(status == Status::Again));
+        self.rip =
+            self.cut_rip(self.regs[usize::from(slot::BLOCK)].wrapping_add(u64::from(at.off)));
         self.slow = true;
-        if status == Status::Again { None } else { self.handle_trap(at.len) }
+        if status == Status::Again {
+            None
+        } else {
+            self.handle_trap(at.len)
+        }
     }
 
     /// Whether instructions have to be executed one by one.
     fn stepping(&self) -> bool {
-        self.alone || self.shadow || self.traps.step || self.rflags & (flag::TF | flag::RF) != 0 || self.dr7 & 0xff != 0
+        self.alone
+            || self.shadow
+            || self.traps.step
+            || self.rflags & (flag::TF | flag::RF) != 0
+            || self.dr7 & 0xff != 0
     }
 
     /// Executes one instruction with everything that may come before and after it.
@@ -122,10 +144,16 @@ impl Cpu {
             let hits = self.code_breakpoints();
             if hits != 0 {
                 if self.traps.debug {
-                    return Some(Exit::Debug { dr6: hits, trap: false });
+                    return Some(Exit::Debug {
+                        dr6: hits,
+                        trap: false,
+                    });
                 }
                 self.dr6 |= hits;
-                self.trap = Trap::Fault { vector: crate::trap::vector::DB, error: None };
+                self.trap = Trap::Fault {
+                    vector: crate::trap::vector::DB,
+                    error: None,
+                };
                 return self.handle_trap(0);
             }
         }
@@ -164,7 +192,10 @@ impl Cpu {
         if stepping && status != Status::Again {
             dr6 |= 1 << 14;
         }
-        if dr6 != 0 && self.exit.is_none() && let Some(exit) = self.debug_trap(dr6) {
+        if dr6 != 0
+            && self.exit.is_none()
+            && let Some(exit) = self.debug_trap(dr6)
+        {
             return Some(exit);
         }
         if self.traps.step && self.exit.is_none() {
@@ -176,7 +207,9 @@ impl Cpu {
     /// Instruction breakpoints that match RIP, as DR6 bits.
     fn code_breakpoints(&self) -> u64 {
         let la = self.code_linear(self.rip);
-        let hit = |i: usize| self.dr7 >> (2 * i) & 3 != 0 && self.dr7 >> (16 + 4 * i) & 3 == 0 && self.dr[i] == la;
+        let hit = |i: usize| {
+            self.dr7 >> (2 * i) & 3 != 0 && self.dr7 >> (16 + 4 * i) & 3 == 0 && self.dr[i] == la
+        };
         (0..4).filter(|&i| hit(i)).fold(0, |bits, i| bits | 1 << i)
     }
 
@@ -228,7 +261,10 @@ impl Cpu {
 
     fn poll(&mut self) -> Option<Exit> {
         loop {
-            let window = Window { interrupt: self.rflags & flag::IF != 0, nmi: !self.nmi_blocked };
+            let window = Window {
+                interrupt: self.rflags & flag::IF != 0,
+                nmi: !self.nmi_blocked,
+            };
             let now = self.retired;
             match self.bus().poll(now, window) {
                 Poll::Nothing => {

@@ -52,7 +52,11 @@ impl Cpu {
     /// A descriptor's limit in bytes.
     pub(crate) fn descriptor_limit(raw: u64) -> u32 {
         let limit = (raw & 0xffff | raw >> 32 & 0xf_0000) as u32;
-        if raw >> 55 & 1 != 0 { limit << 12 | 0xfff } else { limit }
+        if raw >> 55 & 1 != 0 {
+            limit << 12 | 0xfff
+        } else {
+            limit
+        }
     }
 
     /// A descriptor as a hidden part.
@@ -92,11 +96,25 @@ impl Cpu {
         let v8086 = self.rflags & flag::VM != 0;
         let old = self.segs[seg as usize];
         let value = if v8086 {
-            Segment { selector, base: u64::from(selector) << 4, limit: 0xffff, access: 0xf3 }
+            Segment {
+                selector,
+                base: u64::from(selector) << 4,
+                limit: 0xffff,
+                access: 0xf3,
+            }
         } else {
             // Limit and attributes stay what they were ("unreal mode"), but the segment becomes usable.
-            let access = if seg == Seg::Cs { 0x9b } else { old.access & !Segment::UNUSABLE & !0x60 | 0x93 };
-            Segment { selector, base: u64::from(selector) << 4, limit: old.limit, access }
+            let access = if seg == Seg::Cs {
+                0x9b
+            } else {
+                old.access & !Segment::UNUSABLE & !0x60 | 0x93
+            };
+            Segment {
+                selector,
+                base: u64::from(selector) << 4,
+                limit: old.limit,
+                access,
+            }
         };
         self.put_segment(seg, value);
     }
@@ -113,7 +131,13 @@ impl Cpu {
     }
 
     /// Checks a data or stack segment for use at `cpl`; `bad` is the vector of most faults (#GP, or #TS in a task switch).
-    pub(crate) fn data_segment(&mut self, seg: Seg, selector: u16, cpl: u8, bad: u8) -> Result<Segment, Trapped> {
+    pub(crate) fn data_segment(
+        &mut self,
+        seg: Seg,
+        selector: u16,
+        cpl: u8,
+        bad: u8,
+    ) -> Result<Segment, Trapped> {
         let rpl = (selector & 3) as u8;
         let error = Some(selector_error(selector));
         if selector & !3 == 0 {
@@ -122,11 +146,25 @@ impl Cpu {
                 if !self.code64() || cpl == 3 || rpl != cpl {
                     return Err(self.fault(bad, error));
                 }
-                return Ok(Segment { selector, base: 0, limit: 0, access: Segment::UNUSABLE | u32::from(cpl) << 5 });
+                return Ok(Segment {
+                    selector,
+                    base: 0,
+                    limit: 0,
+                    access: Segment::UNUSABLE | u32::from(cpl) << 5,
+                });
             }
             // AMD leaves base and limit of a segment that is made null; FS and GS bases must survive in 64-bit mode.
-            let base = if self.long_mode() && matches!(seg, Seg::Fs | Seg::Gs) { self.segs[seg as usize].base } else { 0 };
-            return Ok(Segment { selector, base, limit: 0, access: Segment::UNUSABLE });
+            let base = if self.long_mode() && matches!(seg, Seg::Fs | Seg::Gs) {
+                self.segs[seg as usize].base
+            } else {
+                0
+            };
+            return Ok(Segment {
+                selector,
+                base,
+                limit: 0,
+                access: Segment::UNUSABLE,
+            });
         }
         let raw = self.descriptor(selector, bad)?;
         let access = (raw >> 40 & 0xff) as u32;
@@ -143,7 +181,14 @@ impl Cpu {
             return Err(self.fault(bad, error));
         }
         if access & Segment::P == 0 {
-            return Err(self.fault(if seg == Seg::Ss { vector::SS } else { vector::NP }, error));
+            return Err(self.fault(
+                if seg == Seg::Ss {
+                    vector::SS
+                } else {
+                    vector::NP
+                },
+                error,
+            ));
         }
         let raw = self.mark_accessed(selector, raw)?;
         Ok(Self::hidden(selector, raw))
@@ -169,7 +214,11 @@ impl Cpu {
     /// LLDT.
     pub(crate) fn load_ldtr(&mut self, selector: u16) -> Result<(), Trapped> {
         if selector & !3 == 0 {
-            self.segs[Seg::Ldtr as usize] = Segment { selector, access: Segment::UNUSABLE, ..Segment::default() };
+            self.segs[Seg::Ldtr as usize] = Segment {
+                selector,
+                access: Segment::UNUSABLE,
+                ..Segment::default()
+            };
             return Ok(());
         }
         let error = selector_error(selector);
@@ -202,13 +251,24 @@ impl Cpu {
             return Err(self.fault(vector::NP, Some(error)));
         }
         segment.access |= 2;
-        self.sys_store(la.wrapping_add(5), u64::from(segment.access & 0xff), 0, false)?;
+        self.sys_store(
+            la.wrapping_add(5),
+            u64::from(segment.access & 0xff),
+            0,
+            false,
+        )?;
         self.segs[Seg::Tr as usize] = segment;
         Ok(())
     }
 
     /// Checks a code segment as the target of a far transfer. `gate`: through a gate (no RPL check; less privilege never).
-    pub(crate) fn code_segment(&mut self, selector: u16, raw: u64, cpl: u8, gate: bool) -> Result<Segment, Trapped> {
+    pub(crate) fn code_segment(
+        &mut self,
+        selector: u16,
+        raw: u64,
+        cpl: u8,
+        gate: bool,
+    ) -> Result<Segment, Trapped> {
         let error = selector_error(selector);
         let access = (raw >> 40) as u32;
         let dpl = (access >> 5 & 3) as u8;
@@ -217,7 +277,11 @@ impl Cpu {
             return Err(self.gp(error));
         }
         let conforming = access & 4 != 0;
-        let fits = if gate || conforming { dpl <= cpl } else { dpl == cpl && rpl <= cpl };
+        let fits = if gate || conforming {
+            dpl <= cpl
+        } else {
+            dpl == cpl && rpl <= cpl
+        };
         // L and D together are reserved.
         if !fits || self.long_mode() && raw >> 53 & 3 == 3 {
             return Err(self.gp(error));
@@ -232,13 +296,20 @@ impl Cpu {
     /// Checks an instruction pointer against the code segment that it goes with.
     pub(crate) fn check_rip(&mut self, cs: &Segment, rip: u64) -> Result<(), Trapped> {
         let long = self.long_mode() && cs.access & Segment::L != 0;
-        let good = if long { Self::canonical(rip) } else { rip <= u64::from(cs.limit) };
+        let good = if long {
+            Self::canonical(rip)
+        } else {
+            rip <= u64::from(cs.limit)
+        };
         if good { Ok(()) } else { Err(self.gp(0)) }
     }
 
     /// Puts CS in place with privilege `cpl`.
     pub(crate) fn put_code(&mut self, cs: Segment, cpl: u8, rip: u64) {
-        let cs = Segment { selector: cs.selector & !3 | u16::from(cpl), ..cs };
+        let cs = Segment {
+            selector: cs.selector & !3 | u16::from(cpl),
+            ..cs
+        };
         self.rip = rip;
         self.put_segment(Seg::Cs, cs);
     }

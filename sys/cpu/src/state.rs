@@ -84,7 +84,16 @@ pub enum Seg {
 
 impl Seg {
     /// All eight.
-    pub const ALL: [Seg; 8] = [Seg::Es, Seg::Cs, Seg::Ss, Seg::Ds, Seg::Fs, Seg::Gs, Seg::Ldtr, Seg::Tr];
+    pub const ALL: [Seg; 8] = [
+        Seg::Es,
+        Seg::Cs,
+        Seg::Ss,
+        Seg::Ds,
+        Seg::Fs,
+        Seg::Gs,
+        Seg::Ldtr,
+        Seg::Tr,
+    ];
 
     /// Segment register number `n` of an instruction encoding (0..=5).
     pub(crate) fn from_index(n: u8) -> Seg {
@@ -232,7 +241,23 @@ pub mod cr4 {
     pub const SMEP: u64 = 0x10_0000;
     pub const SMAP: u64 = 0x20_0000;
     /// Everything that this processor implements.
-    pub const ALL: u64 = VME | PVI | TSD | DE | PSE | PAE | MCE | PGE | PCE | OSFXSR | OSXMMEXCPT | UMIP | FSGSBASE | PCIDE | OSXSAVE | SMEP | SMAP;
+    pub const ALL: u64 = VME
+        | PVI
+        | TSD
+        | DE
+        | PSE
+        | PAE
+        | MCE
+        | PGE
+        | PCE
+        | OSFXSR
+        | OSXMMEXCPT
+        | UMIP
+        | FSGSBASE
+        | PCIDE
+        | OSXSAVE
+        | SMEP
+        | SMAP;
 }
 
 /// EFER bits.

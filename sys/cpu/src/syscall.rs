@@ -10,11 +10,21 @@ const RSP: usize = 4;
 impl Cpu {
     fn flat_code(selector: u16, dpl: u8, long: bool) -> Segment {
         let width = if long { Segment::L } else { Segment::DB };
-        Segment { selector, base: 0, limit: u32::MAX, access: 0x809b | width | u32::from(dpl) << 5 }
+        Segment {
+            selector,
+            base: 0,
+            limit: u32::MAX,
+            access: 0x809b | width | u32::from(dpl) << 5,
+        }
     }
 
     fn flat_stack(selector: u16, dpl: u8) -> Segment {
-        Segment { selector, base: 0, limit: u32::MAX, access: 0xc093 | u32::from(dpl) << 5 }
+        Segment {
+            selector,
+            base: 0,
+            limit: u32::MAX,
+            access: 0xc093 | u32::from(dpl) << 5,
+        }
     }
 
     /// SYSCALL.
@@ -36,7 +46,11 @@ impl Cpu {
         } else {
             self.wr::<2>(1, back);
             self.put_segment(Seg::Ss, Self::flat_stack(selector.wrapping_add(8), 0));
-            self.put_code(Self::flat_code(selector, 0, false), 0, self.star & 0xffff_ffff);
+            self.put_code(
+                Self::flat_code(selector, 0, false),
+                0,
+                self.star & 0xffff_ffff,
+            );
             let flags = self.rflags_image() & !(flag::VM | flag::IF | flag::RF);
             self.load_rflags(flags);
         }
@@ -56,10 +70,18 @@ impl Cpu {
         let long = self.long_mode();
         let wide = long && op.x == 3;
         let flags = self.regs[11];
-        let rip = if wide { self.regs[1] } else { self.regs[1] & 0xffff_ffff };
+        let rip = if wide {
+            self.regs[1]
+        } else {
+            self.regs[1] & 0xffff_ffff
+        };
         let ss = Self::flat_stack(base.wrapping_add(8), 3);
         self.put_segment(Seg::Ss, ss);
-        self.put_code(Self::flat_code(if wide { base.wrapping_add(16) } else { base }, 3, wide), 3, rip);
+        self.put_code(
+            Self::flat_code(if wide { base.wrapping_add(16) } else { base }, 3, wide),
+            3,
+            rip,
+        );
         if long {
             self.load_rflags(flags & !(flag::RF | flag::VM));
         } else {
@@ -83,7 +105,11 @@ impl Cpu {
         let flags = self.rflags_image() & !(flag::VM | flag::IF | flag::RF);
         self.load_rflags(flags);
         self.put_segment(Seg::Ss, Self::flat_stack(selector.wrapping_add(8), 0));
-        self.put_code(Self::flat_code(selector, 0, false), 0, self.sysenter[2] & 0xffff_ffff);
+        self.put_code(
+            Self::flat_code(selector, 0, false),
+            0,
+            self.sysenter[2] & 0xffff_ffff,
+        );
         self.regs[RSP] = self.sysenter[1] & 0xffff_ffff;
         self.state_changed();
         Ok(())

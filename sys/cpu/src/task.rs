@@ -21,13 +21,25 @@ pub(crate) enum Reason {
 impl Cpu {
     /// Switches to the task of TSS selector `selector`; `back` is the address that the old task will continue at, `error` is pushed
     /// on the new task's stack.
-    pub(crate) fn task_switch(&mut self, selector: u16, reason: Reason, back: u64, error: Option<u32>) -> Result<(), Trapped> {
-        let bad = if reason == Reason::Return { vector::TS } else { vector::GP };
+    pub(crate) fn task_switch(
+        &mut self,
+        selector: u16,
+        reason: Reason,
+        back: u64,
+        error: Option<u32>,
+    ) -> Result<(), Trapped> {
+        let bad = if reason == Reason::Return {
+            vector::TS
+        } else {
+            vector::GP
+        };
         let code = selector_error(selector);
         if selector & 4 != 0 || selector & !3 == 0 {
             return Err(self.fault(bad, Some(code)));
         }
-        let Some(raw) = self.peek_descriptor(selector)? else { return Err(self.fault(bad, Some(code))) };
+        let Some(raw) = self.peek_descriptor(selector)? else {
+            return Err(self.fault(bad, Some(code)));
+        };
         let kind = raw >> 40 & 0x1f;
         let busy = reason == Reason::Return;
         if kind & !0xa != 1 || kind & 0x10 != 0 || (kind & 2 != 0) != busy {
@@ -59,7 +71,12 @@ impl Cpu {
         if nested {
             new.flags |= flag::NT;
         }
-        self.segs[Seg::Tr as usize] = Segment { selector, base, limit, access: (raw >> 40 & 0xf0ff) as u32 | 2 };
+        self.segs[Seg::Tr as usize] = Segment {
+            selector,
+            base,
+            limit,
+            access: (raw >> 40 & 0xf0ff) as u32 | 2,
+        };
         self.cr0 |= cr0::TS;
         self.enter_task(&new, wide, error)
     }
@@ -100,7 +117,10 @@ impl Cpu {
             at = at.wrapping_add(step);
             value
         };
-        let mut task = Task { cr3: if wide { Some(word(self)?) } else { None }, ..Task::default() };
+        let mut task = Task {
+            cr3: if wide { Some(word(self)?) } else { None },
+            ..Task::default()
+        };
         task.rip = word(self)?;
         task.flags = word(self)?;
         for value in &mut task.general {
@@ -134,9 +154,17 @@ impl Cpu {
         self.code_moved();
         // The visible selectors are loaded first; the hidden parts are checked after.
         for (seg, selector) in Seg::ALL.into_iter().zip(task.segments) {
-            self.segs[seg as usize] = Segment { selector, access: Segment::UNUSABLE, ..Segment::default() };
+            self.segs[seg as usize] = Segment {
+                selector,
+                access: Segment::UNUSABLE,
+                ..Segment::default()
+            };
         }
-        self.segs[Seg::Ldtr as usize] = Segment { selector: task.ldt, access: Segment::UNUSABLE, ..Segment::default() };
+        self.segs[Seg::Ldtr as usize] = Segment {
+            selector: task.ldt,
+            access: Segment::UNUSABLE,
+            ..Segment::default()
+        };
         if task.ldt & !3 != 0 && self.load_ldtr(task.ldt).is_err() {
             return Err(self.fault(vector::TS, Some(selector_error(task.ldt))));
         }
@@ -148,7 +176,9 @@ impl Cpu {
         } else {
             let cpl = (cs & 3) as u8;
             let code = Some(selector_error(cs));
-            let Some(raw) = self.peek_descriptor(cs)? else { return Err(self.fault(vector::TS, code)) };
+            let Some(raw) = self.peek_descriptor(cs)? else {
+                return Err(self.fault(vector::TS, code));
+            };
             let dpl = (raw >> 45 & 3) as u8;
             let conforming = raw >> 42 & 1 != 0;
             if raw >> 43 & 3 != 3 || if conforming { dpl > cpl } else { dpl != cpl } {
@@ -172,7 +202,13 @@ impl Cpu {
         if let Some(error) = error {
             let stack = self.segs[Seg::Ss as usize];
             let mut sp = self.regs[4];
-            self.write_frame(&stack, &mut sp, &[u64::from(error)], if wide { 2 } else { 1 }, self.cpl())?;
+            self.write_frame(
+                &stack,
+                &mut sp,
+                &[u64::from(error)],
+                if wide { 2 } else { 1 },
+                self.cpl(),
+            )?;
             self.regs[4] = sp;
         }
         Ok(())

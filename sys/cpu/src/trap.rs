@@ -58,13 +58,21 @@ impl Cpu {
     /// Notes which operation trapped.
     #[cold]
     pub(crate) fn trapped(&mut self, op: &Op) -> Status {
-        self.at = At { n: op.n, len: op.len, off: op.off };
+        self.at = At {
+            n: op.n,
+            len: op.len,
+            off: op.off,
+        };
         Status::Trapped
     }
 
     /// Notes that a chunk of a string operation has retired.
     pub(crate) fn again(&mut self, op: &Op) -> Status {
-        self.at = At { n: op.n, len: op.len, off: op.off };
+        self.at = At {
+            n: op.n,
+            len: op.len,
+            off: op.off,
+        };
         Status::Again
     }
 

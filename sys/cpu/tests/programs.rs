@@ -12,14 +12,23 @@ fn long_both(f: impl Fn(&mut CodeAssembler)) -> Machine {
         let mut m = Machine::long();
         m.load(64, |a| f(a));
         let exit = m.run_by(step);
-        assert_eq!(exit, Exit::Hlt, "rip {:#x} cr2 {:#x}", m.cpu.get(Reg::Rip), m.cpu.get(Reg::Cr2));
+        assert_eq!(
+            exit,
+            Exit::Hlt,
+            "rip {:#x} cr2 {:#x}",
+            m.cpu.get(Reg::Rip),
+            m.cpu.get(Reg::Cr2)
+        );
         m
     };
     let whole = run(1_000_000);
     for step in [1, 2, 3, 7] {
         let pieces = run(step);
         assert_eq!(whole.state(), pieces.state(), "in steps of {step}");
-        assert!(whole.ram.read(0, RAM_SIZE) == pieces.ram.read(0, RAM_SIZE), "memory differs in steps of {step}");
+        assert!(
+            whole.ram.read(0, RAM_SIZE) == pieces.ram.read(0, RAM_SIZE),
+            "memory differs in steps of {step}"
+        );
     }
     whole
 }
@@ -117,7 +126,12 @@ fn page_fault_is_precise() {
 
 #[test]
 fn divide_error_and_undefined() {
-    for (code, vector) in [(&[0x31u8, 0xc9, 0xf7, 0xf1][..], 0), (&[0x0f, 0x0b], 6), (&[0xcc], 3), (&[0xcd, 0x80], 0x80)] {
+    for (code, vector) in [
+        (&[0x31u8, 0xc9, 0xf7, 0xf1][..], 0),
+        (&[0x0f, 0x0b], 6),
+        (&[0xcc], 3),
+        (&[0xcd, 0x80], 0x80),
+    ] {
         let mut m = Machine::long();
         m.ram.write(CODE, code);
         assert_eq!(m.run(), Exit::Hlt);
@@ -202,7 +216,15 @@ fn code_that_changes_itself() {
 #[test]
 fn real_mode_reset_vector() {
     let mut m = Machine::new();
-    m.cpu.set_segment(Seg::Cs, Segment { selector: 0x1000, base: 0x1_0000, limit: 0xffff, access: 0x9b });
+    m.cpu.set_segment(
+        Seg::Cs,
+        Segment {
+            selector: 0x1000,
+            base: 0x1_0000,
+            limit: 0xffff,
+            access: 0x9b,
+        },
+    );
     m.cpu.set(Reg::Rip, 0);
     m.load_at(0x1_0000, 16, |a| {
         a.mov(ax, 0x2000).unwrap();
@@ -255,11 +277,24 @@ fn exits_are_precise() {
         a.mov(ecx, dword_ptr(rbx + 12)).unwrap();
         a.hlt().unwrap();
     });
-    assert_eq!(m.run(), Exit::Out { port: 0x80, size: 1, value: 0x42, len: 2 });
+    assert_eq!(
+        m.run(),
+        Exit::Out {
+            port: 0x80,
+            size: 1,
+            value: 0x42,
+            len: 2
+        }
+    );
     assert_eq!(m.cpu.get(Reg::Rip), CODE + 5);
     m.cpu.skip(2);
-    let Exit::Mmio(mmio) = m.run() else { panic!("no MMIO exit") };
-    assert_eq!((mmio.gpa, mmio.write, mmio.size, mmio.len), (0x3000_0008, true, 4, 3));
+    let Exit::Mmio(mmio) = m.run() else {
+        panic!("no MMIO exit")
+    };
+    assert_eq!(
+        (mmio.gpa, mmio.write, mmio.size, mmio.len),
+        (0x3000_0008, true, 4, 3)
+    );
     assert_eq!(mmio.bytes[..3], [0x89, 0x43, 0x08]);
     m.cpu.skip(3);
     m.bus.mmio = true;
@@ -360,10 +395,22 @@ fn page_protection() {
         let m = Machine::long();
         map_page(&m, 3, entry);
         let paging = m.cpu.paging();
-        let result = m.cpu.translate(&paging, PAGED + 0x3010, Access { write, exec, user }, true);
-        assert_eq!(result, expected.map_or(Ok(0x30_0010), |error| Err(PageFault { error })), "{entry:#x}");
+        let result = m
+            .cpu
+            .translate(&paging, PAGED + 0x3010, Access { write, exec, user }, true);
+        assert_eq!(
+            result,
+            expected.map_or(Ok(0x30_0010), |error| Err(PageFault { error })),
+            "{entry:#x}"
+        );
         let after = m.ram.read64(0xb000 + 24);
-        let marks = if expected.is_some() { 0 } else if write { 0x60 } else { 0x20 };
+        let marks = if expected.is_some() {
+            0
+        } else if write {
+            0x60
+        } else {
+            0x20
+        };
         assert_eq!(after, entry | marks, "accessed and dirty bits");
     }
 }
@@ -372,7 +419,8 @@ fn page_protection() {
 fn smap_and_smep() {
     let mut m = Machine::long();
     map_page(&m, 0, 0x30_0000 | 7);
-    m.cpu.set(Reg::Cr4, m.cpu.get(Reg::Cr4) | cr4::SMAP | cr4::SMEP);
+    m.cpu
+        .set(Reg::Cr4, m.cpu.get(Reg::Cr4) | cr4::SMAP | cr4::SMEP);
     // The program's own pages are user pages in this machine: make the first GiB the supervisor's.
     m.ram.write64(TABLES, TABLES + 0x1000 | 7);
     for i in 0..512 {
@@ -422,7 +470,12 @@ fn invlpg_forgets_data_and_code() {
 fn one_page_of_code_at_two_addresses() {
     let mut m = Machine::long();
     // The page at 0x30_0000 is mapped twice, each time with another page behind it.
-    for (n, page) in [(0, 0x30_0000), (1, 0x30_1000), (4, 0x30_0000), (5, 0x30_2000)] {
+    for (n, page) in [
+        (0, 0x30_0000),
+        (1, 0x30_1000),
+        (4, 0x30_0000),
+        (5, 0x30_2000),
+    ] {
         map_page(&m, n, page | 7);
     }
     m.ram.write(0x30_0ffe, &[0x90, 0x90]);
@@ -506,12 +559,26 @@ fn task_switch_and_back() {
     let (old, new) = (0x6000u64, 0x6100u64);
     m.ram.write64(GDT + 40, 0x0000_8b00_0000_0067 | old << 16);
     m.ram.write64(GDT + 48, 0x0000_8900_0000_0067 | new << 16);
-    m.cpu.set_segment(Seg::Tr, Segment { selector: 40, base: old, limit: 0x67, access: 0x8b });
-    for (offset, value) in [(0x20, 0x10_3000u32), (0x24, 2), (0x28, 77), (0x38, 0x8_0000)] {
+    m.cpu.set_segment(
+        Seg::Tr,
+        Segment {
+            selector: 40,
+            base: old,
+            limit: 0x67,
+            access: 0x8b,
+        },
+    );
+    for (offset, value) in [
+        (0x20, 0x10_3000u32),
+        (0x24, 2),
+        (0x28, 77),
+        (0x38, 0x8_0000),
+    ] {
         m.ram.write(new + offset, &value.to_le_bytes());
     }
     for (i, selector) in [16u32, 8, 16, 16, 16, 16].iter().enumerate() {
-        m.ram.write(new + 0x48 + 4 * i as u64, &selector.to_le_bytes());
+        m.ram
+            .write(new + 0x48 + 4 * i as u64, &selector.to_le_bytes());
     }
     m.load(32, |a| {
         a.mov(ebx, 5).unwrap();
@@ -535,7 +602,14 @@ fn run_together(first: Machine, cpus: usize) -> Machine {
     let copies: Vec<Cpu> = (1..cpus)
         .map(|i| {
             let mut cpu = Cpu::new(first.mem.clone());
-            for r in [Reg::Cr0, Reg::Cr3, Reg::Cr4, Reg::Efer, Reg::Rip, Reg::Rflags] {
+            for r in [
+                Reg::Cr0,
+                Reg::Cr3,
+                Reg::Cr4,
+                Reg::Efer,
+                Reg::Rip,
+                Reg::Rflags,
+            ] {
                 cpu.set(r, first.cpu.get(r));
             }
             for seg in Seg::ALL {
@@ -548,7 +622,12 @@ fn run_together(first: Machine, cpus: usize) -> Machine {
             cpu
         })
         .collect();
-    let Machine { mut cpu, mut bus, mem, ram } = first;
+    let Machine {
+        mut cpu,
+        mut bus,
+        mem,
+        ram,
+    } = first;
     std::thread::scope(|scope| {
         for mut cpu in copies {
             scope.spawn(move || {
@@ -633,5 +712,9 @@ fn one_processor_changes_the_code_of_another() {
     });
     m.ram.write(0x10_8000, &[0xb8, 0, 0, 0, 0, 0xc3]);
     let m = run_together(m, 2);
-    assert_eq!(m.ram.read(0x20_0004, 8), [0xe8, 3, 0, 0, 0, 0, 0, 0], "every round saw the code of its own number");
+    assert_eq!(
+        m.ram.read(0x20_0004, 8),
+        [0xe8, 3, 0, 0, 0, 0, 0, 0],
+        "every round saw the code of its own number"
+    );
 }

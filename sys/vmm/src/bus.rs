@@ -35,7 +35,8 @@ impl RunBus<'_> {
     /// Guest time in nanoseconds.
     fn time(&self, retired: u64) -> u64 {
         if self.vm.by_instructions() {
-            self.base.wrapping_add(retired.wrapping_mul(crate::turn::NS_PER_INSTRUCTION))
+            self.base
+                .wrapping_add(retired.wrapping_mul(crate::turn::NS_PER_INSTRUCTION))
         } else {
             self.vm.host_clock.now()
         }
@@ -47,7 +48,14 @@ impl RunBus<'_> {
         let by_instructions = self.vm.by_instructions();
         let ((result, deadline), effects) = self.vm.devices.with(|chipset| {
             let result = work(chipset, now);
-            (result, if by_instructions { chipset.next_deadline() } else { None })
+            (
+                result,
+                if by_instructions {
+                    chipset.next_deadline()
+                } else {
+                    None
+                },
+            )
         });
         self.vm.apply(&effects);
         if let Some(ipi) = effects.start_ipi() {
@@ -89,7 +97,9 @@ impl Bus for RunBus<'_> {
 
     fn mmio_write(&mut self, now: u64, gpa: u64, size: u8, value: u64) -> Reply<()> {
         let id = self.vcpu.id;
-        Self::answer(self.chipset(now, |chipset, time| chipset.mmio_write(time, id, gpa, size, value)))
+        Self::answer(self.chipset(now, |chipset, time| {
+            chipset.mmio_write(time, id, gpa, size, value)
+        }))
     }
 
     fn in_port(&mut self, now: u64, port: u16, size: u8) -> Reply<u32> {
@@ -99,7 +109,9 @@ impl Bus for RunBus<'_> {
 
     fn out_port(&mut self, now: u64, port: u16, size: u8, value: u32) -> Reply<()> {
         self.vcpu.stats.count(Stat::InOut);
-        Self::answer(self.chipset(now, |chipset, time| chipset.out_port(time, port, size, value)))
+        Self::answer(self.chipset(now, |chipset, time| {
+            chipset.out_port(time, port, size, value)
+        }))
     }
 
     fn rdmsr(&mut self, now: u64, index: u32) -> Reply<u64> {
@@ -139,9 +151,9 @@ impl Bus for RunBus<'_> {
                 let same = self.chipset(now, |chipset, _| chipset.apicbase(id)) == value;
                 if same { Reply::Done(()) } else { Reply::Exit }
             }
-            _ if vmm_msr::is_x2apic(index) => {
-                Self::answer(self.chipset(now, |chipset, time| chipset.wrmsr(time, id, index, value)))
-            }
+            _ if vmm_msr::is_x2apic(index) => Self::answer(
+                self.chipset(now, |chipset, time| chipset.wrmsr(time, id, index, value)),
+            ),
             _ => match self.side.msrs.write(index, value) {
                 Access::Done(_) => Reply::Done(()),
                 Access::Fault => Reply::Fault,
@@ -153,7 +165,11 @@ impl Bus for RunBus<'_> {
     fn cpuid(&mut self, leaf: u32, subleaf: u32, inputs: CpuidInputs) -> [u32; 4] {
         self.vcpu.stats.count(Stat::Cpuid);
         let topology = self.vm.topology();
-        let x2apic = self.vm.devices.with(|chipset| chipset.x2apic(self.vcpu.id)).0;
+        let x2apic = self
+            .vm
+            .devices
+            .with(|chipset| chipset.x2apic(self.vcpu.id))
+            .0;
         let context = CpuidContext {
             vcpu: self.vcpu.id as u32,
             cores: u32::from(topology.cores),
@@ -198,7 +214,10 @@ impl Bus for RunBus<'_> {
         if self.side.cap(VM_CAP_MASK_HWINTR) {
             return Poll::Nothing;
         }
-        let (interrupt, effects) = self.vm.devices.with(|chipset| Interrupt::take(chipset, self.vcpu, window.interrupt));
+        let (interrupt, effects) = self
+            .vm
+            .devices
+            .with(|chipset| Interrupt::take(chipset, self.vcpu, window.interrupt));
         self.vm.apply(&effects);
         match interrupt {
             Interrupt::None => return Poll::Nothing,
@@ -209,13 +228,19 @@ impl Bus for RunBus<'_> {
         // There may be another one behind it.
         self.vcpu.signals.notify();
         match interrupt {
-            Interrupt::Lapic(vector) | Interrupt::External(vector) => Poll::Event(Event::Interrupt(vector)),
+            Interrupt::Lapic(vector) | Interrupt::External(vector) => {
+                Poll::Event(Event::Interrupt(vector))
+            }
             Interrupt::None | Interrupt::Waiting => Poll::Nothing,
         }
     }
 
     fn random(&mut self, _now: u64) -> u64 {
-        if self.vm.by_instructions() { entropy::repeatable(&mut self.side.random) } else { entropy::host() }
+        if self.vm.by_instructions() {
+            entropy::repeatable(&mut self.side.random)
+        } else {
+            entropy::host()
+        }
     }
 }
 
@@ -260,7 +285,10 @@ impl Vm {
             _ if vcpu.nmi_pending.load(Ordering::SeqCst) => true,
             Halt::Masked => false,
             Halt::Waiting => {
-                let waiting = self.devices.with(|chipset| Interrupt::take(chipset, vcpu, false)).0;
+                let waiting = self
+                    .devices
+                    .with(|chipset| Interrupt::take(chipset, vcpu, false))
+                    .0;
                 waiting != Interrupt::None
             }
         }

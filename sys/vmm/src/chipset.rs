@@ -100,7 +100,10 @@ impl Chipset {
         let mut rtc = self.rtc.clone();
         rtc.reset(now);
         let ipi_exit = self.lapics.ipi_exit;
-        *self = Self { rtc, ..Self::at(now, self.lapics.cpus.len()) };
+        *self = Self {
+            rtc,
+            ..Self::at(now, self.lapics.cpus.len())
+        };
         self.lapics.ipi_exit = ipi_exit;
     }
 
@@ -160,14 +163,24 @@ impl Chipset {
 
     /// When [`Self::advance`] has something to do next.
     pub fn next_deadline(&self) -> Option<Sbt> {
-        let deadline = self.lapics.active.iter().fold(self.board_deadline(), |first, vcpu| {
-            self.lapics.cpus.get(vcpu).map_or(first, |lapic| first.min(lapic.deadline()))
-        });
+        let deadline = self
+            .lapics
+            .active
+            .iter()
+            .fold(self.board_deadline(), |first, vcpu| {
+                self.lapics
+                    .cpus
+                    .get(vcpu)
+                    .map_or(first, |lapic| first.min(lapic.deadline()))
+            });
         (deadline != Sbt::NEVER).then_some(deadline)
     }
 
     fn board_deadline(&self) -> Sbt {
-        self.pit.deadline().min(self.hpet.deadline()).min(self.rtc.deadline())
+        self.pit
+            .deadline()
+            .min(self.hpet.deadline())
+            .min(self.rtc.deadline())
     }
 
     /// Runs every timer that is due at `now`, in the order of their deadlines; of equal ones PIT, HPET, RTC and then
@@ -175,7 +188,12 @@ impl Chipset {
     pub fn advance(&mut self, now: Sbt) {
         loop {
             let board = self.board_deadline();
-            let lapic = self.lapics.active.iter().map(|vcpu| (self.lapic_deadline(vcpu), vcpu)).min();
+            let lapic = self
+                .lapics
+                .active
+                .iter()
+                .map(|vcpu| (self.lapic_deadline(vcpu), vcpu))
+                .min();
             match lapic {
                 Some((deadline, vcpu)) if deadline <= now && deadline < board => {
                     if let Some(lapic) = self.lapics.cpus.get_mut(vcpu) {
@@ -202,7 +220,10 @@ impl Chipset {
     }
 
     fn lapic_deadline(&self, vcpu: usize) -> Sbt {
-        self.lapics.cpus.get(vcpu).map_or(Sbt::NEVER, Vlapic::deadline)
+        self.lapics
+            .cpus
+            .get(vcpu)
+            .map_or(Sbt::NEVER, Vlapic::deadline)
     }
 
     /// `VM_RESTORE_TIME`: counters that stood since the restore go on.
@@ -219,7 +240,10 @@ impl Chipset {
 
     /// `vcpu` takes `vector`. False, and nothing happens, if it is not deliverable.
     pub fn accept(&mut self, vcpu: usize, vector: u8) -> bool {
-        self.lapics.cpus.get_mut(vcpu).is_some_and(|lapic| lapic.accept(vector))
+        self.lapics
+            .cpus
+            .get_mut(vcpu)
+            .is_some_and(|lapic| lapic.accept(vector))
     }
 
     /// A vCPU takes an interrupt of the 8259 pair: the vector.
@@ -231,7 +255,10 @@ impl Chipset {
 
     /// CR8.
     pub fn cr8(&self, vcpu: usize) -> u64 {
-        self.lapics.cpus.get(vcpu).map_or(0, |lapic| u64::from(lapic.tpr() >> 4))
+        self.lapics
+            .cpus
+            .get(vcpu)
+            .map_or(0, |lapic| u64::from(lapic.tpr() >> 4))
     }
 
     /// Writes CR8, of which there are four bits; whether others are a fault is the processor's business.
@@ -262,7 +289,9 @@ impl Chipset {
         if !(0..IOAPIC_PINS).contains(&pin) {
             return Err(Errno::EINVAL);
         }
-        levels.iter().for_each(|level| self.set_ioapic_pin(pin as usize, *level));
+        levels
+            .iter()
+            .for_each(|level| self.set_ioapic_pin(pin as usize, *level));
         Ok(())
     }
 
@@ -282,9 +311,18 @@ impl Chipset {
     }
 
     fn isa_irq(&mut self, atpic_irq: i32, ioapic_irq: i32, levels: &[bool]) -> Result<(), Errno> {
-        let irq = u8::try_from(atpic_irq).ok().filter(|irq| *irq < 16).ok_or(Errno::EINVAL)?;
-        levels.iter().for_each(|level| self.set_pic_irq(irq, *level));
-        if ioapic_irq == -1 { Ok(()) } else { self.ioapic_irq(ioapic_irq, levels) }
+        let irq = u8::try_from(atpic_irq)
+            .ok()
+            .filter(|irq| *irq < 16)
+            .ok_or(Errno::EINVAL)?;
+        levels
+            .iter()
+            .for_each(|level| self.set_pic_irq(irq, *level));
+        if ioapic_irq == -1 {
+            Ok(())
+        } else {
+            self.ioapic_irq(ioapic_irq, levels)
+        }
     }
 
     /// `VM_ISA_SET_IRQ_TRIGGER`: 0 is edge, 1 level.
@@ -295,7 +333,9 @@ impl Chipset {
             1 => true,
             _ => return Err(Errno::EINVAL),
         };
-        self.pic.set_trigger(irq, level).map_err(|Refused| Errno::EINVAL)
+        self.pic
+            .set_trigger(irq, level)
+            .map_err(|Refused| Errno::EINVAL)
     }
 
     /// `VM_LAPIC_MSI`.
@@ -307,14 +347,20 @@ impl Chipset {
 
     /// `VM_LAPIC_IRQ`: an edge of `vector` for one vCPU.
     pub fn lapic_irq(&mut self, vcpu: usize, vector: i32) -> Result<(), Errno> {
-        let vector = u8::try_from(vector).ok().filter(|vector| *vector >= 16).ok_or(Errno::EINVAL)?;
+        let vector = u8::try_from(vector)
+            .ok()
+            .filter(|vector| *vector >= 16)
+            .ok_or(Errno::EINVAL)?;
         self.lapics.intr_edge(vcpu, vector);
         Ok(())
     }
 
     /// `VM_LAPIC_LOCAL_IRQ`: local vector table entry `index` of one vCPU, or of all that are active.
     pub fn lapic_local_irq(&mut self, vcpu: Option<usize>, index: i32) -> Result<(), Errno> {
-        let lvt = u32::try_from(index).ok().and_then(Lvt::from_index).ok_or(Errno::EINVAL)?;
+        let lvt = u32::try_from(index)
+            .ok()
+            .and_then(Lvt::from_index)
+            .ok_or(Errno::EINVAL)?;
         self.lapics.trigger_lvt(vcpu, lvt);
         Ok(())
     }
@@ -363,7 +409,11 @@ impl Chipset {
             if !matches!(message.delmode, delmode::FIXED | delmode::LOWPRIO) {
                 continue;
             }
-            for vcpu in self.lapics.destination(message.dest.into(), message.logical, false, false).iter() {
+            for vcpu in self
+                .lapics
+                .destination(message.dest.into(), message.logical, false, false)
+                .iter()
+            {
                 if let Some(lapic) = self.lapics.cpus.get_mut(vcpu) {
                     lapic.set_tmr_level(message.vector);
                 }
@@ -376,7 +426,8 @@ impl Chipset {
         match event {
             Event::Eoi(vector) => {
                 let lapics = &mut self.lapics;
-                self.ioapic.process_eoi(vector, |message| lapics.deliver(message));
+                self.ioapic
+                    .process_eoi(vector, |message| lapics.deliver(message));
                 if self.pending_vector(vcpu).is_some() {
                     self.lapics.notify(vcpu);
                 }
@@ -452,7 +503,9 @@ impl Chipset {
                 None => Io::Refused,
             },
             IOAPIC_BASE => Io::Done(self.ioapic.mmio_read(gpa - IOAPIC_BASE, size)),
-            HPET_BASE if gpa - HPET_BASE < HPET_LEN => Io::Done(self.hpet.mmio_read(now, gpa - HPET_BASE, size)),
+            HPET_BASE if gpa - HPET_BASE < HPET_LEN => {
+                Io::Done(self.hpet.mmio_read(now, gpa - HPET_BASE, size))
+            }
             _ => Io::NotMine,
         }
     }
@@ -479,7 +532,9 @@ impl Chipset {
             }
             HPET_BASE if gpa - HPET_BASE < HPET_LEN => {
                 let (hpet, mut wires) = self.split_hpet();
-                hpet.mmio_write(now, gpa - HPET_BASE, value, size, |signal| wires.hpet(signal));
+                hpet.mmio_write(now, gpa - HPET_BASE, value, size, |signal| {
+                    wires.hpet(signal)
+                });
                 Io::Done(())
             }
             _ => Io::NotMine,
@@ -526,7 +581,9 @@ impl Chipset {
     /// `VM_RTC_WRITE`.
     pub fn rtc_write(&mut self, _now: Sbt, offset: i32, value: u8) -> Result<(), Errno> {
         let offset = usize::try_from(offset).map_err(|_| Errno::EINVAL)?;
-        self.rtc.nvram_write(offset, value).map_err(|Refused| Errno::EINVAL)
+        self.rtc
+            .nvram_write(offset, value)
+            .map_err(|Refused| Errno::EINVAL)
     }
 
     /// `VM_RTC_SETTIME`: seconds since 1970; a time that the registers cannot show is EINVAL.
@@ -553,7 +610,8 @@ impl Chipset {
             Device::Vioapic => self.ioapic.save(),
             Device::Vlapic => {
                 let mut out = Writer::new(vlapic::STATE_LEN * cpus.iter().count());
-                self.existing(cpus).for_each(|(_, lapic)| lapic.save(now, &mut out));
+                self.existing(cpus)
+                    .for_each(|(_, lapic)| lapic.save(now, &mut out));
                 out.finish()
             }
             Device::Vhpet => self.hpet.save(now),
@@ -570,7 +628,8 @@ impl Chipset {
             Device::Vioapic => self.ioapic.save_extras(),
             Device::Vlapic => {
                 let mut out = Writer::extras(device, vlapic::EXTRAS_LEN * cpus.iter().count());
-                self.existing(cpus).for_each(|(_, lapic)| lapic.save_extras(now, &mut out));
+                self.existing(cpus)
+                    .for_each(|(_, lapic)| lapic.save_extras(now, &mut out));
                 out.finish()
             }
             Device::Vhpet => self.hpet.save_extras(now),
@@ -584,13 +643,21 @@ impl Chipset {
 
     /// Replaces a device by what [`Self::save`] or a kernel wrote; `cpus` has to be the set it was saved with.
     /// Timers count on from `now`. On an error nothing has changed.
-    pub fn restore(&mut self, now: Sbt, device: Device, cpus: &CpuSet, bytes: &[u8]) -> Result<(), StateError> {
+    pub fn restore(
+        &mut self,
+        now: Sbt,
+        device: Device,
+        cpus: &CpuSet,
+        bytes: &[u8],
+    ) -> Result<(), StateError> {
         match device {
             Device::Vioapic => self.ioapic = Vioapic::restore(bytes)?,
             Device::Vlapic => {
                 let count = self.existing(cpus).count();
                 Reader::new(device.name(), bytes, vlapic::STATE_LEN * count)?;
-                let restored = self.existing(cpus).zip(bytes.chunks_exact(vlapic::STATE_LEN));
+                let restored = self
+                    .existing(cpus)
+                    .zip(bytes.chunks_exact(vlapic::STATE_LEN));
                 let restored = restored
                     .map(|((vcpu, _), bytes)| Ok((vcpu, Vlapic::restore(vcpu as u16, now, bytes)?)))
                     .collect::<Result<Vec<_>, StateError>>()?;
@@ -607,12 +674,22 @@ impl Chipset {
     }
 
     /// Adds what [`Self::save_extras`] wrote, after [`Self::restore`] of the same device at the same `now`.
-    pub fn restore_extras(&mut self, now: Sbt, device: Device, cpus: &CpuSet, bytes: &[u8]) -> Result<(), StateError> {
+    pub fn restore_extras(
+        &mut self,
+        now: Sbt,
+        device: Device,
+        cpus: &CpuSet,
+        bytes: &[u8],
+    ) -> Result<(), StateError> {
         match device {
             Device::Vioapic => self.ioapic.restore_extras(bytes),
             Device::Vlapic => {
-                let mut restored = self.existing(cpus).map(|(vcpu, lapic)| (vcpu, lapic.clone())).collect::<Vec<_>>();
-                let mut reader = Reader::extras(device, bytes, vlapic::EXTRAS_LEN * restored.len())?;
+                let mut restored = self
+                    .existing(cpus)
+                    .map(|(vcpu, lapic)| (vcpu, lapic.clone()))
+                    .collect::<Vec<_>>();
+                let mut reader =
+                    Reader::extras(device, bytes, vlapic::EXTRAS_LEN * restored.len())?;
                 for (_, lapic) in &mut restored {
                     lapic.restore_extras(now, &mut reader)?;
                 }
@@ -628,7 +705,8 @@ impl Chipset {
     }
 
     fn existing(&self, cpus: &CpuSet) -> impl Iterator<Item = (usize, &Vlapic)> {
-        cpus.iter().filter_map(|vcpu| Some((vcpu, self.lapics.cpus.get(vcpu)?)))
+        cpus.iter()
+            .filter_map(|vcpu| Some((vcpu, self.lapics.cpus.get(vcpu)?)))
     }
 
     /// Puts restored local APICs in place. Their processors look for what is pending in them.
@@ -644,7 +722,13 @@ impl Chipset {
 
     /// The HPET, and what it needs to reach the rest while it is borrowed.
     fn split_hpet(&mut self) -> (&mut Vhpet, Wires<'_>) {
-        (&mut self.hpet, Wires { lapics: &mut self.lapics, ioapic: &mut self.ioapic })
+        (
+            &mut self.hpet,
+            Wires {
+                lapics: &mut self.lapics,
+                ioapic: &mut self.ioapic,
+            },
+        )
     }
 }
 
@@ -679,7 +763,9 @@ impl Wires<'_> {
 /// An access that no device took: an error where one is but refuses this width or direction.
 fn unrouted<T>(port: u16) -> Io<T> {
     match port {
-        0x20 | 0x21 | 0x40..=0x43 | 0x70 | 0x71 | 0xa0 | 0xa1 | 0x408 | 0x4d0 | 0x4d1 => Io::Refused,
+        0x20 | 0x21 | 0x40..=0x43 | 0x70 | 0x71 | 0xa0 | 0xa1 | 0x408 | 0x4d0 | 0x4d1 => {
+            Io::Refused
+        }
         _ => Io::NotMine,
     }
 }

@@ -20,7 +20,9 @@ impl CpuSet {
 
     /// Whether `cpu` is in it.
     pub fn contains(&self, cpu: usize) -> bool {
-        self.0.get(cpu / 64).is_some_and(|word| word & 1 << (cpu % 64) != 0)
+        self.0
+            .get(cpu / 64)
+            .is_some_and(|word| word & 1 << (cpu % 64) != 0)
     }
 
     /// Adds `cpu`; numbers that a set cannot hold are nobody.
@@ -48,7 +50,10 @@ impl CpuSet {
 
     /// Whether everybody in `self` is in `other`.
     pub fn is_subset(&self, other: &Self) -> bool {
-        self.0.iter().zip(other.0).all(|(word, all)| word & !all == 0)
+        self.0
+            .iter()
+            .zip(other.0)
+            .all(|(word, all)| word & !all == 0)
     }
 
     /// Everybody, ascending.

@@ -29,7 +29,10 @@ pub struct Devices {
 impl Devices {
     pub fn new(chipset: Chipset) -> Arc<Self> {
         Arc::new(Self {
-            locked: Mutex::new(Locked { chipset, armed: None }),
+            locked: Mutex::new(Locked {
+                chipset,
+                armed: None,
+            }),
             rearm: Condvar::new(),
             stop: AtomicBool::new(false),
         })
@@ -74,7 +77,10 @@ impl Devices {
     pub fn start_timer(self: &Arc<Self>, clock: Arc<HostClock>, vm: Weak<Vm>) -> Result<(), Errno> {
         let devices = self.clone();
         let thread = std::thread::Builder::new().name("vmm timer".to_owned());
-        thread.spawn(move || devices.timer(&clock, &vm)).map(drop).map_err(|_| Errno::ENOMEM)
+        thread
+            .spawn(move || devices.timer(&clock, &vm))
+            .map(drop)
+            .map_err(|_| Errno::ENOMEM)
     }
 
     fn timer(&self, clock: &HostClock, vm: &Weak<Vm>) {
@@ -98,7 +104,12 @@ impl Devices {
                     let waited = self.rearm.wait_timeout(locked, Duration::from_nanos(left));
                     locked = waited.unwrap_or_else(PoisonError::into_inner).0;
                 }
-                _ => locked = self.rearm.wait(locked).unwrap_or_else(PoisonError::into_inner),
+                _ => {
+                    locked = self
+                        .rearm
+                        .wait(locked)
+                        .unwrap_or_else(PoisonError::into_inner)
+                }
             }
         }
     }

@@ -66,7 +66,10 @@ pub fn nested(first: Option<Pending>, second: Exception) -> Nested {
         }
         let benign = !contributory(vector) && vector != PAGE_FAULT;
         if contributory(first) && contributory(vector) || first == PAGE_FAULT && !benign {
-            return Nested::Deliver(Pending::Exception { vector: DOUBLE_FAULT, error: Some(0) });
+            return Nested::Deliver(Pending::Exception {
+                vector: DOUBLE_FAULT,
+                error: Some(0),
+            });
         }
     }
     // Whatever was being delivered is raised again by the instruction or the controller it came from.
@@ -80,14 +83,21 @@ impl Core {
             0 => encode(self.cpu.pending()),
             info => info,
         };
-        let second = self.side.exception.map(|Exception { vector, error }| Pending::Exception { vector, error });
+        let second = self
+            .side
+            .exception
+            .map(|Exception { vector, error }| Pending::Exception { vector, error });
         (first, encode(second))
     }
 
     /// `VM_SET_INTINFO`.
     pub fn set_intinfo(&mut self, info: u64) -> Result<(), Errno> {
         decode(info)?;
-        self.side.exit_intinfo = if info & VM_INTINFO_VALID != 0 { info } else { 0 };
+        self.side.exit_intinfo = if info & VM_INTINFO_VALID != 0 {
+            info
+        } else {
+            0
+        };
         self.cpu.set_pending(None);
         Ok(())
     }
@@ -110,7 +120,12 @@ impl Core {
     }
 
     /// `vm_inject_exception`.
-    pub fn inject_exception(&mut self, vector: i32, error: Option<u32>, restart: bool) -> Result<(), Errno> {
+    pub fn inject_exception(
+        &mut self,
+        vector: i32,
+        error: Option<u32>,
+        restart: bool,
+    ) -> Result<(), Errno> {
         let vector = u8::try_from(vector).map_err(|_| Errno::EINVAL)?;
         if vector >= 32 || vector == DOUBLE_FAULT {
             return Err(Errno::EINVAL);
@@ -119,7 +134,10 @@ impl Core {
             return Err(Errno::EBUSY);
         }
         let protected = self.cpu.get(vmm_cpu::Reg::Cr0) & vmm_cpu::cr0::PE != 0;
-        self.side.exception = Some(Exception { vector, error: error.filter(|_| protected) });
+        self.side.exception = Some(Exception {
+            vector,
+            error: error.filter(|_| protected),
+        });
         // The exception ends an interrupt shadow, as the hardware would have done.
         self.cpu.set_interrupt_shadow(false);
         if restart {
@@ -144,27 +162,59 @@ mod tests {
 
     #[test]
     fn words_and_events() {
-        for event in [exception(14, Some(3)), exception(3, None), Some(Pending::Nmi), Some(Pending::Interrupt(0xec))] {
+        for event in [
+            exception(14, Some(3)),
+            exception(3, None),
+            Some(Pending::Nmi),
+            Some(Pending::Interrupt(0xec)),
+        ] {
             assert_eq!(decode(encode(event)), Ok(event));
         }
-        assert_eq!(decode(VM_INTINFO_VALID | VM_INTINFO_NMI | 3), Err(Errno::EINVAL));
-        assert_eq!(decode(VM_INTINFO_VALID | VM_INTINFO_HWEXCEPTION | 32), Err(Errno::EINVAL));
+        assert_eq!(
+            decode(VM_INTINFO_VALID | VM_INTINFO_NMI | 3),
+            Err(Errno::EINVAL)
+        );
+        assert_eq!(
+            decode(VM_INTINFO_VALID | VM_INTINFO_HWEXCEPTION | 32),
+            Err(Errno::EINVAL)
+        );
         assert_eq!(decode(VM_INTINFO_VALID | 0x1000), Err(Errno::EINVAL));
         assert_eq!(decode(0x20), Ok(None));
     }
 
     #[test]
     fn nested_exceptions() {
-        let gp = Exception { vector: 13, error: Some(0) };
-        let pf = Exception { vector: 14, error: Some(2) };
-        let db = Exception { vector: 1, error: None };
-        let double = Nested::Deliver(Pending::Exception { vector: 8, error: Some(0) });
+        let gp = Exception {
+            vector: 13,
+            error: Some(0),
+        };
+        let pf = Exception {
+            vector: 14,
+            error: Some(2),
+        };
+        let db = Exception {
+            vector: 1,
+            error: None,
+        };
+        let double = Nested::Deliver(Pending::Exception {
+            vector: 8,
+            error: Some(0),
+        });
         assert_eq!(nested(exception(13, Some(0)), gp), double);
         assert_eq!(nested(exception(14, Some(0)), pf), double);
         assert_eq!(nested(exception(14, Some(0)), gp), double);
-        assert_eq!(nested(exception(13, Some(0)), pf), Nested::Deliver(exception(14, Some(2)).unwrap()));
-        assert_eq!(nested(exception(14, Some(0)), db), Nested::Deliver(exception(1, None).unwrap()));
+        assert_eq!(
+            nested(exception(13, Some(0)), pf),
+            Nested::Deliver(exception(14, Some(2)).unwrap())
+        );
+        assert_eq!(
+            nested(exception(14, Some(0)), db),
+            Nested::Deliver(exception(1, None).unwrap())
+        );
         assert_eq!(nested(exception(8, Some(0)), db), Nested::TripleFault);
-        assert_eq!(nested(Some(Pending::Interrupt(32)), pf), Nested::Deliver(exception(14, Some(2)).unwrap()));
+        assert_eq!(
+            nested(Some(Pending::Interrupt(32)), pf),
+            Nested::Deliver(exception(14, Some(2)).unwrap())
+        );
     }
 }

@@ -58,7 +58,11 @@ impl Segment {
             return Err(Errno::last());
         }
         let base = NonNull::new(base.cast::<u8>()).ok_or(Errno::ENOMEM)?;
-        Ok(Arc::new(Self { base, len: size, file }))
+        Ok(Arc::new(Self {
+            base,
+            len: size,
+            file,
+        }))
     }
 
     /// Where the segment starts in this process.
@@ -87,7 +91,10 @@ impl Segment {
             stat
         };
         // st_blocks is in units of 512 bytes whatever the file system's block size.
-        u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512).min(self.len())
+        u64::try_from(stat.st_blocks)
+            .unwrap_or(0)
+            .saturating_mul(512)
+            .min(self.len())
     }
 
     /// The parts of `[offset, offset + len)` that may hold anything but zeros, ascending.
@@ -108,7 +115,10 @@ impl Segment {
             if start >= end {
                 break;
             }
-            let stop = self.seek(start, libc::SEEK_HOLE).unwrap_or(end).clamp(start, end);
+            let stop = self
+                .seek(start, libc::SEEK_HOLE)
+                .unwrap_or(end)
+                .clamp(start, end);
             if stop == start {
                 break;
             }
@@ -120,7 +130,14 @@ impl Segment {
 
     /// Shows `[offset, offset + len)` to the processors at `gpa`. Whoever does this keeps the segment for as long as
     /// `phys` and its processors exist.
-    pub(crate) fn show(&self, phys: &PhysMem, gpa: u64, offset: u64, len: u64, writable: bool) -> Result<(), Errno> {
+    pub(crate) fn show(
+        &self,
+        phys: &PhysMem,
+        gpa: u64,
+        offset: u64,
+        len: u64,
+        writable: bool,
+    ) -> Result<(), Errno> {
         if offset.checked_add(len).is_none_or(|end| end > self.len()) {
             return Err(Errno::EINVAL);
         }
@@ -160,7 +177,11 @@ impl Mapping {
         if len == 0 || end > segment.len() {
             return Err(Errno::EINVAL);
         }
-        Ok(Self { segment, offset, len })
+        Ok(Self {
+            segment,
+            offset,
+            len,
+        })
     }
 
     /// Where it starts in this process: guest memory, that other threads may change at any time. Valid for

@@ -27,7 +27,9 @@ impl Sbt {
             return 0;
         };
         let rest = (sbt & 0xffff_ffff) * 1_000_000_000;
-        (sbt >> 32).saturating_mul(1_000_000_000).saturating_add(rest.div_ceil(1 << 32))
+        (sbt >> 32)
+            .saturating_mul(1_000_000_000)
+            .saturating_add(rest.div_ceil(1 << 32))
     }
 
     /// Time passed since `base`, as a count of sbintime units; 0 when `base` is still to come.
@@ -64,27 +66,41 @@ pub struct Bintime {
 impl Bintime {
     /// The length of one tick at `hz`, as `FREQ2BT` rounds it.
     pub const fn from_freq(hz: u64) -> Self {
-        Self { sec: 0, frac: ((1 << 63) / hz) << 1 }
+        Self {
+            sec: 0,
+            frac: ((1 << 63) / hz) << 1,
+        }
     }
 
     /// `n` of these in a row.
     pub fn times(self, n: u32) -> Self {
         let frac = u128::from(self.frac) * u128::from(n);
-        let sec = self.sec.saturating_mul(n.into()).saturating_add((frac >> 64) as i64);
-        Self { sec, frac: frac as u64 }
+        let sec = self
+            .sec
+            .saturating_mul(n.into())
+            .saturating_add((frac >> 64) as i64);
+        Self {
+            sec,
+            frac: frac as u64,
+        }
     }
 
     /// The first [`Sbt`] that is not earlier.
     pub fn to_sbt_ceil(self) -> Sbt {
         let sec = self.sec.clamp(i64::from(i32::MIN), i64::from(i32::MAX)) << 32;
         let up = i64::from(self.frac & 0xffff_ffff != 0);
-        Sbt(sec.saturating_add((self.frac >> 32) as i64).saturating_add(up))
+        Sbt(sec
+            .saturating_add((self.frac >> 32) as i64)
+            .saturating_add(up))
     }
 }
 
 impl From<Sbt> for Bintime {
     fn from(sbt: Sbt) -> Self {
-        Self { sec: sbt.0 >> 32, frac: (sbt.0 as u64) << 32 }
+        Self {
+            sec: sbt.0 >> 32,
+            frac: (sbt.0 as u64) << 32,
+        }
     }
 }
 
@@ -93,7 +109,13 @@ impl Add for Bintime {
 
     fn add(self, other: Self) -> Self {
         let (frac, carry) = self.frac.overflowing_add(other.frac);
-        Self { sec: self.sec.saturating_add(other.sec).saturating_add(carry.into()), frac }
+        Self {
+            sec: self
+                .sec
+                .saturating_add(other.sec)
+                .saturating_add(carry.into()),
+            frac,
+        }
     }
 }
 
@@ -102,7 +124,13 @@ impl Sub for Bintime {
 
     fn sub(self, other: Self) -> Self {
         let (frac, borrow) = self.frac.overflowing_sub(other.frac);
-        Self { sec: self.sec.saturating_sub(other.sec).saturating_sub(borrow.into()), frac }
+        Self {
+            sec: self
+                .sec
+                .saturating_sub(other.sec)
+                .saturating_sub(borrow.into()),
+            frac,
+        }
     }
 }
 
@@ -113,7 +141,11 @@ mod tests {
     #[test]
     fn ticks_are_as_long_as_the_kernel_makes_them() {
         assert_eq!(Bintime::from_freq(1 << 24).frac >> 32, 256, "HPET");
-        assert_eq!(Bintime::from_freq(3_579_545).frac >> 32, 1199, "ACPI PM timer");
+        assert_eq!(
+            Bintime::from_freq(3_579_545).frac >> 32,
+            1199,
+            "ACPI PM timer"
+        );
         assert_eq!(Bintime::from_freq(1 << 27).frac >> 32, 32, "local APIC");
     }
 
@@ -128,11 +160,23 @@ mod tests {
 
     #[test]
     fn bintime_carries() {
-        let half = Bintime { sec: 0, frac: 1 << 63 };
+        let half = Bintime {
+            sec: 0,
+            frac: 1 << 63,
+        };
         assert_eq!(half + half, Bintime { sec: 1, frac: 0 });
-        assert_eq!(half.times(5), Bintime { sec: 2, frac: 1 << 63 });
+        assert_eq!(
+            half.times(5),
+            Bintime {
+                sec: 2,
+                frac: 1 << 63
+            }
+        );
         assert_eq!(half + half - half, half);
-        assert_eq!(Bintime { sec: 1, frac: 1 }.to_sbt_ceil(), Sbt((1 << 32) + 1));
+        assert_eq!(
+            Bintime { sec: 1, frac: 1 }.to_sbt_ceil(),
+            Sbt((1 << 32) + 1)
+        );
         assert_eq!(Bintime::from(Sbt(-1)).to_sbt_ceil(), Sbt(-1));
     }
 }

@@ -65,7 +65,9 @@ pub struct Saved {
 impl Saved {
     /// Guest time in nanoseconds.
     pub fn now(&self) -> u64 {
-        self.total.wrapping_mul(NS_PER_INSTRUCTION).wrapping_add(self.skipped)
+        self.total
+            .wrapping_mul(NS_PER_INSTRUCTION)
+            .wrapping_add(self.skipped)
     }
 }
 
@@ -167,7 +169,9 @@ impl Turns {
         self.flush.remove(cpu);
         let mut budget = self.saved.end.saturating_sub(self.saved.total);
         if let Some(deadline) = machine.next_deadline() {
-            let left = deadline.saturating_sub(self.now()).div_ceil(NS_PER_INSTRUCTION);
+            let left = deadline
+                .saturating_sub(self.now())
+                .div_ceil(NS_PER_INSTRUCTION);
             budget = budget.min(left);
         }
         if budget != 0 {
@@ -236,7 +240,10 @@ impl Turns {
                 return Next::Nobody;
             };
             let now = self.now();
-            self.saved.skipped = self.saved.skipped.wrapping_add(deadline.saturating_sub(now));
+            self.saved.skipped = self
+                .saved
+                .skipped
+                .wrapping_add(deadline.saturating_sub(now));
             machine.advance(self.now());
         }
     }
@@ -269,7 +276,10 @@ mod tests {
 
     impl Bench {
         fn new(running: &[usize]) -> Self {
-            Self { running: Cell::new(running.iter().copied().collect()), deadline: Cell::new(None) }
+            Self {
+                running: Cell::new(running.iter().copied().collect()),
+                deadline: Cell::new(None),
+            }
         }
     }
 
@@ -305,7 +315,9 @@ mod tests {
         let mut next = turns.choose(&bench);
         let mut seen = Vec::new();
         for _ in 0..6 {
-            let Next::Cpu(cpu) = next else { panic!("{next:?}") };
+            let Next::Cpu(cpu) = next else {
+                panic!("{next:?}")
+            };
             seen.push(cpu);
             let (budget, _) = turns.begin(cpu, &bench);
             assert_eq!(budget, QUANTUM);

@@ -118,11 +118,17 @@ impl Vcpu {
     pub fn new(id: usize, memory: &Arc<PhysMem>) -> Self {
         let cpu = Cpu::new(memory.clone());
         let signals = cpu.signals().clone();
-        let mut core = Core { cpu, side: Side::new(id) };
+        let mut core = Core {
+            cpu,
+            side: Side::new(id),
+        };
         core.reset(id);
         Self {
             id,
-            gate: Mutex::new(Gate { state: State::Idle, waiters: 0 }),
+            gate: Mutex::new(Gate {
+                state: State::Idle,
+                waiters: 0,
+            }),
             idle: Condvar::new(),
             core: Mutex::new(core),
             signals,
@@ -159,7 +165,10 @@ impl Vcpu {
         }
         gate.state = State::Frozen;
         drop(gate);
-        Frozen { vcpu: self, core: lock(&self.core) }
+        Frozen {
+            vcpu: self,
+            core: lock(&self.core),
+        }
     }
 
     /// Takes it for `VM_RUN`: requests that wait go first.
@@ -170,7 +179,10 @@ impl Vcpu {
         }
         gate.state = State::Frozen;
         drop(gate);
-        Frozen { vcpu: self, core: lock(&self.core) }
+        Frozen {
+            vcpu: self,
+            core: lock(&self.core),
+        }
     }
 
     /// Whether somebody waits for it to leave `VM_RUN`.
@@ -305,7 +317,11 @@ impl Side {
 
     /// The value of a capability.
     pub fn cap(&self, cap: i32) -> bool {
-        usize::try_from(cap).ok().and_then(|cap| self.caps.get(cap)).copied().unwrap_or(false)
+        usize::try_from(cap)
+            .ok()
+            .and_then(|cap| self.caps.get(cap))
+            .copied()
+            .unwrap_or(false)
     }
 }
 

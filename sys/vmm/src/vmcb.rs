@@ -25,7 +25,8 @@ pub mod control {
     /// #MC, and #PF is the guest's own.
     pub const EXCEPTION: u32 = 1 << 18;
     /// INTR, NMI, SMI, INIT, VINTR off, CPUID, RSM, INVD, HLT off, IO, MSR, task switch, FERR, shutdown.
-    pub const INST1: u32 = 1 | 1 << 1 | 1 << 2 | 1 << 3 | 1 << 18 | 1 << 27 | 1 << 28 | 1 << 30 | 1 << 31;
+    pub const INST1: u32 =
+        1 | 1 << 1 | 1 << 2 | 1 << 3 | 1 << 18 | 1 << 27 | 1 << 28 | 1 << 30 | 1 << 31;
     /// VMRUN, VMMCALL, VMLOAD, VMSAVE, STGI, CLGI, SKINIT, MONITOR, MWAIT, XSETBV.
     pub const INST2: u32 = 0x7f | 1 << 10 | 1 << 11 | 1 << 13;
 }
@@ -102,9 +103,13 @@ impl Image {
 pub fn image(core: &Core) -> Box<[u8; SIZE]> {
     let cpu = &core.cpu;
     let mut image = Image(Box::new([0; SIZE]));
-    for (offset, value) in
-        [(0, control::CR), (4, control::DR), (8, control::EXCEPTION), (0xc, control::INST1), (0x10, control::INST2)]
-    {
+    for (offset, value) in [
+        (0, control::CR),
+        (4, control::DR),
+        (8, control::EXCEPTION),
+        (0xc, control::INST1),
+        (0x10, control::INST2),
+    ] {
         image.put32(offset, value);
     }
     // An ASID of 0 would be the host's.
@@ -159,7 +164,9 @@ pub fn image(core: &Core) -> Box<[u8; SIZE]> {
 /// Reads `size` bytes of a block, zero-extended.
 pub fn field(image: &[u8; SIZE], offset: usize, size: usize) -> Option<u64> {
     let mut bytes = [0; 8];
-    bytes.get_mut(..size)?.copy_from_slice(image.get(offset..offset.checked_add(size)?)?);
+    bytes
+        .get_mut(..size)?
+        .copy_from_slice(image.get(offset..offset.checked_add(size)?)?);
     Some(u64::from_le_bytes(bytes))
 }
 

@@ -15,7 +15,10 @@
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{
+    Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard,
+    RwLockWriteGuard,
+};
 use std::time::Duration;
 
 use vmm_abi::*;
@@ -57,7 +60,11 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { clock: Clock::Host, snapshot: true, max_cpus: 64 }
+        Self {
+            clock: Clock::Host,
+            snapshot: true,
+            max_cpus: 64,
+        }
     }
 }
 
@@ -80,7 +87,11 @@ pub struct Topology {
     pub threads: u16,
 }
 
-const ONE_CPU: Topology = Topology { sockets: 1, cores: 1, threads: 1 };
+const ONE_CPU: Topology = Topology {
+    sockets: 1,
+    cores: 1,
+    threads: 1,
+};
 
 /// A virtual machine.
 pub struct Vm {
@@ -131,7 +142,8 @@ impl Vm {
             options,
         });
         if vm.options.clock == Clock::Host {
-            vm.devices.start_timer(vm.host_clock.clone(), Arc::downgrade(&vm))?;
+            vm.devices
+                .start_timer(vm.host_clock.clone(), Arc::downgrade(&vm))?;
         }
         Ok(vm)
     }
@@ -170,7 +182,9 @@ impl Vm {
     pub fn populated(&self, gpa: u64, len: u64) -> Result<Vec<Range<u64>>, Errno> {
         let mapping = self.mmap(gpa, len)?;
         let found = mapping.populated(0, len).into_iter();
-        Ok(found.map(|range| gpa + range.start..gpa + range.end).collect())
+        Ok(found
+            .map(|range| gpa + range.start..gpa + range.end)
+            .collect())
     }
 
     /// Userland has written `[gpa, gpa + len)` through a mapping: decoded code there is stale, the pages are dirty.
@@ -323,7 +337,9 @@ impl Vm {
         if how <= VM_SUSPEND_NONE || how >= VM_SUSPEND_LAST {
             return Err(Errno::EINVAL);
         }
-        let changed = self.suspend.compare_exchange(VM_SUSPEND_NONE, how, Ordering::SeqCst, Ordering::SeqCst);
+        let changed =
+            self.suspend
+                .compare_exchange(VM_SUSPEND_NONE, how, Ordering::SeqCst, Ordering::SeqCst);
         changed.map_err(|_| Errno::EALREADY)?;
         self.kick_all();
         Ok(())
@@ -468,7 +484,9 @@ impl Vm {
         *sets = Sets::default();
         drop(sets);
         for map in self.memory_mut().drop_device_maps() {
-            self.phys.unmap(map.gpa, map.len).map_err(|_| Errno::EINVAL)?;
+            self.phys
+                .unmap(map.gpa, map.len)
+                .map_err(|_| Errno::EINVAL)?;
         }
         for core in &mut frozen {
             core.vcpu().reset();
@@ -499,7 +517,11 @@ impl Vm {
 
     /// `vm_set_topology`.
     pub(crate) fn set_topology(&self, topology: Topology) -> Result<(), Errno> {
-        let Topology { sockets, cores, threads } = topology;
+        let Topology {
+            sockets,
+            cores,
+            threads,
+        } = topology;
         let cpus = u64::from(sockets) * u64::from(cores) * u64::from(threads);
         if cpus > self.vcpus.len() as u64 {
             return Err(Errno::EINVAL);
@@ -534,7 +556,9 @@ impl Machine for Vm {
 
     fn advance(&self, now: u64) {
         self.published.set(now);
-        let ((), effects) = self.devices.with(|chipset| chipset.advance(Sbt::from_nanos(now)));
+        let ((), effects) = self
+            .devices
+            .with(|chipset| chipset.advance(Sbt::from_nanos(now)));
         self.apply(&effects);
     }
 }

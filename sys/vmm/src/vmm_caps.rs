@@ -8,8 +8,12 @@ use crate::vcpu::Core;
 
 /// What is set from the start. The kernel has the guest halt inside; that RDTSCP and its kin exist is up to the
 /// processor there, and to userland here.
-pub const INITIAL: [i32; 4] =
-    [VM_CAP_UNRESTRICTED_GUEST, VM_CAP_ENABLE_INVPCID, VM_CAP_RDPID, VM_CAP_RDTSCP];
+pub const INITIAL: [i32; 4] = [
+    VM_CAP_UNRESTRICTED_GUEST,
+    VM_CAP_ENABLE_INVPCID,
+    VM_CAP_RDPID,
+    VM_CAP_RDTSCP,
+];
 
 impl Core {
     /// `VM_SET_CAPABILITY`: `EINVAL` for a capability that does not exist, or one that cannot be taken away.

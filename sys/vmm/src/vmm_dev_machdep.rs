@@ -23,7 +23,9 @@ use crate::{vmm_run, vmm_snapshot};
 
 /// The argument of a request as the structure that it is.
 fn get<T: FromBytes>(arg: &[u8]) -> Result<T, Errno> {
-    T::read_from_prefix(arg).map(|(value, _)| value).map_err(|_| Errno::EFAULT)
+    T::read_from_prefix(arg)
+        .map(|(value, _)| value)
+        .map_err(|_| Errno::EFAULT)
 }
 
 /// The argument goes back to the caller.
@@ -33,7 +35,11 @@ fn put<T: IntoBytes + Immutable>(arg: &mut [u8], value: &T) -> Result<(), Errno>
 
 /// A virtual CPU number that may also be -1 for all.
 fn one_or_all(vm: &Vm, id: i32) -> Result<Option<usize>, Errno> {
-    if id == -1 { Ok(None) } else { vm.alloc_vcpu(id).map(|vcpu| Some(vcpu.id)) }
+    if id == -1 {
+        Ok(None)
+    } else {
+        vm.alloc_vcpu(id).map(|vcpu| Some(vcpu.id))
+    }
 }
 
 fn freeze(vm: &Vm, id: i32) -> Result<Frozen<'_>, Errno> {
@@ -46,18 +52,48 @@ pub fn ioctl(vm: &Vm, request: u64, arg: &mut [u8], user: &dyn UserMemory) -> Re
         VM_RUN => run(vm, &get(arg)?, user),
         VM_SUSPEND => vm.suspend(get::<VmSuspend>(arg)?.how),
         VM_REINIT => vm.reinit(),
-        VM_ALLOC_MEMSEG | VM_GET_MEMSEG | VM_MMAP_MEMSEG | VM_MMAP_GETNEXT | VM_MUNMAP_MEMSEG
-        | v14::VM_ALLOC_MEMSEG | v14::VM_GET_MEMSEG => memory(vm, request, arg, user),
-        VM_SET_CAPABILITY | VM_GET_CAPABILITY | VM_GLA2GPA | VM_GLA2GPA_NOFAULT | VM_SET_REGISTER
-        | VM_GET_REGISTER | VM_SET_SEGMENT_DESCRIPTOR | VM_GET_SEGMENT_DESCRIPTOR | VM_SET_REGISTER_SET
-        | VM_GET_REGISTER_SET | VM_GET_INTINFO | VM_SET_INTINFO | VM_INJECT_EXCEPTION | VM_RESTART_INSTRUCTION => {
-            processor(vm, request, arg, user)
-        }
-        VM_GET_KERNEMU_DEV | VM_SET_KERNEMU_DEV | VM_LAPIC_IRQ | VM_INJECT_NMI | VM_IOAPIC_ASSERT_IRQ
-        | VM_IOAPIC_DEASSERT_IRQ | VM_IOAPIC_PULSE_IRQ | VM_LAPIC_MSI | VM_LAPIC_LOCAL_IRQ | VM_IOAPIC_PINCOUNT
-        | VM_SET_X2APIC_STATE | VM_GET_X2APIC_STATE | VM_GET_HPET_CAPABILITIES | VM_ISA_ASSERT_IRQ
-        | VM_ISA_DEASSERT_IRQ | VM_ISA_PULSE_IRQ | VM_ISA_SET_IRQ_TRIGGER | VM_RTC_READ | VM_RTC_WRITE
-        | VM_RTC_SETTIME | VM_RTC_GETTIME => device(vm, request, arg),
+        VM_ALLOC_MEMSEG
+        | VM_GET_MEMSEG
+        | VM_MMAP_MEMSEG
+        | VM_MMAP_GETNEXT
+        | VM_MUNMAP_MEMSEG
+        | v14::VM_ALLOC_MEMSEG
+        | v14::VM_GET_MEMSEG => memory(vm, request, arg, user),
+        VM_SET_CAPABILITY
+        | VM_GET_CAPABILITY
+        | VM_GLA2GPA
+        | VM_GLA2GPA_NOFAULT
+        | VM_SET_REGISTER
+        | VM_GET_REGISTER
+        | VM_SET_SEGMENT_DESCRIPTOR
+        | VM_GET_SEGMENT_DESCRIPTOR
+        | VM_SET_REGISTER_SET
+        | VM_GET_REGISTER_SET
+        | VM_GET_INTINFO
+        | VM_SET_INTINFO
+        | VM_INJECT_EXCEPTION
+        | VM_RESTART_INSTRUCTION => processor(vm, request, arg, user),
+        VM_GET_KERNEMU_DEV
+        | VM_SET_KERNEMU_DEV
+        | VM_LAPIC_IRQ
+        | VM_INJECT_NMI
+        | VM_IOAPIC_ASSERT_IRQ
+        | VM_IOAPIC_DEASSERT_IRQ
+        | VM_IOAPIC_PULSE_IRQ
+        | VM_LAPIC_MSI
+        | VM_LAPIC_LOCAL_IRQ
+        | VM_IOAPIC_PINCOUNT
+        | VM_SET_X2APIC_STATE
+        | VM_GET_X2APIC_STATE
+        | VM_GET_HPET_CAPABILITIES
+        | VM_ISA_ASSERT_IRQ
+        | VM_ISA_DEASSERT_IRQ
+        | VM_ISA_PULSE_IRQ
+        | VM_ISA_SET_IRQ_TRIGGER
+        | VM_RTC_READ
+        | VM_RTC_WRITE
+        | VM_RTC_SETTIME
+        | VM_RTC_GETTIME => device(vm, request, arg),
         VM_ACTIVATE_CPU => {
             let vcpu = freeze(vm, get::<VmActivateCpu>(arg)?.vcpuid)?;
             vm.activate(vcpu.vcpu().id)
@@ -66,12 +102,33 @@ pub fn ioctl(vm: &Vm, request: u64, arg: &mut [u8], user: &dyn UserMemory) -> Re
         VM_SUSPEND_CPU => vm.suspend_cpu(one_or_all(vm, get::<VmActivateCpu>(arg)?.vcpuid)?),
         VM_RESUME_CPU => vm.resume_cpu(one_or_all(vm, get::<VmActivateCpu>(arg)?.vcpuid)?),
         VM_SET_TOPOLOGY => {
-            let VmCpuTopology { sockets, cores, threads, .. } = get(arg)?;
-            vm.set_topology(Topology { sockets, cores, threads })
+            let VmCpuTopology {
+                sockets,
+                cores,
+                threads,
+                ..
+            } = get(arg)?;
+            vm.set_topology(Topology {
+                sockets,
+                cores,
+                threads,
+            })
         }
         VM_GET_TOPOLOGY => {
-            let Topology { sockets, cores, threads } = vm.topology();
-            put(arg, &VmCpuTopology { sockets, cores, threads, maxcpus: vm.options().max_cpus })
+            let Topology {
+                sockets,
+                cores,
+                threads,
+            } = vm.topology();
+            put(
+                arg,
+                &VmCpuTopology {
+                    sockets,
+                    cores,
+                    threads,
+                    maxcpus: vm.options().max_cpus,
+                },
+            )
         }
         VM_STATS => stats(vm, arg),
         VM_STAT_DESC => stat_desc(arg),
@@ -86,8 +143,13 @@ pub fn ioctl(vm: &Vm, request: u64, arg: &mut [u8], user: &dyn UserMemory) -> Re
         soft::VM_SOFT_STOP_AT => vm.stop_at(get(arg)?),
         soft::VM_SOFT_INSTRUCTIONS => put(arg, &vm.turns().total()),
         // There is no IOMMU here, and so no domain that a device could be put into.
-        VM_BIND_PPTDEV | VM_UNBIND_PPTDEV | VM_MAP_PPTDEV_MMIO | VM_UNMAP_PPTDEV_MMIO | VM_PPTDEV_MSI
-        | VM_PPTDEV_MSIX | VM_PPTDEV_DISABLE_MSIX => Err(Errno::ENXIO),
+        VM_BIND_PPTDEV
+        | VM_UNBIND_PPTDEV
+        | VM_MAP_PPTDEV_MMIO
+        | VM_UNMAP_PPTDEV_MMIO
+        | VM_PPTDEV_MSI
+        | VM_PPTDEV_MSIX
+        | VM_PPTDEV_DISABLE_MSIX => Err(Errno::ENXIO),
         _ => Err(Errno::ENOTTY),
     }
 }
@@ -114,12 +176,18 @@ fn run(vm: &Vm, arg: &VmRun, user: &dyn UserMemory) -> Result<(), Errno> {
 
 /// Device segments had other numbers in FreeBSD 14: everything but 0 moves up.
 fn segid_of_14(segid: i32) -> i32 {
-    if segid == VM_SYSMEM { segid } else { segid.saturating_add(VM_BOOTROM - v14::VM_BOOTROM) }
+    if segid == VM_SYSMEM {
+        segid
+    } else {
+        segid.saturating_add(VM_BOOTROM - v14::VM_BOOTROM)
+    }
 }
 
 fn fill_name(to: &mut [u8], name: &str) {
     to.fill(0);
-    to.iter_mut().zip(name.bytes()).for_each(|(place, byte)| *place = byte);
+    to.iter_mut()
+        .zip(name.bytes())
+        .for_each(|(place, byte)| *place = byte);
 }
 
 fn memory(vm: &Vm, request: u64, arg: &mut [u8], user: &dyn UserMemory) -> Result<(), Errno> {
@@ -154,16 +222,49 @@ fn memory(vm: &Vm, request: u64, arg: &mut [u8], user: &dyn UserMemory) -> Resul
             put(arg, &seg)
         }
         VM_MMAP_MEMSEG => {
-            let VmMemmap { gpa, segid, segoff, len, prot, flags, .. } = get(arg)?;
+            let VmMemmap {
+                gpa,
+                segid,
+                segoff,
+                len,
+                prot,
+                flags,
+                ..
+            } = get(arg)?;
             let segoff = u64::try_from(segoff).map_err(|_| Errno::EINVAL)?;
             let _all = vm.freeze_all();
-            vm.map_memory(MemMap { gpa, len, segid, segoff, prot, flags })
+            vm.map_memory(MemMap {
+                gpa,
+                len,
+                segid,
+                segoff,
+                prot,
+                flags,
+            })
         }
         VM_MMAP_GETNEXT => {
             let wanted: VmMemmap = get(arg)?;
-            let MemMap { gpa, len, segid, segoff, prot, flags } = vm.memory().next(wanted.gpa)?;
+            let MemMap {
+                gpa,
+                len,
+                segid,
+                segoff,
+                prot,
+                flags,
+            } = vm.memory().next(wanted.gpa)?;
             let segoff = i64::try_from(segoff).map_err(|_| Errno::EINVAL)?;
-            put(arg, &VmMemmap { gpa, segid, segoff, len, prot, flags, ..wanted })
+            put(
+                arg,
+                &VmMemmap {
+                    gpa,
+                    segid,
+                    segoff,
+                    len,
+                    prot,
+                    flags,
+                    ..wanted
+                },
+            )
         }
         _ => {
             let VmMunmap { gpa, len } = get(arg)?;
@@ -197,7 +298,9 @@ fn processor(vm: &Vm, request: u64, arg: &mut [u8], user: &dyn UserMemory) -> Re
     let mut core = freeze(vm, get(arg)?)?;
     match request {
         VM_SET_CAPABILITY => {
-            let VmCapability { captype, capval, .. } = get(arg)?;
+            let VmCapability {
+                captype, capval, ..
+            } = get(arg)?;
             core.set_capability(captype, capval != 0)?;
             let id = core.vcpu().id;
             if captype == VM_CAP_IPI_EXIT {
@@ -286,7 +389,10 @@ fn register_set(
     user.copyin(set.regnums, numbers.as_mut_bytes())?;
     if write {
         user.copyin(set.regvals, values.as_mut_bytes())?;
-        return numbers.iter().zip(values).try_for_each(|(&regnum, value)| set_register(vm, core, regnum, *value));
+        return numbers
+            .iter()
+            .zip(values)
+            .try_for_each(|(&regnum, value)| set_register(vm, core, regnum, *value));
     }
     for (&mut regnum, value) in numbers.iter_mut().zip(values.iter_mut()) {
         *value = register_value(vm, core, regnum)?;
@@ -315,7 +421,10 @@ fn gla2gpa(core: &mut Core, side_effects: bool, arg: &mut [u8]) -> Result<(), Er
         }
         request.fault = 1;
     } else {
-        match core.cpu.translate(&paging, request.gla, access, side_effects) {
+        match core
+            .cpu
+            .translate(&paging, request.gla, access, side_effects)
+        {
             Ok(gpa) => request.gpa = gpa,
             Err(fault) => {
                 if side_effects {
@@ -336,7 +445,8 @@ fn device(vm: &Vm, request: u64, arg: &mut [u8]) -> Result<(), Errno> {
         VM_GET_KERNEMU_DEV | VM_SET_KERNEMU_DEV => kernemu(vm, request == VM_SET_KERNEMU_DEV, arg),
         VM_INJECT_NMI => {
             let vcpu = vm.alloc_vcpu(get::<VmNmi>(arg)?.cpuid)?;
-            vcpu.nmi_pending.store(true, std::sync::atomic::Ordering::SeqCst);
+            vcpu.nmi_pending
+                .store(true, std::sync::atomic::Ordering::SeqCst);
             vcpu.kick();
             Ok(())
         }
@@ -378,7 +488,11 @@ fn device(vm: &Vm, request: u64, arg: &mut [u8]) -> Result<(), Errno> {
             let mut x2apic: VmX2apic = get(arg)?;
             let id = vm.alloc_vcpu(x2apic.cpuid)?.id;
             let enabled = vm.chipset(|chipset, _| chipset.x2apic(id));
-            x2apic.state = if enabled { X2APIC_ENABLED } else { X2APIC_DISABLED };
+            x2apic.state = if enabled {
+                X2APIC_ENABLED
+            } else {
+                X2APIC_DISABLED
+            };
             put(arg, &x2apic)
         }
         VM_GET_HPET_CAPABILITIES => {
@@ -407,13 +521,24 @@ fn device(vm: &Vm, request: u64, arg: &mut [u8]) -> Result<(), Errno> {
     served
 }
 
-fn ioapic(vm: &Vm, arg: &[u8], drive: fn(&mut Chipset, i32) -> Result<(), Errno>) -> Result<(), Errno> {
+fn ioapic(
+    vm: &Vm,
+    arg: &[u8],
+    drive: fn(&mut Chipset, i32) -> Result<(), Errno>,
+) -> Result<(), Errno> {
     let VmIoapicIrq { irq } = get(arg)?;
     vm.chipset(|chipset, _| drive(chipset, irq))
 }
 
-fn isa(vm: &Vm, arg: &[u8], drive: fn(&mut Chipset, i32, i32) -> Result<(), Errno>) -> Result<(), Errno> {
-    let VmIsaIrq { atpic_irq, ioapic_irq } = get(arg)?;
+fn isa(
+    vm: &Vm,
+    arg: &[u8],
+    drive: fn(&mut Chipset, i32, i32) -> Result<(), Errno>,
+) -> Result<(), Errno> {
+    let VmIsaIrq {
+        atpic_irq,
+        ioapic_irq,
+    } = get(arg)?;
     vm.chipset(|chipset, _| drive(chipset, atpic_irq, ioapic_irq))
 }
 
@@ -473,8 +598,13 @@ fn stats(vm: &Vm, arg: &mut [u8]) -> Result<(), Errno> {
         vcpu.stats.set(Stat::Wired, memory.wired());
     }
     let values = vcpu.stats.values();
-    let wanted = values.get(first..).filter(|wanted| !wanted.is_empty()).ok_or(Errno::EINVAL)?;
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let wanted = values
+        .get(first..)
+        .filter(|wanted| !wanted.is_empty())
+        .ok_or(Errno::EINVAL)?;
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     stats.tv_sec = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
     stats.tv_usec = i64::from(now.subsec_micros());
     let count = wanted.len().min(stats.statbuf.len());
@@ -496,7 +626,11 @@ fn gpa_pmap(vm: &Vm, arg: &mut [u8]) -> Result<(), Errno> {
     const PRESENT_WRITABLE_USER: u64 = 7;
     let mut pte: VmGpaPte = get(arg)?;
     let page = pte.gpa & !0xfff;
-    let mapped = vm.memory().maps().iter().any(|map| page >= map.gpa && page < map.end());
+    let mapped = vm
+        .memory()
+        .maps()
+        .iter()
+        .any(|map| page >= map.gpa && page < map.end());
     pte.pte = [0; 4];
     pte.ptenum = 0;
     if mapped {

@@ -30,7 +30,9 @@ impl HostClock {
     /// Guest time, in nanoseconds.
     pub fn now(&self) -> u64 {
         let state = self.state();
-        state.base.saturating_add(state.since.map_or(0, |since| nanoseconds(since.elapsed())))
+        state
+            .base
+            .saturating_add(state.since.map_or(0, |since| nanoseconds(since.elapsed())))
     }
 
     /// Whether time passes.
@@ -50,7 +52,6 @@ impl HostClock {
             state.base = state.base.saturating_add(nanoseconds(since.elapsed()));
         }
     }
-
 }
 
 fn nanoseconds(duration: std::time::Duration) -> u64 {

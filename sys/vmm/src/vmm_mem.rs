@@ -69,14 +69,20 @@ fn is_sysmem(segid: i32) -> bool {
 
 /// The name in an ABI structure: `ENAMETOOLONG` if it is not NUL-terminated, `EINVAL` if it is not text.
 pub fn segment_name(bytes: &[u8]) -> Result<&str, Errno> {
-    let end = bytes.iter().position(|&b| b == 0).ok_or(Errno::ENAMETOOLONG)?;
+    let end = bytes
+        .iter()
+        .position(|&b| b == 0)
+        .ok_or(Errno::ENAMETOOLONG)?;
     std::str::from_utf8(&bytes[..end]).map_err(|_| Errno::EINVAL)
 }
 
 impl Memory {
     fn slot(&self, segid: i32) -> Result<Option<&Slot>, Errno> {
         let index = usize::try_from(segid).map_err(|_| Errno::EINVAL)?;
-        self.segments.get(index).map(Option::as_ref).ok_or(Errno::EINVAL)
+        self.segments
+            .get(index)
+            .map(Option::as_ref)
+            .ok_or(Errno::EINVAL)
     }
 
     /// The segment's memory, if it has been allocated; `EINVAL` for an id out of range.
@@ -101,13 +107,18 @@ impl Memory {
         let object = Segment::new(len)?;
         let index = usize::try_from(segid).map_err(|_| Errno::EINVAL)?;
         let slot = self.segments.get_mut(index).ok_or(Errno::EINVAL)?;
-        *slot = Some(Slot { name: name.to_owned(), object });
+        *slot = Some(Slot {
+            name: name.to_owned(),
+            object,
+        });
         Ok(())
     }
 
     /// `VM_GET_MEMSEG`: length and name; zero and empty if there is no such segment.
     pub fn get(&self, segid: i32) -> Result<(u64, &str), Errno> {
-        Ok(self.slot(segid)?.map_or((0, ""), |slot| (slot.object.len(), &slot.name)))
+        Ok(self
+            .slot(segid)?
+            .map_or((0, ""), |slot| (slot.object.len(), &slot.name)))
     }
 
     /// `vm_mmap_memseg`: checks the mapping and notes it.
@@ -127,7 +138,11 @@ impl Memory {
         if self.maps.len() >= MAX_MEMMAPS {
             return Err(Errno::ENOSPC);
         }
-        if self.maps.iter().any(|other| map.gpa < other.end() && other.gpa < end) {
+        if self
+            .maps
+            .iter()
+            .any(|other| map.gpa < other.end() && other.gpa < end)
+        {
             return Err(Errno::EFAULT);
         }
         self.maps.push(map);
@@ -137,19 +152,33 @@ impl Memory {
     /// Shows a mapping that was noted to the processors.
     pub fn show(&self, map: &MemMap, phys: &PhysMem) -> Result<(), Errno> {
         let segment = self.segment(map.segid)?.ok_or(Errno::EINVAL)?;
-        segment.show(phys, map.gpa, map.segoff, map.len, map.prot & PROT_WRITE != 0)
+        segment.show(
+            phys,
+            map.gpa,
+            map.segoff,
+            map.len,
+            map.prot & PROT_WRITE != 0,
+        )
     }
 
     /// `vm_munmap_memseg`: only exactly what was mapped can be unmapped.
     pub fn unmap(&mut self, gpa: u64, len: u64) -> Result<MemMap, Errno> {
-        let found = self.maps.iter().position(|map| map.gpa == gpa && map.len == len);
-        found.map(|index| self.maps.remove(index)).ok_or(Errno::EINVAL)
+        let found = self
+            .maps
+            .iter()
+            .position(|map| map.gpa == gpa && map.len == len);
+        found
+            .map(|index| self.maps.remove(index))
+            .ok_or(Errno::EINVAL)
     }
 
     /// `vm_mmap_getnext`: the mapping with the lowest address that is not below `gpa`.
     pub fn next(&self, gpa: u64) -> Result<MemMap, Errno> {
         let above = self.maps.iter().filter(|map| map.gpa >= gpa);
-        above.min_by_key(|map| map.gpa).copied().ok_or(Errno::ENOENT)
+        above
+            .min_by_key(|map| map.gpa)
+            .copied()
+            .ok_or(Errno::ENOENT)
     }
 
     /// All mappings.
@@ -159,7 +188,9 @@ impl Memory {
 
     /// Takes the mappings of device segments away, as VM_REINIT does, and returns them.
     pub fn drop_device_maps(&mut self) -> Vec<MemMap> {
-        self.maps.extract_if(.., |map| !is_sysmem(map.segid)).collect()
+        self.maps
+            .extract_if(.., |map| !is_sysmem(map.segid))
+            .collect()
     }
 
     /// mmap(2) on `/dev/vmm/NAME`: the range must lie in one mapping of system memory.
@@ -167,7 +198,11 @@ impl Memory {
         if len == 0 || gpa.checked_add(len).is_none() {
             return Err(Errno::EINVAL);
         }
-        let map = self.maps.iter().find(|map| map.contains(gpa, len)).ok_or(Errno::ENOENT)?;
+        let map = self
+            .maps
+            .iter()
+            .find(|map| map.contains(gpa, len))
+            .ok_or(Errno::ENOENT)?;
         if !is_sysmem(map.segid) {
             return Err(Errno::EINVAL);
         }
@@ -182,22 +217,38 @@ impl Memory {
     }
 
     fn devmem(&self, name: &str) -> Option<&Slot> {
-        self.segments.iter().flatten().find(|slot| !slot.name.is_empty() && slot.name == name)
+        self.segments
+            .iter()
+            .flatten()
+            .find(|slot| !slot.name.is_empty() && slot.name == name)
     }
 
     /// The address behind the highest mapped byte of system memory (`vmm_sysmem_maxaddr`).
     pub fn sysmem_end(&self) -> u64 {
-        self.maps.iter().filter(|map| is_sysmem(map.segid)).map(MemMap::end).max().unwrap_or(0)
+        self.maps
+            .iter()
+            .filter(|map| is_sysmem(map.segid))
+            .map(MemMap::end)
+            .max()
+            .unwrap_or(0)
     }
 
     /// Host memory that all segments occupy now, in bytes.
     pub fn resident(&self) -> u64 {
-        self.segments.iter().flatten().map(|slot| slot.object.resident()).sum()
+        self.segments
+            .iter()
+            .flatten()
+            .map(|slot| slot.object.resident())
+            .sum()
     }
 
     /// Bytes of mappings that were asked to be wired.
     pub fn wired(&self) -> u64 {
-        self.maps.iter().filter(|map| map.flags & F_WIRED != 0).map(|map| map.len).sum()
+        self.maps
+            .iter()
+            .filter(|map| map.flags & F_WIRED != 0)
+            .map(|map| map.len)
+            .sum()
     }
 }
 
@@ -209,14 +260,24 @@ mod tests {
     const BOOTROM: i32 = MAX_SYSMEM;
 
     fn map(gpa: u64, segid: i32, segoff: u64, len: u64) -> MemMap {
-        MemMap { gpa, len, segid, segoff, prot: PROT_ALL, flags: 0 }
+        MemMap {
+            gpa,
+            len,
+            segid,
+            segoff,
+            prot: PROT_ALL,
+            flags: 0,
+        }
     }
 
     #[test]
     fn a_segment_is_made_once() {
         let mut memory = Memory::default();
         assert_eq!(memory.alloc(-1, 4096, ""), Err(Errno::EINVAL));
-        assert_eq!(memory.alloc(MAX_MEMSEGS as i32, 4096, ""), Err(Errno::EINVAL));
+        assert_eq!(
+            memory.alloc(MAX_MEMSEGS as i32, 4096, ""),
+            Err(Errno::EINVAL)
+        );
         assert_eq!(memory.alloc(SYSMEM, 4095, ""), Err(Errno::EINVAL));
         assert_eq!(memory.alloc(SYSMEM, 0, ""), Err(Errno::EINVAL));
         assert_eq!(memory.alloc(SYSMEM, 8192, ""), Ok(()));
@@ -232,24 +293,63 @@ mod tests {
         let mut memory = Memory::default();
         memory.alloc(SYSMEM, 0x4000, "").unwrap();
         memory.alloc(BOOTROM, 0x1000, "bootrom").unwrap();
-        assert_eq!(memory.map(MemMap { prot: 0, ..map(0, 0, 0, 0x1000) }), Err(Errno::EINVAL));
-        assert_eq!(memory.map(MemMap { prot: 8, ..map(0, 0, 0, 0x1000) }), Err(Errno::EINVAL));
-        assert_eq!(memory.map(MemMap { flags: 2, ..map(0, 0, 0, 0x1000) }), Err(Errno::EINVAL));
+        assert_eq!(
+            memory.map(MemMap {
+                prot: 0,
+                ..map(0, 0, 0, 0x1000)
+            }),
+            Err(Errno::EINVAL)
+        );
+        assert_eq!(
+            memory.map(MemMap {
+                prot: 8,
+                ..map(0, 0, 0, 0x1000)
+            }),
+            Err(Errno::EINVAL)
+        );
+        assert_eq!(
+            memory.map(MemMap {
+                flags: 2,
+                ..map(0, 0, 0, 0x1000)
+            }),
+            Err(Errno::EINVAL)
+        );
         assert_eq!(memory.map(map(0, 3, 0, 0x1000)), Err(Errno::EINVAL));
         assert_eq!(memory.map(map(0, 0, 0x1000, 0x4000)), Err(Errno::EINVAL));
-        assert_eq!(memory.map(map(0, 0, u64::MAX - 0xfff, 0x2000)), Err(Errno::EINVAL));
-        assert_eq!(memory.map(map(u64::MAX - 0xfff, 0, 0, 0x1000)), Err(Errno::EINVAL));
+        assert_eq!(
+            memory.map(map(0, 0, u64::MAX - 0xfff, 0x2000)),
+            Err(Errno::EINVAL)
+        );
+        assert_eq!(
+            memory.map(map(u64::MAX - 0xfff, 0, 0, 0x1000)),
+            Err(Errno::EINVAL)
+        );
         assert_eq!(memory.map(map(0x800, 0, 0, 0x1000)), Err(Errno::EINVAL));
         assert_eq!(memory.map(map(0, 0, 0, 0x4000)), Ok(()));
-        assert_eq!(memory.map(map(0x3000, BOOTROM, 0, 0x1000)), Err(Errno::EFAULT));
+        assert_eq!(
+            memory.map(map(0x3000, BOOTROM, 0, 0x1000)),
+            Err(Errno::EFAULT)
+        );
         assert_eq!(memory.map(map(0xffff_f000, BOOTROM, 0, 0x1000)), Ok(()));
         assert_eq!(memory.next(0).map(|m| m.gpa), Ok(0));
         assert_eq!(memory.next(1).map(|m| m.gpa), Ok(0xffff_f000));
         assert_eq!(memory.next(0xffff_f001), Err(Errno::ENOENT));
-        assert_eq!(memory.mmap_sysmem(0x1000, 0x4000).err(), Some(Errno::ENOENT));
-        assert_eq!(memory.mmap_sysmem(0xffff_f000, 0x1000).err(), Some(Errno::EINVAL));
-        assert_eq!(memory.mmap_sysmem(0x1000, 0x3000).map(|m| m.len()), Ok(0x3000));
-        assert_eq!(memory.mmap_devmem("bootrom", 0, 0x2000).err(), Some(Errno::EINVAL));
+        assert_eq!(
+            memory.mmap_sysmem(0x1000, 0x4000).err(),
+            Some(Errno::ENOENT)
+        );
+        assert_eq!(
+            memory.mmap_sysmem(0xffff_f000, 0x1000).err(),
+            Some(Errno::EINVAL)
+        );
+        assert_eq!(
+            memory.mmap_sysmem(0x1000, 0x3000).map(|m| m.len()),
+            Ok(0x3000)
+        );
+        assert_eq!(
+            memory.mmap_devmem("bootrom", 0, 0x2000).err(),
+            Some(Errno::EINVAL)
+        );
         assert_eq!(memory.unmap(0xffff_f000, 0x800), Err(Errno::EINVAL));
         assert_eq!(memory.drop_device_maps().len(), 1);
         assert_eq!(memory.sysmem_end(), 0x4000);
@@ -276,7 +376,10 @@ mod tests {
         let found = mapping.populated(0, mapping.len());
         assert!(found.iter().any(|range| range.contains(&0x10_0000)));
         if cfg!(target_os = "linux") {
-            assert!(found.iter().all(|range| range.start >= 0xf_0000), "{found:?}");
+            assert!(
+                found.iter().all(|range| range.start >= 0xf_0000),
+                "{found:?}"
+            );
         }
     }
 }

@@ -61,12 +61,22 @@ impl Mtrr {
         Some(match index {
             MSR_MTRR_DEF_TYPE => (&mut self.def_type, DEF_TYPE_MASK),
             MSR_MTRR_64K => (&mut self.fixed_64k, u64::MAX),
-            MSR_MTRR_16K..=0x259 => (self.fixed_16k.get_mut((index - MSR_MTRR_16K) as usize)?, u64::MAX),
-            MSR_MTRR_4K..=0x26f => (self.fixed_4k.get_mut((index - MSR_MTRR_4K) as usize)?, u64::MAX),
+            MSR_MTRR_16K..=0x259 => (
+                self.fixed_16k.get_mut((index - MSR_MTRR_16K) as usize)?,
+                u64::MAX,
+            ),
+            MSR_MTRR_4K..=0x26f => (
+                self.fixed_4k.get_mut((index - MSR_MTRR_4K) as usize)?,
+                u64::MAX,
+            ),
             MSR_MTRR_VARIABLE..=MSR_MTRR_VARIABLE_LAST => {
                 let offset = index - MSR_MTRR_VARIABLE;
                 let [base, mask] = self.variable.get_mut((offset / 2) as usize)?;
-                if offset.is_multiple_of(2) { (base, PHYS_BASE_MASK) } else { (mask, PHYS_MASK_MASK) }
+                if offset.is_multiple_of(2) {
+                    (base, PHYS_BASE_MASK)
+                } else {
+                    (mask, PHYS_MASK_MASK)
+                }
             }
             _ => return None,
         })
@@ -74,9 +84,18 @@ impl Mtrr {
 
     /// The registers in the order of the kernel's struct.
     pub fn words(&self) -> impl Iterator<Item = u64> {
-        let Self { def_type, fixed_4k, fixed_16k, fixed_64k, variable } = *self;
+        let Self {
+            def_type,
+            fixed_4k,
+            fixed_16k,
+            fixed_64k,
+            variable,
+        } = *self;
         let fixed = fixed_4k.into_iter().chain(fixed_16k).chain([fixed_64k]);
-        [def_type].into_iter().chain(fixed).chain(variable.into_iter().flatten())
+        [def_type]
+            .into_iter()
+            .chain(fixed)
+            .chain(variable.into_iter().flatten())
     }
 
     /// The reverse of [`Self::words`]; `None` if a reserved bit is set or a word is missing.
@@ -84,7 +103,12 @@ impl Mtrr {
         let mut mtrr = Self::default();
         let fixed = (MSR_MTRR_4K..MSR_MTRR_4K + 8).chain(MSR_MTRR_16K..MSR_MTRR_16K + 2);
         let variable = MSR_MTRR_VARIABLE..=MSR_MTRR_VARIABLE_LAST;
-        for index in [MSR_MTRR_DEF_TYPE].into_iter().chain(fixed).chain([MSR_MTRR_64K]).chain(variable) {
+        for index in [MSR_MTRR_DEF_TYPE]
+            .into_iter()
+            .chain(fixed)
+            .chain([MSR_MTRR_64K])
+            .chain(variable)
+        {
             let value = next()?;
             let (register, mask) = mtrr.register(index)?;
             if value & !mask != 0 {
@@ -107,7 +131,9 @@ impl Msrs {
     /// `svm_rdmsr`.
     pub fn read(&mut self, index: u32) -> Access {
         match index {
-            MSR_MCG_CAP | MSR_MCG_STATUS | MSR_SYSCFG | MSR_EXTFEATURES | MSR_IPM => Access::Done(0),
+            MSR_MCG_CAP | MSR_MCG_STATUS | MSR_SYSCFG | MSR_EXTFEATURES | MSR_IPM => {
+                Access::Done(0)
+            }
             MSR_MTRR_CAP => Access::Done(MTRR_CAP),
             MSR_ARCH_CAPABILITIES => Access::Done(x86::ARCH_CAPABILITIES),
             MSR_SPEC_CTRL => Access::Done(self.spec_ctrl),
@@ -121,7 +147,8 @@ impl Msrs {
     /// `svm_wrmsr`.
     pub fn write(&mut self, index: u32, value: u64) -> Access {
         match index {
-            MSR_MCG_CAP | MSR_MCG_STATUS | MSR_SYSCFG | MSR_EXTFEATURES | MSR_UCODE_UPDATE | MSR_IPM => Access::Done(0),
+            MSR_MCG_CAP | MSR_MCG_STATUS | MSR_SYSCFG | MSR_EXTFEATURES | MSR_UCODE_UPDATE
+            | MSR_IPM => Access::Done(0),
             MSR_MTRR_CAP | MSR_ARCH_CAPABILITIES => Access::Fault,
             MSR_SPEC_CTRL if value & !SPEC_CTRL_MASK != 0 => Access::Fault,
             MSR_SPEC_CTRL => {
@@ -167,7 +194,13 @@ mod tests {
     #[test]
     fn mtrrs_survive_their_words() {
         let mut msrs = Msrs::default();
-        for (index, value) in [(0x2ff, 0x806), (0x250, 1), (0x259, 2), (0x26b, 3), (0x20f, 0x800)] {
+        for (index, value) in [
+            (0x2ff, 0x806),
+            (0x250, 1),
+            (0x259, 2),
+            (0x26b, 3),
+            (0x20f, 0x800),
+        ] {
             assert_eq!(msrs.write(index, value), Access::Done(0));
         }
         let words: Vec<u64> = msrs.mtrr.words().collect();

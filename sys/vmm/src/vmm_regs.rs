@@ -30,7 +30,13 @@ pub fn guest_paging(core: &Core) -> VmGuestPaging {
     } else {
         PAGING_MODE_PAE
     };
-    VmGuestPaging { cr3: cpu.get(Reg::Cr3), cpl: i32::from(cpu.cpl()), cpu_mode, paging_mode, _pad: 0 }
+    VmGuestPaging {
+        cr3: cpu.get(Reg::Cr3),
+        cpl: i32::from(cpu.cpl()),
+        cpu_mode,
+        paging_mode,
+        _pad: 0,
+    }
 }
 
 /// How to translate with what userland says of the processor; `None` if that is no mode that exists here.
@@ -40,14 +46,26 @@ pub fn engine_paging(core: &Core, paging: &VmGuestPaging) -> Option<Paging> {
     let (cr0, cr4, efer) = match paging.paging_mode {
         PAGING_MODE_FLAT => (cr0::PE, 0, 0),
         PAGING_MODE_32 => (cr0::PE | cr0::PG | wp, now.cr4 & !cr4::PAE, 0),
-        PAGING_MODE_PAE => (cr0::PE | cr0::PG | wp, now.cr4 | cr4::PAE, now.efer & efer::NXE),
-        PAGING_MODE_64 => {
-            (cr0::PE | cr0::PG | wp, now.cr4 | cr4::PAE, now.efer & efer::NXE | efer::LME | efer::LMA)
-        }
+        PAGING_MODE_PAE => (
+            cr0::PE | cr0::PG | wp,
+            now.cr4 | cr4::PAE,
+            now.efer & efer::NXE,
+        ),
+        PAGING_MODE_64 => (
+            cr0::PE | cr0::PG | wp,
+            now.cr4 | cr4::PAE,
+            now.efer & efer::NXE | efer::LME | efer::LMA,
+        ),
         _ => return None,
     };
     // A request on behalf of the guest is not subject to SMAP and SMEP, as in the kernel.
-    Some(Paging { cr0, cr3: paging.cr3, cr4: cr4 & !(cr4::SMAP | cr4::SMEP), efer, ac: true })
+    Some(Paging {
+        cr0,
+        cr3: paging.cr3,
+        cr4: cr4 & !(cr4::SMAP | cr4::SMEP),
+        efer,
+        ac: true,
+    })
 }
 
 fn plain(regnum: i32) -> Option<Reg> {
@@ -151,7 +169,13 @@ impl Core {
         if let Some(seg) = segment(regnum) {
             // A selector has 16 bits; the hidden part is set by the descriptor request.
             let selector = (value & 0xffff) as u16;
-            self.cpu.set_segment(seg, Segment { selector, ..self.cpu.segment(seg) });
+            self.cpu.set_segment(
+                seg,
+                Segment {
+                    selector,
+                    ..self.cpu.segment(seg)
+                },
+            );
             return Ok(());
         }
         match regnum {
@@ -166,7 +190,13 @@ impl Core {
     }
 
     fn set_base(&mut self, seg: Seg, base: u64) {
-        self.cpu.set_segment(seg, Segment { base, ..self.cpu.segment(seg) });
+        self.cpu.set_segment(
+            seg,
+            Segment {
+                base,
+                ..self.cpu.segment(seg)
+            },
+        );
     }
 
     /// `VM_GET_SEGMENT_DESCRIPTOR`.
@@ -175,21 +205,38 @@ impl Core {
         match regnum {
             VM_REG_GUEST_GDTR => Ok(table(self.cpu.gdtr())),
             VM_REG_GUEST_IDTR => Ok(table(self.cpu.idtr())),
-            _ => segment(regnum).map(|seg| descriptor(self.cpu.segment(seg))).ok_or(Errno::EINVAL),
+            _ => segment(regnum)
+                .map(|seg| descriptor(self.cpu.segment(seg)))
+                .ok_or(Errno::EINVAL),
         }
     }
 
     /// `VM_SET_SEGMENT_DESCRIPTOR`.
     pub fn set_descriptor(&mut self, regnum: i32, desc: SegDesc) -> Result<(), Errno> {
-        let table = Table { base: desc.base, limit: (desc.limit & 0xffff) as u16 };
+        let table = Table {
+            base: desc.base,
+            limit: (desc.limit & 0xffff) as u16,
+        };
         match regnum {
             VM_REG_GUEST_GDTR => self.cpu.set_gdtr(table),
             VM_REG_GUEST_IDTR => self.cpu.set_idtr(table),
             _ => {
                 let seg = segment(regnum).ok_or(Errno::EINVAL)?;
-                let SegDesc { base, limit, access } = desc;
+                let SegDesc {
+                    base,
+                    limit,
+                    access,
+                } = desc;
                 let selector = self.cpu.segment(seg).selector;
-                self.cpu.set_segment(seg, Segment { selector, base, limit, access: access & 0x1_f0ff });
+                self.cpu.set_segment(
+                    seg,
+                    Segment {
+                        selector,
+                        base,
+                        limit,
+                        access: access & 0x1_f0ff,
+                    },
+                );
             }
         }
         Ok(())

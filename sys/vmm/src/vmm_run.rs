@@ -7,10 +7,10 @@ use vmm_abi::*;
 use vmm_cpu::{Exit, Mmio, Reg, Seg, StringIo, flag};
 
 use crate::bus::RunBus;
+use crate::chipset::StartIpi;
 use crate::cpuset::CpuSet;
 use crate::errno::Errno;
 use crate::turn::Machine;
-use crate::chipset::StartIpi;
 use crate::vcpu::{Core, Frozen, Halt, State, Vcpu};
 use crate::vmm::Vm;
 use crate::vmm_regs::{descriptor, guest_paging, segment_name};
@@ -64,13 +64,21 @@ pub fn run(vm: &Vm, vcpu: &Vcpu) -> Result<Outcome, Errno> {
     vcpu.stats.count(Stat::Exits);
     vcpu.stats.count(Stat::Userspace);
     // The guest's TSC counts nanoseconds, and so does its run time.
-    vcpu.stats.add(Stat::Runtime, u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX));
+    vcpu.stats.add(
+        Stat::Runtime,
+        u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX),
+    );
     Ok(Outcome { exit, targets })
 }
 
 /// An exit that says nothing but its code, at the instruction that comes next.
 fn plain(core: &Core, exitcode: i32) -> VmExit {
-    VmExit { exitcode, inst_length: 0, rip: core.cpu.get(Reg::Rip), ..VmExit::default() }
+    VmExit {
+        exitcode,
+        inst_length: 0,
+        rip: core.cpu.get(Reg::Rip),
+        ..VmExit::default()
+    }
 }
 
 /// One round: look around, run, see what came out of it.
@@ -81,7 +89,12 @@ fn step(vm: &Vm, frozen: &mut Frozen<'_>) -> Option<VmExit> {
     if how != VM_SUSPEND_NONE {
         frozen.during(State::Sleeping, |vcpu, _| vm.wait_suspended(vcpu.id));
         let rip = frozen.cpu.get(Reg::Rip);
-        return Some(VmExit::new(VM_EXITCODE_SUSPENDED, rip, 0, VmExitSuspended { how }));
+        return Some(VmExit::new(
+            VM_EXITCODE_SUSPENDED,
+            rip,
+            0,
+            VmExitSuspended { how },
+        ));
     }
     if vcpu.idle_requested() {
         vcpu.stats.count(Stat::ReqIdle);
@@ -90,7 +103,11 @@ fn step(vm: &Vm, frozen: &mut Frozen<'_>) -> Option<VmExit> {
     if let Some(ipi) = frozen.side.start_ipi {
         return Some(ipi_exit(frozen, ipi));
     }
-    let after = if vm.by_instructions() { take_turn(vm, frozen)? } else { run_freely(vm, frozen)? };
+    let after = if vm.by_instructions() {
+        take_turn(vm, frozen)?
+    } else {
+        run_freely(vm, frozen)?
+    };
     match after {
         Step::Ran(exit) => match digest(vm, frozen, exit) {
             After::Continue => None,
@@ -120,7 +137,9 @@ fn settle(core: &mut Core) {
     if next != rip {
         let length = core.side.exit.inst_length;
         match u8::try_from(length) {
-            Ok(length) if rip == core.side.exit.rip && rip.wrapping_add(u64::from(length)) == next => {
+            Ok(length)
+                if rip == core.side.exit.rip && rip.wrapping_add(u64::from(length)) == next =>
+            {
                 core.cpu.skip(length);
             }
             _ => core.cpu.set(Reg::Rip, next),
@@ -146,7 +165,13 @@ fn run_freely(vm: &Vm, frozen: &mut Frozen<'_>) -> Option<Step> {
         return Some(Step::LookAround);
     }
     Some(Step::Ran(frozen.during(State::Running, |vcpu, core| {
-        let mut bus = RunBus { vm, vcpu, side: &mut core.side, base: 0, horizon: u64::MAX };
+        let mut bus = RunBus {
+            vm,
+            vcpu,
+            side: &mut core.side,
+            base: 0,
+            horizon: u64::MAX,
+        };
         vcpu.signals.notify();
         core.cpu.run(&mut bus, SPAN)
     })))
@@ -156,7 +181,9 @@ fn run_freely(vm: &Vm, frozen: &mut Frozen<'_>) -> Option<Step> {
 fn doze(vm: &Vm, frozen: &mut Frozen<'_>) {
     let began = Instant::now();
     frozen.during(State::Sleeping, |vcpu, _| {
-        vcpu.sleep(PATIENCE, || must_look(vm, vcpu) || vm.is_debugged(vcpu.id) || vm.can_wake(vcpu));
+        vcpu.sleep(PATIENCE, || {
+            must_look(vm, vcpu) || vm.is_debugged(vcpu.id) || vm.can_wake(vcpu)
+        });
     });
     // hz is 1000 on FreeBSD.
     let ticks = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
@@ -177,7 +204,10 @@ fn take_turn(vm: &Vm, frozen: &mut Frozen<'_>) -> Option<Step> {
     let mine = turns.is_holder(id);
     // While it is held, a member comes out when all are held, or when it would begin a turn. That it is fresh
     // says that nothing was executed in it yet.
-    let held = debugged && (!turns.is_member(id) || turns.is_paused() || mine && turns.is_fresh() && !turns.is_pausing());
+    let held = debugged
+        && (!turns.is_member(id)
+            || turns.is_paused()
+            || mine && turns.is_fresh() && !turns.is_pausing());
     if held || !mine {
         drop(turns);
         vm.pass(next);
@@ -187,7 +217,10 @@ fn take_turn(vm: &Vm, frozen: &mut Frozen<'_>) -> Option<Step> {
         frozen.during(State::Sleeping, |vcpu, _| {
             let debugged = vm.is_debugged(id);
             vcpu.sleep(PATIENCE, || {
-                must_look(vm, vcpu) || vm.turns().is_holder(id) || vm.is_debugged(id) != debugged || held_now(vm, id)
+                must_look(vm, vcpu)
+                    || vm.turns().is_holder(id)
+                    || vm.is_debugged(id) != debugged
+                    || held_now(vm, id)
             });
         });
         return Some(Step::LookAround);
@@ -216,9 +249,19 @@ fn take_turn(vm: &Vm, frozen: &mut Frozen<'_>) -> Option<Step> {
         return Some(Step::LookAround);
     }
     let ran = frozen.during(State::Running, |vcpu, core| {
-        let base = now.wrapping_sub(core.cpu.retired().wrapping_mul(crate::turn::NS_PER_INSTRUCTION));
+        let base = now.wrapping_sub(
+            core.cpu
+                .retired()
+                .wrapping_mul(crate::turn::NS_PER_INSTRUCTION),
+        );
         let horizon = now.saturating_add(budget.saturating_mul(crate::turn::NS_PER_INSTRUCTION));
-        let mut bus = RunBus { vm, vcpu, side: &mut core.side, base, horizon };
+        let mut bus = RunBus {
+            vm,
+            vcpu,
+            side: &mut core.side,
+            base,
+            horizon,
+        };
         vcpu.signals.notify();
         core.cpu.run(&mut bus, budget)
     });
@@ -281,7 +324,12 @@ fn digest(vm: &Vm, core: &mut Frozen<'_>, exit: Exit) -> After {
         Exit::Limit | Exit::Attention => return After::Continue,
         Exit::Hlt => return After::Halt,
         Exit::In { port, size, len } => inout(core, port, u16::from(size) | VM_INOUT_IN, None, len),
-        Exit::Out { port, size, value, len } => inout(core, port, u16::from(size), Some(value), len),
+        Exit::Out {
+            port,
+            size,
+            value,
+            len,
+        } => inout(core, port, u16::from(size), Some(value), len),
         Exit::StringIo(io) => {
             stats.count(Stat::InOut);
             let length = i32::from(io.len);
@@ -290,14 +338,26 @@ fn digest(vm: &Vm, core: &mut Frozen<'_>, exit: Exit) -> After {
         Exit::Mmio(mmio) => {
             stats.count(Stat::NestedFault);
             stats.count(Stat::InstEmul);
-            VmExit::new(VM_EXITCODE_INST_EMUL, rip, i32::from(mmio.len), inst_emul(core, &mmio))
+            VmExit::new(
+                VM_EXITCODE_INST_EMUL,
+                rip,
+                i32::from(mmio.len),
+                inst_emul(core, &mmio),
+            )
         }
         Exit::Rdmsr { index, len } => {
-            let msr = VmExitMsr { code: index, ..VmExitMsr::default() };
+            let msr = VmExitMsr {
+                code: index,
+                ..VmExitMsr::default()
+            };
             VmExit::new(VM_EXITCODE_RDMSR, rip, i32::from(len), msr)
         }
         Exit::Wrmsr { index, value, len } => {
-            let msr = VmExitMsr { code: index, wval: value, ..VmExitMsr::default() };
+            let msr = VmExitMsr {
+                code: index,
+                wval: value,
+                ..VmExitMsr::default()
+            };
             VmExit::new(VM_EXITCODE_WRMSR, rip, i32::from(len), msr)
         }
         Exit::Shutdown => {
@@ -311,7 +371,12 @@ fn digest(vm: &Vm, core: &mut Frozen<'_>, exit: Exit) -> After {
         }
         Exit::Step if core.side.cap(VM_CAP_RFLAGS_TF) => {
             let tf_shadow_val = i32::from(core.side.tf_shadow);
-            let dbg = VmExitDbg { trace_trap: 1, tf_shadow_val, paging: guest_paging(core), ..VmExitDbg::default() };
+            let dbg = VmExitDbg {
+                trace_trap: 1,
+                tf_shadow_val,
+                paging: guest_paging(core),
+                ..VmExitDbg::default()
+            };
             VmExit::new(VM_EXITCODE_DB, rip, 0, dbg)
         }
         Exit::Step => {
@@ -320,11 +385,22 @@ fn digest(vm: &Vm, core: &mut Frozen<'_>, exit: Exit) -> After {
         }
         Exit::Breakpoint { len } => {
             stats.count(Stat::Exception);
-            VmExit::new(VM_EXITCODE_BPT, rip, 0, VmExitBpt { inst_length: i32::from(len) })
+            VmExit::new(
+                VM_EXITCODE_BPT,
+                rip,
+                0,
+                VmExitBpt {
+                    inst_length: i32::from(len),
+                },
+            )
         }
         Exit::Debug { trap, .. } => {
             stats.count(Stat::Exception);
-            let dbg = VmExitDbg { trace_trap: i32::from(trap), paging: guest_paging(core), ..VmExitDbg::default() };
+            let dbg = VmExitDbg {
+                trace_trap: i32::from(trap),
+                paging: guest_paging(core),
+                ..VmExitDbg::default()
+            };
             VmExit::new(VM_EXITCODE_DB, rip, 0, dbg)
         }
     };
@@ -334,7 +410,12 @@ fn digest(vm: &Vm, core: &mut Frozen<'_>, exit: Exit) -> After {
 fn inout(core: &Core, port: u16, flags: u16, value: Option<u32>, len: u8) -> VmExit {
     let eax = value.unwrap_or(core.cpu.get(Reg::Rax) as u32);
     let rip = core.cpu.get(Reg::Rip);
-    VmExit::new(VM_EXITCODE_INOUT, rip, i32::from(len), VmInout { flags, port, eax })
+    VmExit::new(
+        VM_EXITCODE_INOUT,
+        rip,
+        i32::from(len),
+        VmInout { flags, port, eax },
+    )
 }
 
 fn string_io(core: &Core, io: &StringIo) -> VmInoutStr {
@@ -347,7 +428,11 @@ fn string_io(core: &Core, io: &StringIo) -> VmInoutStr {
     }
     let cs = core.cpu.segment(Seg::Cs);
     VmInoutStr {
-        inout: VmInout { flags, port: io.port, eax: core.cpu.get(Reg::Rax) as u32 },
+        inout: VmInout {
+            flags,
+            port: io.port,
+            eax: core.cpu.get(Reg::Rax) as u32,
+        },
         paging: guest_paging(core),
         rflags: core.cpu.get(Reg::Rflags),
         cr0: core.cpu.get(Reg::Cr0),
@@ -378,17 +463,36 @@ fn inst_emul(core: &Core, mmio: &Mmio) -> VmExitInstEmul {
         segment_register: VM_REG_LAST,
         ..Vie::default()
     };
-    VmExitInstEmul { gpa: mmio.gpa, gla: mmio.gla, cs_base, cs_d, paging, vie, ..VmExitInstEmul::default() }
+    VmExitInstEmul {
+        gpa: mmio.gpa,
+        gla: mmio.gla,
+        cs_base,
+        cs_d,
+        paging,
+        vie,
+        ..VmExitInstEmul::default()
+    }
 }
 
 fn ipi_exit(core: &Core, ipi: StartIpi) -> VmExit {
     let rip = core.cpu.get(Reg::Rip);
     match ipi {
-        StartIpi::Ipi { mode, vector, .. } => {
-            VmExit::new(VM_EXITCODE_IPI, rip, 0, VmExitIpi { mode, vector, ..VmExitIpi::default() })
-        }
+        StartIpi::Ipi { mode, vector, .. } => VmExit::new(
+            VM_EXITCODE_IPI,
+            rip,
+            0,
+            VmExitIpi {
+                mode,
+                vector,
+                ..VmExitIpi::default()
+            },
+        ),
         StartIpi::SpinUp { target, vector } => {
-            let spinup = VmExitSpinupAp { vcpu: target as i32, rip: u64::from(vector) << 12, ..Default::default() };
+            let spinup = VmExitSpinupAp {
+                vcpu: target as i32,
+                rip: u64::from(vector) << 12,
+                ..Default::default()
+            };
             VmExit::new(VM_EXITCODE_SPINUP_AP, rip, 0, spinup)
         }
     }

@@ -35,7 +35,8 @@ const MAX_EXTENDED: u32 = 0x8000_0021;
 
 /// Family 17h, model 31h, stepping 0.
 const SIGNATURE: u32 = 0x0083_0f10;
-const BRAND: &[u8; 48] = b"bhyve software processor\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
+const BRAND: &[u8; 48] =
+    b"bhyve software processor\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
 const PHYSICAL_BITS: u32 = 48;
 const LINEAR_BITS: u32 = 48;
 /// Bytes of an XSAVE area with x87 and SSE: legacy region and header.
@@ -134,7 +135,11 @@ pub fn cpuid(cx: &CpuidContext, leaf: u32, subleaf: u32) -> Leaf {
         // The APIC timer never stops.
         6 => [4, 0, 0, 0],
         7 if subleaf == 0 => {
-            let invpcid = if cx.invpcid { STRUCTURED_EBX_INVPCID } else { 0 };
+            let invpcid = if cx.invpcid {
+                STRUCTURED_EBX_INVPCID
+            } else {
+                0
+            };
             let rdpid = if cx.rdpid { STRUCTURED_ECX_RDPID } else { 0 };
             [0, STRUCTURED_EBX | invpcid, rdpid, STRUCTURED_EDX]
         }
@@ -144,7 +149,12 @@ pub fn cpuid(cx: &CpuidContext, leaf: u32, subleaf: u32) -> Leaf {
             1 => [1, 0, 0, 0],
             _ => [0; 4],
         },
-        0x4000_0000 => [MAX_HYPERVISOR, word(*b"bhyv"), word(*b"e bh"), word(*b"yve ")],
+        0x4000_0000 => [
+            MAX_HYPERVISOR,
+            word(*b"bhyv"),
+            word(*b"e bh"),
+            word(*b"yve "),
+        ],
         0x8000_0000 => [MAX_EXTENDED, word(*b"Auth"), word(*b"cAMD"), word(*b"enti")],
         0x8000_0001 => {
             let legacy = if cpus > 1 { EXTENDED_ECX_CMP_LEGACY } else { 0 };
@@ -158,7 +168,12 @@ pub fn cpuid(cx: &CpuidContext, leaf: u32, subleaf: u32) -> Leaf {
         0x8000_0006 => [0, 0, 0x0200_6140, 0],
         // The TSC runs at a constant rate whatever happens.
         0x8000_0007 => [0, 0, 0, 1 << 8],
-        0x8000_0008 => [LINEAR_BITS << 8 | PHYSICAL_BITS, CAPACITY_EBX, width(cpus) << 12 | (cpus - 1) & 0xff, 0],
+        0x8000_0008 => [
+            LINEAR_BITS << 8 | PHYSICAL_BITS,
+            CAPACITY_EBX,
+            width(cpus) << 12 | (cpus - 1) & 0xff,
+            0,
+        ],
         0x8000_001d => cache(cx, subleaf),
         0x8000_001e => {
             let core = cx.vcpu % cpus / cx.threads.max(1);
@@ -206,7 +221,10 @@ mod tests {
     };
 
     fn string(leaf: Leaf) -> String {
-        leaf.iter().flat_map(|word| word.to_le_bytes()).map(char::from).collect()
+        leaf.iter()
+            .flat_map(|word| word.to_le_bytes())
+            .map(char::from)
+            .collect()
     }
 
     #[test]
@@ -215,7 +233,9 @@ mod tests {
         assert_eq!(&string([b, d, c, 0])[..12], "AuthenticAMD");
         let [_, b, c, d] = cpuid(&CX, 0x4000_0000, 0);
         assert_eq!(&string([b, c, d, 0])[..12], "bhyve bhyve ");
-        let brand: String = (0x8000_0002..=0x8000_0004).map(|leaf| string(cpuid(&CX, leaf, 0))).collect();
+        let brand: String = (0x8000_0002..=0x8000_0004)
+            .map(|leaf| string(cpuid(&CX, leaf, 0)))
+            .collect();
         assert_eq!(brand.trim_end_matches('\0'), "bhyve software processor");
     }
 
@@ -229,8 +249,15 @@ mod tests {
 
     #[test]
     fn state_shows() {
-        let with = CpuidContext { osxsave: true, x2apic: false, ..CX };
-        assert_eq!(cpuid(&CX, 1, 0)[2] ^ cpuid(&with, 1, 0)[2], ECX_OSXSAVE | ECX_X2APIC);
+        let with = CpuidContext {
+            osxsave: true,
+            x2apic: false,
+            ..CX
+        };
+        assert_eq!(
+            cpuid(&CX, 1, 0)[2] ^ cpuid(&with, 1, 0)[2],
+            ECX_OSXSAVE | ECX_X2APIC
+        );
     }
 
     #[test]

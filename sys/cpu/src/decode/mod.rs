@@ -4,7 +4,9 @@ mod data;
 mod flow;
 mod system;
 
-use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{
+    Code, Decoder, DecoderError, DecoderOptions, Instruction, Mnemonic, OpKind, Register,
+};
 
 use crate::cpu::{FAR_DISP, slot};
 use crate::fpu;
@@ -94,7 +96,12 @@ struct Comparison {
 }
 
 /// Lowers code up to the end of the block or of `code`, and appends it to `ops`.
-pub(crate) fn lower_block(code: &[u8], mode: Mode, ops: &mut Vec<Op>, floats: &mut Floats) -> Lowered {
+pub(crate) fn lower_block(
+    code: &[u8],
+    mode: Mode,
+    ops: &mut Vec<Op>,
+    floats: &mut Floats,
+) -> Lowered {
     let options = DecoderOptions::AMD | DecoderOptions::NO_MPFX_0FBC | DecoderOptions::NO_MPFX_0FBD;
     let mut decoder = Decoder::with_ip(mode.bitness(), code, 0, options);
     let mut instruction = Instruction::default();
@@ -108,7 +115,11 @@ pub(crate) fn lower_block(code: &[u8], mode: Mode, ops: &mut Vec<Op>, floats: &m
         if decoder.last_error() == DecoderError::NoMoreBytes {
             break;
         }
-        let place = Place { mode, off: bytes as u16, n: n as u8 };
+        let place = Place {
+            mode,
+            off: bytes as u16,
+            n: n as u8,
+        };
         bytes = decoder.position();
         n += 1;
         if let (Some(c), Some(last)) = (comparison.take(), ops.last_mut())
@@ -126,10 +137,22 @@ pub(crate) fn lower_block(code: &[u8], mode: Mode, ops: &mut Vec<Op>, floats: &m
         // The decoder gives up after as many bytes as an instruction may have, which the processor calls #GP and not #UD.
         // An instruction of that very length may be invalid for its prefixes, which the decoder can be told to overlook.
         let too_long = instruction.is_invalid() && instruction.len() == MAX_LEN && {
-            let from = code.get(bytes.saturating_sub(MAX_LEN)..).unwrap_or_default();
-            Decoder::new(mode.bitness(), from, options | DecoderOptions::NO_INVALID_CHECK).decode().is_invalid()
+            let from = code
+                .get(bytes.saturating_sub(MAX_LEN)..)
+                .unwrap_or_default();
+            Decoder::new(
+                mode.bitness(),
+                from,
+                options | DecoderOptions::NO_INVALID_CHECK,
+            )
+            .decode()
+            .is_invalid()
         };
-        let lower = Lower { i: &instruction, place, too_long };
+        let lower = Lower {
+            i: &instruction,
+            place,
+            too_long,
+        };
         let (op, then) = lower.lower(floats);
         comparison = lower.comparison();
         ops.push(op);
@@ -137,8 +160,16 @@ pub(crate) fn lower_block(code: &[u8], mode: Mode, ops: &mut Vec<Op>, floats: &m
     }
     // Even behind an operation that ends the block: so no handler's `next` can leave the row.
     if n != 0 {
-        let f: Handler = if mode.long() { control::fall_through } else { control::fall_through_legacy };
-        ops.push(Op { off: bytes as u16, n: n as u8, ..blank(f) });
+        let f: Handler = if mode.long() {
+            control::fall_through
+        } else {
+            control::fall_through_legacy
+        };
+        ops.push(Op {
+            off: bytes as u16,
+            n: n as u8,
+            ..blank(f)
+        });
     }
     Lowered { n, bytes }
 }
@@ -197,12 +228,21 @@ fn log(size: usize) -> u8 {
 /// A general register as `Op::r` wants it.
 fn register(r: Register) -> u8 {
     let number = r.full_register().number() as u8 & 15;
-    if matches!(r, Register::AH | Register::CH | Register::DH | Register::BH) { number | 0x20 } else { number }
+    if matches!(r, Register::AH | Register::CH | Register::DH | Register::BH) {
+        number | 0x20
+    } else {
+        number
+    }
 }
 
 impl Lower<'_> {
     fn op(&self, f: Handler) -> Op {
-        Op { n: self.place.n, len: self.i.len() as u8, off: self.place.off, ..blank(f) }
+        Op {
+            n: self.place.n,
+            len: self.i.len() as u8,
+            off: self.place.off,
+            ..blank(f)
+        }
     }
 
     fn long(&self) -> bool {
@@ -219,7 +259,11 @@ impl Lower<'_> {
 
     /// Size of an operand as a logarithm.
     fn size(&self, operand: u32) -> u8 {
-        if self.is_register(operand) { log(self.i.op_register(operand).size()) } else { log(self.i.memory_size().size()) }
+        if self.is_register(operand) {
+            log(self.i.op_register(operand).size())
+        } else {
+            log(self.i.memory_size().size())
+        }
     }
 
     fn reg(&self, operand: u32) -> u8 {
@@ -237,13 +281,17 @@ impl Lower<'_> {
         if self.long() {
             if matches!(segment, Register::FS | Register::GS) {
                 op.seg = slot;
-            } else if matches!(self.i.memory_base(), Register::RSP | Register::ESP | Register::RBP | Register::EBP) {
+            } else if matches!(
+                self.i.memory_base(),
+                Register::RSP | Register::ESP | Register::RBP | Register::EBP
+            ) {
                 // The other prefixes mean nothing, not even for which exception an address that is none calls.
                 op.am |= am::STACK;
             }
             return;
         }
-        if !self.place.mode.flat() || matches!(segment, Register::FS | Register::GS | Register::CS) {
+        if !self.place.mode.flat() || matches!(segment, Register::FS | Register::GS | Register::CS)
+        {
             op.seg = slot;
             op.am |= am::CHECKED;
         }
@@ -273,11 +321,19 @@ impl Lower<'_> {
             if base == Register::EIP {
                 op.am |= am::MASK32;
             }
-            let displacement = if base == Register::EIP { i64::from(displacement as i32) } else { displacement };
+            let displacement = if base == Register::EIP {
+                i64::from(displacement as i32)
+            } else {
+                displacement
+            };
             match i32::try_from(displacement) {
                 Ok(disp) => op.disp = disp,
                 Err(_) => {
-                    let (slot, by) = if displacement > 0 { (slot::PLUS, FAR_DISP) } else { (slot::MINUS, -FAR_DISP) };
+                    let (slot, by) = if displacement > 0 {
+                        (slot::PLUS, FAR_DISP)
+                    } else {
+                        (slot::MINUS, -FAR_DISP)
+                    };
                     op.index = slot;
                     op.disp = (displacement - by) as i32;
                 }
@@ -304,7 +360,10 @@ impl Lower<'_> {
         if self.is_memory(operand) {
             self.memory(self.op(f_memory))
         } else {
-            Op { s: self.reg(operand), ..self.op(f_register) }
+            Op {
+                s: self.reg(operand),
+                ..self.op(f_register)
+            }
         }
     }
 
@@ -313,7 +372,10 @@ impl Lower<'_> {
         if self.is_memory(operand) {
             self.memory(self.op(f_memory))
         } else {
-            Op { r: self.reg(operand), ..self.op(f_register) }
+            Op {
+                r: self.reg(operand),
+                ..self.op(f_register)
+            }
         }
     }
 
@@ -342,17 +404,34 @@ impl Lower<'_> {
             (OpKind::Register, OpKind::Memory) | (OpKind::Memory, _) => return None,
             _ => true,
         };
-        Some(Comparison { test, immediate, size: self.size(0) })
+        Some(Comparison {
+            test,
+            immediate,
+            size: self.size(0),
+        })
     }
 
     fn lower(&self, floats: &mut Floats) -> (Op, Flow) {
         if self.i.code() == Code::INVALID {
-            return if self.too_long { (self.op(misc::forbidden), Flow::End) } else { self.undefined() };
+            return if self.too_long {
+                (self.op(misc::forbidden), Flow::End)
+            } else {
+                self.undefined()
+            };
         }
-        if let Some(done) = self.data().or_else(|| self.branch()).or_else(|| self.stack()).or_else(|| self.string()) {
+        if let Some(done) = self
+            .data()
+            .or_else(|| self.branch())
+            .or_else(|| self.stack())
+            .or_else(|| self.string())
+        {
             return done;
         }
-        if let Some(done) = self.other().or_else(|| self.system()).or_else(|| self.vector()) {
+        if let Some(done) = self
+            .other()
+            .or_else(|| self.system())
+            .or_else(|| self.vector())
+        {
             return done;
         }
         if let Some(operation) = fpu::lower(self.i) {

@@ -13,8 +13,17 @@ impl Lower<'_> {
         use Mnemonic as M;
         let i = self.i;
         let op = match i.mnemonic() {
-            M::Nop | M::Reservednop | M::Endbr32 | M::Endbr64 | M::Prefetch | M::Prefetchw | M::Prefetchwt1 | M::Prefetchnta | M::Prefetcht0
-            | M::Prefetcht1 | M::Prefetcht2 => self.op(misc::nop),
+            M::Nop
+            | M::Reservednop
+            | M::Endbr32
+            | M::Endbr64
+            | M::Prefetch
+            | M::Prefetchw
+            | M::Prefetchwt1
+            | M::Prefetchnta
+            | M::Prefetcht0
+            | M::Prefetcht1
+            | M::Prefetcht2 => self.op(misc::nop),
             M::Mfence | M::Lfence | M::Sfence | M::Serialize => self.op(misc::fence),
             M::Pause => self.op(misc::pause),
             M::Hlt => return Some(self.ending(misc::hlt)),
@@ -26,7 +35,10 @@ impl Lower<'_> {
             M::Cli => self.op(misc::cli),
             M::Sti => return Some(self.ending(misc::sti)),
             M::Clac => self.op(misc::set_ac),
-            M::Stac => Op { x: 1, ..self.op(misc::set_ac) },
+            M::Stac => Op {
+                x: 1,
+                ..self.op(misc::set_ac)
+            },
             M::Lahf => self.op(misc::lahf),
             M::Sahf => self.op(misc::sahf),
             M::Salc => self.op(misc::salc),
@@ -34,9 +46,19 @@ impl Lower<'_> {
             M::Das => self.op(bcd::das),
             M::Aaa => self.op(bcd::aaa),
             M::Aas => self.op(bcd::aas),
-            M::Aam => Op { imm: self.imm(0), ..self.op(bcd::aam) },
-            M::Aad => Op { imm: self.imm(0), ..self.op(bcd::aad) },
-            M::Bound => Op { r: self.reg(0), x: self.size(0), ..self.memory(self.op(misc::bound)) },
+            M::Aam => Op {
+                imm: self.imm(0),
+                ..self.op(bcd::aam)
+            },
+            M::Aad => Op {
+                imm: self.imm(0),
+                ..self.op(bcd::aad)
+            },
+            M::Bound => Op {
+                r: self.reg(0),
+                x: self.size(0),
+                ..self.memory(self.op(misc::bound))
+            },
             M::Xlatb => {
                 let mut op = self.op(mov::xlat);
                 self.segment(&mut op, i.memory_segment());
@@ -52,7 +74,12 @@ impl Lower<'_> {
                     M::Lfs => 4,
                     _ => 5,
                 };
-                let op = Op { r: self.reg(0), s, x: self.far_size(), ..self.memory(self.op(system::load_far_pointer)) };
+                let op = Op {
+                    r: self.reg(0),
+                    s,
+                    x: self.far_size(),
+                    ..self.memory(self.op(system::load_far_pointer))
+                };
                 return Some((op, Flow::End));
             }
             _ => return None,
@@ -63,12 +90,22 @@ impl Lower<'_> {
     /// A 16-bit operand: in `s`, or memory with bit 7 of `x` set.
     fn selector_source(&self, operand: u32, f: Handler, x: u8) -> Op {
         let x = if self.is_memory(operand) { x | 0x80 } else { x };
-        Op { x, ..self.source(operand, f, f) }
+        Op {
+            x,
+            ..self.source(operand, f, f)
+        }
     }
 
     fn selector_destination(&self, f: Handler) -> Op {
-        let x = if self.is_memory(0) { 0x80 } else { self.size(0) };
-        Op { x, ..self.destination(0, f, f) }
+        let x = if self.is_memory(0) {
+            0x80
+        } else {
+            self.size(0)
+        };
+        Op {
+            x,
+            ..self.destination(0, f, f)
+        }
     }
 
     fn table(&self, f: Handler) -> Op {
@@ -78,15 +115,25 @@ impl Lower<'_> {
             Code::Lgdt_m1632_16 | Code::Lidt_m1632_16 => 1,
             _ => 2,
         };
-        Op { x, ..self.memory(self.op(f)) }
+        Op {
+            x,
+            ..self.memory(self.op(f))
+        }
     }
 
     fn port(&self, f: Handler, port_operand: u32, size_operand: u32) -> Op {
         let size = self.size(size_operand);
         if self.is_register(port_operand) {
-            Op { x: size | 0x80, ..self.op(f) }
+            Op {
+                x: size | 0x80,
+                ..self.op(f)
+            }
         } else {
-            Op { imm: self.imm(port_operand) & 0xff, x: size, ..self.op(f) }
+            Op {
+                imm: self.imm(port_operand) & 0xff,
+                x: size,
+                ..self.op(f)
+            }
         }
     }
 
@@ -98,9 +145,16 @@ impl Lower<'_> {
             M::Rdmsr => self.op(system::rdmsr),
             M::Wrmsr => return Some(self.ending(system::wrmsr)),
             M::Rdtsc => self.op(system::rdtsc),
-            M::Rdtscp => Op { x: 1, ..self.op(system::rdtsc) },
+            M::Rdtscp => Op {
+                x: 1,
+                ..self.op(system::rdtsc)
+            },
             M::Rdpmc => self.op(misc::forbidden),
-            M::Rdrand | M::Rdseed => Op { r: self.reg(0), x: self.size(0), ..self.op(system::rdrand) },
+            M::Rdrand | M::Rdseed => Op {
+                r: self.reg(0),
+                x: self.size(0),
+                ..self.op(system::rdrand)
+            },
             // What a device does in answer must be seen to before the next instruction.
             M::In => return Some((self.port(system::r#in, 1, 0), Flow::End)),
             M::Out => return Some((self.port(system::out, 0, 1), Flow::End)),
@@ -114,25 +168,63 @@ impl Lower<'_> {
             M::Str => self.selector_destination(system::str),
             M::Smsw => self.selector_destination(system::smsw),
             M::Lmsw => return Some((self.selector_source(0, system::lmsw, 0), Flow::End)),
-            M::Lar => Op { r: self.reg(0), ..self.selector_source(1, system::lar, self.size(0)) },
-            M::Lsl => Op { r: self.reg(0), ..self.selector_source(1, system::lsl, self.size(0)) },
+            M::Lar => Op {
+                r: self.reg(0),
+                ..self.selector_source(1, system::lar, self.size(0))
+            },
+            M::Lsl => Op {
+                r: self.reg(0),
+                ..self.selector_source(1, system::lsl, self.size(0))
+            },
             M::Verr => self.selector_source(0, system::verr, 0),
             M::Verw => self.selector_source(0, system::verr, 0x40),
             M::Arpl => {
                 let x = if self.is_memory(0) { 0x80 } else { 0 };
-                Op { s: self.reg(1), x, ..self.destination(0, system::arpl, system::arpl) }
+                Op {
+                    s: self.reg(1),
+                    x,
+                    ..self.destination(0, system::arpl, system::arpl)
+                }
             }
             M::Clts => return Some(self.ending(system::clts)),
             M::Invlpg => return Some((self.memory(self.op(system::invlpg)), Flow::End)),
-            M::Invpcid => return Some((Op { r: self.reg(0), ..self.memory(self.op(system::invpcid)) }, Flow::End)),
+            M::Invpcid => {
+                return Some((
+                    Op {
+                        r: self.reg(0),
+                        ..self.memory(self.op(system::invpcid))
+                    },
+                    Flow::End,
+                ));
+            }
             M::Wbinvd | M::Invd | M::Wbnoinvd => self.op(system::privileged_nop),
             M::Swapgs => self.op(system::swapgs),
             M::Xgetbv => self.op(system::xgetbv),
             M::Xsetbv => return Some(self.ending(system::xsetbv)),
-            M::Rdfsbase => Op { r: self.reg(0), x: self.size(0), imm: 4, ..self.op(system::rdbase) },
-            M::Rdgsbase => Op { r: self.reg(0), x: self.size(0), imm: 5, ..self.op(system::rdbase) },
-            M::Wrfsbase => Op { s: self.reg(0), x: self.size(0), imm: 4, ..self.op(system::wrbase) },
-            M::Wrgsbase => Op { s: self.reg(0), x: self.size(0), imm: 5, ..self.op(system::wrbase) },
+            M::Rdfsbase => Op {
+                r: self.reg(0),
+                x: self.size(0),
+                imm: 4,
+                ..self.op(system::rdbase)
+            },
+            M::Rdgsbase => Op {
+                r: self.reg(0),
+                x: self.size(0),
+                imm: 5,
+                ..self.op(system::rdbase)
+            },
+            M::Wrfsbase => Op {
+                s: self.reg(0),
+                x: self.size(0),
+                imm: 4,
+                ..self.op(system::wrbase)
+            },
+            M::Wrgsbase => Op {
+                s: self.reg(0),
+                x: self.size(0),
+                imm: 5,
+                ..self.op(system::wrbase)
+            },
             _ => return None,
         };
         Some((op, Flow::More))
@@ -148,7 +240,10 @@ impl Lower<'_> {
                 (true, false) => float::form::LONG32,
                 (true, true) => float::form::LONG64,
             };
-            Op { x, ..self.memory(self.op(f)) }
+            Op {
+                x,
+                ..self.memory(self.op(f))
+            }
         };
         let op = match i.code() {
             Code::Fxsave_m512byte => saving(float::fxsave, false),
@@ -162,20 +257,40 @@ impl Lower<'_> {
             _ => {
                 let aligned = match i.mnemonic() {
                     M::Movups | M::Movupd | M::Movdqu | M::Lddqu => false,
-                    M::Movaps | M::Movapd | M::Movdqa | M::Movntps | M::Movntpd | M::Movntdq => true,
-                    M::Pxor | M::Xorps | M::Xorpd if self.is_register(0) && i.op0_register().is_xmm() && self.is_register(1) => {
-                        let op = Op { r: i.op0_register().number() as u8, s: i.op1_register().number() as u8, ..self.op(float::xor_xmm) };
+                    M::Movaps | M::Movapd | M::Movdqa | M::Movntps | M::Movntpd | M::Movntdq => {
+                        true
+                    }
+                    M::Pxor | M::Xorps | M::Xorpd
+                        if self.is_register(0)
+                            && i.op0_register().is_xmm()
+                            && self.is_register(1) =>
+                    {
+                        let op = Op {
+                            r: i.op0_register().number() as u8,
+                            s: i.op1_register().number() as u8,
+                            ..self.op(float::xor_xmm)
+                        };
                         return Some((op, Flow::More));
                     }
                     _ => return None,
                 };
                 let x = u8::from(aligned);
                 match (self.is_register(0), self.is_register(1)) {
-                    (true, true) => {
-                        Op { r: i.op0_register().number() as u8, s: i.op1_register().number() as u8, ..self.op(float::move_xmm) }
-                    }
-                    (true, false) => Op { r: i.op0_register().number() as u8, x, ..self.memory(self.op(float::load_xmm)) },
-                    _ => Op { s: i.op1_register().number() as u8, x, ..self.memory(self.op(float::store_xmm)) },
+                    (true, true) => Op {
+                        r: i.op0_register().number() as u8,
+                        s: i.op1_register().number() as u8,
+                        ..self.op(float::move_xmm)
+                    },
+                    (true, false) => Op {
+                        r: i.op0_register().number() as u8,
+                        x,
+                        ..self.memory(self.op(float::load_xmm))
+                    },
+                    _ => Op {
+                        s: i.op1_register().number() as u8,
+                        x,
+                        ..self.memory(self.op(float::store_xmm))
+                    },
                 }
             }
         };
@@ -193,9 +308,19 @@ impl Lower<'_> {
         }
         let explicit = (0..i.op_count()).any(|operand| self.is_memory(operand));
         if explicit {
-            return (Op { imm, ..self.memory(self.op(f)) }, Flow::More);
+            return (
+                Op {
+                    imm,
+                    ..self.memory(self.op(f))
+                },
+                Flow::More,
+            );
         }
-        let mut op = Op { imm, x: 1, ..self.op(f) };
+        let mut op = Op {
+            imm,
+            x: 1,
+            ..self.op(f)
+        };
         for operand in 0..i.op_count() {
             match i.op_kind(operand) {
                 OpKind::MemorySegDI => Self::address_size(&mut op, 2),

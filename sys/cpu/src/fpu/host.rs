@@ -210,7 +210,11 @@ pub(super) fn strings(stub: Stub, a: u128, b: u128, len_a: i32, len_b: i32) -> S
             in("xmm2") xmm(b),
         );
     }
-    Strings { index, mask: bits(mask), rflags: flags }
+    Strings {
+        index,
+        mask: bits(mask),
+        rflags: flags,
+    }
 }
 
 /// An MMX instruction: `mm1 = op(mm1, mm2)`.

@@ -1,8 +1,8 @@
 //! From a decoded instruction to an [`Op`].
 
 use iced_x86::{
-    CpuidFeature, EncodingKind, Instruction, MandatoryPrefix, Mnemonic, OpCodeInfo, OpCodeOperandKind, OpCodeTableKind,
-    OpKind, Register,
+    CpuidFeature, EncodingKind, Instruction, MandatoryPrefix, Mnemonic, OpCodeInfo,
+    OpCodeOperandKind, OpCodeTableKind, OpKind, Register,
 };
 
 use super::op::{Op, Run};
@@ -19,11 +19,17 @@ pub fn lower(instruction: &Instruction) -> Option<Op> {
         return None;
     }
     if instruction.mnemonic() == Mnemonic::Wait {
-        return Some(Op { class: Class::Wait, ..op(x87::wait) });
+        return Some(Op {
+            class: Class::Wait,
+            ..op(x87::wait)
+        });
     }
     let features = instruction.cpuid_features();
     if features.iter().any(|feature| {
-        matches!(feature, CpuidFeature::FPU | CpuidFeature::FPU287 | CpuidFeature::FPU387)
+        matches!(
+            feature,
+            CpuidFeature::FPU | CpuidFeature::FPU287 | CpuidFeature::FPU387
+        )
     }) || instruction.mnemonic() == Mnemonic::Fisttp
     {
         return lower_x87(instruction, info);
@@ -77,7 +83,9 @@ fn lower_x87(instruction: &Instruction, info: &OpCodeInfo) -> Option<Op> {
         return None;
     }
     let class = match mnemonic {
-        Fninit | Fnclex | Fnstcw | Fnstsw | Fnstenv | Fnsave | Fneni | Fndisi | Fnsetpm => Class::X87NoWait,
+        Fninit | Fnclex | Fnstcw | Fnstsw | Fnstenv | Fnsave | Fneni | Fndisi | Fnsetpm => {
+            Class::X87NoWait
+        }
         _ => Class::X87,
     };
     let control = matches!(mnemonic, Fnclex | Fldcw | Fnstcw | Fnstsw);
@@ -86,7 +94,9 @@ fn lower_x87(instruction: &Instruction, info: &OpCodeInfo) -> Option<Op> {
         let size = size(instruction)?;
         let (escape, reg) = (info.op_code() as u8, info.group_index() as u8);
         let access = match mnemonic {
-            Fst | Fstp | Fist | Fistp | Fisttp | Fbstp | Fnstcw | Fnstsw | Fnstenv | Fnsave => Access::Write(size),
+            Fst | Fstp | Fist | Fistp | Fisttp | Fbstp | Fnstcw | Fnstsw | Fnstenv | Fnsave => {
+                Access::Write(size)
+            }
             _ => Access::Read(size),
         };
         let run: Run = match (mnemonic, size) {
@@ -102,7 +112,14 @@ fn lower_x87(instruction: &Instruction, info: &OpCodeInfo) -> Option<Op> {
             _ => x87::run,
         };
         let fop = u16::from(escape & 7) << 8 | u16::from(reg) << 3;
-        return Some(Op { stub: Stub::x87_memory(escape, reg), class, access, imm, fop, ..op(run) });
+        return Some(Op {
+            stub: Stub::x87_memory(escape, reg),
+            class,
+            access,
+            imm,
+            fop,
+            ..op(run)
+        });
     }
     let run: Run = match mnemonic {
         Fninit => x87::fninit,
@@ -115,7 +132,13 @@ fn lower_x87(instruction: &Instruction, info: &OpCodeInfo) -> Option<Op> {
     let [escape, modrm] = (info.op_code() as u16).to_be_bytes();
     let modrm = modrm | stack & 7;
     let fop = u16::from(escape & 7) << 8 | u16::from(modrm);
-    Some(Op { stub: Stub::x87_register(escape, modrm), class, imm, fop, ..op(run) })
+    Some(Op {
+        stub: Stub::x87_register(escape, modrm),
+        class,
+        imm,
+        fop,
+        ..op(run)
+    })
 }
 
 /// The register file that an operand is in, as far as these units tell them apart.
@@ -192,32 +215,61 @@ fn lower_special(instruction: &Instruction, info: &OpCodeInfo) -> Option<Op> {
     use Mnemonic::*;
     let memory = operand(instruction, 0) == Operand::Memory;
     match instruction.mnemonic() {
-        Emms => Some(Op { class: Class::Mmx, stub: Stub::emms(), imm: x87::CONTROL, ..op(x87::run) }),
-        Ldmxcsr if memory => Some(Op { access: Access::Read(4), ..op(sse::ldmxcsr) }),
-        Stmxcsr if memory => Some(Op { access: Access::Write(4), ..op(sse::stmxcsr) }),
+        Emms => Some(Op {
+            class: Class::Mmx,
+            stub: Stub::emms(),
+            imm: x87::CONTROL,
+            ..op(x87::run)
+        }),
+        Ldmxcsr if memory => Some(Op {
+            access: Access::Read(4),
+            ..op(sse::ldmxcsr)
+        }),
+        Stmxcsr if memory => Some(Op {
+            access: Access::Write(4),
+            ..op(sse::stmxcsr)
+        }),
         Movnti => match operand(instruction, 1) {
-            Operand::General(reg) if memory => {
-                Some(Op { class: Class::Integer, access: Access::Write(size(instruction)?), reg, ..op(sse::movnti) })
-            }
+            Operand::General(reg) if memory => Some(Op {
+                class: Class::Integer,
+                access: Access::Write(size(instruction)?),
+                reg,
+                ..op(sse::movnti)
+            }),
             _ => None,
         },
         Maskmovdqu => match (operand(instruction, 1), operand(instruction, 2)) {
-            (Operand::Xmm(reg), Operand::Xmm(rm)) => {
-                Some(Op { access: Access::ReadWrite(16), reg, rm, ..op(sse::maskmovdqu) })
-            }
+            (Operand::Xmm(reg), Operand::Xmm(rm)) => Some(Op {
+                access: Access::ReadWrite(16),
+                reg,
+                rm,
+                ..op(sse::maskmovdqu)
+            }),
             _ => None,
         },
         Maskmovq => match (operand(instruction, 1), operand(instruction, 2)) {
-            (Operand::Mm(reg), Operand::Mm(rm)) => {
-                Some(Op { class: Class::Mmx, access: Access::ReadWrite(8), reg, rm, ..op(mmx::maskmovq) })
-            }
+            (Operand::Mm(reg), Operand::Mm(rm)) => Some(Op {
+                class: Class::Mmx,
+                access: Access::ReadWrite(8),
+                reg,
+                rm,
+                ..op(mmx::maskmovq)
+            }),
             _ => None,
         },
         Crc32 => lower_crc32(instruction, info),
         Pslldq | Psrldq => match operand(instruction, 0) {
             Operand::Xmm(reg) => {
-                let run = if instruction.mnemonic() == Pslldq { sse::pslldq } else { sse::psrldq };
-                Some(Op { reg, imm: immediate(instruction)?, ..op(run) })
+                let run = if instruction.mnemonic() == Pslldq {
+                    sse::pslldq
+                } else {
+                    sse::psrldq
+                };
+                Some(Op {
+                    reg,
+                    imm: immediate(instruction)?,
+                    ..op(run)
+                })
             }
             _ => None,
         },
@@ -226,10 +278,15 @@ fn lower_special(instruction: &Instruction, info: &OpCodeInfo) -> Option<Op> {
 }
 
 fn lower_crc32(instruction: &Instruction, info: &OpCodeInfo) -> Option<Op> {
-    let Operand::General(reg) = operand(instruction, 0) else { return None };
+    let Operand::General(reg) = operand(instruction, 0) else {
+        return None;
+    };
     let source = instruction.op1_register();
     let (access, bytes) = match operand(instruction, 1) {
-        Operand::Memory => (Access::Read(size(instruction)?), usize::from(size(instruction)?)),
+        Operand::Memory => (
+            Access::Read(size(instruction)?),
+            usize::from(size(instruction)?),
+        ),
         _ => (Access::None, source.size()),
     };
     let stub = match bytes {
@@ -245,8 +302,20 @@ fn lower_crc32(instruction: &Instruction, info: &OpCodeInfo) -> Option<Op> {
         Register::BH => (3, 8),
         register => (register.full_register().number() as u8, 0),
     };
-    let run: Run = if access == Access::None { sse::crc32::<false> } else { sse::crc32::<true> };
-    Some(Op { class: Class::Integer, stub, access, reg, rm, imm, ..op(run) })
+    let run: Run = if access == Access::None {
+        sse::crc32::<false>
+    } else {
+        sse::crc32::<true>
+    };
+    Some(Op {
+        class: Class::Integer,
+        stub,
+        access,
+        reg,
+        rm,
+        imm,
+        ..op(run)
+    })
 }
 
 /// Whether a 16-byte operand need not be aligned.
@@ -269,12 +338,13 @@ fn lower_move(instruction: &Instruction, operands: (Operand, Operand)) -> Option
         (Movaps | Movapd | Movups | Movupd | Movdqa | Movdqu, (Xmm(reg), Xmm(rm))) => {
             (sse, sse::move_load::<false>, reg, rm)
         }
-        (Movaps | Movapd | Movups | Movupd | Movdqa | Movdqu | Lddqu | Movntdqa, (Xmm(reg), Memory)) => {
-            (sse, sse::move_load::<true>, reg, 0)
-        }
         (
-            Movaps | Movapd | Movups | Movupd | Movdqa | Movdqu | Movntps | Movntpd | Movntdq | Movss | Movsd | Movlps
-            | Movlpd | Movq,
+            Movaps | Movapd | Movups | Movupd | Movdqa | Movdqu | Lddqu | Movntdqa,
+            (Xmm(reg), Memory),
+        ) => (sse, sse::move_load::<true>, reg, 0),
+        (
+            Movaps | Movapd | Movups | Movupd | Movdqa | Movdqu | Movntps | Movntpd | Movntdq
+            | Movss | Movsd | Movlps | Movlpd | Movq,
             (Memory, Xmm(reg)),
         ) => (sse, sse::store, reg, 0),
         (Movhps | Movhpd, (Memory, Xmm(reg))) => (sse, sse::store_high, reg, 0),
@@ -329,7 +399,15 @@ fn lower_move(instruction: &Instruction, operands: (Operand, Operand)) -> Option
     };
     let wide = matches!(access, Access::Read(16) | Access::Write(16));
     let imm = immediate(instruction).unwrap_or(0);
-    Some(Op { class, access, aligned: wide && !unaligned(mnemonic), reg, rm, imm, ..op(run) })
+    Some(Op {
+        class,
+        access,
+        aligned: wide && !unaligned(mnemonic),
+        reg,
+        rm,
+        imm,
+        ..op(run)
+    })
 }
 
 /// Whether a computation depends on MXCSR.
@@ -337,13 +415,50 @@ fn floating(mnemonic: Mnemonic) -> bool {
     use Mnemonic::*;
     matches!(
         mnemonic,
-        Addps | Addpd | Addss | Addsd | Subps | Subpd | Subss | Subsd | Mulps | Mulpd | Mulss | Mulsd | Divps | Divpd
+        Addps
+            | Addpd
+            | Addss
+            | Addsd
+            | Subps
+            | Subpd
+            | Subss
+            | Subsd
+            | Mulps
+            | Mulpd
+            | Mulss
+            | Mulsd
+            | Divps
+            | Divpd
     ) || matches!(
         mnemonic,
-        Divss | Divsd | Sqrtps | Sqrtpd | Sqrtss | Sqrtsd | Minps | Minpd | Minss | Minsd | Maxps | Maxpd | Maxss | Maxsd
+        Divss
+            | Divsd
+            | Sqrtps
+            | Sqrtpd
+            | Sqrtss
+            | Sqrtsd
+            | Minps
+            | Minpd
+            | Minss
+            | Minsd
+            | Maxps
+            | Maxpd
+            | Maxss
+            | Maxsd
     ) || matches!(
         mnemonic,
-        Cmpps | Cmppd | Cmpss | Cmpsd | Addsubps | Addsubpd | Haddps | Haddpd | Hsubps | Hsubpd | Dpps | Dppd
+        Cmpps
+            | Cmppd
+            | Cmpss
+            | Cmpsd
+            | Addsubps
+            | Addsubpd
+            | Haddps
+            | Haddpd
+            | Hsubps
+            | Hsubpd
+            | Dpps
+            | Dppd
     ) || matches!(
         mnemonic,
         Roundps
@@ -363,7 +478,11 @@ fn floating(mnemonic: Mnemonic) -> bool {
 }
 
 /// Everything else: the host computes.
-fn lower_computation(instruction: &Instruction, info: &OpCodeInfo, operands: (Operand, Operand)) -> Option<Op> {
+fn lower_computation(
+    instruction: &Instruction,
+    info: &OpCodeInfo,
+    operands: (Operand, Operand),
+) -> Option<Op> {
     use Mnemonic::*;
     use Operand::{General, Memory, Mm, Xmm};
     let mnemonic = instruction.mnemonic();
@@ -378,22 +497,44 @@ fn lower_computation(instruction: &Instruction, info: &OpCodeInfo, operands: (Op
     let mut stub = stub(info, imm);
     let wide = matches!(instruction.op0_register().size(), 8) && matches!(operands.0, General(_));
     let (class, run, reg, rm): (Class, Run, u8, u8) = match (mnemonic, operands) {
-        (Comiss | Comisd | Ucomiss | Ucomisd, (Xmm(reg), Xmm(rm))) => (Class::Sse, sse::compare::<false>, reg, rm),
-        (Comiss | Comisd | Ucomiss | Ucomisd, (Xmm(reg), Memory)) => (Class::Sse, sse::compare::<true>, reg, 0),
+        (Comiss | Comisd | Ucomiss | Ucomisd, (Xmm(reg), Xmm(rm))) => {
+            (Class::Sse, sse::compare::<false>, reg, rm)
+        }
+        (Comiss | Comisd | Ucomiss | Ucomisd, (Xmm(reg), Memory)) => {
+            (Class::Sse, sse::compare::<true>, reg, 0)
+        }
         (Ptest, (Xmm(reg), Xmm(rm))) => (Class::Sse, sse::test::<false>, reg, rm),
         (Ptest, (Xmm(reg), Memory)) => (Class::Sse, sse::test::<true>, reg, 0),
-        (Pcmpestri | Pcmpestri64, (Xmm(reg), source)) => {
-            (Class::Sse, strings::<false>(source, mnemonic == Pcmpestri64), reg, number(source))
-        }
-        (Pcmpestrm | Pcmpestrm64, (Xmm(reg), source)) => {
-            (Class::Sse, strings::<true>(source, mnemonic == Pcmpestrm64), reg, number(source))
-        }
-        (Pcmpistri, (Xmm(reg), source)) => (Class::Sse, strings::<false>(source, false), reg, number(source)),
-        (Pcmpistrm, (Xmm(reg), source)) => (Class::Sse, strings::<true>(source, false), reg, number(source)),
+        (Pcmpestri | Pcmpestri64, (Xmm(reg), source)) => (
+            Class::Sse,
+            strings::<false>(source, mnemonic == Pcmpestri64),
+            reg,
+            number(source),
+        ),
+        (Pcmpestrm | Pcmpestrm64, (Xmm(reg), source)) => (
+            Class::Sse,
+            strings::<true>(source, mnemonic == Pcmpestrm64),
+            reg,
+            number(source),
+        ),
+        (Pcmpistri, (Xmm(reg), source)) => (
+            Class::Sse,
+            strings::<false>(source, false),
+            reg,
+            number(source),
+        ),
+        (Pcmpistrm, (Xmm(reg), source)) => (
+            Class::Sse,
+            strings::<true>(source, false),
+            reg,
+            number(source),
+        ),
         (Pblendvb | Blendvps | Blendvpd | Sha256rnds2, (Xmm(reg), Xmm(rm))) => {
             (Class::Sse, sse::ternary::<false>, reg, rm)
         }
-        (Pblendvb | Blendvps | Blendvpd | Sha256rnds2, (Xmm(reg), Memory)) => (Class::Sse, sse::ternary::<true>, reg, 0),
+        (Pblendvb | Blendvps | Blendvpd | Sha256rnds2, (Xmm(reg), Memory)) => {
+            (Class::Sse, sse::ternary::<true>, reg, 0)
+        }
         (Cvtsi2ss | Cvtsi2sd, (Xmm(reg), General(rm))) => {
             if instruction.op1_register().size() == 8 {
                 stub = Stub::wide(prefix(info), info.op_code() as u8);
@@ -410,10 +551,16 @@ fn lower_computation(instruction: &Instruction, info: &OpCodeInfo, operands: (Op
             if wide {
                 stub = Stub::wide(prefix(info), info.op_code() as u8);
             }
-            let run: Run = if source == Memory { sse::to_general::<true> } else { sse::to_general::<false> };
+            let run: Run = if source == Memory {
+                sse::to_general::<true>
+            } else {
+                sse::to_general::<false>
+            };
             (Class::Sse, run, reg, number(source))
         }
-        (Movmskps | Movmskpd | Pmovmskb, (General(reg), Xmm(rm))) => (Class::Sse, sse::signs, reg, rm),
+        (Movmskps | Movmskpd | Pmovmskb, (General(reg), Xmm(rm))) => {
+            (Class::Sse, sse::signs, reg, rm)
+        }
         (Cvtpi2ps | Cvtpi2pd, (Xmm(reg), Memory)) => (Class::Sse, mmx::to_xmm::<true>, reg, 0),
         (Cvtpi2ps | Cvtpi2pd, (Xmm(reg), Mm(rm))) => (Class::SseMmx, mmx::to_xmm::<false>, reg, rm),
         (Cvtps2pi | Cvttps2pi | Cvtpd2pi | Cvttpd2pi, (Mm(reg), Xmm(rm))) => {
@@ -424,15 +571,29 @@ fn lower_computation(instruction: &Instruction, info: &OpCodeInfo, operands: (Op
         }
         (_, (Mm(reg), Mm(rm))) => (Class::Mmx, mmx::binary::<false>, reg, rm),
         (_, (Mm(reg), Memory)) => (Class::Mmx, mmx::binary::<true>, reg, 0),
-        (_, (Xmm(reg), Xmm(rm))) if floating(mnemonic) => (Class::Sse, sse::float::<false>, reg, rm),
+        (_, (Xmm(reg), Xmm(rm))) if floating(mnemonic) => {
+            (Class::Sse, sse::float::<false>, reg, rm)
+        }
         (_, (Xmm(reg), Memory)) if floating(mnemonic) => (Class::Sse, sse::float::<true>, reg, 0),
         (_, (Xmm(reg), Xmm(rm))) => (Class::Sse, sse::binary::<false>, reg, rm),
         (_, (Xmm(reg), Memory)) => (Class::Sse, sse::binary::<true>, reg, 0),
         _ => return None,
     };
-    let access = if operands.1 == Memory { Access::Read(size(instruction)?) } else { Access::None };
+    let access = if operands.1 == Memory {
+        Access::Read(size(instruction)?)
+    } else {
+        Access::None
+    };
     let aligned = access == Access::Read(16) && !unaligned(mnemonic);
-    Some(Op { stub: stub?, class, access, aligned, reg, rm, ..op(run) })
+    Some(Op {
+        stub: stub?,
+        class,
+        access,
+        aligned,
+        reg,
+        rm,
+        ..op(run)
+    })
 }
 
 fn number(operand: Operand) -> u8 {
@@ -465,9 +626,18 @@ fn lower_shift(mnemonic: Mnemonic, operand: Operand, reg: u8, imm: u8) -> Option
         _ => return None,
     };
     Some(match operand {
-        Operand::Mm(_) => {
-            Op { stub: Stub::plain_0f(Prefix::None, opcode), class: Class::Mmx, reg, imm, ..op(mmx::shift) }
-        }
-        _ => Op { stub: Stub::plain_0f(Prefix::P66, opcode), reg, imm, ..op(sse::shift) },
+        Operand::Mm(_) => Op {
+            stub: Stub::plain_0f(Prefix::None, opcode),
+            class: Class::Mmx,
+            reg,
+            imm,
+            ..op(mmx::shift)
+        },
+        _ => Op {
+            stub: Stub::plain_0f(Prefix::P66, opcode),
+            reg,
+            imm,
+            ..op(sse::shift)
+        },
     })
 }

@@ -36,7 +36,11 @@ impl State {
 /// The `rm` operand.
 #[inline]
 fn source<const MEM: bool>(op: &Op, m: &Machine<'_>) -> u64 {
-    if MEM { m.memory.load8() } else { m.state.mm(op.rm) }
+    if MEM {
+        m.memory.load8()
+    } else {
+        m.state.mm(op.rm)
+    }
 }
 
 /// `mm = op(mm, mm/m)`.
@@ -70,7 +74,11 @@ pub(super) fn to_xmm<const MEM: bool>(op: &Op, m: &mut Machine<'_>) -> Result<Ou
 
 /// CVTPS2PI, CVTPD2PI and their truncating forms.
 pub(super) fn from_xmm<const MEM: bool>(op: &Op, m: &mut Machine<'_>) -> Result<Outcome, Fault> {
-    let b = if MEM { m.memory.load16() } else { m.state.xmm[usize::from(op.rm & 15)] };
+    let b = if MEM {
+        m.memory.load16()
+    } else {
+        m.state.xmm[usize::from(op.rm & 15)]
+    };
     m.state.enter_mmx();
     let value = guarded(&mut m.state.mxcsr, |csr| host::to_mmx(op.stub, b, csr))?;
     m.state.set_mm(op.reg, value);
@@ -78,7 +86,10 @@ pub(super) fn from_xmm<const MEM: bool>(op: &Op, m: &mut Machine<'_>) -> Result<
 }
 
 /// `mm = mm/m`.
-pub(super) fn load<const MEM: bool, const N: usize>(op: &Op, m: &mut Machine<'_>) -> Result<Outcome, Fault> {
+pub(super) fn load<const MEM: bool, const N: usize>(
+    op: &Op,
+    m: &mut Machine<'_>,
+) -> Result<Outcome, Fault> {
     m.state.enter_mmx();
     let value = source::<MEM>(op, m) & low_mask(N);
     m.state.set_mm(op.reg, value);
@@ -102,7 +113,10 @@ pub(super) fn load_general<const N: usize>(op: &Op, m: &mut Machine<'_>) -> Resu
 }
 
 /// `r = mm`.
-pub(super) fn store_general<const N: usize>(op: &Op, m: &mut Machine<'_>) -> Result<Outcome, Fault> {
+pub(super) fn store_general<const N: usize>(
+    op: &Op,
+    m: &mut Machine<'_>,
+) -> Result<Outcome, Fault> {
     m.state.enter_mmx();
     m.gprs[usize::from(op.rm & 15)] = m.state.mm(op.reg) & low_mask(N);
     Ok(Outcome::Done)
@@ -126,7 +140,11 @@ pub(super) fn movdq2q(op: &Op, m: &mut Machine<'_>) -> Result<Outcome, Fault> {
 /// PINSRW.
 pub(super) fn pinsrw<const MEM: bool>(op: &Op, m: &mut Machine<'_>) -> Result<Outcome, Fault> {
     m.state.enter_mmx();
-    let word = if MEM { m.memory.load8() } else { m.gprs[usize::from(op.rm & 15)] } & 0xffff;
+    let word = if MEM {
+        m.memory.load8()
+    } else {
+        m.gprs[usize::from(op.rm & 15)]
+    } & 0xffff;
     let shift = u32::from(op.imm & 3) * 16;
     let value = m.state.mm(op.reg) & !(0xffff << shift) | word << shift;
     m.state.set_mm(op.reg, value);
@@ -144,8 +162,10 @@ pub(super) fn pextrw(op: &Op, m: &mut Machine<'_>) -> Result<Outcome, Fault> {
 pub(super) fn pmovmskb(op: &Op, m: &mut Machine<'_>) -> Result<Outcome, Fault> {
     m.state.enter_mmx();
     let bytes = m.state.mm(op.rm).to_le_bytes();
-    m.gprs[usize::from(op.reg & 15)] =
-        bytes.iter().enumerate().fold(0, |mask, (bit, byte)| mask | u64::from(byte >> 7) << bit);
+    m.gprs[usize::from(op.reg & 15)] = bytes
+        .iter()
+        .enumerate()
+        .fold(0, |mask, (bit, byte)| mask | u64::from(byte >> 7) << bit);
     Ok(Outcome::Done)
 }
 
@@ -153,6 +173,10 @@ pub(super) fn pmovmskb(op: &Op, m: &mut Machine<'_>) -> Result<Outcome, Fault> {
 pub(super) fn maskmovq(op: &Op, m: &mut Machine<'_>) -> Result<Outcome, Fault> {
     m.state.enter_mmx();
     let (value, mask) = (m.state.mm(op.reg), m.state.mm(op.rm));
-    masked(&mut m.memory.bytes, &value.to_le_bytes(), &mask.to_le_bytes());
+    masked(
+        &mut m.memory.bytes,
+        &value.to_le_bytes(),
+        &mask.to_le_bytes(),
+    );
     Ok(Outcome::Done)
 }

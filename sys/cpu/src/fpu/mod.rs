@@ -37,7 +37,9 @@ pub use op::Op;
 pub use state::{Form, MXCSR_DEFAULT, MXCSR_MASK, State, XSAVE_LEN};
 
 #[cfg(not(target_arch = "x86_64"))]
-compile_error!("vmm-cpu executes the guest's floating point instructions on the host: it needs an x86-64 host");
+compile_error!(
+    "vmm-cpu executes the guest's floating point instructions on the host: it needs an x86-64 host"
+);
 
 /// CR0.MP: WAIT obeys CR0.TS.
 const CR0_MP: u64 = 1 << 1;
@@ -146,7 +148,11 @@ impl Memory {
     /// An empty operand.
     #[must_use]
     pub const fn new() -> Self {
-        Self { bytes: [0; Self::LEN], offset: 0, rip: 0 }
+        Self {
+            bytes: [0; Self::LEN],
+            offset: 0,
+            rip: 0,
+        }
     }
 }
 
@@ -183,7 +189,11 @@ pub const fn check(class: Class, cr0: u64, cr4: u64, state: &State) -> Result<()
         }
     }
     if !matches!(class, Class::X87NoWait | Class::Sse) && state.x87_pending() {
-        return Err(if cr0 & CR0_NE != 0 { Fault::Mf } else { Fault::Ferr });
+        return Err(if cr0 & CR0_NE != 0 {
+            Fault::Mf
+        } else {
+            Fault::Ferr
+        });
     }
     Ok(())
 }

@@ -67,6 +67,14 @@ impl Op {
         rflags: &mut u64,
         memory: &mut Memory,
     ) -> Result<Outcome, Fault> {
-        (self.run)(self, &mut Machine { state, gprs, rflags, memory })
+        (self.run)(
+            self,
+            &mut Machine {
+                state,
+                gprs,
+                rflags,
+                memory,
+            },
+        )
     }
 }

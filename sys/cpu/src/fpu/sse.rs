@@ -52,13 +52,21 @@ impl Memory {
 
 /// The low `bytes` bytes of a quadword.
 pub(super) const fn low_mask(bytes: usize) -> u64 {
-    if bytes >= 8 { u64::MAX } else { (1 << (8 * bytes)) - 1 }
+    if bytes >= 8 {
+        u64::MAX
+    } else {
+        (1 << (8 * bytes)) - 1
+    }
 }
 
 /// The `rm` operand.
 #[inline]
 fn source<const MEM: bool>(op: &Op, m: &Machine<'_>) -> u128 {
-    if MEM { m.memory.load16() } else { m.state.xmm[usize::from(op.rm & 15)] }
+    if MEM {
+        m.memory.load16()
+    } else {
+        m.state.xmm[usize::from(op.rm & 15)]
+    }
 }
 
 /// The `reg` operand.
@@ -95,7 +103,11 @@ pub(super) fn guarded<T>(mxcsr: &mut u32, mut run: impl FnMut(&mut u32) -> T) ->
         return Err(Fault::Xm);
     }
     *mxcsr |= raised;
-    if raised & unmasked != 0 { Err(Fault::Xm) } else { Ok(value) }
+    if raised & unmasked != 0 {
+        Err(Fault::Xm)
+    } else {
+        Ok(value)
+    }
 }
 
 /// `xmm = op(xmm, xmm/m)` that does not depend on MXCSR.
@@ -177,10 +189,15 @@ pub(super) fn to_general<const MEM: bool>(op: &Op, m: &mut Machine<'_>) -> Resul
 }
 
 /// `xmm = op(xmm, r/m)`: CVTSI2SS and CVTSI2SD.
-pub(super) fn from_general<const MEM: bool>(op: &Op, m: &mut Machine<'_>) -> Result<Outcome, Fault> {
+pub(super) fn from_general<const MEM: bool>(
+    op: &Op,
+    m: &mut Machine<'_>,
+) -> Result<Outcome, Fault> {
     let b = general_source::<MEM>(op, m);
     let a = *reg(op, m);
-    let value = guarded(&mut m.state.mxcsr, |csr| host::from_general(op.stub, a, b, csr))?;
+    let value = guarded(&mut m.state.mxcsr, |csr| {
+        host::from_general(op.stub, a, b, csr)
+    })?;
     *reg(op, m) = value;
     Ok(Outcome::Done)
 }
@@ -188,7 +205,11 @@ pub(super) fn from_general<const MEM: bool>(op: &Op, m: &mut Machine<'_>) -> Res
 /// An `rm` operand that is a general register.
 #[inline]
 fn general_source<const MEM: bool>(op: &Op, m: &Machine<'_>) -> u64 {
-    if MEM { m.memory.load8() } else { m.gprs[usize::from(op.rm & 15)] }
+    if MEM {
+        m.memory.load8()
+    } else {
+        m.gprs[usize::from(op.rm & 15)]
+    }
 }
 
 /// CRC32. [`Op::imm`] is 8 for AH, CH, DH and BH, the shift to their byte.
@@ -210,9 +231,17 @@ pub(super) fn strings<const MEM: bool, const WIDE: bool, const MASK: bool>(
     let b = source::<MEM>(op, m);
     let a = *reg(op, m);
     let length = |register: u64| {
-        if WIDE { register.cast_signed().clamp(-FAR, FAR) as i32 } else { register as i32 }
+        if WIDE {
+            register.cast_signed().clamp(-FAR, FAR) as i32
+        } else {
+            register as i32
+        }
     };
-    let Strings { index, mask, rflags } = host::strings(op.stub, a, b, length(m.gprs[0]), length(m.gprs[2]));
+    let Strings {
+        index,
+        mask,
+        rflags,
+    } = host::strings(op.stub, a, b, length(m.gprs[0]), length(m.gprs[2]));
     if MASK {
         m.state.xmm[0] = mask;
     } else {
@@ -289,7 +318,10 @@ pub(super) fn load_general<const N: usize>(op: &Op, m: &mut Machine<'_>) -> Resu
 }
 
 /// PINSRB, PINSRW, PINSRD and PINSRQ.
-pub(super) fn insert<const MEM: bool, const N: usize>(op: &Op, m: &mut Machine<'_>) -> Result<Outcome, Fault> {
+pub(super) fn insert<const MEM: bool, const N: usize>(
+    op: &Op,
+    m: &mut Machine<'_>,
+) -> Result<Outcome, Fault> {
     let shift = lane_shift::<N>(op.imm);
     let mask = low_mask(N);
     let value = general_source::<MEM>(op, m) & mask;
@@ -299,7 +331,10 @@ pub(super) fn insert<const MEM: bool, const N: usize>(op: &Op, m: &mut Machine<'
 }
 
 /// PEXTRB, PEXTRW, PEXTRD, PEXTRQ and EXTRACTPS, and with an immediate of zero MOVD and MOVQ to the `rm` operand.
-pub(super) fn extract<const MEM: bool, const N: usize>(op: &Op, m: &mut Machine<'_>) -> Result<Outcome, Fault> {
+pub(super) fn extract<const MEM: bool, const N: usize>(
+    op: &Op,
+    m: &mut Machine<'_>,
+) -> Result<Outcome, Fault> {
     let value = (*reg(op, m) >> lane_shift::<N>(op.imm)) as u64 & low_mask(N);
     if MEM {
         m.memory.store8(value);

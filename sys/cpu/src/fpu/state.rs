@@ -192,7 +192,11 @@ impl State {
             self.save_xmm(legacy, form);
         }
         let kept = get64(header, 0) & !rfbm;
-        put(header, 0, &(kept | rfbm & (XFEATURE_X87 | XFEATURE_SSE)).to_le_bytes());
+        put(
+            header,
+            0,
+            &(kept | rfbm & (XFEATURE_X87 | XFEATURE_SSE)).to_le_bytes(),
+        );
     }
 
     /// Loads XSAVE's (standard form) image: of the components in `rfbm`, those in the image are loaded, the others take their
@@ -201,7 +205,13 @@ impl State {
     /// # Errors
     /// #GP, with nothing changed, if the header names a component outside `xcr0` or sets a reserved bit, if it is of the
     /// compacted form, or if MXCSR is loaded and has a reserved bit.
-    pub fn xrstor(&mut self, image: &[u8; XSAVE_LEN], rfbm: u64, xcr0: u64, form: Form) -> Result<(), Fault> {
+    pub fn xrstor(
+        &mut self,
+        image: &[u8; XSAVE_LEN],
+        rfbm: u64,
+        xcr0: u64,
+        form: Form,
+    ) -> Result<(), Fault> {
         let (legacy, header) = split(image);
         let present = get64(header, 0);
         if present & !xcr0 != 0 || header[8..24].iter().any(|&byte| byte != 0) {
@@ -250,7 +260,11 @@ impl State {
         self.sw = get16(image, 2);
         self.tags = image[4];
         self.fop = get16(image, 6) & 0x7ff;
-        let mask = if form == Form::Long64 { u64::MAX } else { 0xffff_ffff };
+        let mask = if form == Form::Long64 {
+            u64::MAX
+        } else {
+            0xffff_ffff
+        };
         self.fip = get64(image, 8) & mask;
         self.fdp = get64(image, 16) & mask;
         for (st, slot) in self.st.iter_mut().zip(image[32..160].chunks_exact(16)) {
@@ -266,13 +280,19 @@ impl State {
     }
 
     fn save_xmm(&self, image: &mut [u8; 512], form: Form) {
-        for (slot, xmm) in image[160..416].chunks_exact_mut(16).zip(&self.xmm[..form.xmm()]) {
+        for (slot, xmm) in image[160..416]
+            .chunks_exact_mut(16)
+            .zip(&self.xmm[..form.xmm()])
+        {
             slot.copy_from_slice(&xmm.to_le_bytes());
         }
     }
 
     fn load_xmm(&mut self, image: &[u8; 512], form: Form) {
-        for (xmm, slot) in self.xmm[..form.xmm()].iter_mut().zip(image[160..416].as_chunks::<16>().0) {
+        for (xmm, slot) in self.xmm[..form.xmm()]
+            .iter_mut()
+            .zip(image[160..416].as_chunks::<16>().0)
+        {
             *xmm = u128::from_le_bytes(*slot);
         }
     }
@@ -287,12 +307,18 @@ fn split(image: &[u8; XSAVE_LEN]) -> (&[u8; 512], &[u8; 64]) {
     const { assert!(XSAVE_LEN == 512 + 64) };
     let (legacy, header) = image.split_at(512);
     // The lengths are those asserted above.
-    (legacy.try_into().expect("512 bytes"), header.try_into().expect("64 bytes"))
+    (
+        legacy.try_into().expect("512 bytes"),
+        header.try_into().expect("64 bytes"),
+    )
 }
 
 fn split_mut(image: &mut [u8; XSAVE_LEN]) -> (&mut [u8; 512], &mut [u8; 64]) {
     let (legacy, header) = image.split_at_mut(512);
-    (legacy.try_into().expect("512 bytes"), header.try_into().expect("64 bytes"))
+    (
+        legacy.try_into().expect("512 bytes"),
+        header.try_into().expect("64 bytes"),
+    )
 }
 
 fn put<const N: usize>(image: &mut [u8; N], at: usize, bytes: &[u8]) {

@@ -89,7 +89,9 @@ impl Stub {
 
     /// `[prefix] 0f 38 opcode`.
     pub(super) fn plain_0f38(prefix: Prefix, opcode: u8) -> Self {
-        Self(plain_0f38 as *const () as usize + STEP * (prefix as usize * 256 + usize::from(opcode)))
+        Self(
+            plain_0f38 as *const () as usize + STEP * (prefix as usize * 256 + usize::from(opcode)),
+        )
     }
 
     /// `[prefix] REX.W 0f opcode`.
@@ -110,14 +112,22 @@ impl Stub {
 
     /// `[prefix] 0f opcode imm`.
     pub(super) fn immediate_0f(prefix: Prefix, opcode: u8, imm: u8) -> Option<Self> {
-        let index = IMMEDIATE_0F.iter().position(|&entry| entry == (prefix, opcode))?;
-        Some(Self(immediate_0f as *const () as usize + STEP * (index * 256 + usize::from(imm))))
+        let index = IMMEDIATE_0F
+            .iter()
+            .position(|&entry| entry == (prefix, opcode))?;
+        Some(Self(
+            immediate_0f as *const () as usize + STEP * (index * 256 + usize::from(imm)),
+        ))
     }
 
     /// `[prefix] 0f 3a opcode imm`.
     pub(super) fn immediate_0f3a(prefix: Prefix, opcode: u8, imm: u8) -> Option<Self> {
-        let index = IMMEDIATE_0F3A.iter().position(|&entry| entry == (prefix, opcode))?;
-        Some(Self(immediate_0f3a as *const () as usize + STEP * (index * 256 + usize::from(imm))))
+        let index = IMMEDIATE_0F3A
+            .iter()
+            .position(|&entry| entry == (prefix, opcode))?;
+        Some(Self(
+            immediate_0f3a as *const () as usize + STEP * (index * 256 + usize::from(imm)),
+        ))
     }
 
     /// The x87 instruction `escape modrm`, of register form.

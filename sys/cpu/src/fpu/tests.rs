@@ -18,13 +18,25 @@ impl Bench {
     fn new() -> Self {
         let mut state = State::new();
         state.fninit();
-        Self { state, gprs: [0; 16], rflags: 2, memory: Memory::new() }
+        Self {
+            state,
+            gprs: [0; 16],
+            rflags: 2,
+            memory: Memory::new(),
+        }
     }
 
     fn run(&mut self, code: &[u8]) -> Result<Outcome, Fault> {
-        let op = lower(&Decoder::new(64, code, DecoderOptions::NONE).decode()).expect("an instruction of the units");
+        let op = lower(&Decoder::new(64, code, DecoderOptions::NONE).decode())
+            .expect("an instruction of the units");
         check(op.class(), CR0, CR4, &self.state)?;
-        op.exec(&mut self.state, &mut self.gprs, &mut self.rflags, &mut self.memory).map_err(|fault| fault.with_cr4(CR4))
+        op.exec(
+            &mut self.state,
+            &mut self.gprs,
+            &mut self.rflags,
+            &mut self.memory,
+        )
+        .map_err(|fault| fault.with_cr4(CR4))
     }
 }
 
@@ -34,7 +46,10 @@ fn addps_adds_four_floats() {
     bench.state.xmm[3] = 0x3f80_0000_4000_0000_4040_0000_4080_0000;
     bench.state.xmm[9] = 0x3f80_0000_3f80_0000_3f80_0000_3f80_0000;
     assert_eq!(bench.run(&[0x41, 0x0f, 0x58, 0xd9]), Ok(Outcome::Done));
-    assert_eq!(bench.state.xmm[3], 0x4000_0000_4040_0000_4080_0000_40a0_0000);
+    assert_eq!(
+        bench.state.xmm[3],
+        0x4000_0000_4040_0000_4080_0000_40a0_0000
+    );
     assert_eq!(bench.state.mxcsr, MXCSR_DEFAULT);
 }
 
@@ -45,7 +60,11 @@ fn divps_by_zero_unmasked_is_xm_and_changes_flags_only() {
     bench.state.xmm[0] = 0x3f80_0000;
     assert_eq!(bench.run(&[0x0f, 0x5e, 0xc1]), Err(Fault::Xm));
     assert_eq!(bench.state.xmm[0], 0x3f80_0000);
-    assert_eq!(bench.state.mxcsr & 0x3f, 0x05, "0/0 in the other elements is invalid");
+    assert_eq!(
+        bench.state.mxcsr & 0x3f,
+        0x05,
+        "0/0 in the other elements is invalid"
+    );
     assert_eq!(Fault::Xm.with_cr4(CR4_OSFXSR), Fault::Ud);
 }
 
@@ -82,7 +101,10 @@ fn mmx_aliases_the_physical_registers() {
     bench.run(&[0x0f, 0x6f, 0xc7]).unwrap(); // movq mm0, mm7
     assert_eq!(bench.state.top(), 0);
     assert_eq!(bench.state.tags, 0xff);
-    assert_eq!(bench.state.st[0][..10], [0, 0, 0, 0, 0, 0, 0, 0x80, 0xff, 0xff]);
+    assert_eq!(
+        bench.state.st[0][..10],
+        [0, 0, 0, 0, 0, 0, 0, 0x80, 0xff, 0xff]
+    );
     bench.run(&[0x0f, 0x77]).unwrap(); // emms
     assert_eq!(bench.state.tags, 0);
 }
@@ -92,12 +114,21 @@ fn checks_come_in_the_processors_order() {
     let state = State::new();
     assert_eq!(check(Class::Sse, CR0, 0, &state), Err(Fault::Ud));
     assert_eq!(check(Class::Sse, CR0 | CR0_TS, CR4, &state), Err(Fault::Nm));
-    assert_eq!(check(Class::Mmx, CR0 | CR0_EM | CR0_TS, CR4, &state), Err(Fault::Ud));
+    assert_eq!(
+        check(Class::Mmx, CR0 | CR0_EM | CR0_TS, CR4, &state),
+        Err(Fault::Ud)
+    );
     assert_eq!(check(Class::X87, CR0 | CR0_EM, CR4, &state), Err(Fault::Nm));
     assert_eq!(check(Class::Wait, CR0_TS, CR4, &state), Ok(()));
-    assert_eq!(check(Class::Wait, CR0_TS | CR0_MP, CR4, &state), Err(Fault::Nm));
+    assert_eq!(
+        check(Class::Wait, CR0_TS | CR0_MP, CR4, &state),
+        Err(Fault::Nm)
+    );
     assert_eq!(check(Class::Integer, CR0_EM | CR0_TS, 0, &state), Ok(()));
-    let pending = State { sw: 0x8081, ..State::new() };
+    let pending = State {
+        sw: 0x8081,
+        ..State::new()
+    };
     assert_eq!(check(Class::Mmx, CR0, CR4, &pending), Err(Fault::Mf));
     assert_eq!(check(Class::X87, 0, CR4, &pending), Err(Fault::Ferr));
     assert_eq!(check(Class::X87NoWait, CR0, CR4, &pending), Ok(()));
@@ -131,7 +162,10 @@ fn fxsave_and_fxrstor_return_what_they_were_given() {
     let mut back = State::new();
     back.fxrstor(&image, Form::Long64).unwrap();
     assert_eq!(back, state);
-    assert!(image[416..].iter().all(|&byte| byte == 0xee), "bytes past XMM15 are left alone");
+    assert!(
+        image[416..].iter().all(|&byte| byte == 0xee),
+        "bytes past XMM15 are left alone"
+    );
     image[26] = 1;
     assert_eq!(back.fxrstor(&image, Form::Long64), Err(Fault::Gp));
     assert_eq!(back, state);
@@ -161,7 +195,11 @@ fn xrstor_initialises_what_the_image_lacks_and_refuses_bad_headers() {
     for (at, value) in [(512, 4), (520, 1), (535, 1)] {
         let mut bad = image;
         bad[at] = value;
-        assert_eq!(back.clone().xrstor(&bad, 3, 3, Form::Long64), Err(Fault::Gp), "byte {at}");
+        assert_eq!(
+            back.clone().xrstor(&bad, 3, 3, Form::Long64),
+            Err(Fault::Gp),
+            "byte {at}"
+        );
     }
 }
 
@@ -172,7 +210,11 @@ fn fnstenv_and_fldenv_keep_the_registers_where_they_are() {
     bench.run(&[0xd9, 0xee]).unwrap(); // fldz
     let before = bench.state.clone();
     bench.run(&[0xd9, 0x36]).unwrap(); // fnstenv [rsi]
-    assert_eq!(bench.memory.bytes[8..10], 0x1fff_u16.to_le_bytes(), "R7 valid, R6 zero");
+    assert_eq!(
+        bench.memory.bytes[8..10],
+        0x1fff_u16.to_le_bytes(),
+        "R7 valid, R6 zero"
+    );
     let environment = bench.memory.clone();
     bench.run(&[0xdb, 0xe3]).unwrap(); // fninit
     bench.memory = environment;

@@ -29,7 +29,12 @@ pub(super) fn run(op: &Op, m: &mut Machine<'_>) -> Result<Outcome, Fault> {
     }
     let pointers = (m.state.fop, m.state.fip, m.state.fdp);
     let was_pending = m.state.sw & SW_ES != 0;
-    let flags = host::x87(op.stub, m.state, &mut m.memory.bytes, *m.rflags & ARITHMETIC | RFLAGS_BASE);
+    let flags = host::x87(
+        op.stub,
+        m.state,
+        &mut m.memory.bytes,
+        *m.rflags & ARITHMETIC | RFLAGS_BASE,
+    );
     *m.rflags = *m.rflags & !ARITHMETIC | flags & ARITHMETIC;
     (m.state.fop, m.state.fip, m.state.fdp) = pointers;
     if was_pending || m.state.sw & SW_ES == 0 || op.imm == CONTROL {
@@ -81,7 +86,12 @@ pub(super) fn fldenv<const WIDE: bool>(_: &Op, m: &mut Machine<'_>) -> Result<Ou
 pub(super) fn fnsave<const WIDE: bool>(_: &Op, m: &mut Machine<'_>) -> Result<Outcome, Fault> {
     store_environment::<WIDE>(m.state, &mut m.memory.bytes);
     let registers = &mut m.memory.bytes[if WIDE { ENV32 } else { ENV16 }..];
-    for (slot, st) in registers.as_chunks_mut::<10>().0.iter_mut().zip(&m.state.st) {
+    for (slot, st) in registers
+        .as_chunks_mut::<10>()
+        .0
+        .iter_mut()
+        .zip(&m.state.st)
+    {
         slot.copy_from_slice(&st[..10]);
     }
     m.state.fninit();
@@ -130,7 +140,14 @@ fn load_environment<const WIDE: bool>(state: &mut State, bytes: &[u8; Memory::LE
         let at = index * if WIDE { 4 } else { 2 };
         u16::from_le_bytes([bytes[at], bytes[at + 1]])
     };
-    let long = |index: usize| u64::from(word(index)) | if WIDE { u64::from(high(bytes, index)) << 16 } else { 0 };
+    let long = |index: usize| {
+        u64::from(word(index))
+            | if WIDE {
+                u64::from(high(bytes, index)) << 16
+            } else {
+                0
+            }
+    };
     let old_top = state.top();
     state.cw = word(0) & 0x1f7f | 0x40;
     state.sw = word(1);
@@ -154,7 +171,8 @@ fn full_tags(state: &State) -> u16 {
         let tag = if state.tags & 1 << physical == 0 {
             3
         } else {
-            let [m0, m1, m2, m3, m4, m5, m6, m7, e0, e1, ..] = state.st[(physical + 8 - state.top()) % 8];
+            let [m0, m1, m2, m3, m4, m5, m6, m7, e0, e1, ..] =
+                state.st[(physical + 8 - state.top()) % 8];
             let mantissa = u64::from_le_bytes([m0, m1, m2, m3, m4, m5, m6, m7]);
             match u16::from_le_bytes([e0, e1]) & 0x7fff {
                 0 if mantissa == 0 => 1,
@@ -169,5 +187,7 @@ fn full_tags(state: &State) -> u16 {
 
 /// One bit for each register that a tag word does not call empty.
 fn abridged_tags(tags: u16) -> u8 {
-    (0..8).fold(0, |bits, physical| bits | u8::from(tags >> (2 * physical) & 3 != 3) << physical)
+    (0..8).fold(0, |bits, physical| {
+        bits | u8::from(tags >> (2 * physical) & 3 != 3) << physical
+    })
 }

@@ -37,22 +37,36 @@ impl Cpu {
     /// Computes operation `K` and its flags. The operands are zero-extended; the result may have rubbish above its size.
     #[inline(always)]
     pub(crate) fn alu<const K: u8, const S: u8>(&mut self, a: u64, b: u64) -> u64 {
-        let carry = if K == kind::ADC || K == kind::SBB { u64::from(self.flags.aux & 1) } else { 0 };
+        let carry = if K == kind::ADC || K == kind::SBB {
+            u64::from(self.flags.aux & 1)
+        } else {
+            0
+        };
         let top = bits::<S>() - 1;
         match K {
             kind::ADD | kind::ADC => {
                 let r = a.wrapping_add(b).wrapping_add(carry);
-                let out = if S == 3 { (a & b | (a | b) & !r) >> 63 } else { r >> bits::<S>() & 1 };
+                let out = if S == 3 {
+                    (a & b | (a | b) & !r) >> 63
+                } else {
+                    r >> bits::<S>() & 1
+                };
                 let over = ((a ^ r) & (b ^ r)) >> top & 1;
-                self.flags.aux = out as u32 | ((a ^ b ^ r) as u32 & flag::AF as u32) | (over as u32) << 11;
+                self.flags.aux =
+                    out as u32 | ((a ^ b ^ r) as u32 & flag::AF as u32) | (over as u32) << 11;
                 self.flags.res = sext::<S>(r);
                 r
             }
             kind::SUB | kind::CMP | kind::SBB => {
                 let r = a.wrapping_sub(b).wrapping_sub(carry);
-                let out = if K == kind::SBB { (!a & b | (!a | b) & r) >> top & 1 } else { u64::from(a < b) };
+                let out = if K == kind::SBB {
+                    (!a & b | (!a | b) & r) >> top & 1
+                } else {
+                    u64::from(a < b)
+                };
                 let over = ((a ^ b) & (a ^ r)) >> top & 1;
-                self.flags.aux = out as u32 | ((a ^ b ^ r) as u32 & flag::AF as u32) | (over as u32) << 11;
+                self.flags.aux =
+                    out as u32 | ((a ^ b ^ r) as u32 & flag::AF as u32) | (over as u32) << 11;
                 self.flags.res = sext::<S>(r);
                 r
             }
@@ -76,14 +90,16 @@ impl Cpu {
             unary::INC => {
                 let r = a.wrapping_add(1);
                 let over = zext::<S>(r) == 1 << top;
-                self.flags.aux = self.flags.aux & 1 | ((a ^ r) as u32 & flag::AF as u32) | u32::from(over) << 11;
+                self.flags.aux =
+                    self.flags.aux & 1 | ((a ^ r) as u32 & flag::AF as u32) | u32::from(over) << 11;
                 self.flags.res = sext::<S>(r);
                 r
             }
             unary::DEC => {
                 let r = a.wrapping_sub(1);
                 let over = zext::<S>(a) == 1 << top;
-                self.flags.aux = self.flags.aux & 1 | ((a ^ r) as u32 & flag::AF as u32) | u32::from(over) << 11;
+                self.flags.aux =
+                    self.flags.aux & 1 | ((a ^ r) as u32 & flag::AF as u32) | u32::from(over) << 11;
                 self.flags.res = sext::<S>(r);
                 r
             }
@@ -95,7 +111,11 @@ impl Cpu {
     /// A LOCKed read-modify-write of the memory operand by `f`, which may be called several times and sees the flags as they
     /// were each time. Returns the old value.
     #[inline(always)]
-    pub(crate) fn locked<const S: u8>(&mut self, op: &Op, f: impl Fn(&mut Cpu, u64) -> u64) -> Result<u64, Trapped> {
+    pub(crate) fn locked<const S: u8>(
+        &mut self,
+        op: &Op,
+        f: impl Fn(&mut Cpu, u64) -> u64,
+    ) -> Result<u64, Trapped> {
         match self.quick_write::<S>(op) {
             Some(place) => Ok(self.exchange_loop(place, &f)),
             None => self.locked_slow::<S>(op, &f),
@@ -103,7 +123,11 @@ impl Cpu {
     }
 
     #[inline(always)]
-    fn exchange_loop<const S: u8>(&mut self, place: Place<S>, f: &(impl Fn(&mut Cpu, u64) -> u64 + ?Sized)) -> u64 {
+    fn exchange_loop<const S: u8>(
+        &mut self,
+        place: Place<S>,
+        f: &(impl Fn(&mut Cpu, u64) -> u64 + ?Sized),
+    ) -> u64 {
         let flags = self.flags;
         let mut old = place.load();
         loop {
@@ -118,7 +142,11 @@ impl Cpu {
 
     #[cold]
     #[inline(never)]
-    fn locked_slow<const S: u8>(&mut self, op: &Op, f: &dyn Fn(&mut Cpu, u64) -> u64) -> Result<u64, Trapped> {
+    fn locked_slow<const S: u8>(
+        &mut self,
+        op: &Op,
+        f: &dyn Fn(&mut Cpu, u64) -> u64,
+    ) -> Result<u64, Trapped> {
         let la = self.ea(op, 1 << S, true)?;
         if let Some((place, meta)) = self.prepare_place::<S>(la, op)? {
             let old = self.exchange_loop(place, f);
@@ -127,7 +155,10 @@ impl Cpu {
         }
         // MMIO, or an operand that straddles pages: no host atomic can do that.
         let mem = self.mem.clone();
-        let _guard = mem.split_lock.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let _guard = mem
+            .split_lock
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         let old = self.load::<S>(la, op)?;
         let flags = self.flags;
         let new = f(self, old);
@@ -156,7 +187,9 @@ fn ri<const K: u8, const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
 }
 
 fn rm<const K: u8, const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
-    let Some(place) = cpu.quick_read::<S>(&op) else { return rm_slow::<K, S>(cpu, op) };
+    let Some(place) = cpu.quick_read::<S>(&op) else {
+        return rm_slow::<K, S>(cpu, op);
+    };
     let r = cpu.alu::<K, S>(cpu.rd::<S>(op.r), place.load());
     if writes(K) {
         cpu.wr::<S>(op.r, r);
@@ -178,18 +211,29 @@ fn rm_slow<const K: u8, const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
 /// The second operand of a form with memory: an immediate or a register.
 #[inline(always)]
 fn second<const IMMEDIATE: bool, const S: u8>(cpu: &Cpu, op: &Op) -> u64 {
-    if IMMEDIATE { zext::<S>(op.imm) } else { cpu.rd::<S>(op.s) }
+    if IMMEDIATE {
+        zext::<S>(op.imm)
+    } else {
+        cpu.rd::<S>(op.s)
+    }
 }
 
 #[inline(always)]
-fn memory_first<const K: u8, const S: u8, const IMMEDIATE: bool>(cpu: &mut Cpu, op: OpRef) -> Status {
+fn memory_first<const K: u8, const S: u8, const IMMEDIATE: bool>(
+    cpu: &mut Cpu,
+    op: OpRef,
+) -> Status {
     let b = second::<IMMEDIATE, S>(cpu, &op);
     if writes(K) {
-        let Some(place) = cpu.quick_write::<S>(&op) else { return memory_first_slow::<K, S, IMMEDIATE>(cpu, op) };
+        let Some(place) = cpu.quick_write::<S>(&op) else {
+            return memory_first_slow::<K, S, IMMEDIATE>(cpu, op);
+        };
         let r = cpu.alu::<K, S>(place.load(), b);
         place.store(r);
     } else {
-        let Some(place) = cpu.quick_read::<S>(&op) else { return memory_first_slow::<K, S, IMMEDIATE>(cpu, op) };
+        let Some(place) = cpu.quick_read::<S>(&op) else {
+            return memory_first_slow::<K, S, IMMEDIATE>(cpu, op);
+        };
         cpu.alu::<K, S>(place.load(), b);
     }
     next(cpu, op)
@@ -197,10 +241,17 @@ fn memory_first<const K: u8, const S: u8, const IMMEDIATE: bool>(cpu: &mut Cpu, 
 
 #[cold]
 #[inline(never)]
-fn memory_first_slow<const K: u8, const S: u8, const IMMEDIATE: bool>(cpu: &mut Cpu, op: OpRef) -> Status {
+fn memory_first_slow<const K: u8, const S: u8, const IMMEDIATE: bool>(
+    cpu: &mut Cpu,
+    op: OpRef,
+) -> Status {
     let b = second::<IMMEDIATE, S>(cpu, &op);
     if writes(K) {
-        go_on!(cpu, op, cpu.modify_slow::<S>(&op, &|cpu, a| cpu.alu::<K, S>(a, b)))
+        go_on!(
+            cpu,
+            op,
+            cpu.modify_slow::<S>(&op, &|cpu, a| cpu.alu::<K, S>(a, b))
+        )
     } else {
         let a = get!(cpu, op, cpu.read::<S>(&op));
         cpu.alu::<K, S>(a, b);
@@ -218,13 +269,21 @@ fn mi<const K: u8, const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
 
 fn locked_mr<const K: u8, const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
     let b = cpu.rd::<S>(op.s);
-    get!(cpu, op, cpu.locked::<S>(&op, |cpu, a| cpu.alu::<K, S>(a, b)));
+    get!(
+        cpu,
+        op,
+        cpu.locked::<S>(&op, |cpu, a| cpu.alu::<K, S>(a, b))
+    );
     next(cpu, op)
 }
 
 fn locked_mi<const K: u8, const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
     let b = zext::<S>(op.imm);
-    get!(cpu, op, cpu.locked::<S>(&op, |cpu, a| cpu.alu::<K, S>(a, b)));
+    get!(
+        cpu,
+        op,
+        cpu.locked::<S>(&op, |cpu, a| cpu.alu::<K, S>(a, b))
+    );
     next(cpu, op)
 }
 
@@ -235,7 +294,9 @@ fn unary_r<const K: u8, const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
 }
 
 fn unary_m<const K: u8, const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
-    let Some(place) = cpu.quick_write::<S>(&op) else { return unary_m_slow::<K, S>(cpu, op) };
+    let Some(place) = cpu.quick_write::<S>(&op) else {
+        return unary_m_slow::<K, S>(cpu, op);
+    };
     let r = cpu.unary::<K, S>(place.load());
     place.store(r);
     next(cpu, op)
@@ -244,7 +305,11 @@ fn unary_m<const K: u8, const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
 #[cold]
 #[inline(never)]
 fn unary_m_slow<const K: u8, const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
-    go_on!(cpu, op, cpu.modify_slow::<S>(&op, &|cpu, a| cpu.unary::<K, S>(a)))
+    go_on!(
+        cpu,
+        op,
+        cpu.modify_slow::<S>(&op, &|cpu, a| cpu.unary::<K, S>(a))
+    )
 }
 
 fn locked_unary<const K: u8, const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {

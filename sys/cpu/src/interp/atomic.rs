@@ -33,13 +33,21 @@ fn xadd_r<const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
 /// Atomic with or without the prefix, which costs nothing worth a second form.
 fn xadd_m<const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
     let b = cpu.rd::<S>(op.s);
-    let old = get!(cpu, op, cpu.locked::<S>(&op, |cpu, a| cpu.alu::<0, S>(a, b)));
+    let old = get!(
+        cpu,
+        op,
+        cpu.locked::<S>(&op, |cpu, a| cpu.alu::<0, S>(a, b))
+    );
     cpu.wr::<S>(op.s, old);
     next(cpu, op)
 }
 
 pub(crate) fn xadd_handler(memory: bool, s: u8) -> Handler {
-    if memory { by_size!(s, xadd_m) } else { by_size!(s, xadd_r) }
+    if memory {
+        by_size!(s, xadd_m)
+    } else {
+        by_size!(s, xadd_r)
+    }
 }
 
 fn cmpxchg_r<const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
@@ -56,7 +64,11 @@ fn cmpxchg_r<const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
 
 fn cmpxchg_m<const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
     let (expected, new) = (cpu.rd::<S>(0), cpu.rd::<S>(op.s));
-    let old = get!(cpu, op, cpu.locked::<S>(&op, |_, old| if old == expected { new } else { old }));
+    let old = get!(
+        cpu,
+        op,
+        cpu.locked::<S>(&op, |_, old| if old == expected { new } else { old })
+    );
     cpu.alu::<CMP, S>(expected, old);
     if old != expected {
         cpu.wr::<S>(0, old);
@@ -65,19 +77,31 @@ fn cmpxchg_m<const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
 }
 
 pub(crate) fn cmpxchg_handler(memory: bool, s: u8) -> Handler {
-    if memory { by_size!(s, cmpxchg_m) } else { by_size!(s, cmpxchg_r) }
+    if memory {
+        by_size!(s, cmpxchg_m)
+    } else {
+        by_size!(s, cmpxchg_r)
+    }
 }
 
 fn set_zf(cpu: &mut Cpu, on: bool) {
     let image = cpu.flags.image();
-    cpu.flags.set_image(if on { image | flag::ZF } else { image & !flag::ZF });
+    cpu.flags.set_image(if on {
+        image | flag::ZF
+    } else {
+        image & !flag::ZF
+    });
 }
 
 /// CMPXCHG8B.
 pub(crate) fn cmpxchg8b(cpu: &mut Cpu, op: OpRef) -> Status {
     let expected = cpu.rd::<2>(2) << 32 | cpu.rd::<2>(0);
     let new = cpu.rd::<2>(1) << 32 | cpu.rd::<2>(3);
-    let old = get!(cpu, op, cpu.locked::<3>(&op, |_, old| if old == expected { new } else { old }));
+    let old = get!(
+        cpu,
+        op,
+        cpu.locked::<3>(&op, |_, old| if old == expected { new } else { old })
+    );
     set_zf(cpu, old == expected);
     if old != expected {
         cpu.wr::<2>(0, old);
@@ -106,7 +130,8 @@ fn exchange128(cpu: &mut Cpu, op: &Op) -> Result<(), Trapped> {
             result
         }
         None => {
-            let old = u128::from(cpu.load::<3>(la, op)?) | u128::from(cpu.load::<3>(la.wrapping_add(8), op)?) << 64;
+            let old = u128::from(cpu.load::<3>(la, op)?)
+                | u128::from(cpu.load::<3>(la.wrapping_add(8), op)?) << 64;
             let value = if old == expected { new } else { old };
             cpu.store::<3>(la, value as u64, op)?;
             cpu.store::<3>(la.wrapping_add(8), (value >> 64) as u64, op)?;

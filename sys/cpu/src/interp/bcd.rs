@@ -17,7 +17,11 @@ fn decimal<const SUBTRACT: bool>(cpu: &mut Cpu, op: OpRef) -> Status {
     let low = al & 15 > 9 || af;
     let high = al > 0x99 || cf;
     let adjust = if low { 6 } else { 0 } + if high { 0x60 } else { 0 };
-    let (result, borrow) = if SUBTRACT { (al.wrapping_sub(adjust), low && al < 6) } else { (al + adjust, low && al + 6 > 0xff) };
+    let (result, borrow) = if SUBTRACT {
+        (al.wrapping_sub(adjust), low && al < 6)
+    } else {
+        (al + adjust, low && al + 6 > 0xff)
+    };
     cpu.wr::<0>(0, result);
     set(cpu, result, high || borrow, low);
     next(cpu, op)

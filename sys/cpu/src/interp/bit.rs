@@ -28,7 +28,12 @@ impl Cpu {
     }
 
     /// A bit in memory: with a register operand it may be far from the address. Locked if `locked`.
-    fn bit_memory<const K: u8, const S: u8>(&mut self, op: &Op, by_register: bool, locked: bool) -> Result<(), Trapped> {
+    fn bit_memory<const K: u8, const S: u8>(
+        &mut self,
+        op: &Op,
+        by_register: bool,
+        locked: bool,
+    ) -> Result<(), Trapped> {
         let width = u64::from(bits::<S>());
         let mut far = *op;
         let bit = if by_register {
@@ -48,7 +53,9 @@ impl Cpu {
                 self.bit::<K>(a, bit);
                 Ok(())
             }
-            (_, true) => self.locked::<S>(&far, |cpu, a| cpu.bit::<K>(a, bit)).map(|_| ()),
+            (_, true) => self
+                .locked::<S>(&far, |cpu, a| cpu.bit::<K>(a, bit))
+                .map(|_| ()),
             (_, false) => self.modify::<S>(&far, |cpu, a| cpu.bit::<K>(a, bit)),
         }
     }
@@ -114,7 +121,11 @@ fn scan<const REVERSE: bool, const S: u8>(cpu: &mut Cpu, op: &Op, v: u64) {
         return;
     }
     cpu.flags.set_image(image & !flag::ZF);
-    let r = if REVERSE { 63 - v.leading_zeros() } else { v.trailing_zeros() };
+    let r = if REVERSE {
+        63 - v.leading_zeros()
+    } else {
+        v.trailing_zeros()
+    };
     cpu.wr::<S>(op.r, u64::from(r));
 }
 
@@ -170,5 +181,9 @@ fn popcnt_m<const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
 
 /// The handler of POPCNT.
 pub(crate) fn popcnt_handler(memory: bool, s: u8) -> Handler {
-    if memory { by_size!(s, popcnt_m) } else { by_size!(s, popcnt_r) }
+    if memory {
+        by_size!(s, popcnt_m)
+    } else {
+        by_size!(s, popcnt_r)
+    }
 }

@@ -40,7 +40,11 @@ fn legacy_target(cpu: &mut Cpu, op: &Op) -> Result<u64, Trapped> {
 }
 
 fn check_limit(cpu: &mut Cpu, to: u64) -> Result<(), Trapped> {
-    if to > u64::from(cpu.segs[Seg::Cs as usize].limit) { Err(cpu.gp(0)) } else { Ok(()) }
+    if to > u64::from(cpu.segs[Seg::Cs as usize].limit) {
+        Err(cpu.gp(0))
+    } else {
+        Ok(())
+    }
 }
 
 /// Not an instruction: the block is full or at the end of its page. `off` is the offset of what comes next.
@@ -77,18 +81,28 @@ fn jcc<const C: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
 }
 
 fn jcc_legacy<const C: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
-    if cpu.condition::<C>() { jmp_legacy(cpu, op) } else { fall_through_legacy(cpu, op) }
+    if cpu.condition::<C>() {
+        jmp_legacy(cpu, op)
+    } else {
+        fall_through_legacy(cpu, op)
+    }
 }
 
 pub(crate) fn jcc_handler(long: bool, c: u8) -> Handler {
-    if long { by_condition!(c, jcc) } else { by_condition!(c, jcc_legacy) }
+    if long {
+        by_condition!(c, jcc)
+    } else {
+        by_condition!(c, jcc_legacy)
+    }
 }
 
 /// CALL rel in 64-bit code.
 pub(crate) fn call(cpu: &mut Cpu, op: OpRef) -> Status {
     let back = cpu.next_rip(&op);
     let top = cpu.regs[4].wrapping_sub(8);
-    let Some(place) = cpu.writable::<3>(top) else { return call_slow(cpu, op) };
+    let Some(place) = cpu.writable::<3>(top) else {
+        return call_slow(cpu, op);
+    };
     place.store(back);
     cpu.regs[4] = top;
     cpu.rip = target(cpu, &op);
@@ -218,7 +232,11 @@ pub(crate) fn counted(cpu: &mut Cpu, op: OpRef) -> Status {
         _ => cpu.rd::<3>(1),
     };
     let count = if op.s == 3 { old } else { old.wrapping_sub(1) };
-    let cut = if op.x == 3 { u64::MAX } else { (1 << (8 << op.x)) - 1 };
+    let cut = if op.x == 3 {
+        u64::MAX
+    } else {
+        (1 << (8 << op.x)) - 1
+    };
     let zero = count & cut == 0;
     let taken = match op.s {
         0 => !zero && !cpu.flags.zf(),
@@ -228,7 +246,11 @@ pub(crate) fn counted(cpu: &mut Cpu, op: OpRef) -> Status {
     };
     let to = if taken {
         let to = target(cpu, &op);
-        if cpu.code64() { to } else { get!(cpu, op, legacy_target(cpu, &op)) }
+        if cpu.code64() {
+            to
+        } else {
+            get!(cpu, op, legacy_target(cpu, &op))
+        }
     } else {
         cpu.cut_rip(cpu.next_rip(&op))
     };

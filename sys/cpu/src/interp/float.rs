@@ -44,7 +44,9 @@ impl Cpu {
             let mut words = rest.chunks_exact_mut(4);
             for word in &mut words {
                 // SAFETY: as above.
-                word.copy_from_slice(&(unsafe { host::load::<2>(p.wrapping_add(at)) } as u32).to_le_bytes());
+                word.copy_from_slice(
+                    &(unsafe { host::load::<2>(p.wrapping_add(at)) } as u32).to_le_bytes(),
+                );
                 at += 4;
             }
             for byte in words.into_remainder() {
@@ -100,18 +102,30 @@ impl Cpu {
             let mut words = chunks.remainder().chunks_exact(8);
             for word in &mut words {
                 // SAFETY: as above.
-                unsafe { host::store::<3>(p.wrapping_add(at), u64::from_le_bytes(word.try_into().unwrap_or_default())) };
+                unsafe {
+                    host::store::<3>(
+                        p.wrapping_add(at),
+                        u64::from_le_bytes(word.try_into().unwrap_or_default()),
+                    )
+                };
                 at += 8;
             }
             let mut halves = words.remainder().chunks_exact(2);
             if let Ok(word) = <[u8; 4]>::try_from(words.remainder()) {
                 // SAFETY: as above.
-                unsafe { host::store::<2>(p.wrapping_add(at), u64::from(u32::from_le_bytes(word))) };
+                unsafe {
+                    host::store::<2>(p.wrapping_add(at), u64::from(u32::from_le_bytes(word)))
+                };
                 return Ok(());
             }
             for half in &mut halves {
                 // SAFETY: as above.
-                unsafe { host::store::<1>(p.wrapping_add(at), u64::from(u16::from_le_bytes(half.try_into().unwrap_or_default()))) };
+                unsafe {
+                    host::store::<1>(
+                        p.wrapping_add(at),
+                        u64::from(u16::from_le_bytes(half.try_into().unwrap_or_default())),
+                    )
+                };
                 at += 2;
             }
             for byte in halves.remainder() {
@@ -129,7 +143,11 @@ impl Cpu {
         let mut at = la;
         let mut chunks = bytes.chunks_exact(8);
         for chunk in &mut chunks {
-            self.store::<3>(at, u64::from_le_bytes(chunk.try_into().unwrap_or_default()), op)?;
+            self.store::<3>(
+                at,
+                u64::from_le_bytes(chunk.try_into().unwrap_or_default()),
+                op,
+            )?;
             at = at.wrapping_add(8);
         }
         let mut rest = chunks.remainder();
@@ -152,7 +170,9 @@ impl Cpu {
     /// Executes an operation on `self.operand`. The flags are materialised around those that look at them or set them.
     #[inline(always)]
     fn exec<const FLAGS: bool>(&mut self, index: u64) -> Result<Outcome, Trapped> {
-        let (Some(operation), Some(general)) = (self.blocks.float(index), self.regs.first_chunk_mut::<16>()) else {
+        let (Some(operation), Some(general)) =
+            (self.blocks.float(index), self.regs.first_chunk_mut::<16>())
+        else {
             return Err(self.ud());
         };
         let mut image = if FLAGS { self.flags.image() } else { 0 };
@@ -169,7 +189,9 @@ impl Cpu {
 
     #[inline(always)]
     fn check_float(&mut self, index: u64) -> Result<(), Trapped> {
-        let Some(operation) = self.blocks.float(index) else { return Err(self.ud()) };
+        let Some(operation) = self.blocks.float(index) else {
+            return Err(self.ud());
+        };
         match fpu::check(operation.class(), self.cr0, self.cr4, &self.fpu) {
             Ok(()) => Ok(()),
             Err(fault) => Err(self.fpu_fault(fault)),
@@ -179,7 +201,9 @@ impl Cpu {
     #[inline(always)]
     fn float_operand<const FLAGS: bool>(&mut self, op: &Op) -> Result<(), Trapped> {
         self.check_float(op.imm)?;
-        let Some(operation) = self.blocks.float(op.imm) else { return Err(self.ud()) };
+        let Some(operation) = self.blocks.float(op.imm) else {
+            return Err(self.ud());
+        };
         let aligned = operation.aligned();
         let (read, write) = match operation.access() {
             Access::None => (0, 0),
@@ -190,9 +214,17 @@ impl Cpu {
         let size = usize::from(read.max(write));
         // MASKMOVQ and MASKMOVDQU address by rDI.
         let implied = op.x != 0;
-        let offset = if implied { Op { base: RDI, ..*op } } else { *op };
+        let offset = if implied {
+            Op { base: RDI, ..*op }
+        } else {
+            *op
+        };
         let offset = self.offset(&offset);
-        let la = if implied { self.operand_linear(op, offset, size as u64, write != 0)? } else { self.ea(op, size as u64, write != 0)? };
+        let la = if implied {
+            self.operand_linear(op, offset, size as u64, write != 0)?
+        } else {
+            self.ea(op, size as u64, write != 0)?
+        };
         if aligned && la & 15 != 0 {
             return Err(self.gp(0));
         }
@@ -248,19 +280,37 @@ impl Cpu {
 
     /// FXSAVE and FXRSTOR are #NM, not #UD, with CR0.EM.
     fn check_fxsave(&mut self) -> Result<(), Trapped> {
-        if self.cr0 & (cr0::EM | cr0::TS) != 0 { Err(self.fault(vector::NM, None)) } else { Ok(()) }
+        if self.cr0 & (cr0::EM | cr0::TS) != 0 {
+            Err(self.fault(vector::NM, None))
+        } else {
+            Ok(())
+        }
     }
 
     fn check_xsave(&mut self) -> Result<(), Trapped> {
         if self.cr4 & cr4::OSXSAVE == 0 {
             return Err(self.ud());
         }
-        if self.cr0 & cr0::TS != 0 { Err(self.fault(vector::NM, None)) } else { Ok(()) }
+        if self.cr0 & cr0::TS != 0 {
+            Err(self.fault(vector::NM, None))
+        } else {
+            Ok(())
+        }
     }
 
-    fn aligned_operand(&mut self, op: &Op, size: u64, align: u64, write: bool) -> Result<u64, Trapped> {
+    fn aligned_operand(
+        &mut self,
+        op: &Op,
+        size: u64,
+        align: u64,
+        write: bool,
+    ) -> Result<u64, Trapped> {
         let la = self.ea(op, size, write)?;
-        if la & (align - 1) != 0 { Err(self.gp(0)) } else { Ok(la) }
+        if la & (align - 1) != 0 {
+            Err(self.gp(0))
+        } else {
+            Ok(la)
+        }
     }
 
     fn fxsave(&mut self, op: &Op) -> Result<(), Trapped> {
@@ -302,7 +352,9 @@ impl Cpu {
         let la = self.aligned_operand(op, XSAVE_LEN as u64, 64, false)?;
         let mut image = [0; XSAVE_LEN];
         self.load_bytes(la, &mut image, op)?;
-        let result = self.fpu.xrstor(&image, self.requested(), self.xcr0, Self::form(op));
+        let result = self
+            .fpu
+            .xrstor(&image, self.requested(), self.xcr0, Self::form(op));
         result.map_err(|fault| self.fpu_fault(fault))
     }
 }

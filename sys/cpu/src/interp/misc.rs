@@ -4,7 +4,7 @@ use crate::cpu::Cpu;
 use crate::exit::Exit;
 use crate::interp::control::{end, end_far};
 use crate::op::{OpRef, Status, get, go_on, next};
-use crate::state::{flag, cr4};
+use crate::state::{cr4, flag};
 use crate::trap::{Trap, Trapped, vector};
 
 /// NOP, prefetches, ENDBR and everything else without effect.
@@ -106,12 +106,24 @@ fn interrupt_flag(cpu: &mut Cpu) -> Result<bool, Trapped> {
         return Ok(true);
     }
     let v8086 = cpu.rflags & flag::VM != 0;
-    let virtual_flag = if v8086 { cpu.cr4 & cr4::VME != 0 } else { cpu.cr4 & cr4::PVI != 0 && cpu.cpl() == 3 };
-    if virtual_flag { Ok(false) } else { Err(cpu.gp(0)) }
+    let virtual_flag = if v8086 {
+        cpu.cr4 & cr4::VME != 0
+    } else {
+        cpu.cr4 & cr4::PVI != 0 && cpu.cpl() == 3
+    };
+    if virtual_flag {
+        Ok(false)
+    } else {
+        Err(cpu.gp(0))
+    }
 }
 
 pub(crate) fn cli(cpu: &mut Cpu, op: OpRef) -> Status {
-    let mask = if get!(cpu, op, interrupt_flag(cpu)) { flag::IF } else { flag::VIF };
+    let mask = if get!(cpu, op, interrupt_flag(cpu)) {
+        flag::IF
+    } else {
+        flag::VIF
+    };
     cpu.rflags &= !mask;
     next(cpu, op)
 }
@@ -152,7 +164,9 @@ pub(crate) fn set_ac(cpu: &mut Cpu, op: OpRef) -> Status {
 
 /// INT n, with the vector in `imm`.
 pub(crate) fn int(cpu: &mut Cpu, op: OpRef) -> Status {
-    cpu.trap = Trap::Software { vector: op.imm as u8 };
+    cpu.trap = Trap::Software {
+        vector: op.imm as u8,
+    };
     cpu.trapped(&op)
 }
 
@@ -190,13 +204,25 @@ fn check_bound(cpu: &mut Cpu, op: &crate::op::Op) -> Result<(), Trapped> {
     let (index, low, high) = if op.x == 1 {
         let la = cpu.ea(op, 4, false)?;
         let pair = cpu.load::<2>(la, op)?;
-        (cpu.rd::<1>(op.r) as i16 as i64, pair as i16 as i64, (pair >> 16) as i16 as i64)
+        (
+            cpu.rd::<1>(op.r) as i16 as i64,
+            pair as i16 as i64,
+            (pair >> 16) as i16 as i64,
+        )
     } else {
         let la = cpu.ea(op, 8, false)?;
         let pair = cpu.load::<3>(la, op)?;
-        (cpu.rd::<2>(op.r) as i32 as i64, pair as i32 as i64, (pair >> 32) as i32 as i64)
+        (
+            cpu.rd::<2>(op.r) as i32 as i64,
+            pair as i32 as i64,
+            (pair >> 32) as i32 as i64,
+        )
     };
-    if index < low || index > high { Err(cpu.fault(vector::BR, None)) } else { Ok(()) }
+    if index < low || index > high {
+        Err(cpu.fault(vector::BR, None))
+    } else {
+        Ok(())
+    }
 }
 
 /// IRET; operand size in `x`.

@@ -110,9 +110,20 @@ impl Cpu {
     }
 
     /// The linear address of `offset` in the segment of `op`'s memory operand.
-    pub(crate) fn operand_linear(&mut self, op: &Op, offset: u64, size: u64, write: bool) -> Result<u64, Trapped> {
+    pub(crate) fn operand_linear(
+        &mut self,
+        op: &Op,
+        offset: u64,
+        size: u64,
+        write: bool,
+    ) -> Result<u64, Trapped> {
         if op.am & am::CHECKED != 0 {
-            return self.segment_linear(Seg::from_index(op.seg.wrapping_sub(slot::SEG_BASE)), offset, size, write);
+            return self.segment_linear(
+                Seg::from_index(op.seg.wrapping_sub(slot::SEG_BASE)),
+                offset,
+                size,
+                write,
+            );
         }
         let la = offset.wrapping_add(self.regs[usize::from(op.seg)]);
         Ok(if self.code64() { la } else { la & 0xffff_ffff })
@@ -121,15 +132,27 @@ impl Cpu {
     /// The memory operand, if its address needs no checks and the TLB has it for reading.
     #[inline(always)]
     pub(crate) fn quick_read<const S: u8>(&self, op: &Op) -> Option<Place<S>> {
-        let la = self.raw_offset(op).wrapping_add(self.regs[usize::from(op.seg)]);
-        if op.am & am::SPECIAL != 0 { None } else { self.readable::<S>(la) }
+        let la = self
+            .raw_offset(op)
+            .wrapping_add(self.regs[usize::from(op.seg)]);
+        if op.am & am::SPECIAL != 0 {
+            None
+        } else {
+            self.readable::<S>(la)
+        }
     }
 
     /// The same, for writing.
     #[inline(always)]
     pub(crate) fn quick_write<const S: u8>(&self, op: &Op) -> Option<Place<S>> {
-        let la = self.raw_offset(op).wrapping_add(self.regs[usize::from(op.seg)]);
-        if op.am & am::SPECIAL != 0 { None } else { self.writable::<S>(la) }
+        let la = self
+            .raw_offset(op)
+            .wrapping_add(self.regs[usize::from(op.seg)]);
+        if op.am & am::SPECIAL != 0 {
+            None
+        } else {
+            self.writable::<S>(la)
+        }
     }
 
     /// Reads the memory operand.
@@ -148,7 +171,11 @@ impl Cpu {
 
     /// Reads the memory operand, changes it with `f` and writes it back.
     #[inline(always)]
-    pub(crate) fn modify<const S: u8>(&mut self, op: &Op, f: impl Fn(&mut Cpu, u64) -> u64) -> Result<(), Trapped> {
+    pub(crate) fn modify<const S: u8>(
+        &mut self,
+        op: &Op,
+        f: impl Fn(&mut Cpu, u64) -> u64,
+    ) -> Result<(), Trapped> {
         if let Some(place) = self.quick_write::<S>(op) {
             let new = f(self, place.load());
             place.store(new);
@@ -159,7 +186,11 @@ impl Cpu {
 
     #[cold]
     #[inline(never)]
-    pub(crate) fn modify_slow<const S: u8>(&mut self, op: &Op, f: &dyn Fn(&mut Cpu, u64) -> u64) -> Result<(), Trapped> {
+    pub(crate) fn modify_slow<const S: u8>(
+        &mut self,
+        op: &Op,
+        f: &dyn Fn(&mut Cpu, u64) -> u64,
+    ) -> Result<(), Trapped> {
         let la = self.ea(op, 1 << S, true)?;
         self.prepare_write(la, 1 << S, op)?;
         let old = self.load::<S>(la, op)?;
@@ -190,12 +221,20 @@ impl Cpu {
 
     /// RIP cut to the width of the instruction pointer.
     pub(crate) fn cut_rip(&self, rip: u64) -> u64 {
-        if self.code64() { rip } else { rip & 0xffff_ffff }
+        if self.code64() {
+            rip
+        } else {
+            rip & 0xffff_ffff
+        }
     }
 
     /// The linear address of an instruction.
     pub(crate) fn code_linear(&self, rip: u64) -> u64 {
-        if self.code64() { rip } else { self.segs[Seg::Cs as usize].base.wrapping_add(rip) & 0xffff_ffff }
+        if self.code64() {
+            rip
+        } else {
+            self.segs[Seg::Cs as usize].base.wrapping_add(rip) & 0xffff_ffff
+        }
     }
 
     /// The bus that `run` was given.

@@ -15,7 +15,9 @@ fn ri<const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
 }
 
 fn rm<const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
-    let Some(place) = cpu.quick_read::<S>(&op) else { return rm_slow::<S>(cpu, op) };
+    let Some(place) = cpu.quick_read::<S>(&op) else {
+        return rm_slow::<S>(cpu, op);
+    };
     cpu.wr::<S>(op.r, place.load());
     next(cpu, op)
 }
@@ -29,7 +31,9 @@ fn rm_slow<const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
 }
 
 fn mr<const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
-    let Some(place) = cpu.quick_write::<S>(&op) else { return mr_slow::<S>(cpu, op) };
+    let Some(place) = cpu.quick_write::<S>(&op) else {
+        return mr_slow::<S>(cpu, op);
+    };
     place.store(cpu.rd::<S>(op.s));
     next(cpu, op)
 }
@@ -42,7 +46,9 @@ fn mr_slow<const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
 }
 
 fn mi<const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
-    let Some(place) = cpu.quick_write::<S>(&op) else { return mi_slow::<S>(cpu, op) };
+    let Some(place) = cpu.quick_write::<S>(&op) else {
+        return mi_slow::<S>(cpu, op);
+    };
     place.store(op.imm);
     next(cpu, op)
 }
@@ -81,7 +87,9 @@ fn extend_r<const SIGN: bool, const F: u8, const T: u8>(cpu: &mut Cpu, op: OpRef
 }
 
 fn extend_m<const SIGN: bool, const F: u8, const T: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
-    let Some(place) = cpu.quick_read::<F>(&op) else { return extend_slow::<SIGN, F, T>(cpu, op) };
+    let Some(place) = cpu.quick_read::<F>(&op) else {
+        return extend_slow::<SIGN, F, T>(cpu, op);
+    };
     let v = place.load();
     cpu.wr::<T>(op.r, if SIGN { sext::<F>(v) } else { v });
     next(cpu, op)
@@ -133,11 +141,19 @@ fn lea_plain<const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
 }
 
 pub(crate) fn lea_handler(plain: bool, s: u8) -> Handler {
-    if plain { by_size!(s, lea_plain) } else { by_size!(s, lea) }
+    if plain {
+        by_size!(s, lea_plain)
+    } else {
+        by_size!(s, lea)
+    }
 }
 
 fn cmov_rr<const S: u8, const C: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
-    let v = if cpu.condition::<C>() { cpu.rd::<S>(op.s) } else { cpu.rd::<S>(op.r) };
+    let v = if cpu.condition::<C>() {
+        cpu.rd::<S>(op.s)
+    } else {
+        cpu.rd::<S>(op.r)
+    };
     cpu.wr::<S>(op.r, v);
     next(cpu, op)
 }
@@ -145,7 +161,11 @@ fn cmov_rr<const S: u8, const C: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
 /// The memory operand is read whatever the condition.
 fn cmov_rm<const S: u8, const C: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
     let m = get!(cpu, op, cpu.read::<S>(&op));
-    let v = if cpu.condition::<C>() { m } else { cpu.rd::<S>(op.r) };
+    let v = if cpu.condition::<C>() {
+        m
+    } else {
+        cpu.rd::<S>(op.r)
+    };
     cpu.wr::<S>(op.r, v);
     next(cpu, op)
 }
@@ -173,7 +193,11 @@ fn setcc_m<const C: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
 }
 
 pub(crate) fn setcc_handler(memory: bool, c: u8) -> Handler {
-    if memory { by_condition!(c, setcc_m) } else { by_condition!(c, setcc_r) }
+    if memory {
+        by_condition!(c, setcc_m)
+    } else {
+        by_condition!(c, setcc_r)
+    }
 }
 
 fn xchg_rr<const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
@@ -197,7 +221,11 @@ fn swap<const S: u8>(v: u64) -> u64 {
 
 /// BSWAP; of a 16-bit register the result is zero on the processors that we follow.
 fn bswap<const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
-    let v = if S == 1 { 0 } else { swap::<S>(cpu.rd::<S>(op.r)) };
+    let v = if S == 1 {
+        0
+    } else {
+        swap::<S>(cpu.rd::<S>(op.r))
+    };
     cpu.wr::<S>(op.r, v);
     next(cpu, op)
 }
@@ -218,7 +246,11 @@ fn movbe_mr<const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
 }
 
 pub(crate) fn movbe_handler(load: bool, s: u8) -> Handler {
-    if load { by_size!(s, movbe_rm) } else { by_size!(s, movbe_mr) }
+    if load {
+        by_size!(s, movbe_rm)
+    } else {
+        by_size!(s, movbe_mr)
+    }
 }
 
 /// CBW, CWDE, CDQE: `S` is the size of the result.

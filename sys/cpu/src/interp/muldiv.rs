@@ -44,14 +44,17 @@ impl Cpu {
                 self.product_flags::<S>(r as u64, r >> width != 0);
             }
             kind::IMUL => {
-                let r = i128::from(sext::<S>(self.regs[0]) as i64) * i128::from(sext::<S>(v) as i64);
+                let r =
+                    i128::from(sext::<S>(self.regs[0]) as i64) * i128::from(sext::<S>(v) as i64);
                 self.put_pair::<S>(r as u64, (r >> width) as u64);
                 self.product_flags::<S>(r as u64, i128::from(sext::<S>(r as u64) as i64) != r);
             }
             kind::DIV => {
                 if S < 3 {
                     let n = self.pair::<S>() as u64;
-                    let (Some(q), Some(r)) = (n.checked_div(v), n.checked_rem(v)) else { return Err(self.fault(vector::DE, None)) };
+                    let (Some(q), Some(r)) = (n.checked_div(v), n.checked_rem(v)) else {
+                        return Err(self.fault(vector::DE, None));
+                    };
                     if q >> width != 0 {
                         return Err(self.fault(vector::DE, None));
                     }
@@ -61,7 +64,11 @@ impl Cpu {
                     if (n >> 64) as u64 >= v {
                         return Err(self.fault(vector::DE, None));
                     }
-                    let (q, r) = if n >> 64 == 0 { (n as u64 / v, n as u64 % v) } else { ((n / u128::from(v)) as u64, (n % u128::from(v)) as u64) };
+                    let (q, r) = if n >> 64 == 0 {
+                        (n as u64 / v, n as u64 % v)
+                    } else {
+                        ((n / u128::from(v)) as u64, (n % u128::from(v)) as u64)
+                    };
                     self.put_pair::<S>(q, r);
                 }
             }
@@ -69,7 +76,9 @@ impl Cpu {
                 let n = self.pair::<S>();
                 let d = i128::from(sext::<S>(v) as i64);
                 let n = ((n << (128 - 2 * width)) as i128) >> (128 - 2 * width);
-                let (Some(q), Some(r)) = (n.checked_div(d), n.checked_rem(d)) else { return Err(self.fault(vector::DE, None)) };
+                let (Some(q), Some(r)) = (n.checked_div(d), n.checked_rem(d)) else {
+                    return Err(self.fault(vector::DE, None));
+                };
                 if i128::from(sext::<S>(q as u64) as i64) != q {
                     return Err(self.fault(vector::DE, None));
                 }
@@ -143,5 +152,9 @@ fn imul_m<const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
 
 /// The handler of IMUL with two or three operands.
 pub(crate) fn imul_handler(memory: bool, s: u8) -> Handler {
-    if memory { by_size!(s, imul_m) } else { by_size!(s, imul_r) }
+    if memory {
+        by_size!(s, imul_m)
+    } else {
+        by_size!(s, imul_r)
+    }
 }

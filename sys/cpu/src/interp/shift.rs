@@ -31,8 +31,16 @@ impl Cpu {
         match K {
             kind::SHL => {
                 // 64 extra bits on the left for the bits that fall out of narrow operands.
-                let r = if S == 3 { a << count } else { zext::<S>(a) << count };
-                let out = if S == 3 { a >> (64 - count) & 1 } else { r >> width & 1 };
+                let r = if S == 3 {
+                    a << count
+                } else {
+                    zext::<S>(a) << count
+                };
+                let out = if S == 3 {
+                    a >> (64 - count) & 1
+                } else {
+                    r >> width & 1
+                };
                 let over = r >> top & 1 ^ out;
                 self.flags.aux = out as u32 | (over as u32) << 11;
                 self.flags.res = sext::<S>(r);
@@ -67,16 +75,32 @@ impl Cpu {
         let (r, carry) = match K {
             kind::ROL | kind::ROR => {
                 let by = count % width;
-                let left = if K == kind::ROL { by } else { (width - by) % width };
-                let r = if left == 0 { a } else { zext::<S>(a << left) | a >> (width - left) };
+                let left = if K == kind::ROL {
+                    by
+                } else {
+                    (width - by) % width
+                };
+                let r = if left == 0 {
+                    a
+                } else {
+                    zext::<S>(a << left) | a >> (width - left)
+                };
                 (r, if K == kind::ROL { r & 1 } else { r >> top & 1 })
             }
             _ => {
                 // Through the carry: a rotation of width + 1 bits.
                 let by = count % (width + 1);
-                let left = if K == kind::RCL { by } else { (width + 1 - by) % (width + 1) };
+                let left = if K == kind::RCL {
+                    by
+                } else {
+                    (width + 1 - by) % (width + 1)
+                };
                 let wide = u128::from(a) | u128::from(self.flags.cf()) << width;
-                let r = if left == 0 { wide } else { wide << left | wide >> (width + 1 - left) };
+                let r = if left == 0 {
+                    wide
+                } else {
+                    wide << left | wide >> (width + 1 - left)
+                };
                 (zext::<S>(r as u64), (r >> width) as u64 & 1)
             }
         };
@@ -98,12 +122,26 @@ impl Cpu {
         let (r, out) = if S == 1 {
             // A count above 16 is undefined; the processors rotate through both operands and the first again.
             let (hi, lo) = if LEFT { (a, b) } else { (b, a) };
-            let wide = if LEFT { hi << 32 | lo << 16 | hi } else { a << 32 | hi << 16 | lo };
-            if LEFT { (wide << count >> 32, wide >> (48 - count)) } else { (wide >> count, wide >> (count - 1)) }
+            let wide = if LEFT {
+                hi << 32 | lo << 16 | hi
+            } else {
+                a << 32 | hi << 16 | lo
+            };
+            if LEFT {
+                (wide << count >> 32, wide >> (48 - count))
+            } else {
+                (wide >> count, wide >> (count - 1))
+            }
         } else if LEFT {
-            (a << count | zext::<S>(b) >> (width - count), a >> (width - count))
+            (
+                a << count | zext::<S>(b) >> (width - count),
+                a >> (width - count),
+            )
         } else {
-            (zext::<S>(a) >> count | b << (width - count), a >> (count - 1))
+            (
+                zext::<S>(a) >> count | b << (width - count),
+                a >> (count - 1),
+            )
         };
         let r = zext::<S>(r);
         let over = (a ^ r) >> (width - 1) & 1;
@@ -127,12 +165,20 @@ fn rc<const K: u8, const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
 
 fn mi<const K: u8, const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
     let count = op.imm;
-    go_on!(cpu, op, cpu.modify::<S>(&op, |cpu, a| cpu.shift::<K, S>(a, count)))
+    go_on!(
+        cpu,
+        op,
+        cpu.modify::<S>(&op, |cpu, a| cpu.shift::<K, S>(a, count))
+    )
 }
 
 fn mc<const K: u8, const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
     let count = cpu.regs[1];
-    go_on!(cpu, op, cpu.modify::<S>(&op, |cpu, a| cpu.shift::<K, S>(a, count)))
+    go_on!(
+        cpu,
+        op,
+        cpu.modify::<S>(&op, |cpu, a| cpu.shift::<K, S>(a, count))
+    )
 }
 
 /// The handler of a shift; `by_cl` or by `Op::imm`.
@@ -172,7 +218,11 @@ fn double_r<const LEFT: bool, const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
 
 fn double_m<const LEFT: bool, const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
     let (b, count) = (cpu.rd::<S>(op.s), double_count(cpu, &op));
-    go_on!(cpu, op, cpu.modify::<S>(&op, |cpu, a| cpu.double_shift::<LEFT, S>(a, b, count)))
+    go_on!(
+        cpu,
+        op,
+        cpu.modify::<S>(&op, |cpu, a| cpu.double_shift::<LEFT, S>(a, b, count))
+    )
 }
 
 /// The handler of SHLD (`left`) and SHRD.

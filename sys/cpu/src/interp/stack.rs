@@ -24,7 +24,14 @@ impl Cpu {
     /// Sets rSP, leaving the bits that the stack's width does not cover.
     pub(crate) fn set_sp(&mut self, sp: u64) {
         let mask = self.stack_mask();
-        self.regs[RSP] = self.regs[RSP] & !mask & if mask == 0xffff { u64::MAX } else { 0xffff_ffff } | sp & mask;
+        self.regs[RSP] = self.regs[RSP]
+            & !mask
+            & if mask == 0xffff {
+                u64::MAX
+            } else {
+                0xffff_ffff
+            }
+            | sp & mask;
     }
 
     /// #SS for a stack where no address is, also where the operation's other operand would have #GP.
@@ -37,7 +44,13 @@ impl Cpu {
     }
 
     /// Writes at `sp` of the stack segment.
-    pub(crate) fn stack_store(&mut self, sp: u64, value: u64, log: u8, op: &Op) -> Result<(), Trapped> {
+    pub(crate) fn stack_store(
+        &mut self,
+        sp: u64,
+        value: u64,
+        log: u8,
+        op: &Op,
+    ) -> Result<(), Trapped> {
         let la = self.segment_linear(Seg::Ss, sp & self.stack_mask(), 1 << log, true)?;
         self.check_stack(la)?;
         match log {
@@ -107,7 +120,9 @@ pub(crate) fn push_i64(cpu: &mut Cpu, op: OpRef) -> Status {
 #[inline(always)]
 fn push_quick(cpu: &mut Cpu, op: OpRef, value: u64) -> Status {
     let top = cpu.regs[RSP].wrapping_sub(8);
-    let Some(place) = cpu.writable::<3>(top) else { return push_slow(cpu, op, value) };
+    let Some(place) = cpu.writable::<3>(top) else {
+        return push_slow(cpu, op, value);
+    };
     place.store(value);
     cpu.regs[RSP] = top;
     next(cpu, op)
@@ -122,7 +137,9 @@ fn push_slow(cpu: &mut Cpu, op: OpRef, value: u64) -> Status {
 /// POP of a register, 64-bit code.
 pub(crate) fn pop_r64(cpu: &mut Cpu, op: OpRef) -> Status {
     let top = cpu.regs[RSP];
-    let Some(place) = cpu.readable::<3>(top) else { return pop_slow(cpu, op) };
+    let Some(place) = cpu.readable::<3>(top) else {
+        return pop_slow(cpu, op);
+    };
     cpu.regs[RSP] = top.wrapping_add(8);
     cpu.regs[usize::from(op.r)] = place.load();
     next(cpu, op)
@@ -176,7 +193,11 @@ pub(crate) fn push_handler(memory: bool, immediate: bool, s: u8) -> Handler {
 }
 
 pub(crate) fn pop_handler(memory: bool, s: u8) -> Handler {
-    if memory { by_size!(s, pop_m) } else { by_size!(s, pop_r) }
+    if memory {
+        by_size!(s, pop_m)
+    } else {
+        by_size!(s, pop_r)
+    }
 }
 
 /// PUSH of a segment register (number in `s`).
@@ -185,7 +206,8 @@ pub(crate) fn push_seg(cpu: &mut Cpu, op: OpRef) -> Status {
     // With 32-bit operands only two bytes are written.
     let result = if op.x == 2 {
         let sp = cpu.regs[RSP].wrapping_sub(4);
-        cpu.stack_store(sp, selector, 1, &op).map(|()| cpu.set_sp(sp))
+        cpu.stack_store(sp, selector, 1, &op)
+            .map(|()| cpu.set_sp(sp))
     } else {
         cpu.push(selector, op.x, &op)
     };
@@ -222,7 +244,12 @@ fn push_all(cpu: &mut Cpu, op: &Op) -> Result<(), Trapped> {
     let start = cpu.regs[RSP];
     // From the far end, so that a fault comes before anything is written within one page.
     for i in (0..8u64).rev() {
-        cpu.stack_store(start.wrapping_sub((i + 1) * size), cpu.regs[i as usize], op.x, op)?;
+        cpu.stack_store(
+            start.wrapping_sub((i + 1) * size),
+            cpu.regs[i as usize],
+            op.x,
+            op,
+        )?;
     }
     cpu.set_sp(start.wrapping_sub(8 * size));
     Ok(())
@@ -243,7 +270,11 @@ fn pop_all(cpu: &mut Cpu, op: &Op) -> Result<(), Trapped> {
     for (i, value) in values.iter().enumerate() {
         let r = 7 - i;
         if r != RSP {
-            if op.x == 1 { cpu.wr::<1>(r as u8, *value) } else { cpu.wr::<2>(r as u8, *value) }
+            if op.x == 1 {
+                cpu.wr::<1>(r as u8, *value)
+            } else {
+                cpu.wr::<2>(r as u8, *value)
+            }
         }
     }
     cpu.set_sp(start.wrapping_add(8 * size));
@@ -260,7 +291,11 @@ pub(crate) fn pushf(cpu: &mut Cpu, op: OpRef) -> Status {
         // VME: IOPL reads as 3 and IF as VIF.
         let image = cpu.rflags_image();
         let vif = if image & flag::VIF != 0 { flag::IF } else { 0 };
-        return go_on!(cpu, op, cpu.push(image & !flag::IF | flag::IOPL | vif, 1, &op));
+        return go_on!(
+            cpu,
+            op,
+            cpu.push(image & !flag::IF | flag::IOPL | vif, 1, &op)
+        );
     }
     let image = cpu.rflags_image() & !(flag::VM | flag::RF);
     go_on!(cpu, op, cpu.push(image, op.x, &op))
@@ -286,7 +321,10 @@ fn pop_flags(cpu: &mut Cpu, op: &Op) -> Result<(), Trapped> {
         cpu.set_sp(cpu.regs[RSP].wrapping_add(2));
         let vif = if image & flag::IF != 0 { flag::VIF } else { 0 };
         let keep = flag::IF | flag::IOPL | flag::VIF;
-        let new = cpu.rflags_image() & !0xffff & !flag::VIF | image & 0xffff & !keep | cpu.rflags & (flag::IF | flag::IOPL) | vif;
+        let new = cpu.rflags_image() & !0xffff & !flag::VIF
+            | image & 0xffff & !keep
+            | cpu.rflags & (flag::IF | flag::IOPL)
+            | vif;
         cpu.load_rflags(new);
         return Ok(());
     }

@@ -3,9 +3,9 @@
 //! With a REP prefix, a chunk ends when the count is used up (or the condition met), or when an operand's next element begins in
 //! another page; what is left is executed as the next instruction. Where a chunk ends thus depends on the registers alone.
 
+use crate::bus::Reply;
 use crate::cpu::Cpu;
 use crate::exit::{Exit, StringIo};
-use crate::bus::Reply;
 use crate::host;
 use crate::interp::{by_size, zext};
 use crate::op::{Handler, Op, OpRef, Status, am, next};
@@ -68,7 +68,11 @@ impl Cpu {
     }
 
     fn stride<const S: u8>(&self) -> u64 {
-        if self.rflags & flag::DF != 0 { (1u64 << S).wrapping_neg() } else { 1 << S }
+        if self.rflags & flag::DF != 0 {
+            (1u64 << S).wrapping_neg()
+        } else {
+            1 << S
+        }
     }
 
     fn advance(&mut self, op: &Op, r: u8, by: u64) {
@@ -145,7 +149,9 @@ fn movs_bulk<const S: u8>(cpu: &mut Cpu, op: &Op) -> Result<Option<Chunk>, Trapp
     }
     let from = cpu.source::<S>(op)?;
     let to = cpu.destination::<S>(op, true)?;
-    let n = count.min(cpu.room::<S>(op, from, RSI)).min(cpu.room::<S>(op, to, RDI));
+    let n = count
+        .min(cpu.room::<S>(op, from, RSI))
+        .min(cpu.room::<S>(op, to, RDI));
     if n < 2 {
         return Ok(None);
     }
@@ -183,7 +189,11 @@ fn movs_bulk<const S: u8>(cpu: &mut Cpu, op: &Op) -> Result<Option<Chunk>, Trapp
     cpu.advance(op, RSI, bytes);
     cpu.advance(op, RDI, bytes);
     cpu.set_address_register(op, RCX, count - n);
-    Ok(Some(if n == count { Chunk::Finished } else { Chunk::More }))
+    Ok(Some(if n == count {
+        Chunk::Finished
+    } else {
+        Chunk::More
+    }))
 }
 
 fn movs<const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
@@ -250,7 +260,11 @@ fn stos_bulk<const S: u8>(cpu: &mut Cpu, op: &Op) -> Result<Option<Chunk>, Trapp
     }
     cpu.advance(op, RDI, bytes);
     cpu.set_address_register(op, RCX, count - n);
-    Ok(Some(if n == count { Chunk::Finished } else { Chunk::More }))
+    Ok(Some(if n == count {
+        Chunk::Finished
+    } else {
+        Chunk::More
+    }))
 }
 
 fn stos<const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
@@ -310,7 +324,11 @@ fn cmps<const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
 }
 
 fn string_exit<const S: u8>(cpu: &mut Cpu, op: &Op, input: bool) -> Trapped {
-    let seg = if input { Seg::Es } else { Seg::from_index(op.s) };
+    let seg = if input {
+        Seg::Es
+    } else {
+        Seg::from_index(op.s)
+    };
     let rep = op.x != rep::NONE;
     let exit = StringIo {
         port: cpu.regs[RDX] as u16,
@@ -319,7 +337,11 @@ fn string_exit<const S: u8>(cpu: &mut Cpu, op: &Op, input: bool) -> Trapped {
         rep,
         addr_size: 1 << Cpu::address_log(op),
         index: cpu.address_register(op, if input { RDI } else { RSI }),
-        count: if rep { cpu.address_register(op, RCX) } else { 1 },
+        count: if rep {
+            cpu.address_register(op, RCX)
+        } else {
+            1
+        },
         seg,
         segment: cpu.segs[seg as usize],
         len: op.len,

@@ -34,12 +34,20 @@ macro_rules! system {
 
 impl Cpu {
     fn require_cpl0(&mut self) -> Result<(), Trapped> {
-        if self.cpl() != 0 { Err(self.gp(0)) } else { Ok(()) }
+        if self.cpl() != 0 {
+            Err(self.gp(0))
+        } else {
+            Ok(())
+        }
     }
 
     /// UMIP: SGDT and its kin are for the supervisor only.
     fn require_no_umip(&mut self) -> Result<(), Trapped> {
-        if self.cr4 & cr4::UMIP != 0 && self.cpl() != 0 { Err(self.gp(0)) } else { Ok(()) }
+        if self.cr4 & cr4::UMIP != 0 && self.cpl() != 0 {
+            Err(self.gp(0))
+        } else {
+            Ok(())
+        }
     }
 
     fn protected(&self) -> bool {
@@ -48,14 +56,31 @@ impl Cpu {
 
     /// Instructions that do not exist in real and virtual-8086 mode.
     fn require_protected(&mut self) -> Result<(), Trapped> {
-        if self.protected() { Ok(()) } else { Err(self.ud()) }
+        if self.protected() {
+            Ok(())
+        } else {
+            Err(self.ud())
+        }
     }
 
     /// MOV to CR0 (and LMSW, CLTS).
     fn write_cr0(&mut self, value: u64) -> Result<(), Trapped> {
         let old = self.cr0;
-        let known = cr0::PE | cr0::MP | cr0::EM | cr0::TS | cr0::ET | cr0::NE | cr0::WP | cr0::AM | cr0::NW | cr0::CD | cr0::PG;
-        if value >> 32 != 0 || value & (cr0::PG | cr0::PE) == cr0::PG || value & (cr0::NW | cr0::CD) == cr0::NW {
+        let known = cr0::PE
+            | cr0::MP
+            | cr0::EM
+            | cr0::TS
+            | cr0::ET
+            | cr0::NE
+            | cr0::WP
+            | cr0::AM
+            | cr0::NW
+            | cr0::CD
+            | cr0::PG;
+        if value >> 32 != 0
+            || value & (cr0::PG | cr0::PE) == cr0::PG
+            || value & (cr0::NW | cr0::CD) == cr0::NW
+        {
             return Err(self.gp(0));
         }
         let new = value & known | cr0::ET;
@@ -94,7 +119,8 @@ impl Cpu {
     fn write_cr4(&mut self, value: u64) -> Result<(), Trapped> {
         let old = self.cr4;
         let lost_pae = old & !value & cr4::PAE != 0 && self.long_mode();
-        let bad_pcide = value & !old & cr4::PCIDE != 0 && (!self.long_mode() || self.cr3 & 0xfff != 0);
+        let bad_pcide =
+            value & !old & cr4::PCIDE != 0 && (!self.long_mode() || self.cr3 & 0xfff != 0);
         if value & !cr4::ALL != 0 || lost_pae || bad_pcide {
             return Err(self.gp(0));
         }
@@ -110,7 +136,9 @@ impl Cpu {
     /// Whether an I/O port may be accessed; looks into the TSS's permission map where IOPL does not admit it.
     pub(crate) fn check_port(&mut self, port: u16, size: u8) -> Result<(), Trapped> {
         let v8086 = self.rflags & flag::VM != 0;
-        if self.cr0 & cr0::PE == 0 || !v8086 && u64::from(self.cpl()) <= (self.rflags & flag::IOPL) >> 12 {
+        if self.cr0 & cr0::PE == 0
+            || !v8086 && u64::from(self.cpl()) <= (self.rflags & flag::IOPL) >> 12
+        {
             return Ok(());
         }
         let tr = self.segs[Seg::Tr as usize];
@@ -124,7 +152,11 @@ impl Cpu {
             return Err(self.gp(0));
         }
         let bits = self.sys_load(tr.base.wrapping_add(at), 1)?;
-        if bits >> (port & 7) & ((1 << size) - 1) != 0 { Err(self.gp(0)) } else { Ok(()) }
+        if bits >> (port & 7) & ((1 << size) - 1) != 0 {
+            Err(self.gp(0))
+        } else {
+            Ok(())
+        }
     }
 
     fn rdmsr(&mut self, op: &Op) -> Result<u64, Trapped> {
@@ -157,7 +189,10 @@ impl Cpu {
     fn wrmsr(&mut self, op: &Op) -> Result<(), Trapped> {
         let index = self.regs[1] as u32;
         let value = self.rd::<2>(2) << 32 | self.rd::<2>(0);
-        let address = matches!(index, 0x175 | 0x176 | 0xc000_0082 | 0xc000_0083 | 0xc000_0100..=0xc000_0102);
+        let address = matches!(
+            index,
+            0x175 | 0x176 | 0xc000_0082 | 0xc000_0083 | 0xc000_0100..=0xc000_0102
+        );
         if address && !Self::canonical(value) {
             return Err(self.gp(0));
         }
@@ -166,7 +201,11 @@ impl Cpu {
             0x175 => self.sysenter[1] = value,
             0x176 => self.sysenter[2] = value,
             0x277 => {
-                if value.to_le_bytes().iter().any(|&b| !matches!(b, 0 | 1 | 4..=7)) {
+                if value
+                    .to_le_bytes()
+                    .iter()
+                    .any(|&b| !matches!(b, 0 | 1 | 4..=7))
+                {
                     return Err(self.gp(0));
                 }
                 self.pat = value;
@@ -195,7 +234,13 @@ impl Cpu {
                 match self.bus().wrmsr(now, index, value) {
                     Reply::Done(()) => {}
                     Reply::Fault => return Err(self.gp(0)),
-                    Reply::Exit => return Err(self.leave(Exit::Wrmsr { index, value, len: op.len })),
+                    Reply::Exit => {
+                        return Err(self.leave(Exit::Wrmsr {
+                            index,
+                            value,
+                            len: op.len,
+                        }));
+                    }
                 }
             }
         }
@@ -219,7 +264,11 @@ impl Cpu {
 
     /// The 16-bit operand of LLDT and its kin: memory if bit 7 of `x` is set, register `s` otherwise.
     fn selector_operand(&mut self, op: &Op) -> Result<u16, Trapped> {
-        Ok(if op.x & 0x80 != 0 { self.read::<1>(op)? } else { self.rd::<1>(op.s) } as u16)
+        Ok(if op.x & 0x80 != 0 {
+            self.read::<1>(op)?
+        } else {
+            self.rd::<1>(op.s)
+        } as u16)
     }
 
     /// The destination of SLDT and its kin: memory (always 16 bits) if bit 7 of `x` is set, register `r` otherwise.
@@ -353,7 +402,11 @@ fn store_table(cpu: &mut Cpu, op: &Op, table: Table) -> Result<(), Trapped> {
     let la = cpu.ea(op, size, true)?;
     cpu.prepare_write(la, size, op)?;
     cpu.store::<1>(la, u64::from(table.limit), op)?;
-    if op.x == 3 { cpu.store::<3>(la.wrapping_add(2), table.base, op) } else { cpu.store::<2>(la.wrapping_add(2), table.base, op) }
+    if op.x == 3 {
+        cpu.store::<3>(la.wrapping_add(2), table.base, op)
+    } else {
+        cpu.store::<2>(la.wrapping_add(2), table.base, op)
+    }
 }
 
 system!(next lgdt(cpu, op) {
@@ -398,7 +451,9 @@ system!(next str(cpu, op) {
 
 /// What LAR, LSL, VERR and VERW want of the descriptor they look at.
 fn visible(cpu: &mut Cpu, selector: u16, lsl: bool) -> Result<Option<u64>, Trapped> {
-    let Some(raw) = cpu.peek_descriptor(selector)? else { return Ok(None) };
+    let Some(raw) = cpu.peek_descriptor(selector)? else {
+        return Ok(None);
+    };
     let access = raw >> 40;
     let dpl = (access >> 5 & 3) as u8;
     let conforming_code = access & 0x1c == 0x1c;
@@ -421,7 +476,11 @@ fn visible(cpu: &mut Cpu, selector: u16, lsl: bool) -> Result<Option<u64>, Trapp
 
 fn set_zf(cpu: &mut Cpu, on: bool) {
     let image = cpu.flags.image();
-    cpu.flags.set_image(if on { image | flag::ZF } else { image & !flag::ZF });
+    cpu.flags.set_image(if on {
+        image | flag::ZF
+    } else {
+        image & !flag::ZF
+    });
 }
 
 system!(next lar(cpu, op) {
@@ -455,7 +514,12 @@ fn verify(cpu: &mut Cpu, op: &Op) -> Result<(), Trapped> {
         let access = raw >> 40;
         let code = access & 8 != 0;
         let data_bit = access & 2 != 0;
-        access & 0x10 != 0 && if op.x & 0x40 != 0 { !code && data_bit } else { !code || data_bit }
+        access & 0x10 != 0
+            && if op.x & 0x40 != 0 {
+                !code && data_bit
+            } else {
+                !code || data_bit
+            }
     });
     set_zf(cpu, found);
     Ok(())
@@ -611,7 +675,11 @@ system!(next swapgs(cpu, op) {
 
 // IN and OUT: port in `imm`, or DX if bit 7 of `x` is set; size (log) in the low bits.
 fn port(cpu: &mut Cpu, op: &Op) -> Result<(u16, u8), Trapped> {
-    let port = if op.x & 0x80 != 0 { cpu.regs[2] as u16 } else { op.imm as u16 };
+    let port = if op.x & 0x80 != 0 {
+        cpu.regs[2] as u16
+    } else {
+        op.imm as u16
+    };
     let size = 1 << (op.x & 3);
     cpu.check_port(port, size)?;
     Ok((port, size))

@@ -26,7 +26,9 @@ impl Cpu {
             return None;
         }
         // SAFETY: a matching tag means that the page of both the first and the last byte is mapped there; no page is at null.
-        Some(Place(unsafe { NonNull::new_unchecked(la.wrapping_add(entry.addend) as *mut u8) }))
+        Some(Place(unsafe {
+            NonNull::new_unchecked(la.wrapping_add(entry.addend) as *mut u8)
+        }))
     }
 
     /// `1 << S` writable bytes at `la`, if the TLB has them.
@@ -37,7 +39,9 @@ impl Cpu {
             return None;
         }
         // SAFETY: as in `readable`; a write tag is there for writable pages only.
-        Some(Place(unsafe { NonNull::new_unchecked(la.wrapping_add(entry.addend) as *mut u8) }))
+        Some(Place(unsafe {
+            NonNull::new_unchecked(la.wrapping_add(entry.addend) as *mut u8)
+        }))
     }
 
     /// Reads `1 << S` bytes at linear address `la`.
@@ -51,7 +55,12 @@ impl Cpu {
 
     /// Writes `1 << S` bytes at linear address `la`.
     #[inline(always)]
-    pub(crate) fn store<const S: u8>(&mut self, la: u64, value: u64, op: &Op) -> Result<(), Trapped> {
+    pub(crate) fn store<const S: u8>(
+        &mut self,
+        la: u64,
+        value: u64,
+        op: &Op,
+    ) -> Result<(), Trapped> {
         match self.writable::<S>(la) {
             Some(place) => {
                 place.store(value);
@@ -64,15 +73,19 @@ impl Cpu {
     /// The host address for a write of `size` bytes that does not leave its page, if the fast path applies.
     #[inline(always)]
     pub(crate) fn write_pointer(&self, la: u64, size: u64) -> Option<*mut u8> {
-        let entry = &self.tlb.data[(self.tlb.table + (la >> 12) as usize % ENTRIES) % (ENTRIES * 4)];
-        (entry.write == (la.wrapping_add(size - 1) & PAGE_MASK | self.tlb.generation)).then(|| la.wrapping_add(entry.addend) as *mut u8)
+        let entry =
+            &self.tlb.data[(self.tlb.table + (la >> 12) as usize % ENTRIES) % (ENTRIES * 4)];
+        (entry.write == (la.wrapping_add(size - 1) & PAGE_MASK | self.tlb.generation))
+            .then(|| la.wrapping_add(entry.addend) as *mut u8)
     }
 
     /// The host address for a read of `size` bytes that does not leave its page, if the fast path applies.
     #[inline(always)]
     pub(crate) fn read_pointer(&self, la: u64, size: u64) -> Option<*const u8> {
-        let entry = &self.tlb.data[(self.tlb.table + (la >> 12) as usize % ENTRIES) % (ENTRIES * 4)];
-        (entry.read == (la.wrapping_add(size - 1) & PAGE_MASK | self.tlb.generation)).then(|| la.wrapping_add(entry.addend) as *const u8)
+        let entry =
+            &self.tlb.data[(self.tlb.table + (la >> 12) as usize % ENTRIES) % (ENTRIES * 4)];
+        (entry.read == (la.wrapping_add(size - 1) & PAGE_MASK | self.tlb.generation))
+            .then(|| la.wrapping_add(entry.addend) as *const u8)
     }
 
     #[cold]
@@ -101,7 +114,13 @@ impl Cpu {
     }
 
     /// Reads `1 << log` bytes through the given table.
-    pub(crate) fn read_linear(&mut self, la: u64, log: u8, table: usize, op: &Op) -> Result<u64, Trapped> {
+    pub(crate) fn read_linear(
+        &mut self,
+        la: u64,
+        log: u8,
+        table: usize,
+        op: &Op,
+    ) -> Result<u64, Trapped> {
         let size = 1u64 << log;
         let stack = op.am & am::STACK != 0;
         let in_page = 0x1000 - (la & 0xfff);
@@ -117,7 +136,11 @@ impl Cpu {
         let high = self.fill(second, false, table, stack)?;
         let mut value = 0;
         for i in 0..size {
-            let (target, at, address) = if i < in_page { (low, i, la.wrapping_add(i)) } else { (high, i - in_page, second + (i - in_page)) };
+            let (target, at, address) = if i < in_page {
+                (low, i, la.wrapping_add(i))
+            } else {
+                (high, i - in_page, second + (i - in_page))
+            };
             let byte = match target {
                 // SAFETY: `at` stays within the page that `fill` returned.
                 Target::Ram(p, _) => unsafe { host::load::<0>(p.wrapping_add(at as usize)) },
@@ -129,7 +152,14 @@ impl Cpu {
     }
 
     /// Writes `1 << log` bytes through the given table.
-    pub(crate) fn write_linear(&mut self, la: u64, value: u64, log: u8, table: usize, op: &Op) -> Result<(), Trapped> {
+    pub(crate) fn write_linear(
+        &mut self,
+        la: u64,
+        value: u64,
+        log: u8,
+        table: usize,
+        op: &Op,
+    ) -> Result<(), Trapped> {
         let size = 1u64 << log;
         let stack = op.am & am::STACK != 0;
         let in_page = 0x1000 - (la & 0xfff);
@@ -153,7 +183,11 @@ impl Cpu {
         }
         for i in 0..size {
             let byte = value >> (i * 8) & 0xff;
-            let (target, at, address) = if i < in_page { (low, i, la.wrapping_add(i)) } else { (high, i - in_page, second + (i - in_page)) };
+            let (target, at, address) = if i < in_page {
+                (low, i, la.wrapping_add(i))
+            } else {
+                (high, i - in_page, second + (i - in_page))
+            };
             match target {
                 Target::Ram(p, meta) => self.write_ram(p.wrapping_add(at as usize), meta, |p| {
                     // SAFETY: `at` stays within the writable page that `fill` returned.
@@ -167,11 +201,20 @@ impl Cpu {
 
     /// Linear addresses are 32 bits wide outside of long mode.
     fn wrap(&self, la: u64) -> u64 {
-        if self.long_mode() { la } else { la & 0xffff_ffff }
+        if self.long_mode() {
+            la
+        } else {
+            la & 0xffff_ffff
+        }
     }
 
     /// Writes to a page that may hold decoded code.
-    fn write_ram(&mut self, p: *mut u8, meta: *const PageMeta, write: impl FnOnce(*mut u8)) -> Result<(), Trapped> {
+    fn write_ram(
+        &mut self,
+        p: *mut u8,
+        meta: *const PageMeta,
+        write: impl FnOnce(*mut u8),
+    ) -> Result<(), Trapped> {
         self.check_own_code(meta)?;
         write(p);
         // SAFETY: the current map owns the metadata.
@@ -201,7 +244,12 @@ impl Cpu {
 
     /// Makes sure that `size` bytes can be written, and returns where if they lie in RAM within one page that holds no code of
     /// the running block. The caller writes and then calls `spoil`.
-    pub(crate) fn prepare_write(&mut self, la: u64, size: u64, op: &Op) -> Result<Option<(*mut u8, *const PageMeta)>, Trapped> {
+    pub(crate) fn prepare_write(
+        &mut self,
+        la: u64,
+        size: u64,
+        op: &Op,
+    ) -> Result<Option<(*mut u8, *const PageMeta)>, Trapped> {
         let table = self.tlb.table / ENTRIES;
         let stack = op.am & am::STACK != 0;
         self.watch(la, size, true);
@@ -222,13 +270,22 @@ impl Cpu {
     }
 
     /// `prepare_write` for an access of `1 << S` bytes.
-    pub(crate) fn prepare_place<const S: u8>(&mut self, la: u64, op: &Op) -> Result<Option<(Place<S>, *const PageMeta)>, Trapped> {
+    pub(crate) fn prepare_place<const S: u8>(
+        &mut self,
+        la: u64,
+        op: &Op,
+    ) -> Result<Option<(Place<S>, *const PageMeta)>, Trapped> {
         let found = self.prepare_write(la, 1 << S, op)?;
         Ok(found.and_then(|(p, meta)| NonNull::new(p).map(|p| (Place(p), meta))))
     }
 
     /// Makes sure that `size` bytes can be read; returns where if they lie in RAM within one page.
-    pub(crate) fn prepare_read(&mut self, la: u64, size: u64, op: &Op) -> Result<Option<*const u8>, Trapped> {
+    pub(crate) fn prepare_read(
+        &mut self,
+        la: u64,
+        size: u64,
+        op: &Op,
+    ) -> Result<Option<*const u8>, Trapped> {
         let table = self.tlb.table / ENTRIES;
         let stack = op.am & am::STACK != 0;
         self.watch(la, size, false);
@@ -251,7 +308,13 @@ impl Cpu {
     }
 
     /// The guest-physical address, for accesses that are known not to be RAM.
-    pub(crate) fn mmio_read(&mut self, gpa: u64, la: u64, size: u8, op: &Op) -> Result<u64, Trapped> {
+    pub(crate) fn mmio_read(
+        &mut self,
+        gpa: u64,
+        la: u64,
+        size: u8,
+        op: &Op,
+    ) -> Result<u64, Trapped> {
         self.check_device()?;
         let now = self.now(op);
         match self.bus().mmio_read(now, gpa, size) {
@@ -260,7 +323,14 @@ impl Cpu {
         }
     }
 
-    fn mmio_write(&mut self, gpa: u64, la: u64, size: u8, value: u64, op: &Op) -> Result<(), Trapped> {
+    fn mmio_write(
+        &mut self,
+        gpa: u64,
+        la: u64,
+        size: u8,
+        value: u64,
+        op: &Op,
+    ) -> Result<(), Trapped> {
         self.check_device()?;
         let now = self.now(op);
         match self.bus().mmio_write(now, gpa, size, value) {
@@ -276,10 +346,18 @@ impl Cpu {
             let la = self.wrap(start.wrapping_add(i as u64));
             if let Ok(page) = self.fetch_page(la) {
                 // SAFETY: the page is mapped and the offset lies in it.
-                *byte = unsafe { host::load::<0>(page.host.wrapping_add((la & 0xfff) as usize)) } as u8;
+                *byte =
+                    unsafe { host::load::<0>(page.host.wrapping_add((la & 0xfff) as usize)) } as u8;
             }
         }
-        self.leave(Exit::Mmio(Mmio { gpa, gla, write, size, bytes, len: op.len }))
+        self.leave(Exit::Mmio(Mmio {
+            gpa,
+            gla,
+            write,
+            size,
+            bytes,
+            len: op.len,
+        }))
     }
 
     /// A read by the processor itself (descriptors, TSS, IDT): always with supervisor privilege. What is not RAM reads as ones.
@@ -301,7 +379,13 @@ impl Cpu {
     }
 
     /// A write by the processor itself, with the privilege of `user`. What is not RAM swallows it.
-    pub(crate) fn sys_store(&mut self, la: u64, value: u64, log: u8, user: bool) -> Result<(), Trapped> {
+    pub(crate) fn sys_store(
+        &mut self,
+        la: u64,
+        value: u64,
+        log: u8,
+        user: bool,
+    ) -> Result<(), Trapped> {
         let la = self.wrap(la);
         let table = if user { table::USER } else { table::KERNEL };
         let size = 1u64 << log;
@@ -323,7 +407,9 @@ impl Cpu {
 
     /// Whether a data breakpoint is set in the page of `la` (such pages always take the slow path).
     pub(super) fn watched(&self, la: u64) -> bool {
-        self.dr7 & 0xff != 0 && (0..4).any(|i| self.dr7 >> (2 * i) & 3 != 0 && self.dr[i] & PAGE_MASK == la & PAGE_MASK)
+        self.dr7 & 0xff != 0
+            && (0..4)
+                .any(|i| self.dr7 >> (2 * i) & 3 != 0 && self.dr[i] & PAGE_MASK == la & PAGE_MASK)
     }
 
     /// Notes the data breakpoints that an access of `size` bytes hits.
@@ -347,13 +433,24 @@ impl Cpu {
     }
 
     /// The data segment base and limit for `seg`: the linear address of `offset`, after all checks.
-    pub(crate) fn segment_linear(&mut self, seg: Seg, offset: u64, size: u64, write: bool) -> Result<u64, Trapped> {
+    pub(crate) fn segment_linear(
+        &mut self,
+        seg: Seg,
+        offset: u64,
+        size: u64,
+        write: bool,
+    ) -> Result<u64, Trapped> {
         let s = self.segs[seg as usize];
         let stack = seg == Seg::Ss;
         if self.code64() {
-            return Ok(if matches!(seg, Seg::Fs | Seg::Gs) { s.base.wrapping_add(offset) } else { offset });
+            return Ok(if matches!(seg, Seg::Fs | Seg::Gs) {
+                s.base.wrapping_add(offset)
+            } else {
+                offset
+            });
         }
-        let bad = |cpu: &mut Cpu| Err(cpu.fault(if stack { vector::SS } else { vector::GP }, Some(0)));
+        let bad =
+            |cpu: &mut Cpu| Err(cpu.fault(if stack { vector::SS } else { vector::GP }, Some(0)));
         if s.unusable() {
             return bad(self);
         }
@@ -362,15 +459,27 @@ impl Cpu {
         let kind = s.kind();
         if protected {
             let code = kind & 8 != 0;
-            let denied = if write { code || kind & 2 == 0 } else { code && kind & 2 == 0 };
+            let denied = if write {
+                code || kind & 2 == 0
+            } else {
+                code && kind & 2 == 0
+            };
             if denied {
                 return bad(self);
             }
         }
         let last = offset.wrapping_add(size - 1);
         let expand_down = kind & 0xc == 4;
-        let top = if s.access & crate::state::Segment::DB != 0 { 0xffff_ffff } else { 0xffff };
-        let fits = if expand_down { offset > u64::from(s.limit) && last <= top } else { last <= u64::from(s.limit) };
+        let top = if s.access & crate::state::Segment::DB != 0 {
+            0xffff_ffff
+        } else {
+            0xffff
+        };
+        let fits = if expand_down {
+            offset > u64::from(s.limit) && last <= top
+        } else {
+            last <= u64::from(s.limit)
+        };
         if !fits {
             return bad(self);
         }

@@ -5,5 +5,5 @@ mod tlb;
 mod walk;
 
 pub(crate) use tlb::{CodePage, Place, Tlb};
-pub use walk::{Access, PageFault, Paging};
 pub(crate) use walk::walk;
+pub use walk::{Access, PageFault, Paging};

@@ -117,8 +117,18 @@ pub(crate) enum Target {
 
 impl Tlb {
     pub fn new() -> Self {
-        let data = Data { read: NO_TAG, write: NO_TAG, addend: 0, meta: core::ptr::null() };
-        let code = Code { tag: NO_TAG, gpa: 0, host: core::ptr::null(), meta: core::ptr::null() };
+        let data = Data {
+            read: NO_TAG,
+            write: NO_TAG,
+            addend: 0,
+            meta: core::ptr::null(),
+        };
+        let code = Code {
+            tag: NO_TAG,
+            gpa: 0,
+            host: core::ptr::null(),
+            meta: core::ptr::null(),
+        };
         Tlb {
             data: Box::new([data; ENTRIES * 4]),
             code: Box::new([code; ENTRIES * 2]),
@@ -154,7 +164,12 @@ impl Tlb {
     fn clear(&mut self) {
         for entry in self.data.iter_mut() {
             Self::evict(entry);
-            *entry = Data { read: NO_TAG, write: NO_TAG, addend: 0, meta: core::ptr::null() };
+            *entry = Data {
+                read: NO_TAG,
+                write: NO_TAG,
+                addend: 0,
+                meta: core::ptr::null(),
+            };
         }
         for entry in self.code.iter_mut() {
             entry.tag = NO_TAG;
@@ -174,7 +189,10 @@ impl Tlb {
             self.last_generation = 1;
         }
         self.last_epoch += 1;
-        Context { generation: self.last_generation, epoch: self.last_epoch }
+        Context {
+            generation: self.last_generation,
+            epoch: self.last_epoch,
+        }
     }
 
     fn note(bits: &mut [u64], hash: u64) {
@@ -185,7 +203,8 @@ impl Tlb {
     }
 
     fn noted(bits: &[u64], hash: u64) -> bool {
-        bits.get((hash >> 6) as usize % bits.len()).is_some_and(|word| word >> (hash & 63) & 1 != 0)
+        bits.get((hash >> 6) as usize % bits.len())
+            .is_some_and(|word| word >> (hash & 63) & 1 != 0)
     }
 
     fn forget_page(&mut self, la: u64) -> bool {
@@ -244,7 +263,11 @@ impl Cpu {
     }
 
     fn pcid(&self) -> usize {
-        if self.cr4 & cr4::PCIDE != 0 { (self.cr3 & 0xfff) as usize } else { 0 }
+        if self.cr4 & cr4::PCIDE != 0 {
+            (self.cr3 & 0xfff) as usize
+        } else {
+            0
+        }
     }
 
     /// CR3 was written: another address space, whose translations are kept if `keep` and they have a PCID.
@@ -279,7 +302,10 @@ impl Cpu {
     pub(crate) fn code_moved(&mut self) {
         let generation = self.tlb.generation;
         self.tlb.last_epoch += 1;
-        let context = Context { generation, epoch: self.tlb.last_epoch };
+        let context = Context {
+            generation,
+            epoch: self.tlb.last_epoch,
+        };
         if self.cr4 & cr4::PCIDE != 0 {
             self.tlb.forget_contexts();
         }
@@ -308,7 +334,8 @@ impl Cpu {
             for entry in self.tlb.data.iter_mut().filter(|e| e.meta == meta) {
                 entry.write = NO_TAG;
             }
-            self.mem.raise_all(crate::signals::Signals::DROP_WRITES, Some(&self.signals));
+            self.mem
+                .raise_all(crate::signals::Signals::DROP_WRITES, Some(&self.signals));
         }
     }
 
@@ -325,7 +352,13 @@ impl Cpu {
     }
 
     fn paging_for(&self, table: usize) -> Paging {
-        Paging { cr0: self.cr0, cr3: self.cr3, cr4: self.cr4, efer: self.efer, ac: table == table::KERNEL_AC }
+        Paging {
+            cr0: self.cr0,
+            cr3: self.cr3,
+            cr4: self.cr4,
+            efer: self.efer,
+            ac: table == table::KERNEL_AC,
+        }
     }
 
     pub(crate) fn long_mode(&self) -> bool {
@@ -339,16 +372,35 @@ impl Cpu {
     }
 
     /// Translates an address for data and installs it in the TLB.
-    pub(super) fn fill(&mut self, la: u64, write: bool, table: usize, stack: bool) -> Result<Target, Trapped> {
+    pub(super) fn fill(
+        &mut self,
+        la: u64,
+        write: bool,
+        table: usize,
+        stack: bool,
+    ) -> Result<Target, Trapped> {
         if self.long_mode() && !Self::canonical(la) {
             return Err(self.fault(if stack { vector::SS } else { vector::GP }, Some(0)));
         }
         let user = table == table::USER || table == table::USER_CHECKED;
         let paging = self.paging_for(table);
-        let mapping = match walk(&self.map, &paging, la, Access { write, exec: false, user }, true) {
+        let mapping = match walk(
+            &self.map,
+            &paging,
+            la,
+            Access {
+                write,
+                exec: false,
+                user,
+            },
+            true,
+        ) {
             Ok(mapping) => mapping,
             Err(fault) => {
-                self.trap = Trap::Page { address: la, error: fault.error };
+                self.trap = Trap::Page {
+                    address: la,
+                    error: fault.error,
+                };
                 return Err(Trapped);
             }
         };
@@ -390,13 +442,24 @@ impl Cpu {
         let tag = la & PAGE_MASK | self.tlb.generation;
         let entry = &self.tlb.code[at];
         if entry.tag == tag {
-            return Ok(CodePage { gpa: entry.gpa, host: entry.host, meta: entry.meta });
+            return Ok(CodePage {
+                gpa: entry.gpa,
+                host: entry.host,
+                meta: entry.meta,
+            });
         }
-        let access = Access { write: false, exec: true, user: self.user };
+        let access = Access {
+            write: false,
+            exec: true,
+            user: self.user,
+        };
         let mapping = match walk(&self.map, &self.paging_for(table::KERNEL), la, access, true) {
             Ok(mapping) => mapping,
             Err(fault) => {
-                self.trap = Trap::Page { address: la, error: fault.error };
+                self.trap = Trap::Page {
+                    address: la,
+                    error: fault.error,
+                };
                 return Err(Trapped);
             }
         };
@@ -407,8 +470,17 @@ impl Cpu {
             Tlb::note(&mut *self.tlb.large, la >> mapping.shift);
         }
         Tlb::note(&mut *self.tlb.fetched, la >> 12);
-        let found = CodePage { gpa: mapping.gpa & PAGE_MASK, host: page.host, meta: page.meta };
-        self.tlb.code[at] = Code { tag, gpa: found.gpa, host: found.host, meta: found.meta };
+        let found = CodePage {
+            gpa: mapping.gpa & PAGE_MASK,
+            host: page.host,
+            meta: page.meta,
+        };
+        self.tlb.code[at] = Code {
+            tag,
+            gpa: found.gpa,
+            host: found.host,
+            meta: found.meta,
+        };
         Ok(found)
     }
 }

@@ -89,9 +89,19 @@ impl Entry {
 }
 
 /// Walks the tables for `la`. With `side_effects`, accessed and dirty bits are set as the processor would.
-pub(crate) fn walk(map: &Map, p: &Paging, la: u64, access: Access, side_effects: bool) -> Result<Mapping, PageFault> {
+pub(crate) fn walk(
+    map: &Map,
+    p: &Paging,
+    la: u64,
+    access: Access,
+    side_effects: bool,
+) -> Result<Mapping, PageFault> {
     if p.cr0 & cr0::PG == 0 {
-        return Ok(Mapping { gpa: la & 0xffff_ffff, writable: true, shift: 12 });
+        return Ok(Mapping {
+            gpa: la & 0xffff_ffff,
+            writable: true,
+            shift: 12,
+        });
     }
     // An entry that changes under the walk is walked again; bounded, so that a hostile neighbour cannot hold us.
     for _ in 0..64 {
@@ -102,13 +112,22 @@ pub(crate) fn walk(map: &Map, p: &Paging, la: u64, access: Access, side_effects:
     try_walk(map, p, la, access, false).unwrap_or(Err(PageFault { error: 0 }))
 }
 
-fn try_walk(map: &Map, p: &Paging, la: u64, access: Access, side_effects: bool) -> Option<Result<Mapping, PageFault>> {
+fn try_walk(
+    map: &Map,
+    p: &Paging,
+    la: u64,
+    access: Access,
+    side_effects: bool,
+) -> Option<Result<Mapping, PageFault>> {
     let nxe = p.efer & efer::NXE != 0;
     let long = p.efer & efer::LMA != 0;
     let wide = long || p.cr4 & cr4::PAE != 0;
     let fault = |bits: u32| {
         let fetch = access.exec && (nxe && wide || p.cr4 & cr4::SMEP != 0);
-        let error = bits | if access.write { FAULT_W } else { 0 } | if access.user { FAULT_U } else { 0 } | if fetch { FAULT_I } else { 0 };
+        let error = bits
+            | if access.write { FAULT_W } else { 0 }
+            | if access.user { FAULT_U } else { 0 }
+            | if fetch { FAULT_I } else { 0 };
         Some(Err(PageFault { error }))
     };
 
@@ -143,10 +162,18 @@ fn try_walk(map: &Map, p: &Paging, la: u64, access: Access, side_effects: bool) 
         let index = la >> shift & ((1 << bits) - 1);
         let entry = if wide {
             let gpa = table + index * 8;
-            Entry { gpa, value: map.read_u64(gpa), wide }
+            Entry {
+                gpa,
+                value: map.read_u64(gpa),
+                wide,
+            }
         } else {
             let gpa = table + index * 4;
-            Entry { gpa, value: u64::from(map.read_u32(gpa)), wide }
+            Entry {
+                gpa,
+                value: u64::from(map.read_u32(gpa)),
+                wide,
+            }
         };
         let v = entry.value;
         if v & pte::P == 0 {
@@ -187,7 +214,10 @@ fn try_walk(map: &Map, p: &Paging, la: u64, access: Access, side_effects: bool) 
     let smep = p.cr4 & cr4::SMEP != 0 && user && !access.user;
     let may_write = write || !access.user && !wp;
     let executable = !nx && !smep && (user || !access.user);
-    let denied = access.user && !user || access.write && !may_write || access.exec && !executable || !access.exec && smap;
+    let denied = access.user && !user
+        || access.write && !may_write
+        || access.exec && !executable
+        || !access.exec && smap;
     if denied {
         return fault(FAULT_P);
     }
@@ -207,17 +237,33 @@ fn try_walk(map: &Map, p: &Paging, la: u64, access: Access, side_effects: bool) 
             return None;
         }
     }
-    Some(Ok(Mapping { gpa: leaf, writable: may_write && dirty, shift: (12 + level * bits) as u8 }))
+    Some(Ok(Mapping {
+        gpa: leaf,
+        writable: may_write && dirty,
+        shift: (12 + level * bits) as u8,
+    }))
 }
 
 impl Cpu {
     /// The registers that translation depends on, as they are now.
     pub fn paging(&self) -> Paging {
-        Paging { cr0: self.cr0, cr3: self.cr3, cr4: self.cr4, efer: self.efer, ac: self.rflags & flag::AC != 0 }
+        Paging {
+            cr0: self.cr0,
+            cr3: self.cr3,
+            cr4: self.cr4,
+            efer: self.efer,
+            ac: self.rflags & flag::AC != 0,
+        }
     }
 
     /// Translates a guest-linear address with the given paging registers. With `side_effects`, accessed and dirty bits are set.
-    pub fn translate(&self, paging: &Paging, gla: u64, access: Access, side_effects: bool) -> Result<u64, PageFault> {
+    pub fn translate(
+        &self,
+        paging: &Paging,
+        gla: u64,
+        access: Access,
+        side_effects: bool,
+    ) -> Result<u64, PageFault> {
         walk(&self.mem.snapshot(), paging, gla, access, side_effects).map(|m| m.gpa)
     }
 }

@@ -6,7 +6,10 @@ use std::ptr;
 use std::sync::Arc;
 
 use vmm_cpu::fpu::Form;
-use vmm_cpu::{Bus, Cpu, CpuidInputs, Exit, PhysMem, Poll, Reg, Reply, Seg, Segment, Table, Window, cr0, cr4, efer};
+use vmm_cpu::{
+    Bus, Cpu, CpuidInputs, Exit, PhysMem, Poll, Reg, Reply, Seg, Segment, Table, Window, cr0, cr4,
+    efer,
+};
 
 use crate::case::{CODE, CODE_LEN, Case, DATA, DATA_LEN, DATA_RW, Outcome};
 
@@ -102,10 +105,16 @@ impl Engine {
         let ram = unsafe {
             let ram = alloc_zeroed(Self::layout());
             assert!(!ram.is_null(), "no memory");
-            memory.map(0, ram, RAM as u64, true).expect("the map is empty");
+            memory
+                .map(0, ram, RAM as u64, true)
+                .expect("the map is empty");
             ram
         };
-        let mut engine = Self { cpu: Cpu::new(memory.clone()), memory, ram };
+        let mut engine = Self {
+            cpu: Cpu::new(memory.clone()),
+            memory,
+            ram,
+        };
         engine.build();
         engine
     }
@@ -140,7 +149,10 @@ impl Engine {
         self.write_u64(CODE_PT, CODE_PAGE | P | U);
         for page in 0..DATA_LEN as u64 / PAGE {
             let writable = if page * PAGE < DATA_RW as u64 { W } else { 0 };
-            self.write_u64(DATA_PT + 8 * page, (DATA_PAGES + page * PAGE) | P | U | writable | NX);
+            self.write_u64(
+                DATA_PT + 8 * page,
+                (DATA_PAGES + page * PAGE) | P | U | writable | NX,
+            );
         }
         self.write_u64(PML4 + 8 * 256, KERNEL_PDPT | P | W);
         self.write_u64(KERNEL_PDPT, KERNEL_PD | P | W);
@@ -148,7 +160,10 @@ impl Engine {
         for vector in 0..VECTORS {
             let at = KERNEL + HANDLERS + vector;
             let kind = if vector == 3 { USER_GATE } else { GATE };
-            self.write_u64(IDT + 16 * vector, at & 0xffff | KERNEL_CS << 16 | kind << 40 | (at >> 16 & 0xffff) << 48);
+            self.write_u64(
+                IDT + 16 * vector,
+                at & 0xffff | KERNEL_CS << 16 | kind << 40 | (at >> 16 & 0xffff) << 48,
+            );
             self.write_u64(IDT + 16 * vector + 8, at >> 32);
             self.write(HANDLERS + vector, &[0xf4]);
         }
@@ -160,11 +175,33 @@ impl Engine {
         cpu.set(Reg::Cr3, PML4);
         cpu.set(Reg::Cr4, cr4::PAE | cr4::OSFXSR | cr4::OSXMMEXCPT);
         cpu.set(Reg::Efer, efer::SCE | efer::LME | efer::LMA | efer::NXE);
-        cpu.set(Reg::Cr0, cr0::PE | cr0::MP | cr0::ET | cr0::NE | cr0::WP | cr0::AM | cr0::PG);
-        cpu.set_gdtr(Table { base: KERNEL + GDT, limit: 0xf });
-        cpu.set_idtr(Table { base: KERNEL + IDT, limit: (16 * VECTORS - 1) as u16 });
-        cpu.set_segment(Seg::Tr, Segment { selector: 0x40, base: KERNEL + TSS, limit: 0x67, access: 0x8b });
-        let null = Segment { selector: 0, base: 0, limit: 0, access: Segment::UNUSABLE };
+        cpu.set(
+            Reg::Cr0,
+            cr0::PE | cr0::MP | cr0::ET | cr0::NE | cr0::WP | cr0::AM | cr0::PG,
+        );
+        cpu.set_gdtr(Table {
+            base: KERNEL + GDT,
+            limit: 0xf,
+        });
+        cpu.set_idtr(Table {
+            base: KERNEL + IDT,
+            limit: (16 * VECTORS - 1) as u16,
+        });
+        cpu.set_segment(
+            Seg::Tr,
+            Segment {
+                selector: 0x40,
+                base: KERNEL + TSS,
+                limit: 0x67,
+                access: 0x8b,
+            },
+        );
+        let null = Segment {
+            selector: 0,
+            base: 0,
+            limit: 0,
+            access: Segment::UNUSABLE,
+        };
         for seg in [Seg::Ds, Seg::Es, Seg::Fs, Seg::Gs, Seg::Ldtr] {
             cpu.set_segment(seg, null);
         }
@@ -179,11 +216,29 @@ impl Engine {
         for (reg, value) in Reg::GENERAL.iter().zip(case.regs) {
             cpu.set(*reg, value);
         }
-        cpu.set_segment(Seg::Cs, Segment { selector: 0x33, base: 0, limit: u32::MAX, access: 0xa0fb });
-        cpu.set_segment(Seg::Ss, Segment { selector: 0x2b, base: 0, limit: u32::MAX, access: 0xc0f3 });
+        cpu.set_segment(
+            Seg::Cs,
+            Segment {
+                selector: 0x33,
+                base: 0,
+                limit: u32::MAX,
+                access: 0xa0fb,
+            },
+        );
+        cpu.set_segment(
+            Seg::Ss,
+            Segment {
+                selector: 0x2b,
+                base: 0,
+                limit: u32::MAX,
+                access: 0xc0f3,
+            },
+        );
         cpu.set(Reg::Rip, case.start());
         cpu.set(Reg::Rflags, case.rflags);
-        cpu.fpu_mut().fxrstor(&case.fx, Form::Long64).expect("the image's MXCSR is valid");
+        cpu.fpu_mut()
+            .fxrstor(&case.fx, Form::Long64)
+            .expect("the image's MXCSR is valid");
         let exit = cpu.run(&mut Nothing, BUDGET);
         let mut fx = [0; 512];
         cpu.fpu().fxsave(&mut fx, Form::Long64);
@@ -191,21 +246,44 @@ impl Engine {
         let (rip, address) = (cpu.get(Reg::Rip), cpu.get(Reg::Cr2));
         let mut data = Box::new([0; DATA_LEN]);
         // SAFETY: the case's pages are within RAM, and the processor has stopped.
-        unsafe { ptr::copy_nonoverlapping(self.ram.add(DATA_PAGES as usize), data.as_mut_ptr(), DATA_LEN) };
+        unsafe {
+            ptr::copy_nonoverlapping(
+                self.ram.add(DATA_PAGES as usize),
+                data.as_mut_ptr(),
+                DATA_LEN,
+            )
+        };
         // Of the next case's code only as much as it has is written.
-        self.write(CODE_PAGE + case.offset as u64, &[0xcc; CODE_LEN][..case.present().len()]);
+        self.write(
+            CODE_PAGE + case.offset as u64,
+            &[0xcc; CODE_LEN][..case.present().len()],
+        );
 
         let vector = rip.wrapping_sub(KERNEL + HANDLERS + 1);
         let depth = (KERNEL + STACK_TOP).wrapping_sub(regs[4]);
         if exit != Exit::Hlt || vector >= VECTORS || !matches!(depth, 40 | 48) {
             // No exception was delivered as it should have been.
             let rflags = self.cpu.get(Reg::Rflags);
-            return Outcome { vector: u8::MAX, error: 0, address, rip, regs, rflags, fx, data, note: format!("{exit:?}") };
+            return Outcome {
+                vector: u8::MAX,
+                error: 0,
+                address,
+                rip,
+                regs,
+                rflags,
+                fx,
+                data,
+                note: format!("{exit:?}"),
+            };
         }
         regs[4] = self.read_u64(STACK_TOP - 16);
         Outcome {
             vector: vector as u8,
-            error: if depth == 48 { self.read_u64(STACK_TOP - 48) as u32 } else { 0 },
+            error: if depth == 48 {
+                self.read_u64(STACK_TOP - 48) as u32
+            } else {
+                0
+            },
             address,
             rip: self.read_u64(STACK_TOP - 40),
             regs,
@@ -216,7 +294,6 @@ impl Engine {
         }
     }
 }
-
 
 impl Drop for Engine {
     fn drop(&mut self) {

@@ -3,8 +3,8 @@
 use std::sync::LazyLock;
 
 use iced_x86::{
-    Code, CpuidFeature, Decoder, DecoderOptions, Encoder, EncodingKind, Instruction, InstructionInfoFactory, Mnemonic, OpAccess,
-    OpCodeOperandKind, OpKind, Register,
+    Code, CpuidFeature, Decoder, DecoderOptions, Encoder, EncodingKind, Instruction,
+    InstructionInfoFactory, Mnemonic, OpAccess, OpCodeOperandKind, OpKind, Register,
 };
 
 use crate::case::{ARITHMETIC, CODE, CODE_LEN, Case, DATA, DATA_LEN, DF, Placed};
@@ -12,8 +12,15 @@ use crate::rng::Rng;
 use crate::values;
 
 /// Registers that hold addresses. A sequence seldom overwrites them.
-const POINTERS: [Register; 7] =
-    [Register::RBX, Register::RBP, Register::RSI, Register::RDI, Register::R12, Register::R13, Register::R14];
+const POINTERS: [Register; 7] = [
+    Register::RBX,
+    Register::RBP,
+    Register::RSI,
+    Register::RDI,
+    Register::R12,
+    Register::R13,
+    Register::R14,
+];
 /// Registers that hold small numbers, for an index.
 const INDICES: [Register; 2] = [Register::R15, Register::R11];
 
@@ -45,21 +52,27 @@ const ATTEMPTS: usize = 200;
 fn group(code: Code) -> Option<usize> {
     use CpuidFeature::*;
     let info = code.op_code();
-    if !info.is_instruction() || !info.mode64() || info.encoding() != EncodingKind::Legacy || info.must_be_cpl0() {
+    if !info.is_instruction()
+        || !info.mode64()
+        || info.encoding() != EncodingKind::Legacy
+        || info.must_be_cpl0()
+    {
         return None;
     }
     // A far transfer could find a selector that means something to the host's kernel.
     if code.is_jmp_far_indirect() || code.is_call_far_indirect() {
         return None;
     }
-    if excluded(code.mnemonic()) || matches!(code, Code::Bswap_r16 | Code::Nopw | Code::Nopd | Code::Nopq) {
+    if excluded(code.mnemonic())
+        || matches!(code, Code::Bswap_r16 | Code::Nopw | Code::Nopd | Code::Nopq)
+    {
         return None;
     }
     let mut group = 0;
     for feature in code.cpuid_features() {
         group = group.max(match feature {
-            INTEL8086 | INTEL186 | INTEL286 | INTEL386 | INTEL486 | X64 | CMOV | CX8 | CMPXCHG16B | POPCNT
-            | INTEL8086_ONLY | MULTIBYTENOP => 0,
+            INTEL8086 | INTEL186 | INTEL286 | INTEL386 | INTEL486 | X64 | CMOV | CX8
+            | CMPXCHG16B | POPCNT | INTEL8086_ONLY | MULTIBYTENOP => 0,
             FPU | FPU287 | FPU387 => 1,
             MMX => 2,
             SSE | SSE2 => 3,
@@ -73,7 +86,9 @@ fn group(code: Code) -> Option<usize> {
             _ => return None,
         });
     }
-    (0..info.op_count()).all(|index| supported(info.op_kind(index))).then_some(group)
+    (0..info.op_count())
+        .all(|index| supported(info.op_kind(index)))
+        .then_some(group)
 }
 
 /// Instructions whose result is not the processor's alone, that leave user code, or that change what the harness relies on.
@@ -92,12 +107,29 @@ fn excluded(mnemonic: Mnemonic) -> bool {
 
 fn supported(kind: OpCodeOperandKind) -> bool {
     use OpCodeOperandKind::*;
-    matches!(kind, r8_or_mem | r16_or_mem | r32_or_mem | r64_or_mem | mm_or_mem | xmm_or_mem | mem | mem_offs)
-        || matches!(kind, r8_reg | r8_opcode | r16_reg | r16_opcode | r16_rm | r32_reg | r32_opcode | r32_rm)
-        || matches!(kind, r64_reg | r64_opcode | r64_rm | mm_reg | mm_rm | xmm_reg | xmm_rm)
-        || matches!(kind, imm8 | imm8_const_1 | imm8sex16 | imm8sex32 | imm8sex64 | imm16 | imm32 | imm32sex64 | imm64)
-        || matches!(kind, al | cl | ax | dx | eax | rax | st0 | sti_opcode | br64_1 | br64_4)
-        || matches!(kind, seg_rSI | es_rDI | seg_rDI | seg_rBX_al)
+    matches!(
+        kind,
+        r8_or_mem | r16_or_mem | r32_or_mem | r64_or_mem | mm_or_mem | xmm_or_mem | mem | mem_offs
+    ) || matches!(
+        kind,
+        r8_reg | r8_opcode | r16_reg | r16_opcode | r16_rm | r32_reg | r32_opcode | r32_rm
+    ) || matches!(
+        kind,
+        r64_reg | r64_opcode | r64_rm | mm_reg | mm_rm | xmm_reg | xmm_rm
+    ) || matches!(
+        kind,
+        imm8 | imm8_const_1
+            | imm8sex16
+            | imm8sex32
+            | imm8sex64
+            | imm16
+            | imm32
+            | imm32sex64
+            | imm64
+    ) || matches!(
+        kind,
+        al | cl | ax | dx | eax | rax | st0 | sti_opcode | br64_1 | br64_4
+    ) || matches!(kind, seg_rSI | es_rDI | seg_rDI | seg_rBX_al)
 }
 
 fn general(rng: &mut Rng, size: usize) -> Register {
@@ -126,7 +158,9 @@ fn instruction(rng: &mut Rng, code: Code, target: u64) -> Option<Instruction> {
             instruction.set_op_register(index, register);
         };
         match kind {
-            r8_or_mem | r16_or_mem | r32_or_mem | r64_or_mem | mm_or_mem | xmm_or_mem if rng.chance(50) => {
+            r8_or_mem | r16_or_mem | r32_or_mem | r64_or_mem | mm_or_mem | xmm_or_mem
+                if rng.chance(50) =>
+            {
                 memory(rng, &mut instruction, index);
             }
             mem => memory(rng, &mut instruction, index),
@@ -154,10 +188,26 @@ fn instruction(rng: &mut Rng, code: Code, target: u64) -> Option<Instruction> {
                 instruction.set_immediate8(1);
             }
             imm8 => {
-                let second = (0..index).any(|before| instruction.op_kind(before) == OpKind::Immediate8);
-                instruction.set_op_kind(index, if second { OpKind::Immediate8_2nd } else { OpKind::Immediate8 });
-                let value = if rng.chance(60) { rng.below(70) as u8 } else { rng.next() as u8 };
-                if second { instruction.set_immediate8_2nd(value) } else { instruction.set_immediate8(value) }
+                let second =
+                    (0..index).any(|before| instruction.op_kind(before) == OpKind::Immediate8);
+                instruction.set_op_kind(
+                    index,
+                    if second {
+                        OpKind::Immediate8_2nd
+                    } else {
+                        OpKind::Immediate8
+                    },
+                );
+                let value = if rng.chance(60) {
+                    rng.below(70) as u8
+                } else {
+                    rng.next() as u8
+                };
+                if second {
+                    instruction.set_immediate8_2nd(value)
+                } else {
+                    instruction.set_immediate8(value)
+                }
             }
             imm8sex16 | imm8sex32 | imm8sex64 => {
                 let kind = match kind {
@@ -188,9 +238,27 @@ fn instruction(rng: &mut Rng, code: Code, target: u64) -> Option<Instruction> {
                 instruction.set_op_kind(index, OpKind::NearBranch64);
                 instruction.set_near_branch64(target);
             }
-            seg_rSI => string(rng, &mut instruction, index, OpKind::MemorySegRSI, OpKind::MemorySegESI),
-            es_rDI => string(rng, &mut instruction, index, OpKind::MemoryESRDI, OpKind::MemoryESEDI),
-            seg_rDI => string(rng, &mut instruction, index, OpKind::MemorySegRDI, OpKind::MemorySegEDI),
+            seg_rSI => string(
+                rng,
+                &mut instruction,
+                index,
+                OpKind::MemorySegRSI,
+                OpKind::MemorySegESI,
+            ),
+            es_rDI => string(
+                rng,
+                &mut instruction,
+                index,
+                OpKind::MemoryESRDI,
+                OpKind::MemoryESEDI,
+            ),
+            seg_rDI => string(
+                rng,
+                &mut instruction,
+                index,
+                OpKind::MemorySegRDI,
+                OpKind::MemorySegEDI,
+            ),
             seg_rBX_al => {
                 instruction.set_op_kind(index, OpKind::Memory);
                 instruction.set_memory_base(Register::RBX);
@@ -200,7 +268,10 @@ fn instruction(rng: &mut Rng, code: Code, target: u64) -> Option<Instruction> {
         }
     }
     let writes_memory = instruction.op_kind(0) == OpKind::Memory;
-    if info.can_use_lock_prefix() && writes_memory && (code.mnemonic() == Mnemonic::Cmpxchg16b || rng.chance(30)) {
+    if info.can_use_lock_prefix()
+        && writes_memory
+        && (code.mnemonic() == Mnemonic::Cmpxchg16b || rng.chance(30))
+    {
         instruction.set_has_lock_prefix(true);
     }
     if info.can_use_rep_prefix() && rng.chance(60) {
@@ -226,19 +297,34 @@ fn defined(instruction: &Instruction) -> bool {
 /// A string operand. Both of an instruction have the same address size, which the first one's choice decides.
 fn string(rng: &mut Rng, instruction: &mut Instruction, index: u32, wide: OpKind, narrow: OpKind) {
     let narrow_before = (0..index).any(|before| {
-        matches!(instruction.op_kind(before), OpKind::MemorySegESI | OpKind::MemorySegEDI | OpKind::MemoryESEDI)
+        matches!(
+            instruction.op_kind(before),
+            OpKind::MemorySegESI | OpKind::MemorySegEDI | OpKind::MemoryESEDI
+        )
     });
     let wide_before = (0..index).any(|before| {
-        matches!(instruction.op_kind(before), OpKind::MemorySegRSI | OpKind::MemorySegRDI | OpKind::MemoryESRDI)
+        matches!(
+            instruction.op_kind(before),
+            OpKind::MemorySegRSI | OpKind::MemorySegRDI | OpKind::MemoryESRDI
+        )
     });
-    let kind = if narrow_before || !wide_before && rng.chance(8) { narrow } else { wide };
+    let kind = if narrow_before || !wide_before && rng.chance(8) {
+        narrow
+    } else {
+        wide
+    };
     instruction.set_op_kind(index, kind);
 }
 
 fn memory(rng: &mut Rng, instruction: &mut Instruction, index: u32) {
     instruction.set_op_kind(index, OpKind::Memory);
     if rng.chance(2) {
-        instruction.set_segment_prefix(*rng.pick(&[Register::CS, Register::DS, Register::ES, Register::SS]));
+        instruction.set_segment_prefix(*rng.pick(&[
+            Register::CS,
+            Register::DS,
+            Register::ES,
+            Register::SS,
+        ]));
     }
     match rng.below(100) {
         0..=2 => {
@@ -252,8 +338,18 @@ fn memory(rng: &mut Rng, instruction: &mut Instruction, index: u32) {
         }
         choice => {
             let narrow = choice < 12;
-            let half = |register: Register| if narrow { Register::EAX + register.number() as u32 } else { register };
-            let base = if rng.chance(4) { Register::RSP } else { *rng.pick(&POINTERS) };
+            let half = |register: Register| {
+                if narrow {
+                    Register::EAX + register.number() as u32
+                } else {
+                    register
+                }
+            };
+            let base = if rng.chance(4) {
+                Register::RSP
+            } else {
+                *rng.pick(&POINTERS)
+            };
             instruction.set_memory_base(half(base));
             if rng.chance(25) {
                 instruction.set_memory_index(half(*rng.pick(&INDICES)));
@@ -272,26 +368,47 @@ fn memory(rng: &mut Rng, instruction: &mut Instruction, index: u32) {
             }
             if narrow {
                 // The sum is cut to 32 bits; so is the displacement as the encoder wants it.
-                instruction.set_memory_displacement64(instruction.memory_displacement64() as u32 as u64);
+                instruction
+                    .set_memory_displacement64(instruction.memory_displacement64() as u32 as u64);
             }
         }
     }
 }
 
 /// Whether a sequence may go on with this instruction: mostly it leaves the pointers as they are.
-fn spares_pointers(rng: &mut Rng, factory: &mut InstructionInfoFactory, instruction: &Instruction) -> bool {
+fn spares_pointers(
+    rng: &mut Rng,
+    factory: &mut InstructionInfoFactory,
+    instruction: &Instruction,
+) -> bool {
     rng.chance(8)
-        || factory.info(instruction).used_registers().iter().all(|used| {
-            !matches!(used.access(), OpAccess::Write | OpAccess::ReadWrite | OpAccess::CondWrite | OpAccess::ReadCondWrite)
-                || instruction.is_string_instruction()
-                || !POINTERS.iter().chain(&INDICES).chain(&[Register::RSP]).any(|r| *r == used.register().full_register())
-        })
+        || factory
+            .info(instruction)
+            .used_registers()
+            .iter()
+            .all(|used| {
+                !matches!(
+                    used.access(),
+                    OpAccess::Write
+                        | OpAccess::ReadWrite
+                        | OpAccess::CondWrite
+                        | OpAccess::ReadCondWrite
+                ) || instruction.is_string_instruction()
+                    || !POINTERS
+                        .iter()
+                        .chain(&INDICES)
+                        .chain(&[Register::RSP])
+                        .any(|r| *r == used.register().full_register())
+            })
 }
 
 /// Whether an instruction that writes flags does so whatever its operands: not if it shifts by zero or repeats no times.
 fn writes_flags_for_sure(instruction: &Instruction) -> bool {
     use Mnemonic::*;
-    let counted = matches!(instruction.mnemonic(), Rol | Ror | Rcl | Rcr | Sal | Shl | Sar | Shr | Shld | Shrd);
+    let counted = matches!(
+        instruction.mnemonic(),
+        Rol | Ror | Rcl | Rcr | Sal | Shl | Sar | Shr | Shld | Shrd
+    );
     let repeated = instruction.has_rep_prefix() || instruction.has_repne_prefix();
     !(counted || repeated && instruction.is_string_instruction())
 }
@@ -299,9 +416,22 @@ fn writes_flags_for_sure(instruction: &Instruction) -> bool {
 /// iced's RFLAGS bits as the processor's.
 fn arithmetic(bits: u32) -> u64 {
     use iced_x86::RflagsBits as B;
-    [(B::CF, 1), (B::PF, 4), (B::AF, 0x10), (B::ZF, 0x40), (B::SF, 0x80), (B::OF, 0x800)]
-        .iter()
-        .fold(0, |flags, &(theirs, ours)| if bits & theirs != 0 { flags | ours } else { flags })
+    [
+        (B::CF, 1),
+        (B::PF, 4),
+        (B::AF, 0x10),
+        (B::ZF, 0x40),
+        (B::SF, 0x80),
+        (B::OF, 0x800),
+    ]
+    .iter()
+    .fold(0, |flags, &(theirs, ours)| {
+        if bits & theirs != 0 {
+            flags | ours
+        } else {
+            flags
+        }
+    })
 }
 
 pub struct Generator {
@@ -313,14 +443,24 @@ pub struct Generator {
 impl Generator {
     pub fn new() -> Self {
         let mut rng = Rng::new(1);
-        let pattern = (0..DATA_LEN / 16 + 256).flat_map(|_| values::xmm(&mut rng).to_le_bytes()).collect();
-        Self { encoder: Encoder::new(64), factory: InstructionInfoFactory::new(), pattern }
+        let pattern = (0..DATA_LEN / 16 + 256)
+            .flat_map(|_| values::xmm(&mut rng).to_le_bytes())
+            .collect();
+        Self {
+            encoder: Encoder::new(64),
+            factory: InstructionInfoFactory::new(),
+            pattern,
+        }
     }
 
     /// The case of a seed.
     pub fn case(&mut self, kind: Kind, seed: u64) -> Case {
         let mut rng = Rng::new(seed);
-        let length = if rng.chance(50) { 1 } else { 2 + rng.below(11) as usize };
+        let length = if rng.chance(50) {
+            1
+        } else {
+            2 + rng.below(11) as usize
+        };
         let mut case = Case {
             offset: 0,
             code: Vec::with_capacity(200),
@@ -372,7 +512,9 @@ impl Generator {
                     return None;
                 }
                 calls |= matches!(instruction.mnemonic(), Mnemonic::Call);
-                if (0..instruction.op_count()).any(|op| instruction.op_kind(op) == OpKind::NearBranch64) {
+                if (0..instruction.op_count())
+                    .any(|op| instruction.op_kind(op) == OpKind::NearBranch64)
+                {
                     // For now the number of the instruction to go to.
                     let target = index as u64 + 1 + rng.below((length - index) as u64);
                     instruction.set_near_branch64(target);
@@ -388,9 +530,16 @@ impl Generator {
                 Some(instruction)
             });
             let Some(instruction) = accepted else { break };
-            case.instructions.push(Placed { instruction, undefined });
+            case.instructions.push(Placed {
+                instruction,
+                undefined,
+            });
             let now_undefined = arithmetic(instruction.rflags_undefined());
-            let written = arithmetic(instruction.rflags_written() | instruction.rflags_set() | instruction.rflags_cleared());
+            let written = arithmetic(
+                instruction.rflags_written()
+                    | instruction.rflags_set()
+                    | instruction.rflags_cleared(),
+            );
             if index >= skipped_to && writes_flags_for_sure(&instruction) {
                 undefined &= !written;
             }
@@ -419,9 +568,16 @@ impl Generator {
                 let mut instruction = *instruction;
                 if instruction.op0_kind() == OpKind::NearBranch64 {
                     let target = instruction.near_branch64() as usize;
-                    instruction.set_near_branch64(if pass == 0 { at + 0x10 } else { before[target] });
+                    instruction.set_near_branch64(if pass == 0 {
+                        at + 0x10
+                    } else {
+                        before[target]
+                    });
                 }
-                let length = self.encoder.encode(&instruction, at).expect("it was encoded before");
+                let length = self
+                    .encoder
+                    .encode(&instruction, at)
+                    .expect("it was encoded before");
                 // In this order: the structure holds the end of the instruction.
                 instruction.set_len(length);
                 instruction.set_ip(at);
@@ -452,13 +608,22 @@ impl Generator {
         } else {
             values::pointer(rng)
         };
-        if case.instructions.iter().any(|placed| placed.instruction.is_string_instruction()) {
-            case.regs[Register::RCX.number()] = if rng.chance(95) { rng.below(80) } else { values::quad(rng) };
+        if case
+            .instructions
+            .iter()
+            .any(|placed| placed.instruction.is_string_instruction())
+        {
+            case.regs[Register::RCX.number()] = if rng.chance(95) {
+                rng.below(80)
+            } else {
+                values::quad(rng)
+            };
         }
         case.rflags = 0x202 | rng.next() & ARITHMETIC | if rng.chance(12) { DF } else { 0 };
         self.units(rng, &mut case.fx);
         let from = rng.below(256) as usize * 16;
-        case.data.copy_from_slice(&self.pattern[from..from + DATA_LEN]);
+        case.data
+            .copy_from_slice(&self.pattern[from..from + DATA_LEN]);
         for _ in 0..4 {
             let at = rng.below(DATA_LEN as u64 / 16) as usize * 16;
             case.data[at..at + 16].copy_from_slice(&values::xmm(rng).to_le_bytes());
@@ -507,7 +672,9 @@ impl Generator {
 /// Gives a single instruction prefixes that it does not need, or another byte, so that it may be another or none at all: what
 /// the encoder never makes. The case stays as it was if the result is nothing to run.
 fn distort(rng: &mut Rng, case: &mut Case) {
-    const PREFIXES: [u8; 11] = [0x66, 0x67, 0xf2, 0xf3, 0xf0, 0x2e, 0x36, 0x3e, 0x26, 0x40, 0x48];
+    const PREFIXES: [u8; 11] = [
+        0x66, 0x67, 0xf2, 0xf3, 0xf0, 0x2e, 0x36, 0x3e, 0x26, 0x40, 0x48,
+    ];
     let mut bytes = case.code.clone();
     bytes.pop();
     if bytes.is_empty() {
@@ -523,25 +690,41 @@ fn distort(rng: &mut Rng, case: &mut Case) {
     }
     if count == 0 {
         let at = rng.below(bytes.len().min(4) as u64) as usize;
-        bytes[at] = if rng.chance(50) { bytes[at] ^ 1 << rng.below(8) } else { rng.next() as u8 };
+        bytes[at] = if rng.chance(50) {
+            bytes[at] ^ 1 << rng.below(8)
+        } else {
+            rng.next() as u8
+        };
     }
     let length = bytes.len();
     bytes.resize(length + 16, 0xcc);
     let instruction = Decoder::with_ip(64, &bytes, case.start(), DecoderOptions::AMD).decode();
-    let branch = instruction.is_jcc_short_or_near() || instruction.is_jmp_short_or_near() || instruction.is_call_near()
-        || instruction.is_loop() || instruction.is_loopcc() || instruction.is_jcx_short();
+    let branch = instruction.is_jcc_short_or_near()
+        || instruction.is_jmp_short_or_near()
+        || instruction.is_call_near()
+        || instruction.is_loop()
+        || instruction.is_loopcc()
+        || instruction.is_jcx_short();
     let known = if instruction.is_invalid() {
         // What is no instruction to the decoder may be a new one to the host.
         count != 0
     } else {
         // A jump might go anywhere; with a prefix, where it goes is the vendor's own. FS is where the host keeps its threads' data.
         let thread = matches!(instruction.segment_prefix(), Register::FS | Register::GS);
-        instruction.len() >= length && !branch && !thread && group(instruction.code()).is_some() && defined(&instruction)
+        instruction.len() >= length
+            && !branch
+            && !thread
+            && group(instruction.code()).is_some()
+            && defined(&instruction)
     };
     if !known {
         return;
     }
-    let length = if instruction.is_invalid() { length } else { instruction.len() };
+    let length = if instruction.is_invalid() {
+        length
+    } else {
+        instruction.len()
+    };
     bytes.truncate(length);
     bytes.push(0xcc);
     case.code = bytes;

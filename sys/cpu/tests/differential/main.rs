@@ -44,7 +44,10 @@ fn number(name: &str) -> Option<u64> {
 fn kept(seeds: &str) -> impl Iterator<Item = u64> {
     seeds.lines().filter_map(|line| {
         let word = line.split('#').next()?.split_whitespace().next()?;
-        Some(u64::from_str_radix(word.trim_start_matches("0x"), 16).unwrap_or_else(|_| panic!("not a seed: {line}")))
+        Some(
+            u64::from_str_radix(word.trim_start_matches("0x"), 16)
+                .unwrap_or_else(|_| panic!("not a seed: {line}")),
+        )
     })
 }
 
@@ -52,20 +55,30 @@ fn kept(seeds: &str) -> impl Iterator<Item = u64> {
 /// that fails, the order of two faults, alignment of SHA's operands) the vendors' processors differ.
 fn host_is_amd() -> bool {
     let leaf = std::arch::x86_64::__cpuid(0);
-    (leaf.ebx, leaf.edx, leaf.ecx) == (u32::from_le_bytes(*b"Auth"), u32::from_le_bytes(*b"enti"), u32::from_le_bytes(*b"cAMD"))
+    (leaf.ebx, leaf.edx, leaf.ecx)
+        == (
+            u32::from_le_bytes(*b"Auth"),
+            u32::from_le_bytes(*b"enti"),
+            u32::from_le_bytes(*b"cAMD"),
+        )
 }
 
 /// Runs kept seeds and then as many new ones as are asked for; panics with a report if any fails.
 fn explore(kind: Kind, test: &str, seeds: &str, cases: u64, mut run: impl FnMut(&Case) -> Outcome) {
     if !host_is_amd() && number("DIFF_CASES").is_none() {
-        println!("{test}: the host is not AMD's, which the engine is modelled on; set DIFF_CASES to see how they differ");
+        println!(
+            "{test}: the host is not AMD's, which the engine is modelled on; set DIFF_CASES to see how they differ"
+        );
         return;
     }
     let started = Instant::now();
     let mut native = Native::new();
     let mut generator = Generator::new();
     let first = number("DIFF_SEED");
-    let fresh = first.unwrap_or(0)..first.unwrap_or(0).saturating_add(number("DIFF_CASES").unwrap_or(cases));
+    let fresh = first.unwrap_or(0)
+        ..first
+            .unwrap_or(0)
+            .saturating_add(number("DIFF_CASES").unwrap_or(cases));
     let count = fresh.end - fresh.start;
     let mut failures: BTreeMap<String, usize> = BTreeMap::new();
     let mut reports = String::new();
@@ -73,7 +86,9 @@ fn explore(kind: Kind, test: &str, seeds: &str, cases: u64, mut run: impl FnMut(
     for seed in kept(seeds).filter(|_| first.is_none()).chain(fresh) {
         let case = generator.case(kind, seed);
         let theirs = native.run(&case);
-        if matches!(theirs.vector, ALIGNMENT_CHECK | native::ENDLESS) || theirs.fx[26] & MISALIGNED != 0 {
+        if matches!(theirs.vector, ALIGNMENT_CHECK | native::ENDLESS)
+            || theirs.fx[26] & MISALIGNED != 0
+        {
             continue;
         }
         let ours = run(&case);
@@ -88,7 +103,11 @@ fn explore(kind: Kind, test: &str, seeds: &str, cases: u64, mut run: impl FnMut(
         let seen = failures.entry(name).or_default();
         *seen += 1;
         // One of each encoding; of sequences, which differ for many reasons, some more.
-        if (*seen == 1 || case.instructions.len() > 1 || case.instructions[0].instruction.is_invalid()) && shown < SHOWN {
+        if (*seen == 1
+            || case.instructions.len() > 1
+            || case.instructions[0].instruction.is_invalid())
+            && shown < SHOWN
+        {
             shown += 1;
             reports += &format!(
                 "seed {seed:#x}\n{}{differences}  again: DIFF_SEED={seed:#x} DIFF_CASES=1 cargo test -p vmm-cpu --test differential {test}\n\n",
@@ -97,18 +116,36 @@ fn explore(kind: Kind, test: &str, seeds: &str, cases: u64, mut run: impl FnMut(
         }
     }
     let total: usize = failures.values().sum();
-    println!("{test}: {count} cases in {:.1} s", started.elapsed().as_secs_f64());
-    assert!(failures.is_empty(), "{total} cases differ\n\n{reports}\nby encoding: {failures:#?}");
+    println!(
+        "{test}: {count} cases in {:.1} s",
+        started.elapsed().as_secs_f64()
+    );
+    assert!(
+        failures.is_empty(),
+        "{total} cases differ\n\n{reports}\nby encoding: {failures:#?}"
+    );
 }
 
 #[test]
 fn units_match_the_host() {
-    explore(Kind::Units, "units_match_the_host", include_str!("../seeds/units.txt"), 300_000, units::run);
+    explore(
+        Kind::Units,
+        "units_match_the_host",
+        include_str!("../seeds/units.txt"),
+        300_000,
+        units::run,
+    );
 }
 
 #[test]
 fn user_code_matches_the_host() {
     let mut engine = Engine::new();
     let run = |case: &Case| engine.run(case);
-    explore(Kind::User, "user_code_matches_the_host", include_str!("../seeds/user.txt"), 1_000_000, run);
+    explore(
+        Kind::User,
+        "user_code_matches_the_host",
+        include_str!("../seeds/user.txt"),
+        1_000_000,
+        run,
+    );
 }

@@ -49,8 +49,14 @@ const WATCHDOG: libc::c_long = 50_000_000;
 pub const ENDLESS: u8 = 0xfe;
 
 const ALT_STACK: usize = 0x2_0000;
-const SIGNALS: [c_int; 6] =
-    [libc::SIGTRAP, libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGVTALRM];
+const SIGNALS: [c_int; 6] = [
+    libc::SIGTRAP,
+    libc::SIGSEGV,
+    libc::SIGBUS,
+    libc::SIGILL,
+    libc::SIGFPE,
+    libc::SIGVTALRM,
+];
 /// The general registers in the order of their encoding.
 const GREGS: [c_int; 16] = [
     libc::REG_RAX,
@@ -88,14 +94,22 @@ impl Native {
         // SAFETY: plain system calls. The fixed mappings replace nothing but those of an earlier `Native`, which is gone; the
         // alternate stack lives as long as `Self`, which stays on its thread.
         unsafe {
-            let stack = libc::stack_t { ss_sp: alt_stack.as_mut_ptr().cast(), ss_flags: 0, ss_size: ALT_STACK };
+            let stack = libc::stack_t {
+                ss_sp: alt_stack.as_mut_ptr().cast(),
+                ss_flags: 0,
+                ss_size: ALT_STACK,
+            };
             assert_eq!(libc::sigaltstack(&stack, ptr::null_mut()), 0, "sigaltstack");
             for signal in SIGNALS {
                 let mut action: libc::sigaction = zeroed();
                 action.sa_sigaction = handler as *const () as usize;
                 action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
                 libc::sigfillset(&mut action.sa_mask);
-                assert_eq!(libc::sigaction(signal, &action, ptr::null_mut()), 0, "sigaction");
+                assert_eq!(
+                    libc::sigaction(signal, &action, ptr::null_mut()),
+                    0,
+                    "sigaction"
+                );
             }
             // A process's timer could interrupt any thread; this one is the thread's own.
             let mut event: libc::sigevent = zeroed();
@@ -103,28 +117,69 @@ impl Native {
             event.sigev_signo = libc::SIGVTALRM;
             event.sigev_notify_thread_id = libc::gettid();
             let mut watchdog = ptr::null_mut();
-            assert_eq!(libc::timer_create(libc::CLOCK_THREAD_CPUTIME_ID, &mut event, &mut watchdog), 0, "timer_create");
-            let tick = libc::timespec { tv_sec: 0, tv_nsec: WATCHDOG };
-            let times = libc::itimerspec { it_interval: tick, it_value: tick };
-            assert_eq!(libc::timer_settime(watchdog, 0, &times, ptr::null_mut()), 0, "timer_settime");
+            assert_eq!(
+                libc::timer_create(libc::CLOCK_THREAD_CPUTIME_ID, &mut event, &mut watchdog),
+                0,
+                "timer_create"
+            );
+            let tick = libc::timespec {
+                tv_sec: 0,
+                tv_nsec: WATCHDOG,
+            };
+            let times = libc::itimerspec {
+                it_interval: tick,
+                it_value: tick,
+            };
+            assert_eq!(
+                libc::timer_settime(watchdog, 0, &times, ptr::null_mut()),
+                0,
+                "timer_settime"
+            );
             let file = libc::memfd_create(c"differential".as_ptr(), 0);
             assert!(file >= 0, "memfd_create");
-            assert_eq!(libc::ftruncate(file, (CODE_LEN + DATA_LEN) as libc::off_t), 0, "ftruncate");
+            assert_eq!(
+                libc::ftruncate(file, (CODE_LEN + DATA_LEN) as libc::off_t),
+                0,
+                "ftruncate"
+            );
             let map = |address: u64, len: usize, prot, offset: usize| {
                 let fixed = if address == 0 { 0 } else { libc::MAP_FIXED };
                 // Populated: the error code of a page that is there, but was never touched, would say that it is not.
                 let flags = libc::MAP_SHARED | libc::MAP_POPULATE | fixed;
-                let at = libc::mmap(address as *mut c_void, len, prot, flags, file, offset as libc::off_t);
+                let at = libc::mmap(
+                    address as *mut c_void,
+                    len,
+                    prot,
+                    flags,
+                    file,
+                    offset as libc::off_t,
+                );
                 assert_ne!(at, libc::MAP_FAILED, "mmap");
                 at.cast::<u8>()
             };
-            let code = map(0, CODE_LEN + DATA_LEN, libc::PROT_READ | libc::PROT_WRITE, 0);
+            let code = map(
+                0,
+                CODE_LEN + DATA_LEN,
+                libc::PROT_READ | libc::PROT_WRITE,
+                0,
+            );
             map(CODE, CODE_LEN, libc::PROT_READ | libc::PROT_EXEC, 0);
             map(DATA, DATA_RW, libc::PROT_READ | libc::PROT_WRITE, CODE_LEN);
-            map(DATA + DATA_RW as u64, DATA_LEN - DATA_RW, libc::PROT_READ, CODE_LEN + DATA_RW);
+            map(
+                DATA + DATA_RW as u64,
+                DATA_LEN - DATA_RW,
+                libc::PROT_READ,
+                CODE_LEN + DATA_RW,
+            );
             libc::close(file);
             ptr::write_bytes(code, 0xcc, CODE_LEN);
-            Self { code, data: code.add(CODE_LEN), watchdog, _alt_stack: alt_stack, _guard: guard }
+            Self {
+                code,
+                data: code.add(CODE_LEN),
+                watchdog,
+                _alt_stack: alt_stack,
+                _guard: guard,
+            }
         }
     }
 
@@ -214,7 +269,9 @@ extern "C" fn enter() {
 /// The end of [`enter`].
 #[unsafe(naked)]
 extern "C" fn leave() {
-    naked_asm!("pop r15", "pop r14", "pop r13", "pop r12", "pop rbp", "pop rbx", "ret")
+    naked_asm!(
+        "pop r15", "pop r14", "pop r13", "pop r12", "pop rbp", "pop rbx", "ret"
+    )
 }
 
 /// Copies the interrupted case's context, and makes the thread return from [`enter`] with units in their usual state.

@@ -20,7 +20,11 @@ fn translate(at: u64, size: u64, write: bool, stack: bool) -> Result<(), (u8, u3
             || (CODE..CODE + CODE_LEN as u64).contains(&address);
         let writable = (DATA..DATA + DATA_RW as u64).contains(&address);
         if !present || write && !writable {
-            return Err((PF_VECTOR, 4 | u32::from(write) << 1 | u32::from(present), address));
+            return Err((
+                PF_VECTOR,
+                4 | u32::from(write) << 1 | u32::from(present),
+                address,
+            ));
         }
     }
     Ok(())
@@ -29,7 +33,9 @@ fn translate(at: u64, size: u64, write: bool, stack: bool) -> Result<(), (u8, u3
 /// Runs a case of nothing but the units' instructions.
 pub fn run(case: &Case) -> Outcome {
     let mut state = State::new();
-    state.fxrstor(&case.fx, Form::Long64).expect("the image's MXCSR is valid");
+    state
+        .fxrstor(&case.fx, Form::Long64)
+        .expect("the image's MXCSR is valid");
     let mut gprs = case.regs;
     let mut rflags = case.rflags;
     let mut data = case.data.clone();
@@ -59,15 +65,26 @@ pub fn run(case: &Case) -> Outcome {
         };
         let mut at = 0;
         if size != 0 {
-            let stack = matches!(instruction.memory_base(), Register::RSP | Register::ESP | Register::RBP | Register::EBP);
+            let stack = matches!(
+                instruction.memory_base(),
+                Register::RSP | Register::ESP | Register::RBP | Register::EBP
+            );
             let operand = (0..instruction.op_count())
                 .find(|&operand| matches!(instruction.op_kind(operand), iced_x86::OpKind::Memory))
                 .unwrap_or(0);
             at = instruction
                 .virtual_address(operand, 0, |register, _, _| {
                     let full = register.full_register();
-                    let value = if full.is_gpr() { gprs[full.number()] } else { 0 };
-                    Some(if register.size() == 4 { value & 0xffff_ffff } else { value })
+                    let value = if full.is_gpr() {
+                        gprs[full.number()]
+                    } else {
+                        0
+                    };
+                    Some(if register.size() == 4 {
+                        value & 0xffff_ffff
+                    } else {
+                        value
+                    })
                 })
                 .expect("a memory operand");
             if op.aligned() && at % 16 != 0 {
@@ -79,9 +96,16 @@ pub fn run(case: &Case) -> Outcome {
             if read {
                 for (index, byte) in memory.bytes[..size].iter_mut().enumerate() {
                     let address = at + index as u64;
-                    *byte = match address.checked_sub(DATA).and_then(|offset| data.get(offset as usize)) {
+                    *byte = match address
+                        .checked_sub(DATA)
+                        .and_then(|offset| data.get(offset as usize))
+                    {
                         Some(byte) => *byte,
-                        None => case.code.get((address - CODE) as usize).copied().unwrap_or(0xcc),
+                        None => case
+                            .code
+                            .get((address - CODE) as usize)
+                            .copied()
+                            .unwrap_or(0xcc),
                     };
                 }
             }
@@ -97,5 +121,15 @@ pub fn run(case: &Case) -> Outcome {
     };
     let mut fx = [0; 512];
     state.fxsave(&mut fx, Form::Long64);
-    Outcome { vector, error, address, rip, regs: gprs, rflags, fx, data, note: String::new() }
+    Outcome {
+        vector,
+        error,
+        address,
+        rip,
+        regs: gprs,
+        rflags,
+        fx,
+        data,
+        note: String::new(),
+    }
 }

@@ -75,22 +75,22 @@ const DOUBLES: [u32; 20] = [
 const EXTENDED: [(u16, u64); 18] = [
     (0, 0),
     (0x8000, 0),
-    (0x3fff, 1 << 63),                 // 1.0
-    (0xbfff, 1 << 63),                 // -1.0
-    (0x4000, 0xc90f_daa2_2168_c235),   // pi
-    (0x3ffe, 0xb172_17f7_d1cf_79ac),   // ln 2
-    (0x403e, 1 << 63),                 // 2^63
-    (0x403d, u64::MAX),                // the number before 2^63
-    (0x7fff, 1 << 63),                 // infinity
-    (0xffff, 1 << 63),                 // -infinity
-    (0xffff, 3 << 62),                 // the default NaN
-    (0x7fff, 0xa000_0000_0000_0000),   // a signalling NaN
-    (0, 1),                            // a denormal
-    (0, 1 << 63),                      // a pseudo-denormal
-    (0x3fff, 1),                       // an unnormal: not supported
-    (0x7fff, 1),                       // a pseudo-NaN: not supported
-    (0x7ffe, u64::MAX),                // the largest
-    (1, 1 << 63),                      // the smallest normal
+    (0x3fff, 1 << 63),               // 1.0
+    (0xbfff, 1 << 63),               // -1.0
+    (0x4000, 0xc90f_daa2_2168_c235), // pi
+    (0x3ffe, 0xb172_17f7_d1cf_79ac), // ln 2
+    (0x403e, 1 << 63),               // 2^63
+    (0x403d, u64::MAX),              // the number before 2^63
+    (0x7fff, 1 << 63),               // infinity
+    (0xffff, 1 << 63),               // -infinity
+    (0xffff, 3 << 62),               // the default NaN
+    (0x7fff, 0xa000_0000_0000_0000), // a signalling NaN
+    (0, 1),                          // a denormal
+    (0, 1 << 63),                    // a pseudo-denormal
+    (0x3fff, 1),                     // an unnormal: not supported
+    (0x7fff, 1),                     // a pseudo-NaN: not supported
+    (0x7ffe, u64::MAX),              // the largest
+    (1, 1 << 63),                    // the smallest normal
 ];
 
 pub fn quad(rng: &mut Rng) -> u64 {
@@ -109,7 +109,9 @@ pub fn xmm(rng: &mut Rng) -> u128 {
         0..=2 => (0..4).fold(0, |value, _| value << 32 | u128::from(*rng.pick(&DOUBLES))),
         3..=5 => u128::from(quad(rng)) << 64 | u128::from(quad(rng)),
         // Numbers of about the same size, so that sums are sums.
-        6 => (0..4).fold(0, |value, _| value << 32 | u128::from((rng.next() as u32 & 0x83ff_ffff) | 0x3c00_0000)),
+        6 => (0..4).fold(0, |value, _| {
+            value << 32 | u128::from((rng.next() as u32 & 0x83ff_ffff) | 0x3c00_0000)
+        }),
         _ => u128::from(rng.next()) << 64 | u128::from(rng.next()),
     }
 }
@@ -119,7 +121,10 @@ pub fn extended(rng: &mut Rng) -> [u8; 16] {
     let (high, mantissa) = match rng.below(6) {
         0..=2 => *rng.pick(&EXTENDED),
         3 => (0xffff, quad(rng)),
-        4 => ((0x3ff0 + rng.below(0x20) as u16) | (rng.next() as u16 & 0x8000), rng.next() | 1 << 63),
+        4 => (
+            (0x3ff0 + rng.below(0x20) as u16) | (rng.next() as u16 & 0x8000),
+            rng.next() | 1 << 63,
+        ),
         _ => (rng.next() as u16, rng.next()),
     };
     let mut bytes = [0; 16];
@@ -136,11 +141,17 @@ pub fn pointer(rng: &mut Rng) -> u64 {
         80..=86 => DATA + 0x100 + rng.below(rw - 0x300),
         87..=89 => DATA + 0x1000 - rng.below(0x18), // across two pages
         90..=92 => DATA + DATA_LEN as u64 - rng.below(0x28), // to the end
-        93..=94 => DATA + rw - rng.below(0x28), // into what is read-only
+        93..=94 => DATA + rw - rng.below(0x28),     // into what is read-only
         95 => DATA + rw + rng.below(0x800),
         96 => DATA.wrapping_sub(rng.below(0x28)), // from nothing
         97 => 0x4000_0000 + rng.below(0x1000),
-        98 => *rng.pick(&[0x9000_0000_0000_u64, 0x6fff_ffff_fff8, u64::MAX - 7, 0xffff_7fff_ffff_fff0, 0x1234_5678_9abc_def0]),
+        98 => *rng.pick(&[
+            0x9000_0000_0000_u64,
+            0x6fff_ffff_fff8,
+            u64::MAX - 7,
+            0xffff_7fff_ffff_fff0,
+            0x1234_5678_9abc_def0,
+        ]),
         _ => CODE + rng.below(0x800),
     }
 }

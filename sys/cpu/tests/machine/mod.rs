@@ -25,7 +25,9 @@ impl Ram {
     pub fn write(&self, at: u64, bytes: &[u8]) {
         assert!(at as usize + bytes.len() <= self.len);
         // SAFETY: checked above.
-        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.host.add(at as usize), bytes.len()) };
+        unsafe {
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.host.add(at as usize), bytes.len())
+        };
     }
 
     pub fn write64(&self, at: u64, value: u64) {
@@ -35,7 +37,9 @@ impl Ram {
     pub fn read(&self, at: u64, len: usize) -> Vec<u8> {
         assert!(at as usize + len <= self.len);
         // SAFETY: checked above.
-        (0..len).map(|i| unsafe { self.host.add(at as usize + i).read_volatile() }).collect()
+        (0..len)
+            .map(|i| unsafe { self.host.add(at as usize + i).read_volatile() })
+            .collect()
     }
 
     pub fn read64(&self, at: u64) -> u64 {
@@ -84,7 +88,11 @@ impl Bus for TestBus {
     }
 
     fn in_port(&mut self, _now: u64, port: u16, _size: u8) -> Reply<u32> {
-        if self.ports { Reply::Done(u32::from(port) + 1) } else { Reply::Exit }
+        if self.ports {
+            Reply::Done(u32::from(port) + 1)
+        } else {
+            Reply::Exit
+        }
     }
 
     fn out_port(&mut self, _now: u64, port: u16, _size: u8, value: u32) -> Reply<()> {
@@ -162,7 +170,12 @@ impl Machine {
         let mem = PhysMem::new();
         // SAFETY: `ram` is dropped after `cpu` and `mem`.
         unsafe { mem.map(0, ram.host, RAM_SIZE as u64, true).unwrap() };
-        Machine { cpu: Cpu::new(mem.clone()), bus: TestBus::default(), mem, ram }
+        Machine {
+            cpu: Cpu::new(mem.clone()),
+            bus: TestBus::default(),
+            mem,
+            ram,
+        }
     }
 
     /// A machine in long mode at CPL 0: the first GiB identity-mapped by 2 MiB pages, a GDT (8: 64-bit code, 16: data, 24: 32-bit
@@ -191,22 +204,58 @@ impl Machine {
             let at = HANDLERS + v * 16;
             // mov eax, v; hlt; iretq
             m.ram.write(at, &[0xb8, v as u8, 0, 0, 0, 0xf4, 0x48, 0xcf]);
-            m.ram.write64(IDT + v * 16, at & 0xffff | 8 << 16 | 0xee00 << 32 | (at >> 16) << 48);
+            m.ram.write64(
+                IDT + v * 16,
+                at & 0xffff | 8 << 16 | 0xee00 << 32 | (at >> 16) << 48,
+            );
             m.ram.write64(IDT + v * 16 + 8, 0);
         }
         m.ram.write64(TSS + 4, 0x8_0000);
         let cpu = &mut m.cpu;
         cpu.set(Reg::Cr0, cr0::PE | cr0::PG | cr0::WP | cr0::NE | cr0::MP);
         cpu.set(Reg::Cr3, TABLES);
-        cpu.set(Reg::Cr4, cr4::PAE | cr4::OSFXSR | cr4::OSXMMEXCPT | cr4::PGE);
+        cpu.set(
+            Reg::Cr4,
+            cr4::PAE | cr4::OSFXSR | cr4::OSXMMEXCPT | cr4::PGE,
+        );
         cpu.set(Reg::Efer, efer::LME | efer::LMA | efer::NXE | efer::SCE);
-        cpu.set_segment(Seg::Cs, Segment { selector: 8, base: 0, limit: u32::MAX, access: 0xa09b });
+        cpu.set_segment(
+            Seg::Cs,
+            Segment {
+                selector: 8,
+                base: 0,
+                limit: u32::MAX,
+                access: 0xa09b,
+            },
+        );
         for seg in [Seg::Ss, Seg::Ds, Seg::Es, Seg::Fs, Seg::Gs] {
-            cpu.set_segment(seg, Segment { selector: 16, base: 0, limit: u32::MAX, access: 0xc093 });
+            cpu.set_segment(
+                seg,
+                Segment {
+                    selector: 16,
+                    base: 0,
+                    limit: u32::MAX,
+                    access: 0xc093,
+                },
+            );
         }
-        cpu.set_segment(Seg::Tr, Segment { selector: 48, base: TSS, limit: 0x67, access: 0x8b });
-        cpu.set_gdtr(Table { base: GDT, limit: 63 });
-        cpu.set_idtr(Table { base: IDT, limit: 4095 });
+        cpu.set_segment(
+            Seg::Tr,
+            Segment {
+                selector: 48,
+                base: TSS,
+                limit: 0x67,
+                access: 0x8b,
+            },
+        );
+        cpu.set_gdtr(Table {
+            base: GDT,
+            limit: 63,
+        });
+        cpu.set_idtr(Table {
+            base: IDT,
+            limit: 4095,
+        });
         cpu.set(Reg::Rsp, STACK);
         cpu.set(Reg::Rip, CODE);
         cpu.set(Reg::Rflags, 2);
@@ -216,22 +265,56 @@ impl Machine {
     /// 32-bit protected mode without paging, flat segments.
     pub fn protected() -> Self {
         let mut m = Self::new();
-        for (i, d) in [0u64, 0x00cf_9b00_0000_ffff, 0x00cf_9300_0000_ffff, 0x00cf_fb00_0000_ffff, 0x00cf_f300_0000_ffff].iter().enumerate() {
+        for (i, d) in [
+            0u64,
+            0x00cf_9b00_0000_ffff,
+            0x00cf_9300_0000_ffff,
+            0x00cf_fb00_0000_ffff,
+            0x00cf_f300_0000_ffff,
+        ]
+        .iter()
+        .enumerate()
+        {
             m.ram.write64(GDT + i as u64 * 8, *d);
         }
         for v in 0..256u64 {
             let at = HANDLERS + v * 16;
             m.ram.write(at, &[0xb8, v as u8, 0, 0, 0, 0xf4, 0xcf]);
-            m.ram.write64(IDT + v * 8, at & 0xffff | 8 << 16 | 0xee00 << 32 | (at >> 16) << 48);
+            m.ram.write64(
+                IDT + v * 8,
+                at & 0xffff | 8 << 16 | 0xee00 << 32 | (at >> 16) << 48,
+            );
         }
         let cpu = &mut m.cpu;
         cpu.set(Reg::Cr0, cr0::PE | cr0::NE);
-        cpu.set_segment(Seg::Cs, Segment { selector: 8, base: 0, limit: u32::MAX, access: 0xc09b });
+        cpu.set_segment(
+            Seg::Cs,
+            Segment {
+                selector: 8,
+                base: 0,
+                limit: u32::MAX,
+                access: 0xc09b,
+            },
+        );
         for seg in [Seg::Ss, Seg::Ds, Seg::Es, Seg::Fs, Seg::Gs] {
-            cpu.set_segment(seg, Segment { selector: 16, base: 0, limit: u32::MAX, access: 0xc093 });
+            cpu.set_segment(
+                seg,
+                Segment {
+                    selector: 16,
+                    base: 0,
+                    limit: u32::MAX,
+                    access: 0xc093,
+                },
+            );
         }
-        cpu.set_gdtr(Table { base: GDT, limit: 63 });
-        cpu.set_idtr(Table { base: IDT, limit: 2047 });
+        cpu.set_gdtr(Table {
+            base: GDT,
+            limit: 63,
+        });
+        cpu.set_idtr(Table {
+            base: IDT,
+            limit: 2047,
+        });
         cpu.set(Reg::Rsp, STACK);
         cpu.set(Reg::Rip, CODE);
         cpu.set(Reg::Rflags, 2);
@@ -257,7 +340,10 @@ impl Machine {
                 exit => return exit,
             }
         }
-        panic!("the program does not end: rip {:#x}", self.cpu.get(Reg::Rip));
+        panic!(
+            "the program does not end: rip {:#x}",
+            self.cpu.get(Reg::Rip)
+        );
     }
 
     pub fn run(&mut self) -> Exit {

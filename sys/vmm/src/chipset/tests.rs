@@ -7,8 +7,15 @@ use super::*;
 
 const NOW: Sbt = Sbt::SECOND;
 const CPUS: usize = 3;
-const DEVICES: [Device; 7] =
-    [Device::Vhpet, Device::Vioapic, Device::Vlapic, Device::Vatpit, Device::Vatpic, Device::Vpmtmr, Device::Vrtc];
+const DEVICES: [Device; 7] = [
+    Device::Vhpet,
+    Device::Vioapic,
+    Device::Vlapic,
+    Device::Vatpit,
+    Device::Vatpic,
+    Device::Vpmtmr,
+    Device::Vrtc,
+];
 
 fn chipset(cpus: usize) -> Chipset {
     let mut chipset = Chipset::new(cpus);
@@ -17,7 +24,10 @@ fn chipset(cpus: usize) -> Chipset {
 }
 
 fn lapic_write(chipset: &mut Chipset, vcpu: usize, offset: u64, value: u64) {
-    assert_eq!(chipset.mmio_write(NOW, vcpu, LAPIC_BASE + offset, 4, value), Io::Done(()));
+    assert_eq!(
+        chipset.mmio_write(NOW, vcpu, LAPIC_BASE + offset, 4, value),
+        Io::Done(())
+    );
 }
 
 fn lapic_read(chipset: &mut Chipset, vcpu: usize, offset: u64) -> u64 {
@@ -29,7 +39,10 @@ fn lapic_read(chipset: &mut Chipset, vcpu: usize, offset: u64) -> u64 {
 
 fn ioapic_write(chipset: &mut Chipset, register: u64, value: u64) {
     for (offset, value) in [(0, register), (0x10, value)] {
-        assert_eq!(chipset.mmio_write(NOW, 0, IOAPIC_BASE + offset, 4, value), Io::Done(()));
+        assert_eq!(
+            chipset.mmio_write(NOW, 0, IOAPIC_BASE + offset, 4, value),
+            Io::Done(())
+        );
     }
 }
 
@@ -100,7 +113,10 @@ fn the_8259_interrupts_every_processor_whose_lint0_is_open() {
     }
     chipset.isa_assert(4, -1).expect("an IRQ");
     let effects = chipset.take_effects();
-    assert!(effects.extint.contains(0), "its APIC is disabled, so LINT0 is a plain interrupt pin");
+    assert!(
+        effects.extint.contains(0),
+        "its APIC is disabled, so LINT0 is a plain interrupt pin"
+    );
     assert!(!effects.extint.contains(1), "masked");
     assert_eq!(chipset.extint_ack(), 0x34);
     assert_eq!(chipset.isa_assert(16, -1), Err(Errno::EINVAL));
@@ -134,20 +150,52 @@ fn processors_are_started_as_their_userland_understands() {
         chipset.take_effects().start_ipi()
     };
     enable(&mut chipset, 1);
-    assert_eq!(send(&mut chipset, 0x4699), None, "STARTUP to one that does not wait for it");
+    assert_eq!(
+        send(&mut chipset, 0x4699),
+        None,
+        "STARTUP to one that does not wait for it"
+    );
     assert_eq!(send(&mut chipset, 0x4500), None, "INIT stays inside");
-    assert_eq!(lapic_read(&mut chipset, 1, 0xf0), 0xff, "and resets the local APIC");
-    assert_eq!(send(&mut chipset, 0x4699), Some(StartIpi::SpinUp { target: 1, vector: 0x99 }));
+    assert_eq!(
+        lapic_read(&mut chipset, 1, 0xf0),
+        0xff,
+        "and resets the local APIC"
+    );
+    assert_eq!(
+        send(&mut chipset, 0x4699),
+        Some(StartIpi::SpinUp {
+            target: 1,
+            vector: 0x99
+        })
+    );
     assert_eq!(send(&mut chipset, 0x4699), None, "a second STARTUP");
 
     chipset.set_ipi_exit(0, true);
     let targets = CpuSet::from_iter([1]);
-    assert_eq!(send(&mut chipset, 0xc500), Some(StartIpi::Ipi { mode: 0x500, vector: 0, targets }));
+    assert_eq!(
+        send(&mut chipset, 0xc500),
+        Some(StartIpi::Ipi {
+            mode: 0x500,
+            vector: 0,
+            targets
+        })
+    );
     assert_eq!(send(&mut chipset, 0x8500), None, "INIT deassert");
     assert_eq!(chipset.startup_cpus(), targets);
-    assert_eq!(send(&mut chipset, 0x699), Some(StartIpi::Ipi { mode: 0x600, vector: 0x99, targets }));
+    assert_eq!(
+        send(&mut chipset, 0x699),
+        Some(StartIpi::Ipi {
+            mode: 0x600,
+            vector: 0x99,
+            targets
+        })
+    );
     assert!(chipset.startup_cpus().is_empty());
-    assert_eq!(chipset.mmio_write(NOW, 0, LAPIC_BASE + 0x300, 4, 0x200), Io::Refused, "SMI");
+    assert_eq!(
+        chipset.mmio_write(NOW, 0, LAPIC_BASE + 0x300, 4, 0x200),
+        Io::Refused,
+        "SMI"
+    );
 }
 
 #[test]
@@ -169,7 +217,9 @@ fn x2apic_reaches_a_cluster() {
 fn reinit_keeps_the_clock_only() {
     let mut chipset = chipset(1);
     enable(&mut chipset, 0);
-    chipset.rtc_set_time(NOW, 1_000_000_000).expect("the guest does not hold the clock");
+    chipset
+        .rtc_set_time(NOW, 1_000_000_000)
+        .expect("the guest does not hold the clock");
     chipset.reset(NOW);
     assert_eq!(chipset.rtc_time(NOW + Sbt::SECOND), 1_000_000_001);
     assert_eq!(lapic_read(&mut chipset, 0, 0xf0), 0xff);
@@ -220,15 +270,31 @@ impl Machine {
                 None
             }
             Op::In(port, size) => Some(widen(chipset.in_port(now, port, size), u64::from)),
-            Op::Out(port, value) => Some(widen(chipset.out_port(now, port, 1, value.into()), |()| 0)),
+            Op::Out(port, value) => {
+                Some(widen(chipset.out_port(now, port, 1, value.into()), |()| 0))
+            }
             Op::Read(gpa, size) => Some(chipset.mmio_read(now, 0, gpa, size)),
-            Op::Write(gpa, size, value) => Some(widen(chipset.mmio_write(now, 0, gpa, size, value), |()| 0)),
+            Op::Write(gpa, size, value) => {
+                Some(widen(chipset.mmio_write(now, 0, gpa, size, value), |()| 0))
+            }
             Op::Rdmsr(msr) => Some(chipset.rdmsr(now, 1, msr)),
             Op::Wrmsr(msr, value) => Some(widen(chipset.wrmsr(now, 1, msr, value), |()| 0)),
-            Op::Line(pin, true) => chipset.ioapic_assert(pin.into()).map(|()| None).expect("a pin"),
-            Op::Line(pin, false) => chipset.ioapic_deassert(pin.into()).map(|()| None).expect("a pin"),
-            Op::Isa(irq, true) => chipset.isa_assert(irq.into(), -1).map(|()| None).expect("an IRQ"),
-            Op::Isa(irq, false) => chipset.isa_deassert(irq.into(), -1).map(|()| None).expect("an IRQ"),
+            Op::Line(pin, true) => chipset
+                .ioapic_assert(pin.into())
+                .map(|()| None)
+                .expect("a pin"),
+            Op::Line(pin, false) => chipset
+                .ioapic_deassert(pin.into())
+                .map(|()| None)
+                .expect("a pin"),
+            Op::Isa(irq, true) => chipset
+                .isa_assert(irq.into(), -1)
+                .map(|()| None)
+                .expect("an IRQ"),
+            Op::Isa(irq, false) => chipset
+                .isa_deassert(irq.into(), -1)
+                .map(|()| None)
+                .expect("an IRQ"),
             Op::Accept => {
                 for vcpu in 0..CPUS {
                     if let Some(vector) = chipset.pending_vector(vcpu) {
@@ -242,8 +308,13 @@ impl Machine {
         Seen {
             value,
             effects: self.chipset.take_effects(),
-            pending: (0..CPUS).map(|vcpu| self.chipset.pending_vector(vcpu)).collect(),
-            deadline: self.chipset.next_deadline().map(|deadline| deadline - self.epoch),
+            pending: (0..CPUS)
+                .map(|vcpu| self.chipset.pending_vector(vcpu))
+                .collect(),
+            deadline: self
+                .chipset
+                .next_deadline()
+                .map(|deadline| deadline - self.epoch),
         }
     }
 
@@ -251,16 +322,30 @@ impl Machine {
     fn twin(&self) -> Self {
         let cpus: CpuSet = (0..CPUS).collect();
         let now = Sbt(0x1234_5678_9abc);
-        let mut twin = Self { chipset: chipset(CPUS), now, epoch: self.epoch + (now - self.now) };
+        let mut twin = Self {
+            chipset: chipset(CPUS),
+            now,
+            epoch: self.epoch + (now - self.now),
+        };
         for device in DEVICES {
             let blob = self.chipset.save(self.now, device, &cpus);
             let extras = self.chipset.save_extras(self.now, device, &cpus);
-            twin.chipset.restore(now, device, &cpus, &blob).expect("what was saved can be restored");
-            twin.chipset.restore_extras(now, device, &cpus, &extras).expect("and so can the rest");
+            twin.chipset
+                .restore(now, device, &cpus, &blob)
+                .expect("what was saved can be restored");
+            twin.chipset
+                .restore_extras(now, device, &cpus, &extras)
+                .expect("and so can the rest");
         }
         for device in DEVICES {
-            assert_eq!(twin.chipset.save(now, device, &cpus), self.chipset.save(self.now, device, &cpus));
-            assert_eq!(twin.chipset.save_extras(now, device, &cpus), self.chipset.save_extras(self.now, device, &cpus));
+            assert_eq!(
+                twin.chipset.save(now, device, &cpus),
+                self.chipset.save(self.now, device, &cpus)
+            );
+            assert_eq!(
+                twin.chipset.save_extras(now, device, &cpus),
+                self.chipset.save_extras(self.now, device, &cpus)
+            );
         }
         twin.chipset.resume_time(now);
         twin.chipset.set_startup_cpus(self.chipset.startup_cpus());
@@ -279,11 +364,18 @@ fn widen<T>(io: Io<T>, value: impl FnOnce(T) -> u64) -> Io<u64> {
 
 /// Small values are the interesting ones for most registers.
 fn value() -> impl Strategy<Value = u64> {
-    prop_oneof![0..0x400u64, (0..32u32).prop_map(|bit| 1 << bit), any::<u32>().prop_map(u64::from), any::<u64>()]
+    prop_oneof![
+        0..0x400u64,
+        (0..32u32).prop_map(|bit| 1 << bit),
+        any::<u32>().prop_map(u64::from),
+        any::<u64>()
+    ]
 }
 
 fn time() -> impl Strategy<Value = Op> {
-    proptest::sample::select(vec![9, 20, 28, 33]).prop_flat_map(|bits| 0..1i64 << bits).prop_map(Op::Pass)
+    proptest::sample::select(vec![9, 20, 28, 33])
+        .prop_flat_map(|bits| 0..1i64 << bits)
+        .prop_map(Op::Pass)
 }
 
 fn interrupts() -> impl Strategy<Value = Op> {
@@ -300,12 +392,23 @@ fn accesses(device: Device) -> BoxedStrategy<Op> {
     let ports = |ports: &'static [u16]| {
         let port = proptest::sample::select(ports);
         (port, any::<bool>(), any::<u8>())
-            .prop_map(|(port, read, value)| if read { Op::In(port, 1) } else { Op::Out(port, value) })
+            .prop_map(|(port, read, value)| {
+                if read {
+                    Op::In(port, 1)
+                } else {
+                    Op::Out(port, value)
+                }
+            })
             .boxed()
     };
     let mmio = |base: u64, offsets: Vec<u64>| {
         let size = prop_oneof![4 => Just(4u8), 1 => Just(8u8)];
-        (proptest::sample::select(offsets), any::<bool>(), size, value())
+        (
+            proptest::sample::select(offsets),
+            any::<bool>(),
+            size,
+            value(),
+        )
             .prop_map(move |(offset, read, size, value)| match read {
                 true => Op::Read(base + offset, size),
                 false => Op::Write(base + offset, size, value),
@@ -323,13 +426,26 @@ fn accesses(device: Device) -> BoxedStrategy<Op> {
             })
             .boxed(),
         Device::Vlapic => {
-            let msr = (0x800..0x840u32, any::<bool>(), value()).prop_map(|(msr, read, value)| match read {
-                true => Op::Rdmsr(msr),
-                false => Op::Wrmsr(msr, value),
-            });
-            prop_oneof![mmio(LAPIC_BASE, (0..0x40).map(|index| index * 16).collect()), msr].boxed()
+            let msr =
+                (0x800..0x840u32, any::<bool>(), value()).prop_map(
+                    |(msr, read, value)| match read {
+                        true => Op::Rdmsr(msr),
+                        false => Op::Wrmsr(msr, value),
+                    },
+                );
+            prop_oneof![
+                mmio(LAPIC_BASE, (0..0x40).map(|index| index * 16).collect()),
+                msr
+            ]
+            .boxed()
         }
-        Device::Vhpet => mmio(HPET_BASE, (0..0x40).map(|index| index * 8).chain([0x14, 0xf4, 0x104]).collect()),
+        Device::Vhpet => mmio(
+            HPET_BASE,
+            (0..0x40)
+                .map(|index| index * 8)
+                .chain([0x14, 0xf4, 0x104])
+                .collect(),
+        ),
         Device::Vatpic => ports(&[0x20, 0x21, 0xa0, 0xa1, 0x4d0, 0x4d1]),
         Device::Vatpit => ports(&[0x40, 0x41, 0x42, 0x43, 0x61]),
         Device::Vpmtmr => Just(Op::In(0x408, 4)).boxed(),
@@ -340,24 +456,57 @@ fn accesses(device: Device) -> BoxedStrategy<Op> {
 /// Brings the machine to life, so that what follows has something to act upon.
 fn set_up() -> Vec<Op> {
     let mut ops = vec![Op::Pass(0x1_0000_0123)];
-    let out = [(0x20, 0x11), (0x21, 0x30), (0x21, 4), (0x21, 1), (0xa0, 0x11), (0xa1, 0x38), (0xa1, 2), (0xa1, 1)];
+    let out = [
+        (0x20, 0x11),
+        (0x21, 0x30),
+        (0x21, 4),
+        (0x21, 1),
+        (0xa0, 0x11),
+        (0xa1, 0x38),
+        (0xa1, 2),
+        (0xa1, 1),
+    ];
     ops.extend(out.map(|(port, value)| Op::Out(port, value)));
-    ops.extend([Op::Write(LAPIC_BASE + 0xf0, 4, 0x1ff), Op::Wrmsr(0x80f, 0x1ff)]);
-    ops.extend([Op::Write(LAPIC_BASE + 0x320, 4, 0x2_0051), Op::Write(LAPIC_BASE + 0x380, 4, 0x12345)]);
-    ops.extend([Op::Write(HPET_BASE + 0x100, 4, 0x3000 | 0x4c), Op::Write(HPET_BASE + 0x108, 4, 0x1000)]);
-    ops.extend([Op::Write(HPET_BASE + 0x10, 4, 1), Op::Out(0x43, 0x34), Op::Out(0x40, 1), Op::Out(0x40, 9)]);
+    ops.extend([
+        Op::Write(LAPIC_BASE + 0xf0, 4, 0x1ff),
+        Op::Wrmsr(0x80f, 0x1ff),
+    ]);
+    ops.extend([
+        Op::Write(LAPIC_BASE + 0x320, 4, 0x2_0051),
+        Op::Write(LAPIC_BASE + 0x380, 4, 0x12345),
+    ]);
+    ops.extend([
+        Op::Write(HPET_BASE + 0x100, 4, 0x3000 | 0x4c),
+        Op::Write(HPET_BASE + 0x108, 4, 0x1000),
+    ]);
+    ops.extend([
+        Op::Write(HPET_BASE + 0x10, 4, 1),
+        Op::Out(0x43, 0x34),
+        Op::Out(0x40, 1),
+        Op::Out(0x40, 9),
+    ]);
     ops
 }
 
 fn history(device: Device) -> impl Strategy<Value = Vec<Op>> {
-    proptest::collection::vec(prop_oneof![4 => accesses(device), 1 => time(), 1 => interrupts()], 0..60)
+    proptest::collection::vec(
+        prop_oneof![4 => accesses(device), 1 => time(), 1 => interrupts()],
+        0..60,
+    )
 }
 
 fn twins(device: Device) -> Result<(), TestCaseError> {
-    let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig { cases: 1500, ..Default::default() });
+    let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig {
+        cases: 1500,
+        ..Default::default()
+    });
     runner
         .run(&(history(device), history(device)), |(before, after)| {
-            let mut machine = Machine { chipset: chipset(CPUS), now: Sbt::ZERO, epoch: Sbt::ZERO };
+            let mut machine = Machine {
+                chipset: chipset(CPUS),
+                now: Sbt::ZERO,
+                epoch: Sbt::ZERO,
+            };
             machine.chipset.set_x2apic(1, true);
             machine.chipset.set_ipi_exit(0, true);
             for op in set_up().iter().chain(&before) {

@@ -62,7 +62,11 @@ impl Chip {
 
     /// The pin in service that an unspecific EOI ends.
     fn highest_service(&self) -> Option<u8> {
-        let visible = if self.smm { self.service & !self.mask } else { self.service };
+        let visible = if self.smm {
+            self.service & !self.mask
+        } else {
+            self.service
+        };
         self.by_priority().find(|pin| visible & 1 << pin != 0)
     }
 
@@ -72,7 +76,11 @@ impl Chip {
             return;
         };
         let before = *acnt;
-        *acnt = if asserted { before.saturating_add(1) } else { before.saturating_sub(1) };
+        *acnt = if asserted {
+            before.saturating_add(1)
+        } else {
+            before.saturating_sub(1)
+        };
         if before == 0 && *acnt == 1 || level && *acnt > 0 {
             self.request |= bit;
         } else if before == 1 && *acnt == 0 && level {
@@ -126,7 +134,11 @@ impl Chip {
         let (rotate, specific, eoi) = (value & 0x80 != 0, value & 0x40 != 0, value & 0x20 != 0);
         self.rotate = rotate;
         if eoi {
-            let ended = if specific { Some(value & 7) } else { self.highest_service() };
+            let ended = if specific {
+                Some(value & 7)
+            } else {
+                self.highest_service()
+            };
             if let Some(pin) = ended {
                 self.service &= !(1 << pin);
                 if rotate {
@@ -378,7 +390,10 @@ impl Vatpic {
         let mut reader = Reader::new(Device::Vatpic.name(), bytes, STATE_LEN)?;
         let chips = [Chip::restore(&mut reader)?, Chip::restore(&mut reader)?];
         let elc: [u8; 2] = reader.array();
-        let forced = elc.iter().zip(EDGE_ONLY).any(|(elc, edge_only)| elc & edge_only != 0);
+        let forced = elc
+            .iter()
+            .zip(EDGE_ONLY)
+            .any(|(elc, edge_only)| elc & edge_only != 0);
         reader.check(!forced, "edge/level control")?;
         reader.check(!chips[1].sfn, "special fully nested mode")?;
         Ok(Self { chips, elc })

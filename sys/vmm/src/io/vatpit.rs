@@ -123,7 +123,11 @@ impl Channel {
     fn arm(&mut self, now: Sbt, base: Bintime) {
         let period = TICK.times(self.initial.into());
         let next = base + period;
-        self.callout = Some(if next < now.into() { Bintime::from(now) + period } else { next });
+        self.callout = Some(if next < now.into() {
+            Bintime::from(now) + period
+        } else {
+            next
+        });
     }
 }
 
@@ -140,7 +144,9 @@ impl Vatpit {
 
     /// When channel 0 wants to interrupt.
     pub fn deadline(&self) -> Sbt {
-        self.channels[0].callout.map_or(Sbt::NEVER, Bintime::to_sbt_ceil)
+        self.channels[0]
+            .callout
+            .map_or(Sbt::NEVER, Bintime::to_sbt_ceil)
     }
 
     /// The deadline is reached: IRQ 0 is to be pulsed.
@@ -155,7 +161,10 @@ impl Vatpit {
 
     /// IN from 0x40 to 0x43.
     pub fn read(&mut self, now: Sbt, port: u16) -> Result<u8, Refused> {
-        let channel = self.channels.get_mut(usize::from(port & 3)).ok_or(Refused)?;
+        let channel = self
+            .channels
+            .get_mut(usize::from(port & 3))
+            .ok_or(Refused)?;
         Ok(channel.read(now))
     }
 
@@ -206,7 +215,11 @@ impl Vatpit {
 
     /// IN from 0x61.
     pub fn read_nmisc(&self, now: Sbt) -> u8 {
-        if self.channels[2].out(now) { NMISC_OUT2 } else { 0 }
+        if self.channels[2].out(now) {
+            NMISC_OUT2
+        } else {
+            0
+        }
     }
 
     /// `STRUCT_VATPIT`. Its times are the kernel's uptimes, which mean nothing elsewhere; here they count from `now`,
@@ -231,7 +244,9 @@ impl Vatpit {
                 callout,
             } = channel;
             let loaded = Bintime::from(*loaded - now);
-            let callout = callout.map(|callout| callout - now.into()).unwrap_or_default();
+            let callout = callout
+                .map(|callout| callout - now.into())
+                .unwrap_or_default();
             out.i32((*mode).into());
             out.u16(*initial);
             out.i64(loaded.sec);
@@ -252,14 +267,22 @@ impl Vatpit {
     /// the extras every counter starts again from its initial value.
     pub fn restore(now: Sbt, bytes: &[u8]) -> Result<Self, StateError> {
         let mut reader = Reader::new(Device::Vatpit.name(), bytes, STATE_LEN)?;
-        let tick = Bintime { sec: reader.i64(), frac: reader.u64() };
+        let tick = Bintime {
+            sec: reader.i64(),
+            frac: reader.u64(),
+        };
         reader.check(tick == TICK, "frequency")?;
         let mut pit = Self::new();
         for channel in &mut pit.channels {
             let mode = reader.i32();
             channel.mode = u8::try_from(mode)
                 .ok()
-                .filter(|mode| matches!(*mode, mode::INTTC | mode::RATEGEN | mode::SQWAVE | mode::SWSTROBE))
+                .filter(|mode| {
+                    matches!(
+                        *mode,
+                        mode::INTTC | mode::RATEGEN | mode::SQWAVE | mode::SWSTROBE
+                    )
+                })
                 .ok_or_else(|| reader.bad("mode"))?;
             channel.initial = reader.u16();
             let _loaded: [u8; 16] = reader.array();
@@ -268,7 +291,10 @@ impl Vatpit {
             channel.ol = reader.array();
             channel.status_latched = reader.bool("latched status")?;
             channel.status = reader.u8();
-            for (flag, field) in [(&mut channel.write_high, "written byte"), (&mut channel.read_high, "read byte")] {
+            for (flag, field) in [
+                (&mut channel.write_high, "written byte"),
+                (&mut channel.read_high, "read byte"),
+            ] {
                 let value = reader.i32();
                 reader.check(matches!(value, 0 | 1), field)?;
                 *flag = value == 1;
@@ -306,10 +332,16 @@ impl Vatpit {
             reader.check(elapsed >= 0, "time since the load")?;
             channel.loaded = now - Sbt(elapsed);
             let armed = reader.bool("interrupt")?;
-            let left = Bintime { sec: reader.i64(), frac: reader.u64() };
+            let left = Bintime {
+                sec: reader.i64(),
+                frac: reader.u64(),
+            };
             // A period is less than a second; what is overdue is so by less than that.
             reader.check(!armed || index == 0 && channel.initial != 0, "interrupt")?;
-            reader.check(!armed || matches!(left.sec, -1 | 0), "time to the interrupt")?;
+            reader.check(
+                !armed || matches!(left.sec, -1 | 0),
+                "time to the interrupt",
+            )?;
             channel.callout = armed.then(|| left + now.into());
         }
         self.channels = channels;

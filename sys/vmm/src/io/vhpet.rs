@@ -99,8 +99,21 @@ pub(crate) struct Vhpet {
 
 impl Vhpet {
     pub fn new() -> Self {
-        let timer = Timer { cap_config: TCAP, msireg: 0, compval: u32::MAX, comprate: 0, deadline: Sbt::NEVER };
-        Self { config: 0, isr: 0, countbase: 0, countbase_sbt: Sbt::ZERO, timers: [timer; TIMERS], restored: None }
+        let timer = Timer {
+            cap_config: TCAP,
+            msireg: 0,
+            compval: u32::MAX,
+            comprate: 0,
+            deadline: Sbt::NEVER,
+        };
+        Self {
+            config: 0,
+            isr: 0,
+            countbase: 0,
+            countbase_sbt: Sbt::ZERO,
+            timers: [timer; TIMERS],
+            restored: None,
+        }
     }
 
     fn counting(&self) -> bool {
@@ -111,17 +124,26 @@ impl Vhpet {
         if !self.counting() {
             return self.countbase;
         }
-        self.countbase.wrapping_add((now.since(self.countbase_sbt) / TICK) as u32)
+        self.countbase
+            .wrapping_add((now.since(self.countbase_sbt) / TICK) as u32)
     }
 
     /// How far the current tick has come, in sbintime units.
     fn phase(&self, now: Sbt) -> u64 {
-        if self.counting() { now.since(self.countbase_sbt) % TICK } else { 0 }
+        if self.counting() {
+            now.since(self.countbase_sbt) % TICK
+        } else {
+            0
+        }
     }
 
     /// When the first timer matches.
     pub fn deadline(&self) -> Sbt {
-        self.timers.iter().map(|timer| timer.deadline).min().unwrap_or(Sbt::NEVER)
+        self.timers
+            .iter()
+            .map(|timer| timer.deadline)
+            .min()
+            .unwrap_or(Sbt::NEVER)
     }
 
     /// Runs the first timer that is due.
@@ -137,9 +159,14 @@ impl Vhpet {
     fn start_timer(&mut self, index: usize, now: Sbt, matched: bool) {
         let (counter, phase) = (self.counter(now), self.phase(now));
         let timer = &mut self.timers[index];
-        if let Some(whole) = counter.wrapping_sub(timer.compval).checked_div(timer.comprate) {
+        if let Some(whole) = counter
+            .wrapping_sub(timer.compval)
+            .checked_div(timer.comprate)
+        {
             let periods = whole.wrapping_add(1);
-            timer.compval = timer.compval.wrapping_add(periods.wrapping_mul(timer.comprate));
+            timer.compval = timer
+                .compval
+                .wrapping_add(periods.wrapping_mul(timer.comprate));
         }
         let ticks = match u64::from(timer.compval.wrapping_sub(counter)) {
             0 if matched => 1 << 32,
@@ -169,7 +196,10 @@ impl Vhpet {
             return;
         }
         if timer.msi() {
-            signal(Signal::Msi { addr: timer.msireg >> 32, data: timer.msireg & 0xffff_ffff });
+            signal(Signal::Msi {
+                addr: timer.msireg >> 32,
+                data: timer.msireg & 0xffff_ffff,
+            });
             return;
         }
         let Some(pin) = timer.pin() else { return };
@@ -195,7 +225,13 @@ impl Vhpet {
         }
     }
 
-    fn write_timer_config(&mut self, index: usize, data: u64, mask: u64, signal: &mut impl FnMut(Signal)) {
+    fn write_timer_config(
+        &mut self,
+        index: usize,
+        data: u64,
+        mask: u64,
+        signal: &mut impl FnMut(Signal),
+    ) {
         let timer = &mut self.timers[index];
         let held = timer.level_pin();
         timer.cap_config = merge(timer.cap_config, data, mask) & !(TCAP_RO | TCNF_32MODE) | TCAP;
@@ -235,7 +271,14 @@ impl Vhpet {
     }
 
     /// A write in the device's 1 KiB: 4 or 8 bytes, aligned; everything else is ignored.
-    pub fn mmio_write(&mut self, now: Sbt, offset: u64, value: u64, size: u8, mut signal: impl FnMut(Signal)) {
+    pub fn mmio_write(
+        &mut self,
+        now: Sbt,
+        offset: u64,
+        value: u64,
+        size: u8,
+        mut signal: impl FnMut(Signal),
+    ) {
         let (data, mask) = match size {
             8 if offset & 7 == 0 => (value, u64::MAX),
             4 if offset & 7 == 0 => (value, 0xffff_ffff),
@@ -260,7 +303,9 @@ impl Vhpet {
                     self.start_counting(now);
                 }
             }
-            Some(Register::TimerConfig(index)) => self.write_timer_config(index, data, mask, &mut signal),
+            Some(Register::TimerConfig(index)) => {
+                self.write_timer_config(index, data, mask, &mut signal)
+            }
             Some(Register::Comparator(index)) => self.write_comparator(index, now, data, mask),
             Some(Register::Msi(index)) => {
                 let msireg = &mut self.timers[index].msireg;
@@ -293,18 +338,36 @@ impl Vhpet {
 
     /// `STRUCT_VHPET`. The times of its timers, uptimes in the kernel that nobody reads, count from `now`.
     pub fn save(&self, now: Sbt) -> Vec<u8> {
-        let Self { config, isr, countbase: _, countbase_sbt: _, timers, restored: _ } = self;
+        let Self {
+            config,
+            isr,
+            countbase: _,
+            countbase_sbt: _,
+            timers,
+            restored: _,
+        } = self;
         let mut out = Writer::new(STATE_LEN);
         out.u64(TICK);
         out.u64(*config);
         out.u64(*isr);
         out.u32(self.counter(now));
-        for Timer { cap_config, msireg, compval, comprate, deadline } in timers {
+        for Timer {
+            cap_config,
+            msireg,
+            compval,
+            comprate,
+            deadline,
+        } in timers
+        {
             out.u64(*cap_config);
             out.u64(*msireg);
             out.u32(*compval);
             out.u32(*comprate);
-            out.i64(if *deadline == Sbt::NEVER { 0 } else { (*deadline - now).0 });
+            out.i64(if *deadline == Sbt::NEVER {
+                0
+            } else {
+                (*deadline - now).0
+            });
         }
         out.finish()
     }
@@ -312,7 +375,11 @@ impl Vhpet {
     /// The HPET that `STRUCT_VHPET` describes. Every timer is armed for its next match from `now` on.
     pub fn restore(now: Sbt, bytes: &[u8]) -> Result<Self, StateError> {
         let mut reader = Reader::new(Device::Vhpet.name(), bytes, STATE_LEN)?;
-        let mut hpet = Self { countbase_sbt: now, restored: Some(now), ..Self::new() };
+        let mut hpet = Self {
+            countbase_sbt: now,
+            restored: Some(now),
+            ..Self::new()
+        };
         let freq = reader.u64();
         reader.check(freq == TICK, "frequency")?;
         hpet.config = reader.u64();
@@ -323,10 +390,16 @@ impl Vhpet {
         let counting = hpet.counting();
         for (index, timer) in hpet.timers.iter_mut().enumerate() {
             timer.cap_config = reader.u64();
-            reader.check(timer.cap_config & (TCAP_RO | TCNF_32MODE) == TCAP, "timer configuration")?;
+            reader.check(
+                timer.cap_config & (TCAP_RO | TCNF_32MODE) == TCAP,
+                "timer configuration",
+            )?;
             let allowed = timer.pin().is_none_or(|pin| ALLOWED_PINS & 1 << pin != 0);
             reader.check(allowed, "timer route")?;
-            reader.check(hpet.isr & 1 << index == 0 || timer.level_pin().is_some(), "interrupt status")?;
+            reader.check(
+                hpet.isr & 1 << index == 0 || timer.level_pin().is_some(),
+                "interrupt status",
+            )?;
             timer.msireg = reader.u64();
             timer.compval = reader.u32();
             timer.comprate = reader.u32();
@@ -341,7 +414,9 @@ impl Vhpet {
             for index in 0..TIMERS {
                 // A periodic match that had already passed moves on to the next one.
                 let timer = &hpet.timers[index];
-                if timer.comprate != 0 && timer.compval.wrapping_sub(hpet.countbase) > timer.comprate {
+                if timer.comprate != 0
+                    && timer.compval.wrapping_sub(hpet.countbase) > timer.comprate
+                {
                     hpet.start_timer(index, now, false);
                 }
             }

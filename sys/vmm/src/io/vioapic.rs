@@ -75,15 +75,30 @@ pub(crate) struct Vioapic {
 
 impl Vioapic {
     pub fn new() -> Self {
-        Self { id: 0, ioregsel: 0, pins: [Pin { rte: RTE_RESET, acnt: 0 }; PINS] }
+        Self {
+            id: 0,
+            ioregsel: 0,
+            pins: [Pin {
+                rte: RTE_RESET,
+                acnt: 0,
+            }; PINS],
+        }
     }
 
     /// One more source drives `pin`, or one less. There is no pin of that number: nothing happens.
     pub fn set_pin(&mut self, pin: usize, asserted: bool) -> Option<IntrMsg> {
         let pin = self.pins.get_mut(pin)?;
         let before = pin.acnt;
-        pin.acnt = if asserted { before.saturating_add(1) } else { before.saturating_sub(1) };
-        if before == 0 && pin.acnt == 1 { pin.send() } else { None }
+        pin.acnt = if asserted {
+            before.saturating_add(1)
+        } else {
+            before.saturating_sub(1)
+        };
+        if before == 0 && pin.acnt == 1 {
+            pin.send()
+        } else {
+            None
+        }
     }
 
     /// The processors are done with `vector`: every level-triggered pin of that vector that is still active asks
@@ -104,7 +119,10 @@ impl Vioapic {
 
     /// The messages of all pins that are level triggered, whatever their mask: these vectors end with an EOI here.
     pub fn level_messages(&self) -> impl Iterator<Item = IntrMsg> {
-        self.pins.iter().filter(|pin| pin.rte & RTE_LEVEL != 0).map(Pin::message)
+        self.pins
+            .iter()
+            .filter(|pin| pin.rte & RTE_LEVEL != 0)
+            .map(Pin::message)
     }
 
     /// A read in the device's page: 32 bits of IOREGSEL or IOWIN.
@@ -154,13 +172,21 @@ impl Vioapic {
             pin.rte &= !RTE_REM_IRR;
         }
         let routes = (last ^ pin.rte) & !(RTE_MASKED | RTE_POLARITY) != 0;
-        let message = if pin.rte & RTE_REM_IRR == 0 && pin.acnt > 0 { pin.send() } else { None };
+        let message = if pin.rte & RTE_REM_IRR == 0 && pin.acnt > 0 {
+            pin.send()
+        } else {
+            None
+        };
         Written { message, routes }
     }
 
     /// `STRUCT_VIOAPIC`.
     pub fn save(&self) -> Vec<u8> {
-        let Self { id: _, ioregsel, pins } = self;
+        let Self {
+            id: _,
+            ioregsel,
+            pins,
+        } = self;
         let mut out = Writer::new(STATE_LEN);
         out.u32(*ioregsel);
         for Pin { rte, acnt } in pins {
@@ -173,11 +199,20 @@ impl Vioapic {
     /// The I/O APIC that `STRUCT_VIOAPIC` describes.
     pub fn restore(bytes: &[u8]) -> Result<Self, StateError> {
         let mut reader = Reader::new(Device::Vioapic.name(), bytes, STATE_LEN)?;
-        let mut ioapic = Self { ioregsel: reader.u32(), ..Self::new() };
+        let mut ioapic = Self {
+            ioregsel: reader.u32(),
+            ..Self::new()
+        };
         for pin in &mut ioapic.pins {
-            *pin = Pin { rte: reader.u64(), acnt: reader.i32() };
+            *pin = Pin {
+                rte: reader.u64(),
+                acnt: reader.i32(),
+            };
             reader.check(pin.rte & RTE_DELIVS == 0, "delivery status")?;
-            reader.check(pin.rte & RTE_REM_IRR == 0 || pin.rte & RTE_LEVEL != 0, "remote IRR")?;
+            reader.check(
+                pin.rte & RTE_REM_IRR == 0 || pin.rte & RTE_LEVEL != 0,
+                "remote IRR",
+            )?;
         }
         Ok(ioapic)
     }

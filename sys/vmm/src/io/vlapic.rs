@@ -60,7 +60,15 @@ pub(crate) enum Lvt {
 }
 
 impl Lvt {
-    const ALL: [Self; 7] = [Self::Lint0, Self::Lint1, Self::Timer, Self::Error, Self::Pmc, Self::Thermal, Self::Cmci];
+    const ALL: [Self; 7] = [
+        Self::Lint0,
+        Self::Lint1,
+        Self::Timer,
+        Self::Error,
+        Self::Pmc,
+        Self::Thermal,
+        Self::Cmci,
+    ];
 
     pub fn from_index(index: u32) -> Option<Self> {
         Self::ALL.get(usize::try_from(index).ok()?).copied()
@@ -108,7 +116,12 @@ impl Vectors {
     }
 
     fn highest(&self) -> Option<u8> {
-        let (index, word) = self.0.iter().enumerate().rev().find(|(_, word)| **word != 0)?;
+        let (index, word) = self
+            .0
+            .iter()
+            .enumerate()
+            .rev()
+            .find(|(_, word)| **word != 0)?;
         Some(index as u8 * 32 + word.ilog2() as u8)
     }
 
@@ -200,7 +213,11 @@ impl Vlapic {
     pub fn set_x2apic(&mut self, x2apic: bool) {
         self.x2apic = x2apic;
         let id = u32::from(self.vcpu);
-        (self.ldr, self.dfr) = if x2apic { (1 << (id & 0xf) | (id & 0xffff0) << 12, 0) } else { (0, DFR_FLAT) };
+        (self.ldr, self.dfr) = if x2apic {
+            (1 << (id & 0xf) | (id & 0xffff0) << 12, 0)
+        } else {
+            (0, DFR_FLAT)
+        };
     }
 
     pub fn x2apic(&self) -> bool {
@@ -228,12 +245,18 @@ impl Vlapic {
 
     fn update_ppr(&mut self) {
         let service = self.isr.highest().unwrap_or(0);
-        self.ppr = if self.tpr >> 4 >= service >> 4 { self.tpr } else { service & 0xf0 };
+        self.ppr = if self.tpr >> 4 >= service >> 4 {
+            self.tpr
+        } else {
+            service & 0xf0
+        };
     }
 
     /// The vector that would be delivered now.
     pub fn pending_vector(&self) -> Option<u8> {
-        self.irr.highest().filter(|vector| vector >> 4 > self.ppr >> 4)
+        self.irr
+            .highest()
+            .filter(|vector| vector >> 4 > self.ppr >> 4)
     }
 
     /// The processor takes `vector`. One that is not deliverable is left alone.
@@ -320,9 +343,16 @@ impl Vlapic {
         if self.dfr >> 28 != 0 {
             return false;
         }
-        let (mda_cluster, mda) = if x2apic_dest { (dest >> 16, dest & 0xffff) } else { (dest >> 4 & 0xf, dest & 0xf) };
-        let (cluster, members) =
-            if self.x2apic { (self.ldr >> 16, self.ldr & 0xffff) } else { (self.ldr >> 28, self.ldr >> 24 & 0xf) };
+        let (mda_cluster, mda) = if x2apic_dest {
+            (dest >> 16, dest & 0xffff)
+        } else {
+            (dest >> 4 & 0xf, dest & 0xf)
+        };
+        let (cluster, members) = if self.x2apic {
+            (self.ldr >> 16, self.ldr & 0xffff)
+        } else {
+            (self.ldr >> 28, self.ldr >> 24 & 0xf)
+        };
         cluster == mda_cluster && members & mda != 0
     }
 
@@ -344,7 +374,11 @@ impl Vlapic {
     }
 
     fn start_timer(&mut self, now: Sbt) {
-        self.fire = if self.icr_timer == 0 { Sbt::NEVER } else { now + self.period() };
+        self.fire = if self.icr_timer == 0 {
+            Sbt::NEVER
+        } else {
+            now + self.period()
+        };
     }
 
     /// Ticks that are left.
@@ -379,28 +413,54 @@ impl Vlapic {
         if offset & 0xf != 0 {
             return Err(Refused);
         }
-        Ok(if self.x2apic { 0 } else { self.read(now, offset) })
+        Ok(if self.x2apic {
+            0
+        } else {
+            self.read(now, offset)
+        })
     }
 
-    pub fn mmio_write(&mut self, now: Sbt, offset: u16, value: u64, size: u8) -> Result<Event, Refused> {
+    pub fn mmio_write(
+        &mut self,
+        now: Sbt,
+        offset: u16,
+        value: u64,
+        size: u8,
+    ) -> Result<Event, Refused> {
         if size != 4 || offset & 0xf != 0 {
             return Err(Refused);
         }
-        Ok(if self.x2apic { Event::None } else { self.write(now, offset, value & 0xffff_ffff) })
+        Ok(if self.x2apic {
+            Event::None
+        } else {
+            self.write(now, offset, value & 0xffff_ffff)
+        })
     }
 
     /// RDMSR of 0x800 to 0xBFF. In xAPIC mode these read as zero rather than fault.
     pub fn msr_read(&self, now: Sbt, msr: u32) -> u64 {
-        if self.x2apic { self.read(now, msr_offset(msr)) } else { 0 }
+        if self.x2apic {
+            self.read(now, msr_offset(msr))
+        } else {
+            0
+        }
     }
 
     /// WRMSR of 0x800 to 0xBFF.
     pub fn msr_write(&mut self, now: Sbt, msr: u32, value: u64) -> Event {
-        if self.x2apic { self.write(now, msr_offset(msr), value) } else { Event::None }
+        if self.x2apic {
+            self.write(now, msr_offset(msr), value)
+        } else {
+            Event::None
+        }
     }
 
     fn id(&self) -> u32 {
-        if self.x2apic { self.vcpu.into() } else { u32::from(self.vcpu) << 24 }
+        if self.x2apic {
+            self.vcpu.into()
+        } else {
+            u32::from(self.vcpu) << 24
+        }
     }
 
     fn read(&self, now: Sbt, offset: u16) -> u64 {
@@ -442,7 +502,11 @@ impl Vlapic {
             0x80 => {
                 self.set_tpr(word as u8);
                 // A lower TPR may let something through to the very processor that wrote it.
-                return if self.pending_vector().is_some() { Event::Notify } else { Event::None };
+                return if self.pending_vector().is_some() {
+                    Event::Notify
+                } else {
+                    Event::None
+                };
             }
             0xb0 => return self.eoi(),
             0xd0 if !self.x2apic => {
@@ -532,7 +596,9 @@ impl Vlapic {
             fire: _,
         } = self;
         let mut page = [0; 4096];
-        let mut put = |offset: usize, value: u32| page[offset..offset + 4].copy_from_slice(&value.to_le_bytes());
+        let mut put = |offset: usize, value: u32| {
+            page[offset..offset + 4].copy_from_slice(&value.to_le_bytes())
+        };
         put(0x20, self.id());
         put(0x30, VERSION);
         put(0x80, (*tpr).into());
@@ -576,12 +642,19 @@ impl Vlapic {
         let mut reader = Reader::new(Device::Vlapic.name(), bytes, STATE_LEN)?;
         let page: [u8; 4096] = reader.array();
         let get = |offset: usize| {
-            page.get(offset..offset + 4).and_then(|word| word.try_into().ok()).map_or(0, u32::from_le_bytes)
+            page.get(offset..offset + 4)
+                .and_then(|word| word.try_into().ok())
+                .map_or(0, u32::from_le_bytes)
         };
         let vectors = |base: usize| Vectors(std::array::from_fn(|index| get(base + index * 16)));
         // Only in xAPIC mode can DFR be anything but zero: its low bits are ones there.
         let x2apic = get(0xe0) == 0;
-        let mut lapic = Self { ldr: get(0xd0), dfr: get(0xe0), svr: get(0xf0), ..Self::new(vcpu) };
+        let mut lapic = Self {
+            ldr: get(0xd0),
+            dfr: get(0xe0),
+            svr: get(0xf0),
+            ..Self::new(vcpu)
+        };
         lapic.x2apic = x2apic;
         reader.check(get(0x20) == lapic.id(), "APIC id")?;
         reader.check(get(0x30) == VERSION, "version")?;
@@ -603,7 +676,10 @@ impl Vlapic {
         lapic.icr = u64::from(get(0x310)) << 32 | u64::from(get(0x300) & !(1 << 12));
         (lapic.icr_timer, lapic.dcr_timer) = (get(0x380), get(0x3e0));
         lapic.esr_pending = reader.u32();
-        let tick = Bintime { sec: reader.i64(), frac: reader.u64() };
+        let tick = Bintime {
+            sec: reader.i64(),
+            frac: reader.u64(),
+        };
         reader.check(tick == lapic.tick_bintime(), "timer frequency")?;
         let (stack, top) = stack_of(&lapic.isr);
         let saved_stack: [u8; 17] = reader.array();
@@ -611,7 +687,10 @@ impl Vlapic {
         reader.check(saved_top == top, "depth of vectors in service")?;
         // What lies above the top is left over from vectors that ended.
         let depth = usize::try_from(top).unwrap_or(0) + 1;
-        reader.check(saved_stack.get(..depth) == stack.get(..depth), "vectors in service")?;
+        reader.check(
+            saved_stack.get(..depth) == stack.get(..depth),
+            "vectors in service",
+        )?;
         for lvt in Lvt::ALL {
             let entry = reader.u32();
             reader.check(entry & !lvt.writable() == 0, "local vector")?;
@@ -659,7 +738,10 @@ fn msr_offset(msr: u32) -> u16 {
 fn stack_of(isr: &Vectors) -> ([u8; 17], i32) {
     let mut stack = [0; 17];
     let mut top = 0;
-    for (vector, slot) in (0..=255).filter(|vector| isr.contains(*vector)).zip(stack.iter_mut().skip(1)) {
+    for (vector, slot) in (0..=255)
+        .filter(|vector| isr.contains(*vector))
+        .zip(stack.iter_mut().skip(1))
+    {
         *slot = vector;
         top += 1;
     }

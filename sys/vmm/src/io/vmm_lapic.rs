@@ -157,20 +157,31 @@ impl Lapics {
             let vcpu = dest as usize;
             return CpuSet::from_iter(self.active.contains(vcpu).then_some(vcpu));
         }
-        let matching = self
-            .active
-            .iter()
-            .filter(|vcpu| self.cpus.get(*vcpu).is_some_and(|lapic| lapic.matches_logical(dest, x2apic)));
-        if lowprio { matching.take(1).collect() } else { matching.collect() }
+        let matching = self.active.iter().filter(|vcpu| {
+            self.cpus
+                .get(*vcpu)
+                .is_some_and(|lapic| lapic.matches_logical(dest, x2apic))
+        });
+        if lowprio {
+            matching.take(1).collect()
+        } else {
+            matching.collect()
+        }
     }
 
     /// Delivers a message. Modes that neither the I/O APIC nor an MSI can send are dropped.
     pub fn deliver(&mut self, msg: IntrMsg) {
-        if !matches!(msg.delmode, delmode::FIXED | delmode::LOWPRIO | delmode::EXTINT) {
+        if !matches!(
+            msg.delmode,
+            delmode::FIXED | delmode::LOWPRIO | delmode::EXTINT
+        ) {
             return;
         }
         let lowprio = msg.delmode == delmode::LOWPRIO;
-        for vcpu in self.destination(msg.dest.into(), msg.logical, lowprio, false).iter() {
+        for vcpu in self
+            .destination(msg.dest.into(), msg.logical, lowprio, false)
+            .iter()
+        {
             if msg.delmode == delmode::EXTINT {
                 self.ext_int(vcpu);
             } else {
@@ -189,7 +200,11 @@ impl Lapics {
             return Ok(());
         };
         let x2apic = sender.x2apic();
-        let dest = if x2apic { (icr >> 32) as u32 } else { (icr >> 56) as u32 };
+        let dest = if x2apic {
+            (icr >> 32) as u32
+        } else {
+            (icr >> 56) as u32
+        };
         let logical = icr & 1 << 11 != 0;
         let vector = icr as u8;
         let targets = match shorthand {
@@ -204,7 +219,11 @@ impl Lapics {
         };
         match icr as u32 & 0x700 {
             delmode::FIXED if vector < 16 => {
-                let event = self.cpus.get_mut(from).map(Vlapic::send_illegal).unwrap_or_default();
+                let event = self
+                    .cpus
+                    .get_mut(from)
+                    .map(Vlapic::send_illegal)
+                    .unwrap_or_default();
                 self.signal(from, event);
             }
             delmode::FIXED => targets.iter().for_each(|vcpu| self.intr_edge(vcpu, vector)),
@@ -212,7 +231,9 @@ impl Lapics {
             mode @ (delmode::INIT | delmode::STARTUP) if self.ipi_exit.contains(from) => {
                 self.start_ipi(mode, vector, targets);
             }
-            mode @ (delmode::INIT | delmode::STARTUP) => self.old_start_ipi(from, mode, vector, dest, logical),
+            mode @ (delmode::INIT | delmode::STARTUP) => {
+                self.old_start_ipi(from, mode, vector, dest, logical)
+            }
             _ => return Err(Refused),
         }
         Ok(())
@@ -227,7 +248,11 @@ impl Lapics {
             self.take_startup(targets)
         };
         if !targets.is_empty() {
-            self.effects.start = Some(StartIpi::Ipi { mode, vector, targets });
+            self.effects.start = Some(StartIpi::Ipi {
+                mode,
+                vector,
+                targets,
+            });
             self.pending = true;
         }
     }
@@ -260,7 +285,10 @@ impl Lapics {
 
     /// Those of `targets` that wait for STARTUP, which they no longer do.
     fn take_startup(&mut self, targets: CpuSet) -> CpuSet {
-        let waiting: CpuSet = targets.iter().filter(|vcpu| self.startup.contains(*vcpu)).collect();
+        let waiting: CpuSet = targets
+            .iter()
+            .filter(|vcpu| self.startup.contains(*vcpu))
+            .collect();
         waiting.iter().for_each(|vcpu| self.startup.remove(vcpu));
         waiting
     }

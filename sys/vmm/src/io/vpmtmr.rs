@@ -18,16 +18,23 @@ pub(crate) struct Vpmtmr {
 
 impl Vpmtmr {
     pub fn new(now: Sbt) -> Self {
-        Self { baseval: 0, base: now }
+        Self {
+            baseval: 0,
+            base: now,
+        }
     }
 
     pub fn read(&self, now: Sbt) -> u32 {
-        self.baseval.wrapping_add((now.since(self.base) / TICK) as u32)
+        self.baseval
+            .wrapping_add((now.since(self.base) / TICK) as u32)
     }
 
     /// `STRUCT_VPMTMR`.
     pub fn save(&self, now: Sbt) -> Vec<u8> {
-        let Self { baseval: _, base: _ } = self;
+        let Self {
+            baseval: _,
+            base: _,
+        } = self;
         let mut out = Writer::new(4);
         out.u32(self.read(now));
         out.finish()
@@ -35,7 +42,10 @@ impl Vpmtmr {
 
     pub fn restore(now: Sbt, bytes: &[u8]) -> Result<Self, StateError> {
         let mut reader = Reader::new(Device::Vpmtmr.name(), bytes, 4)?;
-        Ok(Self { baseval: reader.u32(), base: now })
+        Ok(Self {
+            baseval: reader.u32(),
+            base: now,
+        })
     }
 
     /// What the kernel's layout forgets: how far the current tick has come.

@@ -68,7 +68,13 @@ impl Vrtc {
         cmos[REG_A] = 0x20;
         cmos[REG_B] = B_24HR;
         cmos[REG_D] = 0x80;
-        let mut rtc = Self { addr: REG_D as u8, base: now, time: Some(0), cmos, periodic: Sbt::NEVER };
+        let mut rtc = Self {
+            addr: REG_D as u8,
+            base: now,
+            time: Some(0),
+            cmos,
+            periodic: Sbt::NEVER,
+        };
         rtc.show_time(false);
         rtc
     }
@@ -95,7 +101,11 @@ impl Vrtc {
 
     /// The time now: seconds since 1970.
     pub fn time(&self, now: Sbt) -> Option<i64> {
-        let passed = if self.updating() { (now.since(self.base) >> 32) as i64 } else { 0 };
+        let passed = if self.updating() {
+            (now.since(self.base) >> 32) as i64
+        } else {
+            0
+        };
         Some((self.time? + passed).min(TIME_MAX))
     }
 
@@ -152,7 +162,9 @@ impl Vrtc {
     fn alarm_matches(&self) -> bool {
         [(ALARM_SEC, SEC), (ALARM_MIN, MIN), (ALARM_HOUR, HOUR)]
             .into_iter()
-            .all(|(alarm, field)| self.cmos[alarm] >= ALARM_ANY || self.cmos[alarm] == self.cmos[field])
+            .all(|(alarm, field)| {
+                self.cmos[alarm] >= ALARM_ANY || self.cmos[alarm] == self.cmos[field]
+            })
     }
 
     fn set_c(&mut self, value: u8, irq: &mut bool) {
@@ -166,7 +178,11 @@ impl Vrtc {
 
     fn encode(&self, value: i64) -> u8 {
         let value = value as u8;
-        if self.b(B_BINARY) { value } else { value / 10 * 16 + value % 10 }
+        if self.b(B_BINARY) {
+            value
+        } else {
+            value / 10 * 16 + value % 10
+        }
     }
 
     fn decode(&self, value: u8) -> Option<i64> {
@@ -205,14 +221,22 @@ impl Vrtc {
     /// The time that the registers show, if they show one. The day of the week is ignored: guests do not set it.
     fn parse_time(&self) -> Option<i64> {
         let field = |offset: usize, low: i64, high: i64| {
-            self.decode(self.cmos[offset]).filter(|value| (low..=high).contains(value))
+            self.decode(self.cmos[offset])
+                .filter(|value| (low..=high).contains(value))
         };
         let (sec, min) = (field(SEC, 0, 59)?, field(MIN, 0, 59)?);
         let hour = if self.b(B_24HR) {
             field(HOUR, 0, 23)?
         } else {
-            let hour = self.decode(self.cmos[HOUR] & !HOUR_PM).filter(|hour| (1..=12).contains(hour))?;
-            hour % 12 + if self.cmos[HOUR] & HOUR_PM != 0 { 12 } else { 0 }
+            let hour = self
+                .decode(self.cmos[HOUR] & !HOUR_PM)
+                .filter(|hour| (1..=12).contains(hour))?;
+            hour % 12
+                + if self.cmos[HOUR] & HOUR_PM != 0 {
+                    12
+                } else {
+                    0
+                }
         };
         let (day, month) = (field(DAY, 1, 31)?, field(MONTH, 1, 12)?);
         let year = field(CENTURY, 0, 99)? * 100 + field(YEAR, 0, 99)?;
@@ -251,8 +275,13 @@ impl Vrtc {
     pub fn expire(&mut self, now: Sbt, irq: &mut bool) {
         if self.periodic <= now {
             // What the guest was not run for is not made up for.
-            let next = self.period().map(|period| (self.periodic + period, now + period));
-            self.periodic = next.map_or(Sbt::NEVER, |(due, later)| if due > now { due } else { later });
+            let next = self
+                .period()
+                .map(|period| (self.periodic + period, now + period));
+            self.periodic = next.map_or(
+                Sbt::NEVER,
+                |(due, later)| if due > now { due } else { later },
+            );
             self.set_c(self.cmos[REG_C] | B_PINTR, irq);
         }
         if self.b(B_AINTR) || self.b(B_UINTR) {
@@ -377,7 +406,13 @@ impl Vrtc {
 
     /// `STRUCT_VRTC`. The time is that of the moment, so that it goes on from there without the extras.
     pub fn save(&self) -> Vec<u8> {
-        let Self { addr, base: _, time, cmos, periodic: _ } = self;
+        let Self {
+            addr,
+            base: _,
+            time,
+            cmos,
+            periodic: _,
+        } = self;
         let mut out = Writer::new(STATE_LEN);
         out.u32((*addr).into());
         out.i64(time.unwrap_or(-1));
@@ -392,8 +427,13 @@ impl Vrtc {
         let time = reader.i64();
         reader.check((-1..=TIME_MAX).contains(&time), "time")?;
         let cmos: [u8; CMOS] = reader.array();
-        let mut rtc =
-            Self { addr: addr as u8, base: now, time: (time >= 0).then_some(time), cmos, periodic: Sbt::NEVER };
+        let mut rtc = Self {
+            addr: addr as u8,
+            base: now,
+            time: (time >= 0).then_some(time),
+            cmos,
+            periodic: Sbt::NEVER,
+        };
         reader.check(cmos[REG_A] & A_UIP == 0, "register A")?;
         let raised = cmos[REG_C] & cmos[REG_B] & B_INTRS != 0;
         reader.check(cmos[REG_C] & !(B_INTRS | C_IRQ) == 0, "register C")?;
@@ -440,7 +480,8 @@ fn civil_from_days(days: i64) -> (i64, i64, i64) {
     let days = days + 719_468;
     let era = days / 146_097;
     let day_of_era = days % 146_097;
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let year_of_era =
+        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let shifted = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * shifted + 2) / 5 + 1;

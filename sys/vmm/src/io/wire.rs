@@ -88,7 +88,11 @@ impl Writer {
 
     /// A deadline as the time that is left until then; a timer that is not armed stays so.
     pub fn left(&mut self, deadline: Sbt, now: Sbt) {
-        self.i64(if deadline == Sbt::NEVER { i64::MAX } else { (deadline - now).0 });
+        self.i64(if deadline == Sbt::NEVER {
+            i64::MAX
+        } else {
+            (deadline - now).0
+        });
     }
 
     pub fn finish(self) -> Vec<u8> {
@@ -107,9 +111,16 @@ impl<'a> Reader<'a> {
     /// A kernel struct of exactly `len` bytes.
     pub fn new(device: &'static str, bytes: &'a [u8], len: usize) -> Result<Self, StateError> {
         if bytes.len() != len {
-            return Err(StateError::Length { device, expected: len, found: bytes.len() });
+            return Err(StateError::Length {
+                device,
+                expected: len,
+                found: bytes.len(),
+            });
         }
-        Ok(Self { device, rest: bytes })
+        Ok(Self {
+            device,
+            rest: bytes,
+        })
     }
 
     /// A state of ours with `len` bytes after its header.
@@ -117,14 +128,21 @@ impl<'a> Reader<'a> {
         let mut reader = Self::new(device.name(), bytes, len + HEADER)?;
         let (kind, version) = (reader.u16(), reader.u16());
         if kind != device.kind() || version != EXTRAS_VERSION {
-            return Err(StateError::Kind { device: device.name(), kind, version });
+            return Err(StateError::Kind {
+                device: device.name(),
+                kind,
+                version,
+            });
         }
         Ok(reader)
     }
 
     /// The error for a field that cannot be.
     pub fn bad(&self, field: &'static str) -> StateError {
-        StateError::Field { device: self.device, field }
+        StateError::Field {
+            device: self.device,
+            field,
+        }
     }
 
     /// Refuses unless `sane`.
@@ -173,11 +191,19 @@ impl<'a> Reader<'a> {
     }
 
     /// The inverse of [`Writer::left`]: at most `limit` from now, and overdue by no more than that.
-    pub fn deadline(&mut self, now: Sbt, limit: Sbt, field: &'static str) -> Result<Sbt, StateError> {
+    pub fn deadline(
+        &mut self,
+        now: Sbt,
+        limit: Sbt,
+        field: &'static str,
+    ) -> Result<Sbt, StateError> {
         match self.i64() {
             i64::MAX => Ok(Sbt::NEVER),
             left => {
-                self.check(left.checked_abs().is_some_and(|left| left <= limit.0), field)?;
+                self.check(
+                    left.checked_abs().is_some_and(|left| left <= limit.0),
+                    field,
+                )?;
                 Ok(now + Sbt(left))
             }
         }

@@ -29,8 +29,21 @@ const STRUCTS: [u32; 18] = [
 fn snapshot(bench: &Bench, dev_req: u32, op: u32, buffer: &mut [u8]) -> Result<usize, Errno> {
     let start = buffer.as_mut_ptr().expose_provenance() as u64;
     let size = buffer.len() as u64;
-    let buffer = VmSnapshotBuffer { buf_start: start, buf_size: size, buf: start, buf_rem: size };
-    let meta = bench.get(VM_SNAPSHOT_REQ, VmSnapshotMeta { dev_req, op, buffer, ..Default::default() })?;
+    let buffer = VmSnapshotBuffer {
+        buf_start: start,
+        buf_size: size,
+        buf: start,
+        buf_rem: size,
+    };
+    let meta = bench.get(
+        VM_SNAPSHOT_REQ,
+        VmSnapshotMeta {
+            dev_req,
+            op,
+            buffer,
+            ..Default::default()
+        },
+    )?;
     assert_eq!(meta.buffer.buf - start, size - meta.buffer.buf_rem);
     Ok((size - meta.buffer.buf_rem) as usize)
 }
@@ -43,7 +56,10 @@ fn save_one(bench: &Bench, dev_req: u32) -> Vec<u8> {
 }
 
 fn save(bench: &Bench) -> Vec<Vec<u8>> {
-    STRUCTS.iter().map(|&dev_req| save_one(bench, dev_req)).collect()
+    STRUCTS
+        .iter()
+        .map(|&dev_req| save_one(bench, dev_req))
+        .collect()
 }
 
 /// Everything that a guest can see, memory included.
@@ -54,13 +70,20 @@ struct Whole {
 }
 
 fn whole(bench: &Bench) -> Whole {
-    Whole { structs: save(bench), memory: bench.read(0, MEMORY as usize) }
+    Whole {
+        structs: save(bench),
+        memory: bench.read(0, MEMORY as usize),
+    }
 }
 
 fn same(one: &Whole, other: &Whole) {
     for ((dev_req, one), other) in STRUCTS.iter().zip(&one.structs).zip(&other.structs) {
         let differs = one.iter().zip(other).position(|(a, b)| a != b);
-        assert_eq!((one.len(), differs), (other.len(), None), "struct {dev_req:#x}");
+        assert_eq!(
+            (one.len(), differs),
+            (other.len(), None),
+            "struct {dev_req:#x}"
+        );
     }
     assert!(one.memory == other.memory, "memory differs");
 }
@@ -94,11 +117,20 @@ fn sizes_are_the_kernels() {
     for (dev_req, size) in sizes {
         assert_eq!(save_one(&bench, dev_req).len(), size, "struct {dev_req}");
         let mut short = vec![0; size - 1];
-        assert_eq!(snapshot(&bench, dev_req, VM_SNAPSHOT_SAVE, &mut short), Err(Errno::E2BIG));
-        assert_eq!(snapshot(&bench, dev_req, VM_SNAPSHOT_RESTORE, &mut short), Err(Errno::E2BIG));
+        assert_eq!(
+            snapshot(&bench, dev_req, VM_SNAPSHOT_SAVE, &mut short),
+            Err(Errno::E2BIG)
+        );
+        assert_eq!(
+            snapshot(&bench, dev_req, VM_SNAPSHOT_RESTORE, &mut short),
+            Err(Errno::E2BIG)
+        );
     }
     for (dev_req, op) in [(0, 0), (VM_MEM, 0), (11, 0), (0x1000, 0), (STRUCT_VM, 2)] {
-        assert_eq!(snapshot(&bench, dev_req, op, &mut [0; 4096]), Err(Errno::EINVAL));
+        assert_eq!(
+            snapshot(&bench, dev_req, op, &mut [0; 4096]),
+            Err(Errno::EINVAL)
+        );
     }
 }
 
@@ -111,7 +143,8 @@ fn a_guest_goes_on_in_another_vm() {
             last = old.next_out(0).1;
         }
         // Time has to stand still while one struct after the other is saved.
-        old.set(VM_SUSPEND_CPU, VmActivateCpu { vcpuid: -1 }).unwrap();
+        old.set(VM_SUSPEND_CPU, VmActivateCpu { vcpuid: -1 })
+            .unwrap();
         let state = whole(&old);
         drop(old);
         let new = twin(clock, 1, &state);
@@ -120,7 +153,10 @@ fn a_guest_goes_on_in_another_vm() {
         assert_eq!(port, 0x80);
         // On a busy host a tick may pass before the program has said so.
         let late = if clock == Clock::Host { 20 } else { 0 };
-        assert!((last + 1..=last + 1 + late).contains(&count), "{count} after {last}");
+        assert!(
+            (last + 1..=last + 1 + late).contains(&count),
+            "{count} after {last}"
+        );
     }
 }
 
@@ -138,7 +174,16 @@ fn hostile_state_is_refused_or_harmless() {
                 bytes[at] = crate::entropy::repeatable(&mut seed) as u8;
             }
             if snapshot(&bench, dev_req, VM_SNAPSHOT_RESTORE, &mut bytes).is_err() {
-                assert_eq!(snapshot(&bench, dev_req, VM_SNAPSHOT_RESTORE, &mut save_one(&bench, dev_req)).err(), None);
+                assert_eq!(
+                    snapshot(
+                        &bench,
+                        dev_req,
+                        VM_SNAPSHOT_RESTORE,
+                        &mut save_one(&bench, dev_req)
+                    )
+                    .err(),
+                    None
+                );
             }
         }
     }
@@ -163,7 +208,9 @@ fn run_held(bench: &Bench, cpus: i32) {
 }
 
 fn run_to(bench: &Bench, cpus: i32, count: u64) {
-    bench.set(VM_RESUME_CPU, VmActivateCpu { vcpuid: -1 }).unwrap();
+    bench
+        .set(VM_RESUME_CPU, VmActivateCpu { vcpuid: -1 })
+        .unwrap();
     bench.set(VM_SOFT_STOP_AT, count).unwrap();
     run_held(bench, cpus);
     assert!(bench.get(VM_SOFT_INSTRUCTIONS, 0u64).unwrap() >= count);

@@ -76,8 +76,20 @@ fn mmio_comes_out_with_its_instruction() {
         a.hlt()
     });
     let bench = Bench::with_program(Clock::Host, 1, &code);
-    bench.set(VM_MUNMAP_MEMSEG, VmMunmap { gpa: 0, len: MEMORY }).unwrap();
-    let map = VmMemmap { len: 0x10_0000, prot: VM_PROT_ALL, ..Default::default() };
+    bench
+        .set(
+            VM_MUNMAP_MEMSEG,
+            VmMunmap {
+                gpa: 0,
+                len: MEMORY,
+            },
+        )
+        .unwrap();
+    let map = VmMemmap {
+        len: 0x10_0000,
+        prot: VM_PROT_ALL,
+        ..Default::default()
+    };
     bench.set(VM_MMAP_MEMSEG, map).unwrap();
     let exit = bench.run(0).unwrap();
     assert_eq!(exit.exitcode, VM_EXITCODE_INST_EMUL, "{exit:?}");
@@ -94,7 +106,14 @@ fn mmio_comes_out_with_its_instruction() {
 
 /// The 8259s at vectors 20h and 28h with only the timer allowed, the 8254 as a rate generator of about 1 ms.
 fn timer(a: &mut CodeAssembler) -> Result<(), IcedError> {
-    for (port, value) in [(0x20, 0x11), (0x21, 0x20), (0x21, 4), (0x21, 1), (0x21, 0xfe), (0x43, 0x34)] {
+    for (port, value) in [
+        (0x20, 0x11),
+        (0x21, 0x20),
+        (0x21, 4),
+        (0x21, 1),
+        (0x21, 0xfe),
+        (0x43, 0x34),
+    ] {
         a.mov(al, value)?;
         a.out(port, al)?;
     }
@@ -140,7 +159,11 @@ fn the_timer_wakes_a_halted_cpu() {
             assert!(count >= n, "{count} < {n}");
         }
         if clock == Clock::Host {
-            assert!(began.elapsed() >= Duration::from_millis(15), "{:?}", began.elapsed());
+            assert!(
+                began.elapsed() >= Duration::from_millis(15),
+                "{:?}",
+                began.elapsed()
+            );
         }
     }
 }
@@ -169,7 +192,16 @@ fn another_cpu_is_started() {
         let bench = Bench::with_program(clock, 2, &starting_another());
         let flat = |regnum, access| {
             let desc = SegDesc::new(0, u32::MAX, access);
-            bench.set(VM_SET_SEGMENT_DESCRIPTOR, VmSegDesc { cpuid: 0, regnum, desc }).unwrap();
+            bench
+                .set(
+                    VM_SET_SEGMENT_DESCRIPTOR,
+                    VmSegDesc {
+                        cpuid: 0,
+                        regnum,
+                        desc,
+                    },
+                )
+                .unwrap();
         };
         bench.set_reg(0, VM_REG_GUEST_CR0, 0x21);
         flat(VM_REG_GUEST_CS, 0xc09b);
@@ -183,24 +215,44 @@ fn another_cpu_is_started() {
         });
         bench.write(0x9000, &other);
         // The local APIC has to be switched on before it sends anything.
-        let svr = VmReadwriteKernemuDevice { vcpuid: 0, access_width: 2, gpa: 0xfee0_00f0, value: 0x1ff };
+        let svr = VmReadwriteKernemuDevice {
+            vcpuid: 0,
+            access_width: 2,
+            gpa: 0xfee0_00f0,
+            value: 0x1ff,
+        };
         bench.set(VM_SET_KERNEMU_DEV, svr).unwrap();
-        bench.set(VM_SUSPEND_CPU, VmActivateCpu { vcpuid: 1 }).unwrap();
+        bench
+            .set(VM_SUSPEND_CPU, VmActivateCpu { vcpuid: 1 })
+            .unwrap();
         let (init, targets) = bench.run_with_targets(0).unwrap();
-        assert_eq!((init.exitcode, init.ipi().mode), (VM_EXITCODE_IPI, 0x500), "{init:?}");
+        assert_eq!(
+            (init.exitcode, init.ipi().mode),
+            (VM_EXITCODE_IPI, 0x500),
+            "{init:?}"
+        );
         assert_eq!((targets[0], targets[15]), (0b10, 0));
         assert_eq!(bench.run(1).unwrap().exitcode, VM_EXITCODE_DEBUG);
         let (startup, targets) = bench.run_with_targets(0).unwrap();
-        assert_eq!((startup.exitcode, startup.ipi().mode, startup.ipi().vector), (VM_EXITCODE_IPI, 0x600, 9));
+        assert_eq!(
+            (startup.exitcode, startup.ipi().mode, startup.ipi().vector),
+            (VM_EXITCODE_IPI, 0x600, 9)
+        );
         assert_eq!(targets[0], 0b10);
         bench.start_at(1, 0x900, 0);
-        bench.set(VM_RESUME_CPU, VmActivateCpu { vcpuid: 1 }).unwrap();
+        bench
+            .set(VM_RESUME_CPU, VmActivateCpu { vcpuid: 1 })
+            .unwrap();
         std::thread::scope(|scope| {
             let other = scope.spawn(|| bench.run(1).unwrap());
             assert_eq!(bench.next_out(0), (0x80, 0x11));
             // Both halt with interrupts disabled: that is the end.
             let exit = bench.run(0).unwrap();
-            assert_eq!((exit.exitcode, exit.suspended().how), (VM_EXITCODE_SUSPENDED, VM_SUSPEND_HALT), "{exit:?}");
+            assert_eq!(
+                (exit.exitcode, exit.suspended().how),
+                (VM_EXITCODE_SUSPENDED, VM_SUSPEND_HALT),
+                "{exit:?}"
+            );
             assert_eq!(other.join().unwrap().exitcode, VM_EXITCODE_SUSPENDED);
         });
     }
@@ -215,10 +267,19 @@ fn suspended_once_and_started_again() {
         assert_eq!(bench.suspend(VM_SUSPEND_RESET), Ok(()));
         assert_eq!(bench.suspend(VM_SUSPEND_POWEROFF), Err(Errno::EALREADY));
         let exit = bench.run(0).unwrap();
-        assert_eq!((exit.exitcode, exit.suspended().how), (VM_EXITCODE_SUSPENDED, VM_SUSPEND_RESET));
-        assert_eq!(bench.run(0).err(), Some(Errno::EINVAL), "it has seen that it is suspended");
+        assert_eq!(
+            (exit.exitcode, exit.suspended().how),
+            (VM_EXITCODE_SUSPENDED, VM_SUSPEND_RESET)
+        );
+        assert_eq!(
+            bench.run(0).err(),
+            Some(Errno::EINVAL),
+            "it has seen that it is suspended"
+        );
         assert_eq!(bench.set(VM_REINIT, [0u8; 0]), Ok(()));
-        bench.set(VM_ACTIVATE_CPU, VmActivateCpu { vcpuid: 0 }).unwrap();
+        bench
+            .set(VM_ACTIVATE_CPU, VmActivateCpu { vcpuid: 0 })
+            .unwrap();
         bench.start_at(0, 0, ENTRY);
         assert_eq!(bench.next_out(0), (0x80, 2), "memory is kept");
     }
@@ -229,19 +290,36 @@ fn triple_faults_suspend() {
     for clock in CLOCKS {
         let bench = Bench::with_program(clock, 1, &assemble(16, |a| a.ud2()));
         let desc = SegDesc::default();
-        bench.set(VM_SET_SEGMENT_DESCRIPTOR, VmSegDesc { cpuid: 0, regnum: VM_REG_GUEST_IDTR, desc }).unwrap();
+        bench
+            .set(
+                VM_SET_SEGMENT_DESCRIPTOR,
+                VmSegDesc {
+                    cpuid: 0,
+                    regnum: VM_REG_GUEST_IDTR,
+                    desc,
+                },
+            )
+            .unwrap();
         let exit = bench.run(0).unwrap();
-        assert_eq!((exit.exitcode, exit.suspended().how), (VM_EXITCODE_SUSPENDED, VM_SUSPEND_TRIPLEFAULT), "{exit:?}");
+        assert_eq!(
+            (exit.exitcode, exit.suspended().how),
+            (VM_EXITCODE_SUSPENDED, VM_SUSPEND_TRIPLEFAULT),
+            "{exit:?}"
+        );
     }
 }
 
 #[test]
 fn a_request_reaches_a_running_cpu() {
-    let bench = Bench::with_program(Clock::Host, 1, &assemble(16, |a| {
-        let mut again = a.create_label();
-        a.set_label(&mut again)?;
-        a.jmp(again)
-    }));
+    let bench = Bench::with_program(
+        Clock::Host,
+        1,
+        &assemble(16, |a| {
+            let mut again = a.create_label();
+            a.set_label(&mut again)?;
+            a.jmp(again)
+        }),
+    );
     std::thread::scope(|scope| {
         let runner = scope.spawn(|| {
             loop {
@@ -255,9 +333,13 @@ fn a_request_reaches_a_running_cpu() {
         for _ in 0..10 {
             assert_eq!(bench.reg(0, VM_REG_GUEST_RIP), ENTRY);
         }
-        bench.set(VM_SUSPEND_CPU, VmActivateCpu { vcpuid: -1 }).unwrap();
+        bench
+            .set(VM_SUSPEND_CPU, VmActivateCpu { vcpuid: -1 })
+            .unwrap();
         assert_eq!(runner.join().unwrap().exitcode, VM_EXITCODE_DEBUG);
-        bench.set(VM_RESUME_CPU, VmActivateCpu { vcpuid: -1 }).unwrap();
+        bench
+            .set(VM_RESUME_CPU, VmActivateCpu { vcpuid: -1 })
+            .unwrap();
     });
 }
 
@@ -277,9 +359,20 @@ fn exceptions_are_injected() {
     });
     let bench = Bench::with_program(Clock::Host, 1, &code);
     assert_eq!(bench.next_out(0).0, 0x80);
-    let exception = VmException { vector: 13, error_code_valid: 1, ..Default::default() };
+    let exception = VmException {
+        vector: 13,
+        error_code_valid: 1,
+        ..Default::default()
+    };
     bench.set(VM_INJECT_EXCEPTION, exception).unwrap();
     let info = bench.get(VM_GET_INTINFO, VmIntinfo::default()).unwrap();
-    assert_eq!((info.info1, info.info2), (0, 0x8000_030d), "no error code in real mode");
-    assert_eq!(bench.next_out(0), (0x81, bench.reg(0, VM_REG_GUEST_RAX) as u32 & 0xff00 | 0x13));
+    assert_eq!(
+        (info.info1, info.info2),
+        (0, 0x8000_030d),
+        "no error code in real mode"
+    );
+    assert_eq!(
+        bench.next_out(0),
+        (0x81, bench.reg(0, VM_REG_GUEST_RAX) as u32 & 0xff00 | 0x13)
+    );
 }

@@ -29,7 +29,10 @@ impl Drop for Bench {
     }
 }
 
-fn assemble(bits: u32, program: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> Vec<u8> {
+fn assemble(
+    bits: u32,
+    program: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>,
+) -> Vec<u8> {
     let mut assembler = CodeAssembler::new(bits).unwrap();
     program(&mut assembler).unwrap();
     assembler.assemble(ENTRY).unwrap()
@@ -39,10 +42,30 @@ impl Bench {
     fn new(clock: Clock) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let name = format!("test{}", NUMBER.fetch_add(1, Ordering::Relaxed));
-        let vm = crate::create(&name, Options { clock, ..Options::default() }).unwrap();
+        let vm = crate::create(
+            &name,
+            Options {
+                clock,
+                ..Options::default()
+            },
+        )
+        .unwrap();
         let bench = Self { vm };
-        bench.set(VM_ALLOC_MEMSEG, VmMemseg { segid: VM_SYSMEM, len: MEMORY, ..Default::default() }).unwrap();
-        let map = VmMemmap { len: MEMORY, prot: VM_PROT_ALL, ..Default::default() };
+        bench
+            .set(
+                VM_ALLOC_MEMSEG,
+                VmMemseg {
+                    segid: VM_SYSMEM,
+                    len: MEMORY,
+                    ..Default::default()
+                },
+            )
+            .unwrap();
+        let map = VmMemmap {
+            len: MEMORY,
+            prot: VM_PROT_ALL,
+            ..Default::default()
+        };
         bench.set(VM_MMAP_MEMSEG, map).unwrap();
         bench
     }
@@ -52,7 +75,9 @@ impl Bench {
         let bench = Self::new(clock);
         bench.write(ENTRY, code);
         for cpu in 0..cpus {
-            bench.set(VM_ACTIVATE_CPU, VmActivateCpu { vcpuid: cpu }).unwrap();
+            bench
+                .set(VM_ACTIVATE_CPU, VmActivateCpu { vcpuid: cpu })
+                .unwrap();
             bench.set_cap(cpu, VM_CAP_IPI_EXIT, 1);
         }
         bench.start_at(0, 0, ENTRY);
@@ -61,7 +86,8 @@ impl Bench {
 
     fn ioctl(&self, request: u64, arg: &mut [u8]) -> Result<(), Errno> {
         // SAFETY: the tests' arguments hold addresses of variables that live across the call.
-        self.vm.ioctl(request, arg, &unsafe { ProcessMemory::new() })
+        self.vm
+            .ioctl(request, arg, &unsafe { ProcessMemory::new() })
     }
 
     fn set<T: IntoBytes + Immutable>(&self, request: u64, arg: T) -> Result<(), Errno> {
@@ -93,25 +119,72 @@ impl Bench {
     }
 
     fn set_reg(&self, cpu: i32, regnum: i32, regval: u64) {
-        self.set(VM_SET_REGISTER, VmRegister { cpuid: cpu, regnum, regval }).unwrap();
+        self.set(
+            VM_SET_REGISTER,
+            VmRegister {
+                cpuid: cpu,
+                regnum,
+                regval,
+            },
+        )
+        .unwrap();
     }
 
     fn reg(&self, cpu: i32, regnum: i32) -> u64 {
-        self.get(VM_GET_REGISTER, VmRegister { cpuid: cpu, regnum, regval: 0 }).unwrap().regval
+        self.get(
+            VM_GET_REGISTER,
+            VmRegister {
+                cpuid: cpu,
+                regnum,
+                regval: 0,
+            },
+        )
+        .unwrap()
+        .regval
     }
 
     fn set_cap(&self, cpuid: i32, captype: i32, capval: i32) {
-        self.set(VM_SET_CAPABILITY, VmCapability { cpuid, captype, capval, allcpus: 0 }).unwrap();
+        self.set(
+            VM_SET_CAPABILITY,
+            VmCapability {
+                cpuid,
+                captype,
+                capval,
+                allcpus: 0,
+            },
+        )
+        .unwrap();
     }
 
     /// Real mode at `segment`:`ip`, with the other segments at 0 and a stack below the program.
     fn start_at(&self, cpu: i32, segment: u64, ip: u64) {
-        for regnum in [VM_REG_GUEST_DS, VM_REG_GUEST_ES, VM_REG_GUEST_SS, VM_REG_GUEST_CS] {
-            let selector = if regnum == VM_REG_GUEST_CS { segment } else { 0 };
+        for regnum in [
+            VM_REG_GUEST_DS,
+            VM_REG_GUEST_ES,
+            VM_REG_GUEST_SS,
+            VM_REG_GUEST_CS,
+        ] {
+            let selector = if regnum == VM_REG_GUEST_CS {
+                segment
+            } else {
+                0
+            };
             self.set_reg(cpu, regnum, selector);
-            let access = if regnum == VM_REG_GUEST_CS { 0x9b } else { 0x93 };
+            let access = if regnum == VM_REG_GUEST_CS {
+                0x9b
+            } else {
+                0x93
+            };
             let desc = SegDesc::new(selector << 4, 0xffff, access);
-            self.set(VM_SET_SEGMENT_DESCRIPTOR, VmSegDesc { cpuid: cpu, regnum, desc }).unwrap();
+            self.set(
+                VM_SET_SEGMENT_DESCRIPTOR,
+                VmSegDesc {
+                    cpuid: cpu,
+                    regnum,
+                    desc,
+                },
+            )
+            .unwrap();
         }
         self.set_reg(cpu, VM_REG_GUEST_CR0, 0x20);
         self.set_reg(cpu, VM_REG_GUEST_RFLAGS, 2);

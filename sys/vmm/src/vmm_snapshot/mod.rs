@@ -111,7 +111,12 @@ fn save(vm: &Vm, cpus: &[Frozen<'_>], which: Struct) -> Vec<u8> {
     }
 }
 
-fn restore(vm: &Vm, cpus: &mut [Frozen<'_>], which: Struct, bytes: &[u8]) -> Result<(), StateError> {
+fn restore(
+    vm: &Vm,
+    cpus: &mut [Frozen<'_>],
+    which: Struct,
+    bytes: &[u8],
+) -> Result<(), StateError> {
     let ids = ids(cpus);
     let devices = |work: &dyn Fn(&mut Chipset, Sbt) -> Result<(), StateError>| {
         vm.devices_restored();
@@ -122,8 +127,12 @@ fn restore(vm: &Vm, cpus: &mut [Frozen<'_>], which: Struct, bytes: &[u8]) -> Res
         Struct::Vmcx => vmcx::restore(cpus, bytes),
         Struct::Clock => vm::restore_clock(vm, bytes),
         Struct::Vcpu => vcpu::restore(vm, cpus, bytes),
-        Struct::Device(device) => devices(&|chipset, now| chipset.restore(now, device, &ids, bytes)),
-        Struct::Extras(device) => devices(&|chipset, now| chipset.restore_extras(now, device, &ids, bytes)),
+        Struct::Device(device) => {
+            devices(&|chipset, now| chipset.restore(now, device, &ids, bytes))
+        }
+        Struct::Extras(device) => {
+            devices(&|chipset, now| chipset.restore_extras(now, device, &ids, bytes))
+        }
     }
 }
 

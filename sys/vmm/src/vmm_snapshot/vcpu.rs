@@ -6,9 +6,9 @@ use vmm_abi::{CPUSET_BYTES, VM_CAP_MAX};
 use vmm_cpu::fpu::{Form, XSAVE_LEN};
 use vmm_cpu::{Pending, Reg};
 
+use crate::chipset::StartIpi;
 use crate::cpuset::CpuSet;
 use crate::io::wire::{Reader, StateError, Writer};
-use crate::chipset::StartIpi;
 use crate::vcpu::{Exception, Frozen, Halt, Side};
 use crate::vmm::Vm;
 use crate::x86::XCR0_ALLOWED;
@@ -74,8 +74,15 @@ fn save_one(core: &Frozen<'_>, out: &mut Writer) {
     out.u8(vcpu.halt() as u8);
     out.bool(!vcpu.never_ran());
     put_event(out, core.cpu.pending());
-    put_event(out, exception.map(|Exception { vector, error }| Pending::Exception { vector, error }));
-    out.u32(caps.iter().enumerate().fold(0, |bits, (n, &cap)| bits | u32::from(cap) << n));
+    put_event(
+        out,
+        exception.map(|Exception { vector, error }| Pending::Exception { vector, error }),
+    );
+    out.u32(
+        caps.iter()
+            .enumerate()
+            .fold(0, |bits, (n, &cap)| bits | u32::from(cap) << n),
+    );
     out.bool(tf_shadow);
     put_ipi(out, start_ipi);
     out.u64(core.cpu.retired());
@@ -104,7 +111,10 @@ fn get_event(reader: &mut Reader<'_>, field: &'static str) -> Result<Option<Pend
     let (error, len) = (reader.u32(), reader.u8());
     match kind {
         0 => Ok(None),
-        1 if vector < 32 => Ok(Some(Pending::Exception { vector, error: has_error.then_some(error) })),
+        1 if vector < 32 => Ok(Some(Pending::Exception {
+            vector,
+            error: has_error.then_some(error),
+        })),
         2 => Ok(Some(Pending::Interrupt(vector))),
         3 => Ok(Some(Pending::Nmi)),
         4 if len <= 15 => Ok(Some(Pending::Software { vector, len })),
@@ -115,7 +125,11 @@ fn get_event(reader: &mut Reader<'_>, field: &'static str) -> Result<Option<Pend
 fn put_ipi(out: &mut Writer, ipi: Option<StartIpi>) {
     let (kind, mode, vector, target, targets) = match ipi {
         None => (0, 0, 0, 0, CpuSet::EMPTY),
-        Some(StartIpi::Ipi { mode, vector, targets }) => (1, mode, vector, 0, targets),
+        Some(StartIpi::Ipi {
+            mode,
+            vector,
+            targets,
+        }) => (1, mode, vector, 0, targets),
         Some(StartIpi::SpinUp { target, vector }) => (2, 0, vector, target as u32, CpuSet::EMPTY),
     };
     out.u8(kind);
@@ -127,13 +141,22 @@ fn put_ipi(out: &mut Writer, ipi: Option<StartIpi>) {
 
 fn get_ipi(reader: &mut Reader<'_>, vm: &Vm) -> Result<Option<StartIpi>, StateError> {
     const FIELD: &str = "start-up IPI";
-    let (kind, mode, vector, target) = (reader.u8(), reader.u32(), reader.u8(), reader.u32() as usize);
+    let (kind, mode, vector, target) = (
+        reader.u8(),
+        reader.u32(),
+        reader.u8(),
+        reader.u32() as usize,
+    );
     let targets = CpuSet::from_bytes(&reader.array::<CPUSET_BYTES>()).ok_or(reader.bad(FIELD))?;
     let exists = |id| vm.vcpu(id).is_some();
     match kind {
         0 => Ok(None),
         1 if matches!(mode, 0x500 | 0x600) && targets.iter().all(exists) => {
-            Ok(Some(StartIpi::Ipi { mode, vector, targets }))
+            Ok(Some(StartIpi::Ipi {
+                mode,
+                vector,
+                targets,
+            }))
         }
         2 if target < vm.max_cpus() => Ok(Some(StartIpi::SpinUp { target, vector })),
         _ => Err(reader.bad(FIELD)),
@@ -164,7 +187,9 @@ fn parse(reader: &mut Reader<'_>, vm: &Vm, id: usize) -> Result<VcpuState, State
     let number = reader.u32();
     reader.check(number as usize == id, "number of a virtual CPU")?;
     let image = reader.array();
-    let fits = vmm_cpu::fpu::State::new().xrstor(&image, XCR0_ALLOWED, XCR0_ALLOWED, Form::Long64).is_ok();
+    let fits = vmm_cpu::fpu::State::new()
+        .xrstor(&image, XCR0_ALLOWED, XCR0_ALLOWED, Form::Long64)
+        .is_ok();
     reader.check(fits, "FPU state")?;
     let [tsc_aux, spec_ctrl, tsc_adjust] = std::array::from_fn(|_| reader.u64());
     reader.check(tsc_aux >> 32 == 0, "TSC_AUX")?;
@@ -217,8 +242,10 @@ pub fn restore(vm: &Vm, cpus: &mut [Frozen<'_>], bytes: &[u8]) -> Result<(), Sta
     let (version, count) = (reader.u32(), reader.u32());
     reader.check(version == VERSION, "version")?;
     reader.check(count as usize == cpus.len(), "number of virtual CPUs")?;
-    let states: Vec<VcpuState> =
-        cpus.iter().map(|core| parse(&mut reader, vm, core.vcpu().id)).collect::<Result<_, _>>()?;
+    let states: Vec<VcpuState> = cpus
+        .iter()
+        .map(|core| parse(&mut reader, vm, core.vcpu().id))
+        .collect::<Result<_, _>>()?;
     for (core, state) in cpus.iter_mut().zip(states) {
         apply(vm, core, state);
     }
@@ -228,13 +255,17 @@ pub fn restore(vm: &Vm, cpus: &mut [Frozen<'_>], bytes: &[u8]) -> Result<(), Sta
 fn apply(vm: &Vm, core: &mut Frozen<'_>, state: VcpuState) {
     let vcpu = core.vcpu();
     // The image was loaded once already, and was good.
-    let _ = core.cpu.fpu_mut().xrstor(&state.image, XCR0_ALLOWED, XCR0_ALLOWED, Form::Long64);
+    let _ = core
+        .cpu
+        .fpu_mut()
+        .xrstor(&state.image, XCR0_ALLOWED, XCR0_ALLOWED, Form::Long64);
     core.cpu.set(Reg::TscAux, state.tsc_aux);
     core.side.msrs.spec_ctrl = state.spec_ctrl;
     core.side.tsc_adjust = state.tsc_adjust;
     core.cpu.set_nmi_blocked(state.nmi_blocked);
     vcpu.nmi_pending.store(state.nmi_pending, Ordering::SeqCst);
-    vcpu.extint_pending.store(state.extint_pending, Ordering::SeqCst);
+    vcpu.extint_pending
+        .store(state.extint_pending, Ordering::SeqCst);
     vcpu.set_halt(state.halt);
     if state.ran {
         vcpu.set_ran();

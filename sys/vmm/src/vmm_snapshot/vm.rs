@@ -23,14 +23,21 @@ pub fn save(vm: &Vm, cpus: &[Frozen<'_>]) -> Vec<u8> {
         let x2apic = vm.chipset(|chipset, _| chipset.x2apic(id));
         out.u32(x2apic.into());
         out.u64(core.intinfo().0);
-        let Exception { vector, error } = core.side.exception.unwrap_or(Exception { vector: 0, error: None });
+        let Exception { vector, error } = core.side.exception.unwrap_or(Exception {
+            vector: 0,
+            error: None,
+        });
         out.i32(vector.into());
         out.i32(error.is_some().into());
         out.u32(error.unwrap_or(0));
         out.u64(core.cpu.get(vmm_cpu::Reg::Xcr0));
         out.bytes(core.side.exit.as_bytes());
         out.u64(core.side.next_rip);
-        out.u64(core.side.restored_tsc.unwrap_or(now.wrapping_add(core.side.tsc_offset)));
+        out.u64(
+            core.side
+                .restored_tsc
+                .unwrap_or(now.wrapping_add(core.side.tsc_offset)),
+        );
     }
     out.bytes(&vm.chipset(|chipset, _| chipset.startup_cpus()).to_bytes());
     out.finish()
@@ -49,34 +56,65 @@ fn parse(reader: &mut Reader<'_>) -> Result<VcpuState, StateError> {
     let x2apic = reader.u32();
     reader.check(x2apic < X2APIC_STATE_LAST as u32, "x2APIC state")?;
     let exit_intinfo = reader.u64();
-    reader.check(intinfo::decode(exit_intinfo).is_ok(), "exit interruption information")?;
+    reader.check(
+        intinfo::decode(exit_intinfo).is_ok(),
+        "exit interruption information",
+    )?;
     let (vector, _valid, _error) = (reader.i32(), reader.i32(), reader.u32());
     reader.check((0..32).contains(&vector), "exception vector")?;
     let xcr0 = reader.u64();
     reader.check(xcr0 & 1 != 0 && xcr0 & !XCR0_ALLOWED == 0, "XCR0")?;
     let exit = VmExit::read_from_bytes(&reader.array::<136>()).unwrap_or_default();
     reader.check((0..VM_EXITCODE_MAX).contains(&exit.exitcode), "exit code")?;
-    reader.check((0..=LONGEST_INSTRUCTION).contains(&exit.inst_length), "instruction length")?;
+    reader.check(
+        (0..=LONGEST_INSTRUCTION).contains(&exit.inst_length),
+        "instruction length",
+    )?;
     let (next_rip, tsc) = (reader.u64(), reader.u64());
-    Ok(VcpuState { x2apic: x2apic != 0, exit_intinfo, xcr0, exit, next_rip, tsc })
+    Ok(VcpuState {
+        x2apic: x2apic != 0,
+        exit_intinfo,
+        xcr0,
+        exit,
+        next_rip,
+        tsc,
+    })
 }
 
 /// The kernel does not save whether an exception is pending, only which one was last; see the struct beside `vmcx`.
 pub fn restore(vm: &Vm, cpus: &mut [Frozen<'_>], bytes: &[u8]) -> Result<(), StateError> {
     let mut reader = Reader::new("vm", bytes, cpus.len() * VCPU_BYTES + CPUSET_BYTES)?;
-    let states: Vec<VcpuState> = cpus.iter().map(|_| parse(&mut reader)).collect::<Result<_, _>>()?;
-    let startup = CpuSet::from_bytes(&reader.array::<CPUSET_BYTES>()).ok_or(reader.bad("waiting CPUs"))?;
-    reader.check(startup.iter().all(|id| vm.vcpu(id).is_some()), "waiting CPUs")?;
+    let states: Vec<VcpuState> = cpus
+        .iter()
+        .map(|_| parse(&mut reader))
+        .collect::<Result<_, _>>()?;
+    let startup =
+        CpuSet::from_bytes(&reader.array::<CPUSET_BYTES>()).ok_or(reader.bad("waiting CPUs"))?;
+    reader.check(
+        startup.iter().all(|id| vm.vcpu(id).is_some()),
+        "waiting CPUs",
+    )?;
     for (core, state) in cpus.iter_mut().zip(states) {
         let id = core.vcpu().id;
-        let VcpuState { x2apic, exit_intinfo, xcr0, exit, next_rip, tsc } = state;
+        let VcpuState {
+            x2apic,
+            exit_intinfo,
+            xcr0,
+            exit,
+            next_rip,
+            tsc,
+        } = state;
         vm.chipset(|chipset, _| {
             // Setting the mode resets the local APIC.
             if chipset.x2apic(id) != x2apic {
                 chipset.set_x2apic(id, x2apic);
             }
         });
-        core.side.exit_intinfo = if exit_intinfo & VM_INTINFO_VALID != 0 { exit_intinfo } else { 0 };
+        core.side.exit_intinfo = if exit_intinfo & VM_INTINFO_VALID != 0 {
+            exit_intinfo
+        } else {
+            0
+        };
         core.side.exception = None;
         core.cpu.set_pending(None);
         core.cpu.set(vmm_cpu::Reg::Xcr0, xcr0);
@@ -101,8 +139,18 @@ pub fn save_clock(vm: &Vm) -> Vec<u8> {
     out.u32(CLOCK_VERSION);
     out.u32(vm.by_instructions().into());
     out.u64(TSC_HZ);
-    let Saved { total, skipped, turns, last, end, members } =
-        if vm.by_instructions() { vm.turns().save() } else { Saved::default() };
+    let Saved {
+        total,
+        skipped,
+        turns,
+        last,
+        end,
+        members,
+    } = if vm.by_instructions() {
+        vm.turns().save()
+    } else {
+        Saved::default()
+    };
     for value in [total, skipped, turns, end] {
         out.u64(value);
     }
@@ -117,21 +165,43 @@ pub fn restore_clock(vm: &Vm, bytes: &[u8]) -> Result<(), StateError> {
     let version = reader.u32();
     reader.check(version == CLOCK_VERSION, "version")?;
     let by_instructions = reader.u32();
-    reader.check(by_instructions == u32::from(vm.options().clock == Clock::Instructions), "kind of clock")?;
+    reader.check(
+        by_instructions == u32::from(vm.options().clock == Clock::Instructions),
+        "kind of clock",
+    )?;
     let rate = reader.u64();
     reader.check(rate == TSC_HZ, "TSC rate")?;
     let [total, skipped, turns, end] = std::array::from_fn(|_| reader.u64());
     let last = reader.u32();
-    let members = CpuSet::from_bytes(&reader.array::<CPUSET_BYTES>()).ok_or(reader.bad("running CPUs"))?;
+    let members =
+        CpuSet::from_bytes(&reader.array::<CPUSET_BYTES>()).ok_or(reader.bad("running CPUs"))?;
     if !vm.by_instructions() {
         return Ok(());
     }
-    reader.check([total, skipped, turns, end].iter().all(|&value| value < FOREVER), "count")?;
+    reader.check(
+        [total, skipped, turns, end]
+            .iter()
+            .all(|&value| value < FOREVER),
+        "count",
+    )?;
     reader.check((last as usize) < vm.max_cpus(), "last turn")?;
-    reader.check(members.iter().all(|id| vm.vcpu(id).is_some()), "running CPUs")?;
+    reader.check(
+        members.iter().all(|id| vm.vcpu(id).is_some()),
+        "running CPUs",
+    )?;
     let mut all = vm.turns();
-    let saved = Saved { total, skipped, turns, last, end, members };
-    reader.check(vm.may_set_clock(saved.now()), "order: the clock comes first, time")?;
+    let saved = Saved {
+        total,
+        skipped,
+        turns,
+        last,
+        end,
+        members,
+    };
+    reader.check(
+        vm.may_set_clock(saved.now()),
+        "order: the clock comes first, time",
+    )?;
     all.restore(saved);
     vm.published.set(saved.now());
     Ok(())

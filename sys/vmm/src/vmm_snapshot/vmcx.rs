@@ -14,9 +14,28 @@ use crate::vmm_regs::descriptor;
 
 const VCPU_BYTES: usize = 1028;
 
-const HEAD: [Reg; 10] =
-    [Reg::Cr0, Reg::Cr2, Reg::Cr3, Reg::Cr4, Reg::Dr6, Reg::Dr7, Reg::Rax, Reg::Rsp, Reg::Rip, Reg::Rflags];
-const SEGMENTS: [Seg; 8] = [Seg::Es, Seg::Cs, Seg::Ss, Seg::Ds, Seg::Fs, Seg::Gs, Seg::Tr, Seg::Ldtr];
+const HEAD: [Reg; 10] = [
+    Reg::Cr0,
+    Reg::Cr2,
+    Reg::Cr3,
+    Reg::Cr4,
+    Reg::Dr6,
+    Reg::Dr7,
+    Reg::Rax,
+    Reg::Rsp,
+    Reg::Rip,
+    Reg::Rflags,
+];
+const SEGMENTS: [Seg; 8] = [
+    Seg::Es,
+    Seg::Cs,
+    Seg::Ss,
+    Seg::Ds,
+    Seg::Fs,
+    Seg::Gs,
+    Seg::Tr,
+    Seg::Ldtr,
+];
 /// Registers among the fields of the control block, from `FIELD_STAR` on.
 const FIELDS: [Reg; 9] = [
     Reg::Star,
@@ -114,28 +133,48 @@ struct VcpuState {
 
 /// Whether every byte of PAT is a memory type.
 fn valid_pat(pat: u64) -> bool {
-    pat.to_le_bytes().iter().all(|&kind| matches!(kind, 0 | 1 | 4..=7))
+    pat.to_le_bytes()
+        .iter()
+        .all(|&kind| matches!(kind, 0 | 1 | 4..=7))
 }
 
 fn parse(reader: &mut Reader<'_>) -> Result<VcpuState, StateError> {
     let head: [u64; HEAD.len()] = std::array::from_fn(|_| reader.u64());
     let [cr0, _, _, cr4, ..] = head;
-    reader.check(cr0 >> 32 == 0 && (cr0 & cr0::PG == 0 || cr0 & cr0::PE != 0), "CR0")?;
+    reader.check(
+        cr0 >> 32 == 0 && (cr0 & cr0::PG == 0 || cr0 & cr0::PE != 0),
+        "CR0",
+    )?;
     reader.check(cr4 & !cr4::ALL == 0, "CR4")?;
     let mut segments = [Segment::default(); SEGMENTS.len()];
     for segment in &mut segments {
         let selector = u16::try_from(reader.u64()).map_err(|_| reader.bad("segment selector"))?;
-        let SegDesc { base, limit, access } = get_descriptor(reader);
-        *segment = Segment { selector, base, limit, access: access & 0x1_f0ff };
+        let SegDesc {
+            base,
+            limit,
+            access,
+        } = get_descriptor(reader);
+        *segment = Segment {
+            selector,
+            base,
+            limit,
+            access: access & 0x1_f0ff,
+        };
     }
     let efer = reader.u64() & !EFER_SVME;
     reader.check(efer & !efer::ALL == 0, "EFER")?;
     let long = efer & efer::LMA != 0;
-    reader.check(long == (efer & efer::LME != 0 && cr0 & cr0::PG != 0) && (!long || cr4 & cr4::PAE != 0), "EFER")?;
+    reader.check(
+        long == (efer & efer::LME != 0 && cr0 & cr0::PG != 0) && (!long || cr4 & cr4::PAE != 0),
+        "EFER",
+    )?;
     let mut tables = [Table::default(); 2];
     for table in &mut tables {
         let desc = get_descriptor(reader);
-        *table = Table { base: desc.base, limit: (desc.limit & 0xffff) as u16 };
+        *table = Table {
+            base: desc.base,
+            limit: (desc.limit & 0xffff) as u16,
+        };
     }
     let shadow = reader.u64() & 1 != 0;
     let all: [u64; SNAPSHOT_FIELDS.len()] = std::array::from_fn(|_| reader.u64());
@@ -147,7 +186,18 @@ fn parse(reader: &mut Reader<'_>) -> Result<VcpuState, StateError> {
     let _host: ([u8; 16], [u8; 12]) = (reader.array(), reader.array());
     let mtrr = Mtrr::from_words(|| Some(reader.u64())).ok_or(reader.bad("MTRR"))?;
     let [idtr, gdtr] = tables;
-    Ok(VcpuState { head, segments, efer, idtr, gdtr, shadow, fields, context, next_rip, mtrr })
+    Ok(VcpuState {
+        head,
+        segments,
+        efer,
+        idtr,
+        gdtr,
+        shadow,
+        fields,
+        context,
+        next_rip,
+        mtrr,
+    })
 }
 
 const _: () = assert!(MTRR_BYTES == 256);
@@ -155,7 +205,10 @@ const _: () = assert!(MTRR_BYTES == 256);
 /// All virtual CPUs, or none.
 pub fn restore(cpus: &mut [Frozen<'_>], bytes: &[u8]) -> Result<(), StateError> {
     let mut reader = Reader::new("vmcx", bytes, cpus.len() * VCPU_BYTES)?;
-    let states: Vec<VcpuState> = cpus.iter().map(|_| parse(&mut reader)).collect::<Result<_, _>>()?;
+    let states: Vec<VcpuState> = cpus
+        .iter()
+        .map(|_| parse(&mut reader))
+        .collect::<Result<_, _>>()?;
     for (core, state) in cpus.iter_mut().zip(states) {
         apply(core, state);
     }
@@ -163,10 +216,26 @@ pub fn restore(cpus: &mut [Frozen<'_>], bytes: &[u8]) -> Result<(), StateError> 
 }
 
 fn apply(core: &mut Core, state: VcpuState) {
-    let VcpuState { head, segments, efer, idtr, gdtr, shadow, fields, context, next_rip, mtrr } = state;
+    let VcpuState {
+        head,
+        segments,
+        efer,
+        idtr,
+        gdtr,
+        shadow,
+        fields,
+        context,
+        next_rip,
+        mtrr,
+    } = state;
     let cpu = &mut core.cpu;
     cpu.set(Reg::Efer, efer);
-    for (&reg, value) in HEAD.iter().zip(head).chain(FIELDS.iter().zip(fields)).chain(CONTEXT.iter().zip(context)) {
+    for (&reg, value) in HEAD
+        .iter()
+        .zip(head)
+        .chain(FIELDS.iter().zip(fields))
+        .chain(CONTEXT.iter().zip(context))
+    {
         cpu.set(reg, value);
     }
     for (&seg, segment) in SEGMENTS.iter().zip(segments) {

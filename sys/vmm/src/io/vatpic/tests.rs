@@ -24,7 +24,10 @@ struct ModelChip {
 
 impl ModelChip {
     fn new() -> Self {
-        Self { order: vec![0, 1, 2, 3, 4, 5, 6, 7], ..Self::default() }
+        Self {
+            order: vec![0, 1, 2, 3, 4, 5, 6, 7],
+            ..Self::default()
+        }
     }
 
     fn winner(&self) -> Option<u8> {
@@ -41,7 +44,11 @@ impl ModelChip {
     }
 
     fn make_lowest(&mut self, pin: u8) {
-        let at = self.order.iter().position(|other| *other == pin).expect("every pin has a place");
+        let at = self
+            .order
+            .iter()
+            .position(|other| *other == pin)
+            .expect("every pin has a place");
         self.order.rotate_left((at + 1) % 8);
     }
 
@@ -105,7 +112,11 @@ impl ModelChip {
             0x60 => self.end(value & 7),
             0x20 => {
                 let hidden = |pin: &u8| self.masks_specially && self.masked.contains(pin);
-                let ended = self.order.iter().copied().find(|pin| self.served.contains(pin) && !hidden(pin));
+                let ended = self
+                    .order
+                    .iter()
+                    .copied()
+                    .find(|pin| self.served.contains(pin) && !hidden(pin));
                 ended.into_iter().for_each(|pin| self.end(pin));
             }
             0x40 if self.rotates => self.make_lowest(value & 7),
@@ -209,16 +220,30 @@ fn write(pic: &mut Vatpic, model: &mut Model, port: u16, value: u8) -> Result<()
     let expected = match port {
         0x4d0 | 0x4d1 => {
             // IRQs 0, 1, 2, 8 and 13 are edges for ever.
-            let forbidden = if port == 0x4d0 { [0, 1, 2].as_slice() } else { &[0, 5] };
-            model.level[usize::from(port & 1)] = forbidden.iter().fold(value, |value, pin| value & !(1 << pin));
+            let forbidden = if port == 0x4d0 {
+                [0, 1, 2].as_slice()
+            } else {
+                &[0, 5]
+            };
+            model.level[usize::from(port & 1)] = forbidden
+                .iter()
+                .fold(value, |value, pin| value & !(1 << pin));
             Ok(false)
         }
         _ => {
             let index = usize::from(port >= 0xa0);
             let chip = &mut model.chips[index];
-            let fine = if port & 1 == 1 { chip.data(value, index == 0) } else { chip.command(value) };
+            let fine = if port & 1 == 1 {
+                chip.data(value, index == 0)
+            } else {
+                chip.command(value)
+            };
             let ready = chip.ready;
-            if fine { Ok(ready && model.propagate()) } else { Err(Refused) }
+            if fine {
+                Ok(ready && model.propagate())
+            } else {
+                Err(Refused)
+            }
         }
     };
     prop_assert_eq!(seen, expected, "write of {:#x} to {:#x}", value, port);

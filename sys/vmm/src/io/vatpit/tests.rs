@@ -55,7 +55,10 @@ impl ModelChannel {
 
     fn read(&mut self, now: u128) -> u8 {
         if self.status.take().is_some() {
-            let (null, out) = (std::mem::take(&mut self.null), std::mem::take(&mut self.out_seen));
+            let (null, out) = (
+                std::mem::take(&mut self.null),
+                std::mem::take(&mut self.out_seen),
+            );
             return u8::from(null) * 0x40 + u8::from(out) * 0x80;
         }
         if !self.latched.is_empty() {
@@ -63,7 +66,11 @@ impl ModelChannel {
         }
         let value = self.value(now);
         self.high_next = !self.high_next;
-        if self.high_next { value as u8 } else { (value / 256) as u8 }
+        if self.high_next {
+            value as u8
+        } else {
+            (value / 256) as u8
+        }
     }
 }
 
@@ -83,7 +90,11 @@ impl Model {
             channel.half_written = Some(value);
             return true;
         };
-        channel.count = (u32::from(value) * 256 + u32::from(low)).max(if value == 0 && low == 0 { 0xffff } else { 0 });
+        channel.count = (u32::from(value) * 256 + u32::from(low)).max(if value == 0 && low == 0 {
+            0xffff
+        } else {
+            0
+        });
         channel.since = now;
         channel.null = false;
         channel.high_next = false;

@@ -40,7 +40,14 @@ impl Model {
             rate: 0,
             address: 0,
         };
-        Self { running: false, counter: 0, fraction: 0, held: [false; 8], timers: [timer; 8], signals: Vec::new() }
+        Self {
+            running: false,
+            counter: 0,
+            fraction: 0,
+            held: [false; 8],
+            timers: [timer; 8],
+            signals: Vec::new(),
+        }
     }
 
     fn pass(&mut self, time: i64) {
@@ -124,8 +131,17 @@ impl Model {
 
     fn read_config(&self, index: usize) -> u64 {
         let timer = self.timers[index];
-        let bits = [(timer.level, 1), (timer.enabled, 2), (timer.periodic, 3), (timer.set_value, 6), (timer.msi, 14)];
-        let flags: u64 = bits.into_iter().map(|(set, bit)| u64::from(set) << bit).sum();
+        let bits = [
+            (timer.level, 1),
+            (timer.enabled, 2),
+            (timer.periodic, 3),
+            (timer.set_value, 6),
+            (timer.msi, 14),
+        ];
+        let flags: u64 = bits
+            .into_iter()
+            .map(|(set, bit)| u64::from(set) << bit)
+            .sum();
         0xff00_0000_0000_8010 + flags + (u64::from(timer.route) << 9)
     }
 }
@@ -143,7 +159,8 @@ enum Op {
 
 fn ops() -> impl Strategy<Value = Vec<Op>> {
     let index = 0..3usize;
-    let config = (any::<u16>(), 22..30u32).prop_map(|(bits, pin)| u32::from(bits & 0x404e) | pin << 9);
+    let config =
+        (any::<u16>(), 22..30u32).prop_map(|(bits, pin)| u32::from(bits & 0x404e) | pin << 9);
     // Values that lie close together, so that matches happen within few steps.
     let near = || prop_oneof![0..40u32, Just(u32::MAX), Just(u32::MAX - 5)];
     let op = prop_oneof![

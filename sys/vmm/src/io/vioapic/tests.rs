@@ -36,7 +36,10 @@ impl Model {
             dest: 0,
             sources: 0,
         };
-        Self { pins: vec![pin; 32], sent: Vec::new() }
+        Self {
+            pins: vec![pin; 32],
+            sent: Vec::new(),
+        }
     }
 
     fn try_send(&mut self, pin: usize) {
@@ -45,7 +48,8 @@ impl Model {
             return;
         }
         pin.remote_irr = pin.level;
-        self.sent.push((pin.vector, pin.mode, pin.logical, pin.level, pin.dest));
+        self.sent
+            .push((pin.vector, pin.mode, pin.logical, pin.level, pin.dest));
     }
 
     fn drive(&mut self, pin: usize, on: bool) {
@@ -71,8 +75,16 @@ impl Model {
         if high {
             return pin.dest << 24 | (pin.reserved >> 32) as u32;
         }
-        let bits = [(pin.logical, 11), (pin.remote_irr, 14), (pin.level, 15), (pin.masked, 16)];
-        let flags: u32 = bits.into_iter().map(|(set, bit)| u32::from(set) << bit).sum();
+        let bits = [
+            (pin.logical, 11),
+            (pin.remote_irr, 14),
+            (pin.level, 15),
+            (pin.masked, 16),
+        ];
+        let flags: u32 = bits
+            .into_iter()
+            .map(|(set, bit)| u32::from(set) << bit)
+            .sum();
         flags + pin.vector + (pin.mode << 8) + (pin.polarity << 13) + pin.reserved as u32
     }
 
@@ -114,11 +126,8 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         (pin.clone(), any::<bool>()).prop_map(|(pin, on)| Op::Drive(pin, on)),
         (0..4u8).prop_map(Op::Eoi),
         (pin.clone(), any::<bool>()).prop_map(|(pin, high)| Op::Read(pin, high)),
-        (pin, any::<bool>(), any::<u32>(), 0..4u32).prop_map(|(pin, high, value, vector)| Op::Write(
-            pin,
-            high,
-            value & !0xfc | vector
-        )),
+        (pin, any::<bool>(), any::<u32>(), 0..4u32)
+            .prop_map(|(pin, high, value, vector)| Op::Write(pin, high, value & !0xfc | vector)),
     ];
     proptest::collection::vec(op, 0..80)
 }
@@ -166,5 +175,9 @@ fn fixed_registers() {
     ioapic.mmio_write(0, 0, 4);
     ioapic.mmio_write(0x10, 0x1234_5678, 4);
     ioapic.mmio_write(0, 2, 4);
-    assert_eq!(ioapic.mmio_read(0x10, 4), 0x1200_0000, "the arbitration id is the id");
+    assert_eq!(
+        ioapic.mmio_read(0x10, 4),
+        0x1200_0000,
+        "the arbitration id is the id"
+    );
 }

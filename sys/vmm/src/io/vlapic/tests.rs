@@ -43,7 +43,9 @@ impl Model {
             error: 0,
             error_seen: 0,
             icr: [0; 2],
-            local: [0x2f0, 0x320, 0x330, 0x340, 0x350, 0x360, 0x370].map(|at| (at, 0x10000)).to_vec(),
+            local: [0x2f0, 0x320, 0x330, 0x340, 0x350, 0x360, 0x370]
+                .map(|at| (at, 0x10000))
+                .to_vec(),
             initial: 0,
             divide: 0,
             left: None,
@@ -55,16 +57,27 @@ impl Model {
     }
 
     fn entry(&mut self, at: u16) -> &mut u32 {
-        self.local.iter_mut().find(|(offset, _)| *offset == at).map(|(_, value)| value).expect("an entry")
+        self.local
+            .iter_mut()
+            .find(|(offset, _)| *offset == at)
+            .map(|(_, value)| value)
+            .expect("an entry")
     }
 
     fn processor_priority(&self) -> u32 {
         let service = self.serving.last().copied().unwrap_or(0);
-        if self.tpr / 16 >= service / 16 { self.tpr } else { service / 16 * 16 }
+        if self.tpr / 16 >= service / 16 {
+            self.tpr
+        } else {
+            service / 16 * 16
+        }
     }
 
     fn deliverable(&self) -> Option<u32> {
-        self.requested.last().copied().filter(|vector| vector / 16 > self.processor_priority() / 16)
+        self.requested
+            .last()
+            .copied()
+            .filter(|vector| vector / 16 > self.processor_priority() / 16)
     }
 
     fn receive(&mut self, vector: u32) -> Event {
@@ -143,7 +156,9 @@ impl Model {
     fn read(&mut self, at: u16) -> u64 {
         let bank = |set: &BTreeSet<u32>| {
             let from = u32::from(at / 16 % 8) * 32;
-            set.range(from..from + 32).map(|vector| 1u32 << (vector - from)).sum::<u32>()
+            set.range(from..from + 32)
+                .map(|vector| 1u32 << (vector - from))
+                .sum::<u32>()
         };
         let value = match at {
             0x20 => ID << if self.x2apic { 0 } else { 24 },
@@ -174,10 +189,16 @@ impl Model {
         match at {
             0x80 => {
                 self.tpr = value % 256;
-                return if self.deliverable().is_some() { Event::Notify } else { Event::None };
+                return if self.deliverable().is_some() {
+                    Event::Notify
+                } else {
+                    Event::None
+                };
             }
             0xb0 => {
-                let Some(vector) = self.serving.pop_last() else { return Event::None };
+                let Some(vector) = self.serving.pop_last() else {
+                    return Event::None;
+                };
                 return match self.deliverable() {
                     _ if self.level.contains(&vector) => Event::Eoi(vector as u8),
                     Some(_) => Event::Notify,
@@ -197,7 +218,9 @@ impl Model {
                 self.svr = value;
                 if was && !self.on() {
                     self.left = None;
-                    self.local.iter_mut().for_each(|(_, entry)| *entry |= 0x10000);
+                    self.local
+                        .iter_mut()
+                        .for_each(|(_, entry)| *entry |= 0x10000);
                 } else if !was && self.on() && self.periodic() {
                     self.load();
                 }
@@ -341,21 +364,38 @@ proptest! {
 #[test]
 fn a_late_timer_is_not_made_up_for() {
     let mut lapic = Vlapic::new(0);
-    for (at, value) in [(0xf0, 0x1ff), (0x320, 0x2_0040), (0x3e0, 0xb), (0x380, 1000)] {
+    for (at, value) in [
+        (0xf0, 0x1ff),
+        (0x320, 0x2_0040),
+        (0x3e0, 0xb),
+        (0x380, 1000),
+    ] {
         assert_eq!(lapic.mmio_write(Sbt::ZERO, at, value, 4), Ok(Event::None));
     }
     assert_eq!(lapic.deadline(), Sbt(32_000));
     assert_eq!(lapic.expire(Sbt(40_000)), Event::Notify);
-    assert_eq!(lapic.deadline(), Sbt(64_000), "a little late: the next is on time");
+    assert_eq!(
+        lapic.deadline(),
+        Sbt(64_000),
+        "a little late: the next is on time"
+    );
     assert_eq!(lapic.expire(Sbt(1_000_000)), Event::Notify);
-    assert_eq!(lapic.deadline(), Sbt(1_032_000), "a period late: a new start");
+    assert_eq!(
+        lapic.deadline(),
+        Sbt(1_032_000),
+        "a period late: a new start"
+    );
 }
 
 #[test]
 fn accesses_of_other_forms_are_refused() {
     let mut lapic = Vlapic::new(0);
     assert_eq!(lapic.mmio_read(Sbt::ZERO, 0x24), Err(Refused));
-    assert_eq!(lapic.mmio_read(Sbt::ZERO, 0x33), Ok(VERSION.into()), "rounded down to the register");
+    assert_eq!(
+        lapic.mmio_read(Sbt::ZERO, 0x33),
+        Ok(VERSION.into()),
+        "rounded down to the register"
+    );
     assert_eq!(lapic.mmio_write(Sbt::ZERO, 0x80, 1, 1), Err(Refused));
     assert_eq!(lapic.mmio_write(Sbt::ZERO, 0x84, 1, 4), Err(Refused));
 }
@@ -363,7 +403,9 @@ fn accesses_of_other_forms_are_refused() {
 #[test]
 fn a_state_that_the_kernel_would_panic_at_is_refused() {
     let mut lapic = Vlapic::new(0);
-    lapic.mmio_write(Sbt::ZERO, 0xf0, 0x1ff, 4).expect("well formed");
+    lapic
+        .mmio_write(Sbt::ZERO, 0xf0, 0x1ff, 4)
+        .expect("well formed");
     lapic.receive(0x41);
     assert!(lapic.accept(0x41));
     let mut out = Writer::default();
@@ -371,10 +413,22 @@ fn a_state_that_the_kernel_would_panic_at_is_refused() {
     let saved = out.finish();
     assert_eq!(Vlapic::restore(0, Sbt::ZERO, &saved), Ok(lapic));
     let stack = 4096 + 4 + 16;
-    for (at, value) in [(stack + 1, 0x42), (stack + 17, 0), (stack + 17, 2), (0x120, 0), (0x120, 3)] {
+    for (at, value) in [
+        (stack + 1, 0x42),
+        (stack + 17, 0),
+        (stack + 17, 2),
+        (0x120, 0),
+        (0x120, 3),
+    ] {
         let mut bad = saved.clone();
         bad[at] = value;
-        assert!(Vlapic::restore(0, Sbt::ZERO, &bad).is_err(), "byte {at:#x} as {value:#x}");
+        assert!(
+            Vlapic::restore(0, Sbt::ZERO, &bad).is_err(),
+            "byte {at:#x} as {value:#x}"
+        );
     }
-    assert!(Vlapic::restore(1, Sbt::ZERO, &saved).is_err(), "another processor's");
+    assert!(
+        Vlapic::restore(1, Sbt::ZERO, &saved).is_err(),
+        "another processor's"
+    );
 }

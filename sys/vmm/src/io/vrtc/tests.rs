@@ -18,8 +18,13 @@ fn month_days(year: i64, month: i64) -> i64 {
 
 /// Zeller's congruence; 1 is Sunday.
 fn weekday([year, month, day, ..]: Date) -> i64 {
-    let (year, month) = if month < 3 { (year - 1, month + 12) } else { (year, month) };
-    let saturday_first = (day + 13 * (month + 1) / 5 + year + year / 4 - year / 100 + year / 400) % 7;
+    let (year, month) = if month < 3 {
+        (year - 1, month + 12)
+    } else {
+        (year, month)
+    };
+    let saturday_first =
+        (day + 13 * (month + 1) / 5 + year + year / 4 - year / 100 + year / 400) % 7;
     (saturday_first + 6) % 7 + 1
 }
 
@@ -36,8 +41,13 @@ impl Model {
     fn new() -> Self {
         let mut regs = [0; 128];
         (regs[10], regs[11], regs[13]) = (0x20, 2, 0x80);
-        let mut model =
-            Self { date: Some([1970, 1, 1, 0, 0, 0]), regs, second_ends: SECOND, periodic_at: None, irq: false };
+        let mut model = Self {
+            date: Some([1970, 1, 1, 0, 0, 0]),
+            regs,
+            second_ends: SECOND,
+            periodic_at: None,
+            irq: false,
+        };
         model.show();
         model
     }
@@ -61,7 +71,11 @@ impl Model {
     }
 
     fn put(&self, value: i64) -> u8 {
-        if self.b(2) { value as u8 } else { (value / 10 * 16 + value % 10) as u8 }
+        if self.b(2) {
+            value as u8
+        } else {
+            (value / 10 * 16 + value % 10) as u8
+        }
     }
 
     fn show(&mut self) {
@@ -80,7 +94,14 @@ impl Model {
             1..=12 => self.put(hour) + if hour == 12 { 128 } else { 0 },
             _ => self.put(hour - 12) + 128,
         };
-        for (at, value) in [(0, second), (2, minute), (6, weekday(date)), (7, day), (8, month), (9, year % 100)] {
+        for (at, value) in [
+            (0, second),
+            (2, minute),
+            (6, weekday(date)),
+            (7, day),
+            (8, month),
+            (9, year % 100),
+        ] {
             self.regs[at] = self.put(value);
         }
         self.regs[0x32] = self.put(year / 100);
@@ -106,7 +127,14 @@ impl Model {
                 _ => return None,
             }
         };
-        let date = [year, self.get(r[8])?, self.get(r[7])?, hour, self.get(r[2])?, self.get(r[0])?];
+        let date = [
+            year,
+            self.get(r[8])?,
+            self.get(r[7])?,
+            hour,
+            self.get(r[2])?,
+            self.get(r[0])?,
+        ];
         let sane = self.get(r[9])? < 100
             && (1970..10_000).contains(&year)
             && (1..=12).contains(&date[1])
@@ -131,7 +159,9 @@ impl Model {
 
     fn check_alarm(&mut self) {
         self.show();
-        let hit = |alarm: usize, field: usize| self.regs[alarm] >= 0xc0 || self.regs[alarm] == self.regs[field];
+        let hit = |alarm: usize, field: usize| {
+            self.regs[alarm] >= 0xc0 || self.regs[alarm] == self.regs[field]
+        };
         if hit(1, 0) && hit(3, 2) && hit(5, 4) {
             self.flag(0x20);
         }
@@ -149,7 +179,11 @@ impl Model {
 
     fn pass(&mut self, end: i64) {
         loop {
-            let second = if self.running() { self.second_ends } else { i64::MAX };
+            let second = if self.running() {
+                self.second_ends
+            } else {
+                i64::MAX
+            };
             let periodic = self.periodic_at.unwrap_or(i64::MAX);
             if second.min(periodic) > end {
                 return;
@@ -166,7 +200,9 @@ impl Model {
     }
 
     fn tick(&mut self) {
-        let Some([year, month, day, hour, minute, second]) = &mut self.date else { return };
+        let Some([year, month, day, hour, minute, second]) = &mut self.date else {
+            return;
+        };
         *second += 1;
         if *second == 60 {
             (*second, *minute) = (0, *minute + 1);
@@ -188,7 +224,11 @@ impl Model {
     fn set_date(&mut self, now: i64, date: Date) {
         if self.date != Some(date) {
             // A jump forward meets the alarms on its way; those of one day are all there are.
-            let on_the_way = if self.b(5) && self.date.is_some_and(|old| old < date) { 86_400 } else { 0 };
+            let on_the_way = if self.b(5) && self.date.is_some_and(|old| old < date) {
+                86_400
+            } else {
+                0
+            };
             for _ in 0..on_the_way {
                 self.tick();
                 self.check_alarm();
@@ -236,7 +276,9 @@ impl Model {
                 let old = std::mem::replace(&mut self.regs[11], value);
                 let mut fine = true;
                 if old < 128 && value >= 128 {
-                    self.date.into_iter().for_each(|date| self.show_always(date));
+                    self.date
+                        .into_iter()
+                        .for_each(|date| self.show_always(date));
                     self.date = None;
                     self.regs[11] &= !0x10;
                 } else if old >= 128 && value < 128 {
@@ -281,16 +323,36 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
     let register = || prop_oneof![0..14usize, Just(0x32usize), Just(0x40usize)];
     let format = proptest::sample::select(vec![0u8, 2, 4, 6]);
     // A date close to the end of its month, set as a guest does.
-    let set = (format, 0..0x13u8, 0x28..0x32u8, 0x15..0x24u8, 0x58..0x60u8, 0x19..0x22u8).prop_map(
-        |(format, month, day, year, sixty, century)| {
-            let date = [(0, sixty), (2, 0x59), (4, 0x23), (7, day), (8, month), (9, year), (0x32, century)];
-            let binary = |value: u8| if format & 4 != 0 { value / 16 * 10 + value % 16 } else { value };
+    let set = (
+        format,
+        0..0x13u8,
+        0x28..0x32u8,
+        0x15..0x24u8,
+        0x58..0x60u8,
+        0x19..0x22u8,
+    )
+        .prop_map(|(format, month, day, year, sixty, century)| {
+            let date = [
+                (0, sixty),
+                (2, 0x59),
+                (4, 0x23),
+                (7, day),
+                (8, month),
+                (9, year),
+                (0x32, century),
+            ];
+            let binary = |value: u8| {
+                if format & 4 != 0 {
+                    value / 16 * 10 + value % 16
+                } else {
+                    value
+                }
+            };
             let mut writes = vec![(11, 0x80 | format)];
             writes.extend(date.map(|(at, value)| (at, binary(value))));
             writes.push((11, format | 0x30));
             Op::Set(writes)
-        },
-    );
+        });
     let op = prop_oneof![
         3 => time.prop_map(Op::Pass),
         4 => register().prop_map(Op::Read),
