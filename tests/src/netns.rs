@@ -13,7 +13,7 @@ impl Namespace {
     pub fn with_tap(address: &str) -> Option<Namespace> {
         let made = std::thread::spawn(|| {
             unshare(CloneFlags::CLONE_NEWNET)?;
-            Ok::<_, std::io::Error>(File::open("/proc/thread-self/ns/net")?)
+            File::open("/proc/thread-self/ns/net")
         });
         let namespace = match made.join().expect("the thread does not panic") {
             Ok(file) => Namespace(file),

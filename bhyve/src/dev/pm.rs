@@ -264,7 +264,7 @@ impl PortHandler for Pm {
             let port = port.wrapping_add(n);
             // The sleep bit is in the upper half, so that it comes after the type in one access; a dword at the reset
             // port is the configuration mechanism's business.
-            if n == 0 || port <= PM1_END && port >= PM1A_EVT {
+            if n == 0 || (PM1A_EVT..=PM1_END).contains(&port) {
                 self.write8(port, (value >> (n * 8)) as u8);
             }
         }

@@ -114,7 +114,7 @@ pub(super) fn page_tables() -> Vec<u8> {
     const LARGE: u64 = 1 << 7;
     const TABLE: usize = 0x1000;
     let mut tables = vec![0; 6 * TABLE];
-    let table = |index: u64| place::PAGE_TABLES + index * TABLE as u64 | PRESENT_WRITABLE;
+    let table = |index: u64| (place::PAGE_TABLES + index * TABLE as u64) | PRESENT_WRITABLE;
     put(&mut tables, 0, table(1).to_le_bytes());
     for gib in 0..4 {
         put(

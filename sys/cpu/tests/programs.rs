@@ -109,7 +109,7 @@ fn strings() {
 fn page_fault_is_precise() {
     let mut m = Machine::long();
     m.load(64, |a| {
-        a.mov(rax, 0x8000_0000_0000_0u64 >> 4).unwrap();
+        a.mov(rax, 0x0008_0000_0000_0000_u64 >> 4).unwrap();
         a.mov(ebx, 0x4000_0000).unwrap();
         a.add(dword_ptr(rbx), 1).unwrap();
         a.hlt().unwrap();
@@ -422,7 +422,7 @@ fn smap_and_smep() {
     m.cpu
         .set(Reg::Cr4, m.cpu.get(Reg::Cr4) | cr4::SMAP | cr4::SMEP);
     // The program's own pages are user pages in this machine: make the first GiB the supervisor's.
-    m.ram.write64(TABLES, TABLES + 0x1000 | 7);
+    m.ram.write64(TABLES, (TABLES + 0x1000) | 7);
     for i in 0..512 {
         m.ram.write64(TABLES + 0x2000 + i * 8, i << 21 | 0x83);
     }

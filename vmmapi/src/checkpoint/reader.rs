@@ -276,7 +276,7 @@ pub(super) fn check(file: &str, meta: &Meta) -> Result<(), Error> {
     }
     if meta.files.memory == 0
         || meta.files.memory > MAX_MEMORY_SIZE
-        || meta.files.memory % PAGE as u64 != 0
+        || !meta.files.memory.is_multiple_of(PAGE as u64)
     {
         return Err(bad(format!(
             "{} bytes of guest memory are out of range",
@@ -413,7 +413,7 @@ fn next_data(file: &File, from: u64, end: u64) -> io::Result<Option<(u64, u64)>>
 
 /// Goes on with `crc` over `len` zeroes.
 fn crc_of_zeroes(mut crc: u32, mut len: u64) -> u32 {
-    const ZEROES: [u8; 16 * PAGE] = [0; 16 * PAGE];
+    static ZEROES: [u8; 16 * PAGE] = [0; 16 * PAGE];
     while len > 0 {
         let part = len.min(ZEROES.len() as u64);
         crc = crc32c::crc32c_append(crc, &ZEROES[..part as usize]);

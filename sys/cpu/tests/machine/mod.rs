@@ -182,8 +182,8 @@ impl Machine {
     /// user code, 32: user data, 40: 64-bit user code, 48: TSS) and an IDT whose handlers halt with the vector in RAX.
     pub fn long() -> Self {
         let mut m = Self::new();
-        m.ram.write64(TABLES, TABLES + 0x1000 | 7);
-        m.ram.write64(TABLES + 0x1000, TABLES + 0x2000 | 7);
+        m.ram.write64(TABLES, (TABLES + 0x1000) | 7);
+        m.ram.write64(TABLES + 0x1000, (TABLES + 0x2000) | 7);
         for i in 0..512 {
             m.ram.write64(TABLES + 0x2000 + i * 8, i << 21 | 0x87);
         }
