@@ -5,8 +5,15 @@ use crate::cleanup;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, raise, sigaction};
 use std::io;
 
-/// Signals whose default is to end the process.
-const DEADLY: [Signal; 3] = [Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT];
+/// Signals whose default is to end the process, as others send them. abort(3) in this process is not held back by this.
+const DEADLY: [Signal; 6] = [
+    Signal::SIGINT,
+    Signal::SIGHUP,
+    Signal::SIGQUIT,
+    Signal::SIGABRT,
+    Signal::SIGUSR1,
+    Signal::SIGUSR2,
+];
 
 /// The signals that are held back until somebody watches them.
 pub struct Blocked(SigSet);

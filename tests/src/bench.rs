@@ -216,7 +216,9 @@ impl Guest {
     /// Runs a shell command in a Debian guest and gives what it printed. It must succeed.
     pub fn shell_within(&mut self, command: &str, within: Duration) -> String {
         // The shell echoes the line as it is typed, in pieces; the markers are spelled so that no echo contains them.
-        self.send(&format!("echo --be\"\"gin; {command}; echo --do\"\"ne-$?-\n"));
+        self.send(&format!(
+            "echo --be\"\"gin; {command}; echo --do\"\"ne-$?-\n"
+        ));
         self.expect_within("--begin\r\n", within);
         let printed = self.expect_within("--done-", within);
         let status = self.expect_within("-", within);
