@@ -230,6 +230,7 @@ fn open(options: &Options) -> io::Result<(File, bool)> {
     if !options.read_only {
         match how.write(true).open(&options.path) {
             Ok(file) => return Ok((file, false)),
+            Err(error) if error.kind() == io::ErrorKind::IsADirectory => return Err(error),
             // If even reading fails, its error is the more telling one.
             Err(error) => {
                 let file = how.write(false).open(&options.path)?;

@@ -1,7 +1,7 @@
 //! A VM in a process of its own, in a temporary directory with its own rundir.
 
 use std::io::{Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
@@ -94,20 +94,15 @@ fn output(mut command: Command) -> Output {
         .unwrap_or_else(|e| panic!("{command:?}: {e}"))
 }
 
-/// The program of that name, built with the same profile as this test.
+/// The program of that name, built with the same profile as this one.
 pub fn program(name: &str) -> PathBuf {
-    let test = std::env::current_exe().expect("a test has a path");
-    let profile = test
-        .parent()
-        .and_then(Path::parent)
-        .expect("tests are in target/PROFILE/deps");
-    let program = profile.join(name);
-    assert!(
-        program.exists(),
-        "{} is not built: use `make test`, or `cargo build` first",
-        program.display()
-    );
-    program
+    let this = std::env::current_exe().expect("a program has a path");
+    // Tests are in target/PROFILE/deps, programs in target/PROFILE.
+    let found = this.ancestors().skip(1).take(2).map(|dir| dir.join(name));
+    found
+        .into_iter()
+        .find(|program| program.is_file())
+        .unwrap_or_else(|| panic!("{name} is not built: use `make test`, or `cargo build` first"))
 }
 
 /// A running bhyve(8).

@@ -292,6 +292,9 @@ fn numa(config: &Config, value: &str) -> Result<(), OptError> {
         "domains.{}",
         id.ok_or_else(|| invalid("id is missing or out of range"))?
     ));
+    if !fields.iter().any(|(name, _)| *name == "cpus") {
+        return Err(invalid("cpus is missing"));
+    }
     for (name, text) in fields {
         match name {
             "+cpus" => {
