@@ -179,6 +179,47 @@ fn files_are_private_and_sparse() {
     ctl(&bench, &["--checkpoint-verify=state"]);
 }
 
+/// A guest of `bench` that is saved and restored in place every `every` exits, and says at its end how often.
+fn start_pulsed(bench: &Bench, program: &[u8], clock: &str, every: u32) -> Guest {
+    let mut args = options(&bench.kernel("guest", program));
+    let variables = [
+        format!("vmm.clock={clock}"),
+        format!("snapshot.pulse={every}"),
+    ];
+    args.extend(variables.into_iter().flat_map(|v| ["-o".into(), v]));
+    args.push("vm".into());
+    let mut command = bench.bhyve(&args);
+    command.env("BHYVE_LOG", "info");
+    Guest::start(command)
+}
+
+#[test]
+fn a_guest_does_not_notice_that_it_is_saved_and_restored_in_place() {
+    for clock in ["host", "instructions"] {
+        let bench = Bench::new();
+        let mut guest = start_pulsed(&bench, &guests::nonce(), clock, 40);
+        for _ in 0..200 {
+            guest.expect("\n");
+        }
+        ctl(&bench, &["--vm=vm", "--force-poweroff"]);
+        assert_eq!(guest.wait().code(), Some(1), "{}", guest.errors());
+        let all = lines(&guest.console());
+        let nonces: BTreeSet<_> = all.iter().map(|l| &l.0).collect();
+        assert_eq!(nonces.len(), 1, "{all:?}");
+        assert!(all.iter().zip(1..).all(|(line, n)| line.1 == n), "{all:?}");
+        assert!(guest.pulses() >= 50, "{}", guest.errors());
+
+        let mut guest = start_pulsed(&bench, &guests::dirty(PAGES), clock, 1);
+        for _ in 0..20 {
+            guest.expect("B");
+        }
+        ctl(&bench, &["--vm=vm", "--suspend=state"]);
+        assert_eq!(guest.wait().code(), Some(0), "{}", guest.errors());
+        assert!(guests::is_step_shaped(&window(&bench, "state")));
+        assert!(guest.pulses() >= 10, "{}", guest.errors());
+    }
+}
+
 /// With the repeatable clock, a run that was stopped and went on elsewhere equals one that never was, to the last byte.
 #[test]
 fn a_restored_run_equals_the_uninterrupted_one() {

@@ -116,6 +116,39 @@ fn boots_with_four_cpus() {
     boots(4);
 }
 
+/// The whole state is saved and restored in place some hundreds of times while Linux boots and uses its devices.
+#[test]
+fn boots_while_it_is_saved_and_restored_in_place() {
+    let Some(debian) = Debian::get() else { return };
+    let bench = Bench::new();
+    let disk = ext4(&bench, "disk", 64 << 20);
+    let mut args = debian.options(2);
+    let slot = format!("3,virtio-blk,{disk}");
+    for more in [
+        ["-s", &slot],
+        ["-s", "4,virtio-net,slirp"],
+        ["-s", "5,virtio-rnd"],
+        ["-o", "snapshot.pulse=50"],
+    ] {
+        args.extend(more.map(String::from));
+    }
+    args.push("vm".into());
+    let mut command = bench.bhyve(&args);
+    command.env("BHYVE_LOG", "info");
+    let mut guest = Guest::start(command);
+    guest.expect_within("guest# ", BOOT);
+    guest.shell("mount /dev/vda /mnt && dd if=/dev/urandom of=/mnt/file bs=1M count=8 && sync && umount /mnt");
+    guest.shell("head -c 64 /dev/hwrng | wc -c");
+    guest.shell("ip link set eth0 up && ip addr add 10.0.2.15/24 dev eth0");
+    guest.shell("ping -c 3 10.0.2.2");
+    no_complaints(&guest.console());
+    guest.send("poweroff -f\n");
+    assert_eq!(guest.wait().code(), Some(1), "{}", guest.errors());
+    eprintln!("{} pulses", guest.pulses());
+    assert!(guest.pulses() >= 100, "{}", guest.errors());
+    run("e2fsck", &["-f", "-n", &disk]);
+}
+
 #[test]
 fn sigterm_is_the_power_button() {
     let Some(debian) = Debian::get() else { return };

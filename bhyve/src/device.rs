@@ -153,6 +153,9 @@ pub trait Device: Send + Sync {
     fn quiesced(&self) -> bool;
     /// The guest-visible state. Legal only between `quiesced` and `resume`.
     fn save(&self) -> Result<SavedState, SaveError>;
+    /// Takes such a state over in place, as a device that is built from it does. Legal when `save` is. After an error the
+    /// device is good for nothing any more.
+    fn restore(&self, saved: &SavedBytes) -> Result<(), StateError>;
     /// Continues, and does what was remembered.
     fn resume(&self);
     /// As at power-on.

@@ -14,11 +14,12 @@ use crate::inout::Inout;
 use crate::mem::Mmio;
 use crate::mevent::Mevent;
 use crate::snapshot::control::Control;
+use crate::snapshot::pulse::ExitCounter;
 use crate::snapshot::restore::{Restore, RestoreError};
 use crate::vcpu::{End, Vcpus};
 use crate::vmexit::VcpuThread;
 use crate::xmsr::Vendor;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use vmmapi::abi;
 use vmmapi::backend::Kind;
@@ -75,6 +76,7 @@ pub struct Machine {
     vcpus: Arc<Vcpus>,
     devices: Devices,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    standstill: Mutex<()>,
 }
 
 impl Machine {
@@ -165,6 +167,7 @@ impl Machine {
             vcpus,
             devices,
             threads: Mutex::default(),
+            standstill: Mutex::default(),
         };
         match restore {
             Some(restore) => {
@@ -204,6 +207,13 @@ impl Machine {
     /// Its devices.
     pub fn devices(&self) -> &Devices {
         &self.devices
+    }
+
+    /// Held by whoever brings everything to rest, for as long as it rests.
+    pub fn standstill(&self) -> MutexGuard<'_, ()> {
+        self.standstill
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What devices and loaders are given.
@@ -250,6 +260,8 @@ impl Machine {
 
     fn start_threads(self: &Arc<Self>) -> Result<(), MachineError> {
         let vendor = self.vendor();
+        let (counter, due) = self.options.pulse.map(ExitCounter::new).unzip();
+        let counter = counter.map(Arc::new);
         for id in 0..self.options.topology.cpus {
             let thread = VcpuThread {
                 vcpu: self.vm.vcpu(id.into()),
@@ -258,24 +270,38 @@ impl Machine {
                 mmio: Arc::clone(&self.mmio),
                 policy: self.options.policy,
                 vendor,
+                counter: counter.clone(),
             };
             let cpus = self.options.pinned(id);
-            let name = format!("vcpu {id}");
-            let handle = std::thread::Builder::new()
-                .name(name)
-                .spawn(move || {
-                    options::pin_this_thread(&cpus);
-                    thread.run();
-                })
-                .map_err(|source| MachineError::Host {
-                    what: "start a thread for a processor",
-                    source,
-                })?;
-            self.threads
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .push(handle);
+            self.start_thread(format!("vcpu {id}"), move || {
+                options::pin_this_thread(&cpus);
+                thread.run();
+            })?;
         }
+        // Waited for after the processors' threads: it comes to its end when they have.
+        if let Some(due) = due {
+            let machine = Arc::clone(self);
+            self.start_thread("pulse".to_owned(), move || due.serve(&machine))?;
+        }
+        Ok(())
+    }
+
+    fn start_thread(
+        &self,
+        name: String,
+        work: impl FnOnce() + Send + 'static,
+    ) -> Result<(), MachineError> {
+        let handle = std::thread::Builder::new()
+            .name(name)
+            .spawn(work)
+            .map_err(|source| MachineError::Host {
+                what: "start a thread",
+                source,
+            })?;
+        self.threads
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(handle);
         Ok(())
     }
 

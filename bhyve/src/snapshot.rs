@@ -5,14 +5,16 @@
 
 pub mod control;
 mod image;
+pub mod pulse;
 pub mod restore;
 
 use crate::block_if::DiskIdentity;
-use crate::device::{Clock, Device, SaveError};
+use crate::device::{Clock, Device, SaveError, SavedState, StateError};
 use crate::machine::{Machine, NotQuiesced};
 use crate::vcpu::RestError;
 use image::VmImage;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use vmmapi::Vm;
 use vmmapi::abi;
 use vmmapi::abi::soft;
 use vmmapi::backend::Kind;
@@ -120,6 +122,25 @@ pub enum SnapshotError {
     /// The files.
     #[error(transparent)]
     Files(#[from] checkpoint::Error),
+    /// A device does not take its own state.
+    #[error("{device} does not take its own state back: {source}")]
+    DeviceBack {
+        /// Which.
+        device: String,
+        /// Why.
+        source: StateError,
+    },
+    /// The vmm does not take its own struct.
+    #[error("the vmm does not take its own {name} back: {source}")]
+    StructBack {
+        /// Which.
+        name: &'static str,
+        /// Why.
+        source: vmmapi::Error,
+    },
+    /// A state that is not what it was.
+    #[error("{0} is another after it was saved and restored")]
+    Changed(String),
 }
 
 /// Whether the machine goes on afterwards.
@@ -140,6 +161,20 @@ pub fn take(
     held: bool,
     progress: &(dyn Fn(Progress) + Sync),
 ) -> Result<(), SnapshotError> {
+    at_rest(machine, afterwards, held, || {
+        write(machine, storage, base, progress)
+    })
+}
+
+/// Does `work` while neither processors nor devices move.
+fn at_rest(
+    machine: &Machine,
+    afterwards: Afterwards,
+    held: bool,
+    work: impl FnOnce() -> Result<(), SnapshotError>,
+) -> Result<(), SnapshotError> {
+    // Whoever comes second waits for the first one, instead of finding the processors held.
+    let _one_at_a_time = machine.standstill();
     if !held {
         machine.vcpus().hold(PATIENCE)?;
     }
@@ -148,7 +183,7 @@ pub fn take(
         .pause(PATIENCE)
         .map_err(SnapshotError::from)
         .and_then(|()| {
-            let result = write(machine, storage, base, progress);
+            let result = work();
             if result.is_err() || afterwards == Afterwards::Resume {
                 machine.devices().resume();
             }
@@ -167,34 +202,50 @@ fn write(
     base: &str,
     progress: &(dyn Fn(Progress) + Sync),
 ) -> Result<(), SnapshotError> {
-    let vm = machine.vm();
     let mut writer = Writer::begin(storage, base)?;
-    for (name, request) in structs(vm.kind()) {
-        let bytes =
-            vm.snapshot_save(request, STRUCT_LIMIT)
-                .map_err(|error| match error.errno.0 {
-                    libc::ENOTTY => SnapshotError::NoKernelSupport,
-                    _ => error.into(),
-                })?;
+    for KernelState { name, bytes, .. } in save_kernel(machine.vm())? {
         writer.kern(name, name, STRUCT_VERSION, &bytes)?;
     }
-    let vcpus = machine.vcpus();
-    let failed = |device: &str| {
-        let device = device.to_owned();
-        move |source| SnapshotError::Device { device, source }
-    };
-    let state = vcpus.save().map_err(failed(vcpus.name()))?;
-    writer.device(vcpus.name(), state.kind, state.version, &state.bytes)?;
-    let states = machine
-        .devices()
-        .save()
-        .map_err(|(device, source)| SnapshotError::Device { device, source })?;
-    for (name, state) in states {
+    for (name, state) in save_devices(machine)? {
         writer.device(&name, state.kind, state.version, &state.bytes)?;
     }
-    writer.memory(&VmImage(vm), progress)?;
+    writer.memory(&VmImage(machine.vm()), progress)?;
     writer.commit(describe(machine)?)?;
     Ok(())
+}
+
+/// A saved struct of the vmm.
+struct KernelState {
+    name: &'static str,
+    request: u32,
+    bytes: Vec<u8>,
+}
+
+/// All structs of the vmm, in their order.
+fn save_kernel(vm: &Vm) -> Result<Vec<KernelState>, SnapshotError> {
+    let save = |(name, request)| match vm.snapshot_save(request, STRUCT_LIMIT) {
+        Ok(bytes) => Ok(KernelState {
+            name,
+            request,
+            bytes,
+        }),
+        Err(error) if error.errno.0 == libc::ENOTTY => Err(SnapshotError::NoKernelSupport),
+        Err(error) => Err(error.into()),
+    };
+    structs(vm.kind()).into_iter().map(save).collect()
+}
+
+/// The states of everything else, by record name.
+fn save_devices(machine: &Machine) -> Result<Vec<(String, SavedState)>, SnapshotError> {
+    let failed = |(device, source)| SnapshotError::Device { device, source };
+    let vcpus = machine.vcpus();
+    let name = vcpus.name().to_owned();
+    let state = vcpus
+        .save()
+        .map_err(|error| failed((name.clone(), error)))?;
+    let mut states = vec![(name, state)];
+    states.extend(machine.devices().save().map_err(failed)?);
+    Ok(states)
 }
 
 fn describe(machine: &Machine) -> Result<Description, SnapshotError> {

@@ -101,19 +101,6 @@ impl Vcpus {
         self.state().parked.len()
     }
 
-    /// Takes over which are parked from a checkpoint.
-    pub fn restore(&self, saved: &SavedBytes) -> Result<(), StateError> {
-        let VcpusState { parked } = saved.decode(KIND, VERSION)?;
-        let mut state = self.state();
-        if parked.len() != state.parked.len() || parked.first() != Some(&false) {
-            return Err(StateError::Invalid(
-                "the saved set of started processors is not this machine's".to_owned(),
-            ));
-        }
-        state.parked = parked;
-        Ok(())
-    }
-
     /// Says why the VM ends; the first one counts. The threads come to an end and so does the event loop.
     pub fn end(&self, end: End) {
         self.state().end.get_or_insert(end);
@@ -219,6 +206,15 @@ impl Vcpus {
         }
     }
 
+    /// Called by a vCPU's thread that must not go on before [`Vcpus::hold`], which another thread is about to call.
+    pub fn rest_when_held(&self, id: usize) {
+        let waited = self
+            .changed
+            .wait_while(self.state(), |state| !state.hold && state.end.is_none());
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
+        self.rest(id);
+    }
+
     /// Brings every processor to rest, and answers when none is in the guest or in a device.
     pub fn hold(&self, patience: Duration) -> Result<(), RestError> {
         {
@@ -230,6 +226,7 @@ impl Vcpus {
                 return Err(RestError::Busy);
             }
         }
+        self.changed.notify_all();
         let result = self
             .vm
             .suspend_all_cpus()
@@ -307,6 +304,17 @@ impl Device for Vcpus {
                 parked: self.state().parked.clone(),
             },
         )
+    }
+    fn restore(&self, saved: &SavedBytes) -> Result<(), StateError> {
+        let VcpusState { parked } = saved.decode(KIND, VERSION)?;
+        let mut state = self.state();
+        if parked.len() != state.parked.len() || parked.first() != Some(&false) {
+            return Err(StateError::Invalid(
+                "the saved set of started processors is not this machine's".to_owned(),
+            ));
+        }
+        state.parked = parked;
+        Ok(())
     }
     fn resume(&self) {}
     fn reset(&self) {

@@ -5,6 +5,7 @@ mod inout_str;
 
 use crate::inout::{Inout, all_ones};
 use crate::mem::Mmio;
+use crate::snapshot::pulse::ExitCounter;
 use crate::spinup_ap::spinup_ap;
 use crate::vcpu::{End, Vcpus};
 use crate::vmm_instruction_emul::{self as emul, Access, EmulError, Next};
@@ -42,6 +43,8 @@ pub struct VcpuThread {
     pub policy: ExitPolicy,
     /// Whose registers to emulate.
     pub vendor: Vendor,
+    /// Who wants to know how often it leaves the guest.
+    pub counter: Option<Arc<ExitCounter>>,
 }
 
 /// Why a processor cannot go on.
@@ -68,7 +71,11 @@ impl VcpuThread {
         let mut cpuset = CpuSet::new();
         while self.vcpus.ended().is_none() {
             let step = match self.vcpu.run(&mut exit, &mut cpuset) {
-                Ok(()) => self.handle(&exit, &cpuset),
+                Ok(()) => {
+                    let step = self.handle(&exit, &cpuset);
+                    self.count(&exit);
+                    step
+                }
                 Err(error) if error.errno.0 == libc::EINTR => Ok(()),
                 // Destroyed by somebody else, for example `bhyvectl --destroy`.
                 Err(error) if error.errno.0 == libc::ENXIO => {
@@ -81,6 +88,16 @@ impl VcpuThread {
                 self.vcpus
                     .end(End::Failed(format!("vcpu {}: {error}", self.vcpu.id())));
             }
+        }
+    }
+
+    /// Counts an exit, unless it is one of a processor that rests and comes out for nothing.
+    fn count(&self, exit: &VmExit) {
+        if exit.exitcode != abi::VM_EXITCODE_DEBUG
+            && let Some(counter) = &self.counter
+            && counter.count()
+        {
+            self.vcpus.rest_when_held(self.id());
         }
     }
 

@@ -239,6 +239,14 @@ impl Guest {
         self.errors.text()
     }
 
+    /// How often the guest was saved and restored in place, as bhyve(8) says at its end if `BHYVE_LOG` lets it.
+    pub fn pulses(&self) -> u64 {
+        let errors = self.errors();
+        let line = errors.lines().find_map(|line| line.strip_suffix(" pulses"));
+        line.and_then(|line| line.rsplit(' ').next()?.parse().ok())
+            .unwrap_or_else(|| panic!("no number of pulses: {errors}"))
+    }
+
     /// Sends a signal to the process.
     pub fn signal(&self, signal: i32) {
         let pid = libc::pid_t::try_from(self.child.id()).expect("a process ID");

@@ -434,6 +434,10 @@ impl Device for Atkbdc {
     fn save(&self) -> Result<SavedState, SaveError> {
         SavedState::encode(KIND, VERSION, &self.controller().save())
     }
+    fn restore(&self, saved: &SavedBytes) -> Result<(), StateError> {
+        *self.controller() = Controller::restore(saved.decode(KIND, VERSION)?)?;
+        Ok(())
+    }
     fn resume(&self) {}
     fn reset(&self) {
         self.with(|controller| *controller = Controller::new());

@@ -299,6 +299,10 @@ impl Device for Pm {
             },
         )
     }
+    fn restore(&self, saved: &SavedBytes) -> Result<(), StateError> {
+        *self.registers() = restore(saved)?;
+        Ok(())
+    }
     fn resume(&self) {}
     fn reset(&self) {
         self.with(|registers| *registers = Registers::default());

@@ -464,6 +464,12 @@ impl Uart {
         }
     }
 
+    /// Takes over a saved state in place. The line is left alone, as by [`Uart::new`].
+    pub fn restore(&self, state: &UartState) -> Result<(), StateError> {
+        self.inner().registers = Registers::restore(state)?;
+        Ok(())
+    }
+
     /// Stops taking input.
     pub fn pause(&self) {
         self.inner().paused = true;

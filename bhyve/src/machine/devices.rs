@@ -5,16 +5,16 @@ use super::{LOWMEM_LIMIT, MachineError, MachineOptions};
 use crate::bhyverun_machdep::Platform;
 use crate::block_if::DiskIdentity;
 use crate::config::Config;
-use crate::device::{BuildCtx, Device, SaveError, SavedBytes, SavedState};
+use crate::device::{BuildCtx, Device, SaveError, SavedBytes, SavedState, StateError};
 use crate::inout::Inout;
 use crate::mem::Mmio;
 use crate::mevent::Mevent;
-use crate::pci::PciBus;
 use crate::pci::bar::Windows;
 use crate::pci::cfg::PciConfigSpace;
 use crate::pci::func::FuncHost;
 use crate::pci::intx::MsiSink;
 use crate::pci::irq::PciIrq;
+use crate::pci::{PciBus, States};
 use crate::snapshot::restore::Restore;
 use std::io;
 use std::sync::Arc;
@@ -87,7 +87,7 @@ impl Devices {
             msi: Arc::new(vm.clone()),
         };
         let windows = Windows::new(LOWMEM_LIMIT, vm.memory().highmem_size());
-        let states: Option<crate::pci::States<'_>> = if restore.is_some() {
+        let states: Option<States<'_>> = if restore.is_some() {
             Some(&lookup)
         } else {
             None
@@ -168,6 +168,23 @@ impl Devices {
                 .map_err(|error| ("a PCI function".to_owned(), error))?,
         );
         Ok(states)
+    }
+
+    /// Takes over the states of all devices and PCI functions in place. All must be paused.
+    pub fn restore(&self, states: States<'_>) -> Result<(), (String, StateError)> {
+        for device in self.all() {
+            let name = device.name();
+            let Some(saved) = states(name) else {
+                let missing = StateError::Invalid("it was not saved".to_owned());
+                return Err((name.to_owned(), missing));
+            };
+            device
+                .restore(&saved)
+                .map_err(|error| (name.to_owned(), error))?;
+        }
+        self.bus
+            .restore_functions(states)
+            .map_err(|error| ("a PCI function".to_owned(), error))
     }
 
     /// Every disk by the name of its device, as it is now.

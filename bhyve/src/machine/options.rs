@@ -6,6 +6,7 @@ use crate::opts::{Topology, TopologyError};
 use crate::vmexit::ExitPolicy;
 use crate::xmsr::Vendor;
 use std::collections::BTreeMap;
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 use vmmapi::Choice;
 
@@ -90,6 +91,8 @@ pub struct MachineOptions {
     pub destroy_on_poweroff: bool,
     /// snapshot.at: suspend when that many instructions have been executed.
     pub suspend_at: Option<u64>,
+    /// snapshot.pulse: save and restore in place every so many exits.
+    pub pulse: Option<NonZeroU64>,
     /// snapshot.file: where to.
     pub suspend_file: Option<PathBuf>,
     pins: BTreeMap<u16, Vec<usize>>,
@@ -168,6 +171,7 @@ impl MachineOptions {
             vmexit_on_pause: config.bool("x86.vmexit_on_pause", false)?,
             destroy_on_poweroff: config.bool("destroy_on_poweroff", false)?,
             suspend_at: config.u64("snapshot.at")?,
+            pulse: config.u64("snapshot.pulse")?.and_then(NonZeroU64::new),
             suspend_file: config.get("snapshot.file")?.map(PathBuf::from),
             pins: pins(config)?,
         };
@@ -181,6 +185,13 @@ impl MachineOptions {
             return Err(OptionError::Needs {
                 name: "snapshot.at",
                 needs: "snapshot.file",
+            });
+        }
+        // The processors that rest for a pulse would be taken for those that have stopped.
+        if options.pulse.is_some() && options.suspend_at.is_some() {
+            return Err(OptionError::Needs {
+                name: "snapshot.pulse",
+                needs: "a run without snapshot.at",
             });
         }
         Ok(options)

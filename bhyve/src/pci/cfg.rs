@@ -3,7 +3,7 @@
 
 use super::bar::{ECAM_BASE, ECAM_SIZE};
 use super::{Bdf, PciBus};
-use crate::device::{BuildError, Device, SaveError, SavedBytes, SavedState};
+use crate::device::{BuildError, Device, SaveError, SavedBytes, SavedState, StateError};
 use crate::inout::{Inout, PortHandler, all_ones};
 use crate::mem::{Mmio, MmioHandler};
 use std::sync::Arc;
@@ -31,14 +31,13 @@ impl PciConfigSpace {
         mmio: &Mmio,
         saved: Option<&SavedBytes>,
     ) -> Result<Arc<Self>, BuildError> {
-        let address = saved
-            .map(|saved| saved.decode::<u32>(KIND, VERSION))
-            .transpose()?
-            .unwrap_or(0);
         let space = Arc::new(Self {
             bus,
-            address: AtomicU32::new(address & ADDRESS_MASK),
+            address: AtomicU32::new(0),
         });
+        if let Some(saved) = saved {
+            space.restore(saved)?;
+        }
         inout
             // One port: 0xcf9 is the reset control register's.
             .register(
@@ -156,6 +155,12 @@ impl Device for PciConfigSpace {
     }
     fn save(&self) -> Result<SavedState, SaveError> {
         SavedState::encode(KIND, VERSION, &self.address.load(Ordering::Acquire))
+    }
+    fn restore(&self, saved: &SavedBytes) -> Result<(), StateError> {
+        let address = saved.decode::<u32>(KIND, VERSION)?;
+        self.address
+            .store(address & ADDRESS_MASK, Ordering::Release);
+        Ok(())
     }
     fn resume(&self) {}
     fn reset(&self) {

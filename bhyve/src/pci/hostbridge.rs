@@ -3,7 +3,7 @@
 use super::func::{PciFunc, PciIds};
 use super::{PciDevice, PciModel, parse_options};
 use crate::config::Node;
-use crate::device::{BuildCtx, BuildError, Device, SaveError, SavedBytes, SavedState};
+use crate::device::{BuildCtx, BuildError, Device, SaveError, SavedBytes, SavedState, StateError};
 use std::sync::Arc;
 
 /// The bridge with upstream's invented numbers.
@@ -84,6 +84,9 @@ impl Device for Hostbridge {
     }
     fn save(&self) -> Result<SavedState, SaveError> {
         SavedState::encode(KIND, VERSION, &())
+    }
+    fn restore(&self, saved: &SavedBytes) -> Result<(), StateError> {
+        saved.decode(KIND, VERSION)
     }
     fn resume(&self) {}
     fn reset(&self) {}

@@ -58,6 +58,20 @@ struct RouterState {
     active: [u32; PIRQS],
 }
 
+fn restore(saved: &SavedBytes) -> Result<[Pirq; PIRQS], StateError> {
+    let RouterState { regs, active } = saved.decode(KIND, VERSION)?;
+    let wrong = |reg: &&u8| **reg & !(PIRQ_DISABLED | PIRQ_IRQ) != 0;
+    if let Some(reg) = regs.iter().find(wrong) {
+        return Err(StateError::Invalid(format!(
+            "a PIRQ register cannot have the value {reg:#x}"
+        )));
+    }
+    Ok(std::array::from_fn(|n| Pirq {
+        reg: regs[n],
+        active: active[n],
+    }))
+}
+
 /// The router.
 pub struct PciIrq {
     chip: Arc<dyn IrqChip>,
@@ -69,21 +83,15 @@ impl PciIrq {
     /// A router without lines. `saved` is its record of a checkpoint; the lines are then still to be allocated, as at a
     /// cold start, but nothing is said to the interrupt controllers, which have states of their own.
     pub fn new(chip: Arc<dyn IrqChip>, saved: Option<&SavedBytes>) -> Result<Self, StateError> {
-        let mut pirqs = [Pirq {
-            reg: PIRQ_DISABLED,
-            active: 0,
-        }; PIRQS];
-        if let Some(saved) = saved {
-            let RouterState { regs, active } = saved.decode(KIND, VERSION)?;
-            for (pirq, (reg, active)) in pirqs.iter_mut().zip(regs.into_iter().zip(active)) {
-                if reg & !(PIRQ_DISABLED | PIRQ_IRQ) != 0 {
-                    return Err(StateError::Invalid(format!(
-                        "a PIRQ register cannot have the value {reg:#x}"
-                    )));
-                }
-                *pirq = Pirq { reg, active };
+        let pirqs = match saved {
+            Some(saved) => restore(saved)?,
+            None => {
+                [Pirq {
+                    reg: PIRQ_DISABLED,
+                    active: 0,
+                }; PIRQS]
             }
-        }
+        };
         let inner = Inner {
             pirqs,
             boot: [None; PIRQS],
@@ -234,6 +242,10 @@ impl Device for PciIrq {
             active: pirqs.map(|Pirq { reg: _, active }| active),
         };
         SavedState::encode(KIND, VERSION, &state)
+    }
+    fn restore(&self, saved: &SavedBytes) -> Result<(), StateError> {
+        self.inner().pirqs = restore(saved)?;
+        Ok(())
     }
     fn resume(&self) {}
     fn reset(&self) {

@@ -329,6 +329,17 @@ impl Device for Lpc {
             .map_err(|_| SaveError::Unsupported("the LPC bridge has lost a serial port".into()))?;
         SavedState::encode(KIND, VERSION, &LpcState { uarts })
     }
+    fn restore(&self, saved: &SavedBytes) -> Result<(), StateError> {
+        let LpcState { uarts: states } = saved.decode(KIND, VERSION)?;
+        self.uarts
+            .iter()
+            .zip(&states)
+            .zip(&COM_PORTS)
+            .try_for_each(|((uart, state), com)| {
+                uart.restore(state)
+                    .map_err(|error| StateError::Invalid(format!("{}: {error}", com.name)))
+            })
+    }
     fn resume(&self) {
         self.uarts.iter().for_each(|uart| uart.resume());
     }

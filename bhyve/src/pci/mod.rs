@@ -135,7 +135,7 @@ impl PciBus {
         let result = bus.build_functions(ctx, host, states).and_then(|()| {
             bus.route_interrupts(host);
             bus.assign_bars(&mut windows)?;
-            bus.restore_functions(states)
+            states.map_or(Ok(()), |states| Ok(bus.restore_functions(states)?))
         });
         match result {
             Ok(()) => Ok(bus),
@@ -269,8 +269,8 @@ impl PciBus {
         Ok(())
     }
 
-    fn restore_functions(&self, states: Option<States<'_>>) -> Result<(), BuildError> {
-        let Some(states) = states else { return Ok(()) };
+    /// Takes over the generic state of every function, all of which must be in `states`.
+    pub fn restore_functions(&self, states: States<'_>) -> Result<(), StateError> {
         // A BAR may now be where another one was a moment ago: all leave their places before any takes its new one.
         for function in self.functions.values() {
             function.func.detach();

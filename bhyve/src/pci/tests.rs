@@ -4,7 +4,7 @@ use super::bar::BarType;
 use super::func::{FuncHost, PciFunc, PciIds, reg};
 use super::intx::{IntxRoute, IntxRouter, MsiSink};
 use super::{Bdf, PciDevice};
-use crate::device::{Device, SaveError, SavedBytes, SavedState};
+use crate::device::{Device, SaveError, SavedBytes, SavedState, StateError};
 use crate::inout::Inout;
 use crate::mem::Mmio;
 use proptest::prelude::*;
@@ -64,6 +64,9 @@ impl Device for Echo {
     }
     fn save(&self) -> Result<SavedState, SaveError> {
         SavedState::encode("echo", 1, &())
+    }
+    fn restore(&self, saved: &SavedBytes) -> Result<(), StateError> {
+        saved.decode("echo", 1)
     }
     fn resume(&self) {}
     fn reset(&self) {}

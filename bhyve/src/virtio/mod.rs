@@ -83,16 +83,11 @@ struct Record<S> {
 impl<D: VirtioDevice> VirtioPci<D> {
     /// A new device, or with a saved state one that is paused where it was saved.
     pub fn start(device: D, saved: Option<&SavedBytes>) -> Result<Arc<Self>, BuildError> {
+        let device = Arc::new(Self { device });
         if let Some(saved) = saved {
-            let Record {
-                transport,
-                device: state,
-            } = saved.decode::<Record<D::State>>(D::KIND, D::VERSION)?;
-            device.transport().restore(transport)?;
-            device.stop();
-            device.restore(state)?;
+            Device::restore(&*device, saved)?;
         }
-        Ok(Arc::new(Self { device }))
+        Ok(device)
     }
 }
 
@@ -113,6 +108,15 @@ impl<D: VirtioDevice> Device for VirtioPci<D> {
             transport: self.device.transport().save(),
         };
         SavedState::encode(D::KIND, D::VERSION, &record)
+    }
+    fn restore(&self, saved: &SavedBytes) -> Result<(), StateError> {
+        let Record {
+            transport,
+            device: state,
+        } = saved.decode::<Record<D::State>>(D::KIND, D::VERSION)?;
+        self.device.transport().restore(transport)?;
+        self.device.stop();
+        self.device.restore(state)
     }
     fn resume(&self) {
         self.device.transport().resume(&self.device);
