@@ -57,6 +57,9 @@ struct Inner {
     stat_names: Mutex<Option<Vec<String>>>,
 }
 
+/// How much room a struct of the vmm is given at first, in bytes.
+const SNAPSHOT_FIRST_SIZE: usize = 16 << 10;
+
 /// A virtual machine. Cloning gives another handle to the same VM.
 #[derive(Clone)]
 pub struct Vm {
@@ -591,10 +594,21 @@ impl Vm {
 
     /// `vm_snapshot_req` for saving: one of the vmm's structs, `STRUCT_*`, which may have up to `limit` bytes.
     pub fn snapshot_save(&self, dev_req: u32, limit: usize) -> Result<Vec<u8>> {
-        let mut data = vec![0; limit];
-        let left = self.snapshot(dev_req, VM_SNAPSHOT_SAVE, &mut data)?;
-        data.truncate(limit.saturating_sub(left));
-        Ok(data)
+        // Most are short; the vmm says when one is not.
+        let mut size = limit.min(SNAPSHOT_FIRST_SIZE);
+        loop {
+            let mut data = vec![0; size];
+            match self.snapshot(dev_req, VM_SNAPSHOT_SAVE, &mut data) {
+                Ok(left) => {
+                    data.truncate(size.saturating_sub(left));
+                    return Ok(data);
+                }
+                Err(error) if error.errno.0 == libc::E2BIG && size < limit => {
+                    size = size.saturating_mul(4).min(limit);
+                }
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// `vm_snapshot_req` for restoring; the number of bytes that the vmm did not want.

@@ -66,6 +66,10 @@ pub fn request(vm: &Vm, meta: &mut VmSnapshotMeta, user: &dyn UserMemory) -> Res
     let mut cpus = vm.freeze_all();
     let moved = match meta.op {
         VM_SNAPSHOT_SAVE => {
+            // A timer that was due when the clock stopped must not expire between two structs that both tell of it.
+            if !vm.by_instructions() {
+                vm.chipset(|chipset, now| chipset.advance(now));
+            }
             let bytes = save(vm, &cpus, which);
             if (bytes.len() as u64) > meta.buffer.buf_rem {
                 return Err(Errno::E2BIG);
