@@ -149,6 +149,57 @@ fn boots_while_it_is_saved_and_restored_in_place() {
     run("e2fsck", &["-f", "-n", &disk]);
 }
 
+/// With the repeatable clock, a boot that was stopped and went on elsewhere equals one that never was, to the last byte.
+#[test]
+fn a_restored_boot_equals_the_uninterrupted_one() {
+    const STOP: u64 = 150_000_000;
+    const END: u64 = 500_000_000;
+    let Some(debian) = Debian::get() else { return };
+    let bench = Bench::new();
+    let disk = ext4(&bench, "disk", 64 << 20);
+    let slot = format!("3,virtio-blk,{disk},ro");
+    let to = |at: u64, file: &str| {
+        [format!("snapshot.at={at}"), format!("snapshot.file={file}")]
+            .into_iter()
+            .flat_map(|variable| ["-o".into(), variable])
+            .collect::<Vec<String>>()
+    };
+    let run = |mut args: Vec<String>, last: &[&str]| {
+        args.extend(last.iter().map(|arg| (*arg).to_owned()));
+        let mut guest = bench.start(&args);
+        // Nothing to wait for on the console: wherever the guest is then, it stops.
+        let end = std::time::Instant::now() + BOOT;
+        while guest.is_running() && std::time::Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        assert_eq!(guest.wait().code(), Some(0), "{}", guest.errors());
+        guest.console()
+    };
+    let cold = |at, file| {
+        let mut args = debian.options(2);
+        let more = [
+            "-s",
+            &slot,
+            "-s",
+            "5,virtio-rnd",
+            "-o",
+            "vmm.clock=instructions",
+        ];
+        args.extend(more.map(String::from));
+        args.extend(to(at, file));
+        run(args, &["vm"])
+    };
+    let uninterrupted = cold(END, "a");
+    let mut console = cold(STOP, "b");
+    console.push_str(&run(to(END, "c"), &["-r", "b"]));
+    assert!(!uninterrupted.is_empty(), "the guest has said nothing yet");
+    assert_eq!(console, uninterrupted);
+    for suffix in ["", ".kern", ".dev"] {
+        let read = |name: &str| std::fs::read(bench.path(&format!("{name}{suffix}"))).unwrap();
+        assert!(read("a") == read("c"), "a{suffix} and c{suffix} differ");
+    }
+}
+
 #[test]
 fn sigterm_is_the_power_button() {
     let Some(debian) = Debian::get() else { return };
