@@ -3,6 +3,7 @@
 use std::process::Output;
 
 use vmm_tests::{Bench, Guest, guests};
+use vmmapi::checkpoint::{CpuContract, Meta};
 
 /// One line on standard error that contains every one of `named`, and that exit status.
 fn refused(output: &Output, status: i32, named: &[&str]) {
@@ -228,6 +229,65 @@ fn machines_that_are_not_the_checkpoints() {
         "-c", "1", "-m", "64M", "-o", &kernel, "-r", "state", "vm",
     ]));
     guest.expect("\n");
+}
+
+/// A guest goes on only with the processor that it was told it has.
+#[test]
+fn processors_that_are_not_the_checkpoints() {
+    let bench = Bench::new();
+    let mut guest = running(&bench, "vm");
+    assert!(bench.ctl(&["--vm=vm", "--suspend=state"]).status.success());
+    guest.wait();
+    let path = bench.path("state.meta");
+    let good = std::fs::read(&path).unwrap();
+    let meta = Meta::from_text("state.meta", &good).unwrap();
+    for leaf in ["0.0=", "1.0=", "7.0=", "d.0=", "40000000.0=", "80000001.0="] {
+        let known = meta.cpu.cpuid.iter().any(|entry| entry.starts_with(leaf));
+        assert!(known, "{leaf} is not in {:?}", meta.cpu.cpuid);
+    }
+    let refused_with = |change: &dyn Fn(&mut CpuContract), named: &[&str]| {
+        let mut changed = meta.clone();
+        change(&mut changed.cpu);
+        assert_ne!(changed, meta);
+        std::fs::write(&path, changed.to_text()).unwrap();
+        refused(&bench.run(&["-r", "state"]), 1, named);
+    };
+    refused_with(
+        &|cpu| cpu.vendor = "GenuineIntel".to_owned(),
+        &["GenuineIntel", "AuthenticAMD"],
+    );
+    refused_with(&|cpu| cpu.layout = "vmx".to_owned(), &["vmx", "svm"]);
+    refused_with(&|cpu| cpu.vmm = "kernel".to_owned(), &["kernel", "soft"]);
+    refused_with(&|cpu| cpu.tsc_hz *= 2, &["TSC", "2000000000", "1000000000"]);
+    // One feature more or less, in any word of any leaf.
+    for index in 0..meta.cpu.cpuid.len() {
+        for (word, register) in ["EAX", "EBX", "ECX", "EDX"].into_iter().enumerate() {
+            refused_with(
+                &|cpu| flip(&mut cpu.cpuid[index], word),
+                &["CPUID leaf", register],
+            );
+        }
+    }
+    refused_with(&|cpu| cpu.cpuid[0].push('0'), &["CPUID"]);
+    refused_with(&|cpu| cpu.cpuid[0].push_str(":1"), &["CPUID entry"]);
+    // A rate that is not known contradicts nothing.
+    let mut unknown = meta.clone();
+    unknown.cpu.tsc_hz = 0;
+    std::fs::write(&path, unknown.to_text()).unwrap();
+    let mut guest = bench.start(&["-r", "state"]);
+    guest.expect("\n");
+}
+
+/// Turns over the lowest bit of one word of `leaf.subleaf=eax:ebx:ecx:edx`.
+fn flip(entry: &mut String, word: usize) {
+    let (name, words) = entry.split_once('=').unwrap();
+    let mut words: Vec<u32> = words
+        .split(':')
+        .map(|word| u32::from_str_radix(word, 16).unwrap())
+        .collect();
+    words[word] ^= 1;
+    let words: Vec<String> = words.iter().map(|word| format!("{word:x}")).collect();
+    *entry = format!("{name}={}", words.join(":"));
 }
 
 /// Stale memory never meets a newer disk.

@@ -4,6 +4,7 @@
 //! as if nothing had been asked for.
 
 pub mod control;
+mod cpuid;
 mod image;
 pub mod pulse;
 pub mod restore;
@@ -270,7 +271,7 @@ fn describe(machine: &Machine) -> Result<Description, SnapshotError> {
             memflags: 0,
         },
         config: machine.config().dump().lines().map(str::to_owned).collect(),
-        cpu: contract(machine),
+        cpu: contract(machine)?,
         clock,
         disks: disks(machine)?,
     })
@@ -316,15 +317,15 @@ fn disks(machine: &Machine) -> Result<Vec<checkpoint::Disk>, SnapshotError> {
 }
 
 /// What has to be the same on the machine that restores.
-fn contract(machine: &Machine) -> CpuContract {
+fn contract(machine: &Machine) -> Result<CpuContract, vmmapi::Error> {
     let (vmm, vendor, layout) = restore::processor(machine.vm().kind(), machine.vendor());
-    CpuContract {
+    Ok(CpuContract {
         vmm: vmm.to_owned(),
         vendor: vendor.to_owned(),
         layout: layout.to_owned(),
         tsc_hz: restore::tsc_hz(machine.vm().kind()),
-        cpuid: Vec::new(),
-    }
+        cpuid: cpuid::record(&machine.vm().vcpu(0))?,
+    })
 }
 
 /// How many instructions the guest has executed, under the clock that counts them.

@@ -5,6 +5,7 @@ use vmm_abi::specialreg::{CR0_NE, DR6_RESERVED_1, DR7_RESERVED_1, PSL_RESERVED_1
 use vmm_abi::*;
 use zerocopy::{FromBytes, IntoBytes, KnownLayout};
 
+use crate::backend::Kind;
 use crate::capability::capability_name;
 use crate::cpuset::CpuSet;
 use crate::error::{Error, Result};
@@ -327,6 +328,27 @@ impl Vcpu {
         Ok(arg.state)
     }
 
+    /// What CPUID tells it for this leaf and subleaf: EAX, EBX, ECX and EDX. `None` where that is not known. The kernel's
+    /// vmm derives from the host's processor what it tells, but does not tell it to userland; for it this is the host's
+    /// own answer, without the leaves of a hypervisor.
+    pub fn cpuid(&self, leaf: u32, subleaf: u32) -> Result<Option<[u32; 4]>> {
+        if self.vm.kind() == Kind::Kernel {
+            return Ok(host_cpuid(leaf, subleaf));
+        }
+        let mut arg = soft::VmSoftCpuid {
+            cpuid: self.id,
+            leaf,
+            subleaf,
+            ..Default::default()
+        };
+        let what = || format!("leaf {leaf:#x}.{subleaf:#x}");
+        match self.ioctl("cpuid", soft::VM_SOFT_CPUID, &mut arg, what) {
+            Ok(()) => Ok(Some(arg.regs)),
+            Err(error) if error.errno == Errno::ENOTTY => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// `vm_readwrite_kernemu_device` for reading: a register of `size` bytes of a device in the vmm.
     pub fn read_kernemu(&self, gpa: u64, size: u32) -> Result<u64> {
         let mut arg = self.kernemu(gpa, size, 0);
@@ -449,6 +471,25 @@ impl Vcpu {
             (VM_REG_GUEST_INTR_SHADOW, 0),
         ])
     }
+}
+
+/// The host's answer, if it has the leaf.
+#[cfg(target_arch = "x86_64")]
+fn host_cpuid(leaf: u32, subleaf: u32) -> Option<[u32; 4]> {
+    use std::arch::x86_64::{__cpuid, __cpuid_count};
+    let first = match leaf {
+        0x8000_0000.. => 0x8000_0000,
+        0x4000_0000.. => return None,
+        _ => 0,
+    };
+    let regs = (leaf <= __cpuid(first).eax).then(|| __cpuid_count(leaf, subleaf))?;
+    Some([regs.eax, regs.ebx, regs.ecx, regs.edx])
+}
+
+/// See above.
+#[cfg(not(target_arch = "x86_64"))]
+fn host_cpuid(_leaf: u32, _subleaf: u32) -> Option<[u32; 4]> {
+    None
 }
 
 fn capability(captype: i32) -> String {

@@ -3,6 +3,7 @@
 //! The machine is the one that the checkpoint describes. Options given besides may name host resources anew; whatever
 //! the guest could see stays as it was, and an option that says otherwise is refused by name.
 
+use super::cpuid::{self, CpuidError};
 use super::image::VmImage;
 use super::{STRUCT_VERSION, structs};
 use crate::config::{Config, ConfigError};
@@ -53,6 +54,9 @@ pub enum RestoreError {
         /// Here.
         here: String,
     },
+    /// The checkpoint's guest was told something else about its processor.
+    #[error(transparent)]
+    Cpuid(#[from] CpuidError),
     /// An option that the guest would notice.
     #[error("{variable}={given} contradicts the checkpoint, which has {saved}")]
     Contradiction {
@@ -176,11 +180,11 @@ impl Restore {
         contract("vmm", &meta.cpu.vmm, vmm)?;
         contract("processor", &meta.cpu.vendor, maker)?;
         contract("processor state", &meta.cpu.layout, layout)?;
-        contract(
-            "TSC frequency",
-            &meta.cpu.tsc_hz.to_string(),
-            &tsc_hz(vm.kind()).to_string(),
-        )?;
+        let tsc = (meta.cpu.tsc_hz, tsc_hz(vm.kind()));
+        if tsc.0 != 0 && tsc.1 != 0 {
+            contract("TSC frequency", &tsc.0.to_string(), &tsc.1.to_string())?;
+        }
+        cpuid::check(&meta.cpu.cpuid, &vm.vcpu(0))?;
         contract("clock", &meta.clock.mode, clock_name(options.clock))?;
         contract(
             "number of processors",

@@ -1,6 +1,6 @@
 //! What only the software vmm understands; FreeBSD's vmm(4) has no counterpart and answers these with EINVAL or ENOTTY.
 
-use crate::vmm_dev::{VMM_IOC_GROUP, ior, iow};
+use crate::vmm_dev::{VMM_IOC_GROUP, ior, iow, iowr};
 use crate::vmm_snapshot::{STRUCT_VM, STRUCT_VMCX};
 
 /// Added to the number of one of the kernel's structs (`STRUCT_*`), this is the `dev_req` number of a struct of ours, which
@@ -17,3 +17,19 @@ pub const SOFT_STRUCT_VMCX: u32 = SOFT_SNAPSHOT_REQ_FIRST + STRUCT_VMCX;
 pub const VM_SOFT_STOP_AT: u64 = iow::<u64>(VMM_IOC_GROUP, 200);
 /// Returns a `u64`: how many instructions all vCPUs have retired, when time is counted in instructions.
 pub const VM_SOFT_INSTRUCTIONS: u64 = ior::<u64>(VMM_IOC_GROUP, 201);
+/// Takes and returns [`VmSoftCpuid`]: what the CPUID instruction tells a vCPU now. Changes nothing.
+pub const VM_SOFT_CPUID: u64 = iowr::<VmSoftCpuid>(VMM_IOC_GROUP, 202);
+
+abi_structs! {
+    /// Argument of [`VM_SOFT_CPUID`].
+    VmSoftCpuid [28] {
+        /// The vCPU.
+        cpuid @ 0: i32,
+        /// EAX before the instruction.
+        leaf @ 4: u32,
+        /// ECX before the instruction.
+        subleaf @ 8: u32,
+        /// EAX, EBX, ECX and EDX after it.
+        regs @ 12: [u32; 4],
+    }
+}

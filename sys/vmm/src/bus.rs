@@ -4,7 +4,7 @@
 use std::sync::atomic::Ordering;
 
 use vmm_abi::*;
-use vmm_cpu::{Bus, CpuidInputs, Event, Poll, Reply, Window, cr4};
+use vmm_cpu::{Bus, CpuidInputs, Event, Poll, Reply, Window};
 
 use crate::chipset::{Chipset, Io};
 use crate::entropy;
@@ -164,22 +164,7 @@ impl Bus for RunBus<'_> {
 
     fn cpuid(&mut self, leaf: u32, subleaf: u32, inputs: CpuidInputs) -> [u32; 4] {
         self.vcpu.stats.count(Stat::Cpuid);
-        let topology = self.vm.topology();
-        let x2apic = self
-            .vm
-            .devices
-            .with(|chipset| chipset.x2apic(self.vcpu.id))
-            .0;
-        let context = CpuidContext {
-            vcpu: self.vcpu.id as u32,
-            cores: u32::from(topology.cores),
-            threads: u32::from(topology.threads),
-            x2apic,
-            osxsave: inputs.cr4 & cr4::OSXSAVE != 0,
-            invpcid: self.side.cap(VM_CAP_ENABLE_INVPCID),
-            rdpid: self.side.cap(VM_CAP_RDPID),
-            rdtscp: self.side.cap(VM_CAP_RDTSCP),
-        };
+        let context = CpuidContext::of(self.vm, self.vcpu.id, self.side, inputs.cr4);
         x86::cpuid(&context, leaf, subleaf)
     }
 

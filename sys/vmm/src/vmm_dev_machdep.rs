@@ -19,6 +19,7 @@ use crate::vmm::{Topology, Vm};
 use crate::vmm_mem::{MemMap, segment_name};
 use crate::vmm_regs::engine_paging;
 use crate::vmm_stat::{self, Stat};
+use crate::x86::{self, CpuidContext};
 use crate::{vmm_run, vmm_snapshot};
 
 /// The argument of a request as the structure that it is.
@@ -142,6 +143,14 @@ pub fn ioctl(vm: &Vm, request: u64, arg: &mut [u8], user: &dyn UserMemory) -> Re
         VM_RESTORE_TIME if vm.options().snapshot => vmm_snapshot::restore_time(vm),
         soft::VM_SOFT_STOP_AT => vm.stop_at(get(arg)?),
         soft::VM_SOFT_INSTRUCTIONS => put(arg, &vm.turns().total()),
+        soft::VM_SOFT_CPUID => {
+            let mut asked: soft::VmSoftCpuid = get(arg)?;
+            let vcpu = freeze(vm, asked.cpuid)?;
+            let cr4 = vcpu.cpu.get(Reg::Cr4);
+            let context = CpuidContext::of(vm, vcpu.vcpu().id, &vcpu.side, cr4);
+            asked.regs = x86::cpuid(&context, asked.leaf, asked.subleaf);
+            put(arg, &asked)
+        }
         // There is no IOMMU here, and so no domain that a device could be put into.
         VM_BIND_PPTDEV
         | VM_UNBIND_PPTDEV

@@ -5,6 +5,12 @@
 //! goes, with the kernel's policy applied. It claims not to have the flaws that guests work around at a price,
 //! truthfully: nothing is ever executed speculatively.
 
+use vmm_abi::{VM_CAP_ENABLE_INVPCID, VM_CAP_RDPID, VM_CAP_RDTSCP};
+use vmm_cpu::cr4;
+
+use crate::vcpu::Side;
+use crate::vmm::Vm;
+
 /// What the leaves depend on beside themselves.
 #[derive(Debug, Clone, Copy)]
 pub struct CpuidContext {
@@ -24,6 +30,23 @@ pub struct CpuidContext {
     pub rdpid: bool,
     /// `VM_CAP_RDTSCP`.
     pub rdtscp: bool,
+}
+
+impl CpuidContext {
+    /// That of virtual CPU `id`, whose state is `side` and whose CR4 has this value.
+    pub fn of(vm: &Vm, id: usize, side: &Side, cr4: u64) -> Self {
+        let topology = vm.topology();
+        Self {
+            vcpu: id as u32,
+            cores: topology.cores.into(),
+            threads: topology.threads.into(),
+            x2apic: vm.devices.with(|chipset| chipset.x2apic(id)).0,
+            osxsave: cr4 & cr4::OSXSAVE != 0,
+            invpcid: side.cap(VM_CAP_ENABLE_INVPCID),
+            rdpid: side.cap(VM_CAP_RDPID),
+            rdtscp: side.cap(VM_CAP_RDTSCP),
+        }
+    }
 }
 
 /// EAX, EBX, ECX, EDX.

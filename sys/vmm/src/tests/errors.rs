@@ -252,3 +252,26 @@ fn statistics_have_names() {
     };
     assert_eq!(bench.get(VM_STATS, behind).err(), Some(Errno::EINVAL));
 }
+
+#[test]
+fn cpuid_is_told_without_an_instruction() {
+    let bench = Bench::new(Clock::Host);
+    let ask = |cpuid, leaf| {
+        let asked = soft::VmSoftCpuid {
+            cpuid,
+            leaf,
+            ..Default::default()
+        };
+        bench
+            .get(soft::VM_SOFT_CPUID, asked)
+            .map(|asked| asked.regs)
+    };
+    assert_eq!(ask(0, 0).unwrap()[1], u32::from_le_bytes(*b"Auth"));
+    // It is that of this virtual CPU, as it is now.
+    assert_eq!(ask(3, 1).unwrap()[1] >> 24, 3);
+    const OSXSAVE: u32 = 1 << 27;
+    assert_eq!(ask(0, 1).unwrap()[2] & OSXSAVE, 0);
+    bench.set_reg(0, VM_REG_GUEST_CR4, vmm_cpu::cr4::OSXSAVE);
+    assert_eq!(ask(0, 1).unwrap()[2] & OSXSAVE, OSXSAVE);
+    assert_eq!(ask(64, 0), Err(Errno::EINVAL));
+}
