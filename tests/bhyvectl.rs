@@ -52,7 +52,7 @@ fn registers() {
     let _guest = running(&bench);
     assert_eq!(
         ctl(&bench, &["--get-cr0"]),
-        "cr0[0]\t\t0x0000000000000031\n"
+        "cr0[0]\t\t0x0000000000000033\n"
     );
     assert_eq!(ctl(&bench, &["--get-cs"]).len(), "cs[0]\t\t0x0010\n".len());
     assert!(ctl(&bench, &["--get-rip"]).starts_with("rip[0]\t\t0x00000000001"));
@@ -112,10 +112,10 @@ fn the_machine() {
     );
     assert_eq!(
         ctl(&bench, &["--get-memseg"]),
-        "ID  Length      Name\n0   64MB        sysmem\n"
+        "ID  Length      Name\n0   65536KB     sysmem\n"
     );
     let memmap = "Address     Length      Segment     Offset      Prot  Flags\n\
-                  0           64MB        sysmem      0           RWX   \n";
+                  0           65536KB     sysmem      0           RWX   \n";
     assert_eq!(ctl(&bench, &["--get-memmap"]), memmap);
     assert_eq!(
         ctl(&bench, &["--capname=hlt_exit", "--getcap"]),

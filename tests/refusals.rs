@@ -192,10 +192,8 @@ fn damaged_checkpoints() {
         }
         std::fs::write(&path, &good[..good.len() / 2]).unwrap();
         refused(&bench.run(&["-r", "a"]), 1, &[&file]);
-        // Two machines may be in the very same state; then there is nothing to refuse.
-        let other = std::fs::read(bench.path(&format!("b{suffix}"))).unwrap();
-        if suffix != ".meta" && other != good {
-            std::fs::write(&path, other).unwrap();
+        if suffix != ".meta" {
+            std::fs::copy(bench.path(&format!("b{suffix}")), &path).unwrap();
             refused(&bench.run(&["-r", "a"]), 1, &[&file]);
         }
         std::fs::remove_file(&path).unwrap();

@@ -26,7 +26,7 @@ pub struct Meta {
     pub format: String,
     /// [`VERSION`] of the writer.
     pub version: u32,
-    /// Identity of this checkpoint, new for every one that is made.
+    /// Identity of this checkpoint: a digest of all that is saved.
     pub uuid: String,
     /// What upstream's readers look for, under upstream's names.
     #[serde(rename = "basic metadata")]

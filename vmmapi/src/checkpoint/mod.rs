@@ -32,6 +32,9 @@ pub use reader::Checkpoint;
 pub use storage::{Directory, NewFile, Storage};
 pub use writer::{Description, Writer};
 
+/// Name and kind of the last record of `P.kern` and of `P.dev`: the UUID of the image that they belong to.
+const IMAGE: &str = "image";
+
 /// Size in bytes of the pages that are left out when they are zero.
 const PAGE: usize = 4096;
 

@@ -12,7 +12,7 @@ use nix::unistd::Whence;
 
 use super::meta::{EXTENT_SIZE, MAX_META_SIZE, Meta, Record, crc_text};
 use super::writer::in_parallel;
-use super::{Directory, Error, MemoryImage, Names, PAGE, Progress, Role, Storage, io_error};
+use super::{Directory, Error, IMAGE, MemoryImage, Names, PAGE, Progress, Role, Storage, io_error};
 
 /// `P.kern` and `P.dev` are read whole; larger ones than this are refused.
 const MAX_RECORDS_SIZE: u64 = 1 << 30;
@@ -57,6 +57,11 @@ impl Checkpoint {
         let records = |role: Role, size: u64, records: &[Record]| -> Result<Vec<u8>, Error> {
             let name = name_of(role);
             let bytes = read_whole(storage, &name, MAX_RECORDS_SIZE, Some(size))?;
+            let image = records.last().map(|record| slice(&bytes, record));
+            if image != Some(meta.uuid.as_bytes()) {
+                let why = format!("it is not of the checkpoint {}", meta.uuid);
+                return Err(Error::Content { file: name, why });
+            }
             for record in records {
                 if crc_text(crc32c::crc32c(slice(&bytes, record))) != record.crc32c {
                     let why = format!(
@@ -293,6 +298,11 @@ pub(super) fn check(file: &str, meta: &Meta) -> Result<(), Error> {
         ("P.kern", meta.files.kern, &meta.kern_structs),
         ("P.dev", meta.files.dev, &meta.devices),
     ] {
+        if records.last().is_none_or(|record| record.device != IMAGE) {
+            return Err(bad(format!(
+                "{name} does not say which checkpoint it is of"
+            )));
+        }
         let mut at = 0;
         let mut seen = HashSet::new();
         for record in records {

@@ -220,16 +220,35 @@ fn files_of_another_checkpoint_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let storage = directory(dir.path());
     write(&storage, "p", 1).unwrap();
-    write(&storage, "q", 2).unwrap();
+    // Two states that differ in one page of memory: what is in their P.kern and P.dev is the same.
+    let mut writer = Writer::begin(&storage, "q").unwrap();
+    writer.kern("vhpet", "vhpet", 1, &[1; 284]).unwrap();
+    writer.kern("vm", "vm", 1, &[1 ^ 0xff; 312]).unwrap();
+    writer.device("lpc@pci.0.31.0", "lpc", 3, &[1; 17]).unwrap();
+    writer.device("empty@pci.0.4.0", "empty", 1, &[]).unwrap();
+    writer.memory(&Memory::filled(2), &|_| ()).unwrap();
+    writer.commit(description("vm1")).unwrap();
     for suffix in ["", ".kern", ".dev"] {
-        let (p, q) = (
-            dir.path().join(format!("p{suffix}")),
-            dir.path().join(format!("q{suffix}")),
-        );
+        let p = dir.path().join(format!("p{suffix}"));
+        let q = dir.path().join(format!("q{suffix}"));
         let mine = fs::read(&p).unwrap();
         fs::copy(&q, &p).unwrap();
         read(&storage, "p").expect_err(&format!("q{suffix} as p{suffix}"));
         fs::write(&p, mine).unwrap();
+    }
+}
+
+#[test]
+fn equal_states_make_equal_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let storage = directory(dir.path());
+    write(&storage, "p", 1).unwrap();
+    write(&storage, "q", 1).unwrap();
+    write(&storage, "r", 2).unwrap();
+    for suffix in ["", ".kern", ".dev", ".meta"] {
+        let bytes = |name: &str| fs::read(dir.path().join(format!("{name}{suffix}"))).unwrap();
+        assert!(bytes("p") == bytes("q"), "{suffix}");
+        assert!(bytes("p") != bytes("r"), "{suffix}");
     }
 }
 

@@ -8,7 +8,9 @@ use super::meta::{
     Basic, Clock, CpuContract, Disk, EXTENT_SIZE, Extent, FORMAT, Files, MAX_META_SIZE, Meta,
     Record, VERSION, crc_text,
 };
-use super::{Error, MemoryImage, Names, NewFile, PAGE, Progress, Role, Storage, io_error, reader};
+use super::{
+    Error, IMAGE, MemoryImage, Names, NewFile, PAGE, Progress, Role, Storage, io_error, reader,
+};
 
 /// What the caller knows about the machine; the writer adds what it knows about the files.
 #[derive(Clone, Debug)]
@@ -168,6 +170,33 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
+    /// The UUID of this image. It follows from everything that is saved: equal states have equal UUIDs, so that a run that
+    /// can be repeated makes equal files, and files of different states cannot be taken for one another's.
+    fn identity(&self, config: &[String]) -> String {
+        let mut text = config.join("\n");
+        for record in self.kern.records.iter().chain(&self.dev.records) {
+            let Record {
+                device,
+                kind,
+                version,
+                size,
+                file_offset: _,
+                crc32c,
+            } = record;
+            text.push_str(&format!("\n{device} {kind} {version} {size} {crc32c}"));
+        }
+        for Extent {
+            gpa,
+            file_offset: _,
+            size,
+            crc32c,
+        } in &self.extents
+        {
+            text.push_str(&format!("\n{gpa} {size} {crc32c}"));
+        }
+        uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, text.as_bytes()).to_string()
+    }
+
     /// Brings everything to stable storage and makes it the checkpoint of this name. An error means that it is not.
     pub fn commit(mut self, description: Description) -> Result<Meta, Error> {
         let Description {
@@ -177,10 +206,13 @@ impl<'a> Writer<'a> {
             clock,
             disks,
         } = description;
+        let uuid = self.identity(&config);
+        self.kern.append(IMAGE, IMAGE, 1, uuid.as_bytes())?;
+        self.dev.append(IMAGE, IMAGE, 1, uuid.as_bytes())?;
         let meta = Meta {
             format: FORMAT.into(),
             version: VERSION,
-            uuid: uuid::Uuid::new_v4().to_string(),
+            uuid,
             basic,
             config,
             cpu,
