@@ -170,10 +170,10 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
-    /// The UUID of this image. It follows from everything that is saved: equal states have equal UUIDs, so that a run that
+    /// The UUID of this image. It follows from all states and all memory: equal states have equal UUIDs, so that a run that
     /// can be repeated makes equal files, and files of different states cannot be taken for one another's.
-    fn identity(&self, config: &[String]) -> String {
-        let mut text = config.join("\n");
+    fn identity(&self) -> String {
+        let mut text = String::new();
         for record in self.kern.records.iter().chain(&self.dev.records) {
             let Record {
                 device,
@@ -206,7 +206,7 @@ impl<'a> Writer<'a> {
             clock,
             disks,
         } = description;
-        let uuid = self.identity(&config);
+        let uuid = self.identity();
         self.kern.append(IMAGE, IMAGE, 1, uuid.as_bytes())?;
         self.dev.append(IMAGE, IMAGE, 1, uuid.as_bytes())?;
         let meta = Meta {
