@@ -142,6 +142,16 @@ impl Captured {
         captured
     }
 
+    /// Waits until all writers are gone, or it takes too long.
+    fn wait_for_end(&self) {
+        let bytes = self.bytes.lock().unwrap();
+        drop(
+            self.more
+                .wait_timeout_while(bytes, SOON, |bytes| !bytes.1)
+                .unwrap(),
+        );
+    }
+
     fn text(&self) -> String {
         String::from_utf8_lossy(&self.bytes.lock().unwrap().0).into_owned()
     }
@@ -264,6 +274,9 @@ impl Guest {
         let end = Instant::now() + SOON;
         loop {
             if let Some(status) = self.child.try_wait().expect("wait for bhyve") {
+                // What it wrote last may still be in the pipes.
+                self.output.wait_for_end();
+                self.errors.wait_for_end();
                 return status;
             }
             if Instant::now() > end {
