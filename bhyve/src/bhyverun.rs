@@ -2,6 +2,7 @@
 
 use crate::cleanup;
 use crate::config::{Config, ConfigError};
+use crate::gdb::{Endpoint, GdbError};
 use crate::machine::{Machine, MachineError};
 use crate::monitor::{self, Role};
 use crate::opts::{self, Invocation, Request};
@@ -34,6 +35,8 @@ enum RunError {
     Config(#[from] ConfigError),
     #[error(transparent)]
     Machine(#[from] MachineError),
+    #[error(transparent)]
+    Gdb(#[from] GdbError),
     #[error(transparent)]
     Restore(#[from] RestoreError),
     /// Building a machine that a checkpoint describes.
@@ -154,6 +157,7 @@ fn run(invocation: Invocation) -> Result<u8, RunError> {
         what: "block signals",
         source,
     })?;
+    let debug = Endpoint::from_config(&config)?;
     let machine = Machine::build(config, restore.as_ref()).map_err(|error| match restore {
         Some(_) => RunError::NotRestored(error),
         None => error.into(),
@@ -168,6 +172,9 @@ fn run(invocation: Invocation) -> Result<u8, RunError> {
             what: "watch signals",
             source,
         })?;
+    if let Some(endpoint) = debug {
+        machine.debug(endpoint)?;
+    }
     let end = machine.run()?;
     let status = match end {
         End::Checkpointed if monitored => monitor::STATUS_SUSPENDED,
@@ -182,11 +189,6 @@ fn run(invocation: Invocation) -> Result<u8, RunError> {
 
 /// Options that are understood, but whose device or feature does not exist here.
 fn refuse_unbuilt(config: &Config) -> Result<(), RunError> {
-    if config.u64("gdb.port")?.is_some_and(|port| port != 0) {
-        return Err(RunError::Unsupported(
-            "gdb.port (-G): there is no debug server",
-        ));
-    }
     if !config.children("domains").is_empty() {
         return Err(RunError::Unsupported(
             "domains (-n): NUMA domains need a boot ROM, which is not supported",

@@ -10,6 +10,7 @@ pub use options::{MachineOptions, OptionError, memory_size};
 
 use crate::config::Config;
 use crate::device::{BuildCtx, BuildError, Clock};
+use crate::gdb::{Debugger, Endpoint};
 use crate::inout::Inout;
 use crate::mem::Mmio;
 use crate::mevent::Mevent;
@@ -19,7 +20,7 @@ use crate::snapshot::restore::{Restore, RestoreError};
 use crate::vcpu::{End, Vcpus};
 use crate::vmexit::VcpuThread;
 use crate::xmsr::Vendor;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use vmmapi::abi;
 use vmmapi::backend::Kind;
@@ -77,6 +78,8 @@ pub struct Machine {
     devices: Devices,
     threads: Mutex<Vec<JoinHandle<()>>>,
     standstill: Mutex<()>,
+    /// Set before the processors' threads are started, if there is a debug server.
+    debugger: OnceLock<Arc<Debugger>>,
 }
 
 impl Machine {
@@ -168,6 +171,7 @@ impl Machine {
             devices,
             threads: Mutex::default(),
             standstill: Mutex::default(),
+            debugger: OnceLock::new(),
         };
         match restore {
             Some(restore) => {
@@ -216,6 +220,11 @@ impl Machine {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The debug server's side of it, if there is one.
+    pub fn debugger(&self) -> Option<&Arc<Debugger>> {
+        self.debugger.get()
+    }
+
     /// What devices and loaders are given.
     fn ctx(&self) -> BuildCtx<'_> {
         BuildCtx {
@@ -233,6 +242,20 @@ impl Machine {
     /// Presses the ACPI power button.
     pub fn power_button(&self) {
         self.devices.power_button();
+    }
+
+    /// Starts the debug server; before [`Machine::run`], so that the guest can be held from its first instruction on.
+    pub fn debug(&self, endpoint: Endpoint) -> Result<(), MachineError> {
+        let host = |source| MachineError::Host {
+            what: "start the debug server",
+            source,
+        };
+        let debugger = Debugger::new(self.vm.clone(), Arc::clone(&self.vcpus)).map_err(host)?;
+        let debugger = self.debugger.get_or_init(|| Arc::new(debugger));
+        if endpoint.wait {
+            debugger.hold()?;
+        }
+        endpoint.serve(Arc::clone(debugger)).map_err(host)
     }
 
     /// Runs until the guest, a checkpoint or an error ends it.
@@ -271,6 +294,7 @@ impl Machine {
                 policy: self.options.policy,
                 vendor,
                 counter: counter.clone(),
+                debugger: self.debugger().cloned(),
             };
             let cpus = self.options.pinned(id);
             self.start_thread(format!("vcpu {id}"), move || {

@@ -9,6 +9,7 @@ mod config;
 mod dev;
 mod device;
 mod e820;
+mod gdb;
 mod inout;
 mod iov;
 mod irqchip;

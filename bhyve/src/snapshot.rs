@@ -11,6 +11,7 @@ pub mod restore;
 
 use crate::block_if::DiskIdentity;
 use crate::device::{Clock, Device, SaveError, SavedState, StateError};
+use crate::gdb::DebugError;
 use crate::machine::{Machine, NotQuiesced};
 use crate::vcpu::RestError;
 use image::VmImage;
@@ -112,6 +113,9 @@ pub enum SnapshotError {
         /// Why.
         source: std::io::Error,
     },
+    /// The debugger's breakpoints.
+    #[error("cannot take the debugger's breakpoints out: {0}")]
+    Debugger(#[from] DebugError),
     /// The vmm.
     #[error(transparent)]
     Vm(#[from] vmmapi::Error),
@@ -204,6 +208,10 @@ fn write(
     progress: &(dyn Fn(Progress) + Sync),
 ) -> Result<(), SnapshotError> {
     let mut writer = Writer::begin(storage, base)?;
+    let _lifted = machine
+        .debugger()
+        .map(|debugger| debugger.lift())
+        .transpose()?;
     for KernelState { name, bytes, .. } in save_kernel(machine.vm())? {
         writer.kern(name, name, STRUCT_VERSION, &bytes)?;
     }

@@ -36,9 +36,23 @@ struct State {
     resting: Vec<bool>,
     /// Somebody wants all to rest.
     hold: bool,
+    /// Held by the debugger, whoever else holds them or lets them go.
+    debugged: Vec<bool>,
     end: Option<End>,
     /// What is to be done when the vmm stops the processors by itself.
     on_stop: Option<OnStop>,
+}
+
+impl State {
+    /// Whether somebody holds it, be it parked or not.
+    fn is_held(&self, id: usize) -> bool {
+        self.hold || self.debugged.get(id).copied().unwrap_or(false)
+    }
+
+    /// Whether it has reason to be in the guest.
+    fn goes_on(&self, id: usize) -> bool {
+        !self.is_held(id) && !self.parked.get(id).copied().unwrap_or(true)
+    }
 }
 
 type OnStop = Box<dyn FnOnce() + Send>;
@@ -85,6 +99,7 @@ impl Vcpus {
                 parked: (0..count).map(|n| n != 0).collect(),
                 resting: vec![false; count],
                 hold: false,
+                debugged: vec![false; count],
                 end: None,
                 on_stop: None,
             }),
@@ -115,14 +130,11 @@ impl Vcpus {
 
     /// The guest starts a processor.
     pub fn unpark(&self, id: usize) -> Result<(), vmmapi::Error> {
-        let held = {
-            let mut state = self.state();
-            if let Some(parked) = state.parked.get_mut(id) {
-                *parked = false;
-            }
-            state.hold
-        };
-        if !held {
+        let mut state = self.state();
+        if let Some(parked) = state.parked.get_mut(id) {
+            *parked = false;
+        }
+        if state.goes_on(id) {
             self.resume_cpu(id)?;
         }
         self.changed.notify_all();
@@ -183,7 +195,7 @@ impl Vcpus {
             let parked = state.parked.get(id).copied().unwrap_or(false);
             if state.end.is_some() {
                 break;
-            } else if state.hold {
+            } else if state.is_held(id) {
                 state = self
                     .changed
                     .wait(state)
@@ -194,7 +206,7 @@ impl Vcpus {
                     .wait_timeout(state, LOOK_IN)
                     .unwrap_or_else(PoisonError::into_inner);
                 state = waited.0;
-                if waited.1.timed_out() && !state.hold {
+                if waited.1.timed_out() && !state.is_held(id) {
                     break;
                 }
             } else {
@@ -240,7 +252,8 @@ impl Vcpus {
         result
     }
 
-    fn wait_rest(&self, patience: Duration) -> Result<(), RestError> {
+    /// Waits until none is in the guest or in a device, as [`Vcpus::hold`] does.
+    pub fn wait_rest(&self, patience: Duration) -> Result<(), RestError> {
         let deadline = Instant::now() + patience;
         let mut state = self.state();
         loop {
@@ -270,20 +283,42 @@ impl Vcpus {
 
     /// Lets the started processors go on.
     pub fn release(&self) -> Result<(), vmmapi::Error> {
-        let started: Vec<_> = {
-            let mut state = self.state();
-            state.hold = false;
-            state
-                .parked
-                .iter()
-                .enumerate()
-                .filter(|(_, parked)| !**parked)
-                .map(|(id, _)| id)
-                .collect()
-        };
-        let result = started.into_iter().try_for_each(|id| self.resume_cpu(id));
+        let mut state = self.state();
+        state.hold = false;
+        self.resume_cpus(&state)
+    }
+
+    /// Lets those go on that nobody holds. The state stays locked until it is done, or the debugger could stop a processor
+    /// that is then resumed.
+    fn resume_cpus(&self, state: &State) -> Result<(), vmmapi::Error> {
+        let result = (0..state.parked.len())
+            .filter(|id| state.goes_on(*id))
+            .try_for_each(|id| self.resume_cpu(id));
         self.changed.notify_all();
         result
+    }
+
+    /// The debugger stops every processor, and none goes on before [`Vcpus::debug_release`]. Does not wait.
+    pub fn debug_hold(&self) -> Result<(), vmmapi::Error> {
+        let mut state = self.state();
+        state.debugged.fill(true);
+        self.vm.suspend_all_cpus()
+    }
+
+    /// The debugger lets a set of processors go on as soon as nobody else holds them.
+    pub fn debug_release(&self, ids: &[usize]) -> Result<(), vmmapi::Error> {
+        let mut state = self.state();
+        for id in ids {
+            if let Some(debugged) = state.debugged.get_mut(*id) {
+                *debugged = false;
+            }
+        }
+        self.resume_cpus(&state)
+    }
+
+    /// Whether the guest has not started it.
+    pub fn is_parked(&self, id: usize) -> bool {
+        self.state().parked.get(id).copied().unwrap_or(false)
     }
 }
 
@@ -383,6 +418,47 @@ mod tests {
         vcpus.end(End::Checkpointed);
         assert_eq!(vcpus.ended(), Some(End::Suspended(1)));
         assert!(matches!(vcpus.hold(SOON), Err(RestError::Ended)));
+        threads
+            .into_iter()
+            .for_each(|thread| thread.join().unwrap());
+        vm.destroy().unwrap();
+    }
+
+    #[test]
+    fn a_checkpoint_does_not_let_the_debuggers_processors_go() {
+        const SOON: Duration = Duration::from_secs(20);
+        let options = CreateOptions {
+            backend: Choice::Soft,
+            soft: SoftOptions::default(),
+        };
+        let vm = Vm::create("vcpus-debugger-test", &options).unwrap();
+        for id in 0..3 {
+            vm.vcpu(id).activate().unwrap();
+        }
+        vm.vcpu(2).suspend_cpu().unwrap();
+        let vcpus = Arc::new(Vcpus::new(vm.clone(), Arc::new(Mevent::new().unwrap()), 3));
+        vcpus.unpark(1).unwrap();
+        let threads = idle_threads(&vcpus);
+
+        vcpus.debug_hold().unwrap();
+        vcpus.wait_rest(SOON).unwrap();
+        vcpus.hold(SOON).unwrap();
+        vcpus.release().unwrap();
+        assert_eq!(held(&vm), [0, 1, 2]);
+        // Released while a checkpoint is taken: afterwards.
+        vcpus.hold(SOON).unwrap();
+        vcpus.debug_release(&[1, 2]).unwrap();
+        assert_eq!(held(&vm), [0, 1, 2]);
+        vcpus.release().unwrap();
+        assert_eq!(held(&vm), [0, 2]);
+        // Started by the guest while the debugger holds it.
+        vcpus.debug_hold().unwrap();
+        vcpus.unpark(2).unwrap();
+        assert_eq!(held(&vm), [0, 1, 2]);
+        vcpus.debug_release(&[0, 1, 2]).unwrap();
+        assert!(held(&vm).is_empty());
+
+        vcpus.end(End::Suspended(1));
         threads
             .into_iter()
             .for_each(|thread| thread.join().unwrap());

@@ -3,6 +3,7 @@
 mod access;
 mod inout_str;
 
+use crate::gdb::Debugger;
 use crate::inout::{Inout, all_ones};
 use crate::mem::Mmio;
 use crate::snapshot::pulse::ExitCounter;
@@ -45,6 +46,8 @@ pub struct VcpuThread {
     pub vendor: Vendor,
     /// Who wants to know how often it leaves the guest.
     pub counter: Option<Arc<ExitCounter>>,
+    /// The debug server's, if there is one.
+    pub debugger: Option<Arc<Debugger>>,
 }
 
 /// Why a processor cannot go on.
@@ -117,13 +120,37 @@ impl VcpuThread {
                 )?;
             }
             abi::VM_EXITCODE_SUSPENDED => self.vcpus.end(End::Suspended(exit.suspended().how)),
-            abi::VM_EXITCODE_DEBUG => self.vcpus.rest(self.id()),
+            abi::VM_EXITCODE_DEBUG => {
+                if let Some(debugger) = &self.debugger {
+                    debugger.held(self.id());
+                }
+                self.vcpus.rest(self.id());
+            }
+            abi::VM_EXITCODE_BPT if let Some(debugger) = &self.debugger => {
+                debugger.breakpoint(&self.vcpu, self.id(), exit)?
+            }
+            abi::VM_EXITCODE_MTRAP => {
+                if let Some(debugger) = &self.debugger {
+                    debugger.stepped(self.id());
+                }
+            }
             abi::VM_EXITCODE_BOGUS
             | abi::VM_EXITCODE_REQIDLE
             | abi::VM_EXITCODE_HLT
-            | abi::VM_EXITCODE_PAUSE
-            | abi::VM_EXITCODE_MTRAP => {}
+            | abi::VM_EXITCODE_PAUSE => {}
             code => return Err(self.unhandled(code, exit)),
+        }
+        if let Some(debugger) = &self.debugger
+            && matches!(
+                exit.exitcode,
+                abi::VM_EXITCODE_INOUT
+                    | abi::VM_EXITCODE_INOUT_STR
+                    | abi::VM_EXITCODE_INST_EMUL
+                    | abi::VM_EXITCODE_RDMSR
+                    | abi::VM_EXITCODE_WRMSR
+            )
+        {
+            debugger.emulated(self.id())?;
         }
         Ok(())
     }

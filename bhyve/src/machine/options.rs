@@ -181,6 +181,19 @@ impl MachineOptions {
                 needs: "vmm.clock=instructions",
             });
         }
+        // There, the processors can be stopped at few points only, and a step may last many instructions.
+        if options.clock == Clock::Instructions && config.u64("gdb.port")?.unwrap_or(0) != 0 {
+            return Err(OptionError::Needs {
+                name: "gdb.port (-G)",
+                needs: "vmm.clock=host",
+            });
+        }
+        if options.pulse.is_some() && config.u64("gdb.port")?.unwrap_or(0) != 0 {
+            return Err(OptionError::Needs {
+                name: "gdb.port (-G)",
+                needs: "no snapshot.pulse",
+            });
+        }
         if options.suspend_at.is_some() && options.suspend_file.is_none() {
             return Err(OptionError::Needs {
                 name: "snapshot.at",

@@ -141,7 +141,7 @@ impl Restore {
             .iter()
             .try_for_each(|line| config.assign(line))?;
         // These were wishes for the run that ended.
-        for variable in ["snapshot", "config.dump"] {
+        for variable in ["snapshot", "config.dump", "gdb"] {
             config.remove(variable);
         }
         merge(&config, given)?;
