@@ -36,6 +36,8 @@ struct State {
     resting: Vec<bool>,
     /// Somebody wants all to rest.
     hold: bool,
+    /// It was the vmm that stopped them, not one who called [`Vcpus::hold`].
+    stopping: bool,
     /// Held by the debugger, whoever else holds them or lets them go.
     debugged: Vec<bool>,
     end: Option<End>,
@@ -99,6 +101,7 @@ impl Vcpus {
                 parked: (0..count).map(|n| n != 0).collect(),
                 resting: vec![false; count],
                 hold: false,
+                stopping: false,
                 debugged: vec![false; count],
                 end: None,
                 on_stop: None,
@@ -167,8 +170,10 @@ impl Vcpus {
     fn stopped(&self, state: &mut State) {
         if !state.hold && state.on_stop.is_some() {
             state.hold = true;
+            state.stopping = true;
         }
-        if state.resting.iter().all(|resting| *resting)
+        if state.stopping
+            && state.resting.iter().all(|resting| *resting)
             && let Some(action) = state.on_stop.take()
             && let Err(error) = std::thread::Builder::new()
                 .name("stop".to_owned())
@@ -285,6 +290,7 @@ impl Vcpus {
     pub fn release(&self) -> Result<(), vmmapi::Error> {
         let mut state = self.state();
         state.hold = false;
+        state.stopping = false;
         self.resume_cpus(&state)
     }
 
