@@ -1,6 +1,6 @@
 //! How a guest ends, and what bhyve(8)'s exit status says of it.
 
-use vmm_tests::{Bench, guests};
+use vmm_tests::{Bench, Guest, guests};
 
 /// Runs `program` with two vCPUs to its end.
 fn status(program: &[u8], options: &[&str]) -> i32 {
@@ -56,23 +56,20 @@ fn error_is_4() {
     assert_eq!(output.status.code(), Some(4), "{output:?}");
 }
 
+/// A guest that goes on for ever, and has begun to.
+fn running(bench: &Bench) -> Guest {
+    let kernel = format!("boot.kernel={}", bench.kernel("guest", &guests::nonce()));
+    let options = ["-m", "64M", "-s", "31,lpc", "-l", "com1,stdio"];
+    let mut guest = bench.start(&[&options[..], &["-o", &kernel, "vm"]].concat());
+    guest.expect("\n");
+    guest
+}
+
 #[test]
 fn forced_ends_are_the_same() {
     for (option, expected) in [("--force-reset", 0), ("--force-poweroff", 1)] {
         let bench = Bench::new();
-        let kernel = format!("boot.kernel={}", bench.kernel("guest", &guests::nonce()));
-        let mut guest = bench.start(&[
-            "-m",
-            "64M",
-            "-o",
-            &kernel,
-            "-s",
-            "31,lpc",
-            "-l",
-            "com1,stdio",
-            "vm",
-        ]);
-        guest.expect("\n");
+        let mut guest = running(&bench);
         let output = bench.ctl(&["--vm=vm", option]);
         assert!(output.status.success(), "{output:?}");
         assert_eq!(guest.wait().code(), Some(expected), "{option}");
@@ -82,19 +79,7 @@ fn forced_ends_are_the_same() {
 #[test]
 fn destroy_ends_the_vm() {
     let bench = Bench::new();
-    let kernel = format!("boot.kernel={}", bench.kernel("guest", &guests::nonce()));
-    let mut guest = bench.start(&[
-        "-m",
-        "64M",
-        "-o",
-        &kernel,
-        "-s",
-        "31,lpc",
-        "-l",
-        "com1,stdio",
-        "vm",
-    ]);
-    guest.expect("\n");
+    let mut guest = running(&bench);
     assert!(bench.ctl(&["--vm=vm", "--destroy"]).status.success());
     assert_eq!(guest.wait().code(), Some(4));
     let again = bench.ctl(&["--vm=vm", "--destroy"]);

@@ -1,7 +1,7 @@
 //! The names of the architectural registers, segments in VMX access-rights form, and the bits that the core looks at.
 
 /// A register that can be read and set between runs.
-#[allow(missing_docs)]
+#[allow(missing_docs, reason = "the members bear the architecture's own names")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Reg {
     Rax,
@@ -69,7 +69,7 @@ impl Reg {
 }
 
 /// A segment register, LDTR or TR. The first six are in encoding order.
-#[allow(missing_docs)]
+#[allow(missing_docs, reason = "the members bear the architecture's own names")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Seg {
     Es,
@@ -178,7 +178,7 @@ pub enum Pending {
 }
 
 /// RFLAGS bits.
-#[allow(missing_docs)]
+#[allow(missing_docs, reason = "the members bear the architecture's own names")]
 pub mod flag {
     pub const CF: u64 = 1;
     pub const FIXED: u64 = 2;
@@ -205,7 +205,7 @@ pub mod flag {
 }
 
 /// CR0 bits.
-#[allow(missing_docs)]
+#[allow(missing_docs, reason = "the members bear the architecture's own names")]
 pub mod cr0 {
     pub const PE: u64 = 1;
     pub const MP: u64 = 2;
@@ -221,7 +221,7 @@ pub mod cr0 {
 }
 
 /// CR4 bits.
-#[allow(missing_docs)]
+#[allow(missing_docs, reason = "the members bear the architecture's own names")]
 pub mod cr4 {
     pub const VME: u64 = 1;
     pub const PVI: u64 = 2;
@@ -261,7 +261,7 @@ pub mod cr4 {
 }
 
 /// EFER bits.
-#[allow(missing_docs)]
+#[allow(missing_docs, reason = "the members bear the architecture's own names")]
 pub mod efer {
     pub const SCE: u64 = 1;
     pub const LME: u64 = 0x100;
