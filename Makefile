@@ -8,9 +8,10 @@ CARGO = cargo
 all:
 	$(CARGO) build --release --workspace
 
-# Debian's kernel and busybox, if this machine can have them; the tests that need them say so if not.
+# Debian's kernels and busybox, if this machine can have them; the tests that need them say so if not.
 guest:
 	@tests/guests/debian.sh $(GUEST) || [ $$? = 3 ]
+	@tests/guests/debian.sh $(GUEST)/generic generic || [ $$? = 3 ]
 
 install:
 	@tests/install.sh
