@@ -1,4 +1,4 @@
-//! A Debian guest: its cloud kernel, busybox, and the virtio modules, made by tests/guests/debian.sh.
+//! A Debian guest: a kernel, busybox, and the drivers as modules, made by tests/guests/debian.sh.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,17 +13,32 @@ pub const BOOT: Duration = Duration::from_secs(180);
 pub struct Debian {
     /// Linux's bzImage, as Debian ships it.
     pub kernel: PathBuf,
-    /// busybox and the virtio modules.
+    /// busybox and the modules.
     pub initrd: PathBuf,
 }
 
 impl Debian {
-    /// Makes the files if they are not there yet; none where Debian's packages cannot be had.
+    /// The cloud kernel, which boots fast and knows virtio devices only. The files are made if they are not there yet;
+    /// none where Debian's packages cannot be had.
     pub fn get() -> Option<Debian> {
+        Self::make("cloud", "")
+    }
+
+    /// The kernel for real machines: it has a driver for every device.
+    pub fn generic() -> Option<Debian> {
+        Self::make("generic", "generic")
+    }
+
+    fn make(flavour: &str, under: &str) -> Option<Debian> {
         let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let dir = tests.parent().expect("a workspace").join("target/guest");
+        let dir = tests
+            .parent()
+            .expect("a workspace")
+            .join("target/guest")
+            .join(under);
         let status = Command::new(tests.join("guests/debian.sh"))
             .arg(&dir)
+            .arg(flavour)
             .status()
             .expect("run debian.sh");
         if status.code() == Some(3) {
