@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use ::vmm::Errno;
 use nix::unistd::{AccessFlags, access, geteuid};
+use uuid::Uuid;
 
 use super::ControlError;
 use crate::errno::from_io;
@@ -78,7 +79,19 @@ fn check(path: &Path, metadata: &Metadata) -> Result<(), ControlError> {
     Ok(())
 }
 
-/// The path of a VM's socket. Upstream cuts off what does not fit; here it is an error.
+/// Longest name of a VM, in bytes, whose socket is called the same.
+const LONGEST_PLAIN: usize = 64;
+
+/// What a VM's socket is called. vmm(4) takes names that are longer than `sun_path`, and two of them may begin alike, so what
+/// is too long is replaced by a digest.
+fn socket_name(name: &str) -> String {
+    if name.len() <= LONGEST_PLAIN {
+        return name.to_owned();
+    }
+    Uuid::new_v5(&Uuid::NAMESPACE_OID, name.as_bytes()).to_string()
+}
+
+/// The path of a VM's socket. Upstream cuts off what does not fit; here a run directory that is too long is an error.
 pub fn socket_path(rundir: &Path, name: &str) -> Result<PathBuf, ControlError> {
     if name.is_empty() || name == "." || name == ".." || name.contains(['/', '\0']) {
         return Err(ControlError::Name(name.to_owned()));
@@ -86,7 +99,7 @@ pub fn socket_path(rundir: &Path, name: &str) -> Result<PathBuf, ControlError> {
     // The path needs its NUL within the field.
     const LIMIT: usize =
         size_of::<libc::sockaddr_un>() - offset_of!(libc::sockaddr_un, sun_path) - 1;
-    let path = rundir.join(name);
+    let path = rundir.join(socket_name(name));
     match path.as_os_str().as_bytes().len() {
         len if len > LIMIT => Err(ControlError::PathTooLong {
             path,

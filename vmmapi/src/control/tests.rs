@@ -247,10 +247,16 @@ fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
 #[test]
 fn paths_that_do_not_fit_are_errors() {
     let dir = tempfile::tempdir().expect("a directory");
-    let long = "n".repeat(120);
+    let deep = dir.path().join("d".repeat(120));
     assert!(
-        matches!(socket_path(dir.path(), &long), Err(ControlError::PathTooLong { limit, .. }) if limit < 108)
+        matches!(socket_path(&deep, "vm"), Err(ControlError::PathTooLong { limit, .. }) if limit < 108)
     );
+    // Long names fit, and stay different.
+    let sockets = ["a", "b"].map(|last| socket_path(dir.path(), &("n".repeat(228) + last)));
+    let [Ok(a), Ok(b)] = sockets else {
+        panic!("{sockets:?}");
+    };
+    assert_ne!(a, b);
     for name in ["", ".", "..", "a/b"] {
         assert!(
             matches!(socket_path(dir.path(), name), Err(ControlError::Name(_))),

@@ -1,0 +1,256 @@
+//! What reviewers of FreeBSD's save and restore (D19495) objected to, as far as it takes whole programs to show that it is
+//! different here. docs/review.md lists all of it and where the rest is held.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::pty::openpty;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::termios::{LocalFlags, OutputFlags, Termios, tcgetattr};
+use nix::unistd::Pid;
+
+use vmm_tests::debian::{BOOT, Debian, no_complaints};
+use vmm_tests::{Bench, guests};
+
+fn options(kernel: &str) -> Vec<String> {
+    let kernel = format!("boot.kernel={kernel}");
+    let fixed = ["-m", "64M", "-s", "0,hostbridge", "-s", "31,lpc"];
+    let given = ["-l", "com1,stdio", "-o", &kernel];
+    fixed.into_iter().chain(given).map(String::from).collect()
+}
+
+/// vmm(4) takes names that are longer than the path of a socket can be, and two of them may begin alike.
+#[test]
+fn names_are_as_long_as_the_kernel_allows() {
+    let bench = Bench::new();
+    let kernel = bench.kernel("guest", &guests::nonce());
+    let names = ["a", "b"].map(|last| "n".repeat(228) + last);
+    let mut running = names.each_ref().map(|name| {
+        let mut args = options(&kernel);
+        args.push(name.clone());
+        let mut guest = bench.start(&args);
+        guest.expect("\n");
+        guest
+    });
+    for (name, guest) in names.iter().zip(&mut running) {
+        let state = format!("state-{}", &name[228..]);
+        let output = bench.ctl(&[format!("--vm={name}"), format!("--suspend={state}")]);
+        assert!(output.status.success(), "{output:?}");
+        assert_eq!(guest.wait().code(), Some(0));
+        let mut again = bench.start(&["-r", &state]);
+        again.expect("\n");
+        // The same nonce as before: it is the same guest.
+        let last = |text: &str| {
+            text.split('\n')
+                .rev()
+                .nth(1)
+                .map(|line| line[..8].to_owned())
+        };
+        again.expect("\n");
+        assert_eq!(last(&guest.console()), last(&again.console()), "{name}");
+    }
+}
+
+/// A processor that the guest has not started does not run after a restore, and the guest can start it then.
+#[test]
+fn processors_that_were_never_started_stay_unstarted() {
+    let Some(debian) = Debian::get() else { return };
+    let bench = Bench::new();
+    let cmdline = ["-o", "boot.cmdline=console=ttyS0 maxcpus=1"];
+    let mut guest = debian.boot(&bench, 2, &cmdline);
+    assert_eq!(guest.shell("nproc").trim(), "1");
+    let output = bench.ctl(&["--vm=vm", "--suspend=state"]);
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(guest.wait().code(), Some(0));
+    let mut guest = bench.start(&["-r", "state"]);
+    guest.send("\n");
+    guest.expect_within("guest# ", BOOT);
+    assert_eq!(guest.shell("nproc").trim(), "1");
+    let instructions = || {
+        let output = bench.ctl(&["--vm=vm", "--cpu=1", "--get-rip"]);
+        assert!(output.status.success(), "{output:?}");
+        output.stdout
+    };
+    let before = instructions();
+    guest.shell("sleep 1");
+    assert_eq!(before, instructions());
+    guest.shell("echo 1 > /sys/devices/system/cpu/cpu1/online");
+    assert_eq!(guest.shell("nproc").trim(), "2");
+    no_complaints(&guest.console());
+}
+
+/// A program on a terminal of its own.
+struct OnTerminal {
+    child: Child,
+    master: File,
+    slave: OwnedFd,
+    text: Vec<u8>,
+}
+
+impl OnTerminal {
+    fn start(mut command: std::process::Command) -> OnTerminal {
+        let pty = openpty(None, None).expect("a pseudo terminal");
+        let end = || Stdio::from(pty.slave.try_clone().expect("a descriptor"));
+        let child = command
+            .stdin(end())
+            .stdout(end())
+            .stderr(end())
+            .spawn()
+            .unwrap_or_else(|e| panic!("{command:?}: {e}"));
+        OnTerminal {
+            child,
+            master: pty.master.into(),
+            slave: pty.slave,
+            text: Vec::new(),
+        }
+    }
+
+    fn settings(&self) -> Termios {
+        tcgetattr(&self.slave).expect("a terminal has settings")
+    }
+
+    /// Reads until the text has come.
+    fn expect(&mut self, text: &str) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !String::from_utf8_lossy(&self.text).contains(text) {
+            assert!(Instant::now() < deadline, "no {text:?} in what was shown");
+            let mut buffer = [0; 4096];
+            let n = self.master.read(&mut buffer).expect("the terminal speaks");
+            self.text.extend(&buffer[..n]);
+        }
+    }
+}
+
+impl Drop for OnTerminal {
+    fn drop(&mut self) {
+        // Whether it has ended by itself is the tests' business.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// While the guest has the terminal it is raw, our own lines end in CR LF, and at the end everything is as it was.
+#[test]
+fn newlines_are_right_on_a_raw_terminal() {
+    let bench = Bench::new();
+    let mut args = options(&bench.kernel("guest", &guests::dirty(16)));
+    args.push("vm".into());
+    let mut bhyve = OnTerminal::start(bench.bhyve(&args));
+    bhyve.expect("B");
+    // This guest knows no power button, and bhyve says so.
+    let pid = i32::try_from(bhyve.child.id()).expect("a process ID");
+    kill(Pid::from_raw(pid), Signal::SIGTERM).expect("it runs");
+    bhyve.expect("power button");
+    bhyve.expect("\n");
+    let raw = bhyve.settings();
+    assert!(!raw.local_flags.contains(LocalFlags::ICANON));
+    assert!(!raw.output_flags.contains(OutputFlags::OPOST));
+    // This guest writes no newline, so every one is of our own.
+    let lines = bhyve.text.iter().enumerate().filter(|(_, b)| **b == b'\n');
+    for (at, _) in lines {
+        assert_eq!(bhyve.text[at - 1], b'\r');
+    }
+    let output = bench.ctl(&["--vm=vm", "--force-poweroff"]);
+    assert!(output.status.success(), "{output:?}");
+    // Somebody has to read, or the guest's output keeps the process from ending.
+    let mut master = bhyve.master.try_clone().expect("a descriptor");
+    std::thread::spawn(move || while matches!(master.read(&mut [0; 4096]), Ok(n) if n > 0) {});
+    assert_eq!(bhyve.child.wait().expect("it ends").code(), Some(1));
+    let after = bhyve.settings();
+    assert!(after.local_flags.contains(LocalFlags::ICANON));
+    assert!(after.output_flags.contains(OutputFlags::OPOST));
+}
+
+/// bhyvectl draws how far it is on a terminal, and writes nothing of it elsewhere.
+#[test]
+fn progress_is_shown_on_a_terminal_only() {
+    let bench = Bench::new();
+    let mut args = options(&bench.kernel("guest", &guests::dirty(8192)));
+    args.push("vm".into());
+    let mut guest = bench.start(&args);
+    guest.expect("B");
+    let mut shown = OnTerminal::start(bench.bhyvectl(&["--vm=vm", "--checkpoint=state"]));
+    shown.expect("memory");
+    assert!(shown.child.wait().expect("it ends").success());
+    let output = bench.ctl(&["--vm=vm", "--checkpoint=state"]);
+    assert!(output.status.success(), "{output:?}");
+    assert!(
+        output.stdout.is_empty() && output.stderr.is_empty(),
+        "{output:?}"
+    );
+}
+
+/// Every source file of the libraries, tests apart.
+fn library_sources() -> Vec<PathBuf> {
+    fn walk(dir: &Path, found: &mut Vec<PathBuf>) {
+        for entry in std::fs::read_dir(dir).expect("a directory") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                walk(&path, found);
+            } else if path.extension().is_some_and(|e| e == "rs") {
+                found.push(path);
+            }
+        }
+    }
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("tests are a member of the workspace");
+    let mut found = Vec::new();
+    for library in ["sys/abi", "sys/cpu", "sys/vmm", "vmmapi"] {
+        walk(&workspace.join(library).join("src"), &mut found);
+    }
+    found.retain(|path| !path.to_string_lossy().contains("tests"));
+    assert!(found.len() > 100, "{found:?}");
+    found
+}
+
+/// Errors are values; what is said of them, and where, is the programs' business.
+#[test]
+fn the_libraries_do_not_print() {
+    for path in library_sources() {
+        let text = std::fs::read_to_string(&path).expect("a source file");
+        for word in [
+            "println!",
+            "print!(",
+            "eprint",
+            "dbg!",
+            "io::stderr",
+            "io::stdout",
+        ] {
+            assert!(!text.contains(word), "{}: {word}", path.display());
+        }
+    }
+}
+
+/// A process may have as many VMs as it likes, so no library keeps one's name: what is global is the table of all VMs.
+#[test]
+fn there_is_no_global_vm() {
+    let is_static = |line: &&str| {
+        let line = line.trim_start().trim_start_matches("pub ");
+        line.starts_with("static ") || line.starts_with("thread_local!")
+    };
+    let mut changing = Vec::new();
+    for path in library_sources() {
+        let text = std::fs::read_to_string(&path).expect("a source file");
+        let mutable = [
+            "Mutex",
+            "RwLock",
+            "Atomic",
+            "OnceLock",
+            "LazyLock",
+            "mut ",
+            "thread_local",
+        ];
+        let found = text
+            .lines()
+            .filter(is_static)
+            .filter(|line| mutable.iter().any(|word| line.contains(word)));
+        changing.extend(found.map(|line| line.trim().to_owned()));
+    }
+    assert_eq!(changing.len(), 1, "{changing:?}");
+    assert!(changing[0].contains("VMS: Mutex<BTreeMap<"), "{changing:?}");
+}
