@@ -263,3 +263,85 @@ fn instruction_time_repeats_itself() {
     run_to(&second, 3, END);
     same(&straight, &whole(&second));
 }
+
+/// What stands in `STRUCT_VMCX` of the host: intercepts, ASID, TLB control, AVIC, and where the processor last ran.
+fn host_fields() -> impl Iterator<Item = usize> {
+    // Ten registers, eight segments, EFER, two tables, the interrupt shadow; then the control block's fields of eight
+    // bytes, of which nine are the guest's registers.
+    const FIELDS: usize = 10 * 8 + 8 * 24 + 8 + 2 * 16 + 8;
+    const CONTEXT: usize = FIELDS + 34 * 8;
+    const HOST: usize = CONTEXT + 19 * 8;
+    let control = FIELDS..FIELDS + 20 * 8;
+    let more = FIELDS + 29 * 8..CONTEXT;
+    control.chain(more).chain(HOST..HOST + 28)
+}
+
+#[test]
+fn host_state_is_neither_saved_nor_believed() {
+    let bench = Bench::with_program(Clock::Instructions, 1, &super::guests::ticking());
+    for _ in 0..5 {
+        bench.next_out(0);
+    }
+    let saved = save_one(&bench, STRUCT_VMCX);
+    let mut other = saved.clone();
+    for at in host_fields() {
+        other[at] ^= 0xff;
+    }
+    let restored = snapshot(&bench, STRUCT_VMCX, VM_SNAPSHOT_RESTORE, &mut other);
+    assert_eq!(restored, Ok(saved.len()));
+    assert!(save_one(&bench, STRUCT_VMCX) == saved);
+    bench.next_out(0);
+}
+
+/// Where a pin's redirection entry is in `STRUCT_VIOAPIC`, and the bits of it that only the I/O APIC sets.
+const PIN: usize = 4;
+const PIN_SIZE: usize = 12;
+const DELIVERY_STATUS: u64 = 1 << 12;
+const REMOTE_IRR: u64 = 1 << 14;
+const LEVEL: u64 = 1 << 15;
+
+fn with_entry(ioapic: &[u8], pin: usize, entry: u64) -> Vec<u8> {
+    let mut bytes = ioapic.to_vec();
+    let at = PIN + pin * PIN_SIZE;
+    bytes[at..at + 8].copy_from_slice(&entry.to_le_bytes());
+    bytes
+}
+
+#[test]
+fn what_a_register_cannot_hold_cannot_be_restored() {
+    let bench = Bench::with_program(Clock::Host, 1, &[]);
+    let ioapic = save_one(&bench, STRUCT_VIOAPIC);
+    for (entry, fits) in [
+        (LEVEL | 0x40, true),
+        (LEVEL | REMOTE_IRR | 0x40, true),
+        (REMOTE_IRR | 0x40, false),
+        (DELIVERY_STATUS | 0x40, false),
+    ] {
+        let mut bytes = with_entry(&ioapic, 5, entry);
+        let restored = snapshot(&bench, STRUCT_VIOAPIC, VM_SNAPSHOT_RESTORE, &mut bytes);
+        assert_eq!(restored.is_ok(), fits, "{entry:#x}");
+    }
+}
+
+#[test]
+fn trigger_modes_are_recomputed() {
+    // The page of registers comes first.
+    const TMR: usize = 0x180;
+    const VECTOR: usize = 0x41;
+    let bench = Bench::with_program(Clock::Host, 1, &[]);
+    let lapic = save_one(&bench, STRUCT_VLAPIC);
+    let word = TMR + VECTOR / 32 * 16;
+    let level = |lapic: &[u8]| lapic[word + VECTOR % 32 / 8] & 1 << (VECTOR % 8) != 0;
+    assert!(!level(&lapic));
+    // The entry is a level one; the local APIC that is restored after it says that none is.
+    let ioapic = save_one(&bench, STRUCT_VIOAPIC);
+    let mut ioapic = with_entry(&ioapic, 5, LEVEL | VECTOR as u64);
+    for (dev_req, bytes) in [
+        (STRUCT_VIOAPIC, &mut ioapic),
+        (STRUCT_VLAPIC, &mut lapic.clone()),
+    ] {
+        let restored = snapshot(&bench, dev_req, VM_SNAPSHOT_RESTORE, bytes);
+        assert_eq!(restored, Ok(bytes.len()), "{dev_req}");
+    }
+    assert!(level(&save_one(&bench, STRUCT_VLAPIC)));
+}
