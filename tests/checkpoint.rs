@@ -119,6 +119,61 @@ fn memory_is_of_one_moment() {
     }
 }
 
+/// What Linux says about the guest's memory in a process: the flags of its mapping, and how much of it is locked, in KiB.
+#[cfg(target_os = "linux")]
+fn guest_memory(guest: &Guest) -> (Vec<String>, u64) {
+    let text = std::fs::read_to_string(format!("/proc/{}/smaps", guest.pid())).unwrap();
+    let mut lines = text.lines().skip_while(|line| !line.contains("/memfd:vmm"));
+    let mut field = |name: &str| {
+        let mut values = lines.by_ref().filter_map(|line| line.strip_prefix(name));
+        values.next().unwrap().trim().to_owned()
+    };
+    let locked = field("Locked:").trim_end_matches(" kB").parse().unwrap();
+    let flags = field("VmFlags:");
+    (flags.split(' ').map(str::to_owned).collect(), locked)
+}
+
+/// `-S` and `-C` do what they say, and a checkpoint's configuration says them again.
+#[cfg(target_os = "linux")]
+#[test]
+fn memory_is_wired_and_in_core_dumps_if_asked_for() {
+    let has = |flags: &[String], flag: &str| flags.iter().any(|found| found == flag);
+    let bench = Bench::new();
+    let mut guest = start(&bench, &guests::nonce(), &[]);
+    guest.expect("\n");
+    let (flags, locked) = guest_memory(&guest);
+    assert!(
+        has(&flags, "dd") && !has(&flags, "lo") && locked == 0,
+        "{flags:?} {locked}"
+    );
+    drop(guest);
+    let mut guest = start(&bench, &guests::nonce(), &["-S", "-C"]);
+    guest.expect("\n");
+    let all = 64 << 10;
+    let both = |guest: &Guest| {
+        let (flags, locked) = guest_memory(guest);
+        assert!(
+            !has(&flags, "dd") && has(&flags, "lo") && locked == all,
+            "{flags:?} {locked}"
+        );
+    };
+    both(&guest);
+    ctl(&bench, &["--vm=vm", "--suspend=state"]);
+    guest.wait();
+    let mut guest = bench.start(&["-r", "state"]);
+    guest.expect("\n");
+    both(&guest);
+    drop(guest);
+    let given = ["-o", "memory.wired=false", "-o", "memory.guest_in_core=no"];
+    let mut guest = bench.start(&[&given[..], &["-r", "state"]].concat());
+    guest.expect("\n");
+    let (flags, locked) = guest_memory(&guest);
+    assert!(
+        has(&flags, "dd") && !has(&flags, "lo") && locked == 0,
+        "{flags:?} {locked}"
+    );
+}
+
 #[test]
 fn a_state_without_disks_may_be_resumed_again_and_again() {
     let bench = Bench::new();

@@ -89,6 +89,26 @@ fn command_lines() {
     }
 }
 
+/// With a privilege that lets it lock what it likes, there is nothing to refuse: it is given up first.
+#[cfg(target_os = "linux")]
+#[test]
+fn memory_that_cannot_be_wired() {
+    let bench = Bench::new();
+    let kernel = format!("boot.kernel={}", bench.kernel("guest", &guests::nonce()));
+    let bhyve = bench.bhyve(&with(&["-S", "-m", "64M", "-o", &kernel, "vm"]));
+    let script = "ulimit -l 1024; drop=; [ $(id -u) = 0 ] && drop='setpriv --bounding-set=-ipc_lock'; exec $drop \"$@\"";
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", script, "sh"]).arg(bhyve.get_program());
+    let output = command.args(bhyve.get_args()).output().unwrap();
+    refused(
+        &output,
+        4,
+        &["memory.wired", "64M", "RLIMIT_MEMLOCK is 1048576 bytes"],
+    );
+    let left: Vec<_> = std::fs::read_dir(bench.path("run")).unwrap().collect();
+    assert!(left.is_empty(), "left in the rundir: {left:?}");
+}
+
 #[test]
 fn a_name_in_use() {
     let bench = Bench::new();

@@ -53,6 +53,16 @@ pub enum MachineError {
         /// Why not.
         source: vmmapi::Error,
     },
+    /// The guest's memory, which was to be wired.
+    #[error("cannot have memory.wired (-S) for memory.size={size}; RLIMIT_MEMLOCK is {limit}")]
+    Wired {
+        /// As it was asked for.
+        size: String,
+        /// How much this process may lock.
+        limit: String,
+        /// Why not.
+        source: vmmapi::Error,
+    },
     /// The control socket.
     #[error(transparent)]
     Control(#[from] ControlError),
@@ -95,7 +105,9 @@ impl Machine {
         })?;
         let mevent = Arc::new(mevent);
         let vm = Self::create(&options)?;
-        match Self::assemble(&vm, mevent, config, options, restore) {
+        let built = Self::equip(&vm, &options)
+            .and_then(|()| Self::assemble(&vm, mevent, config, options, restore));
+        match built {
             Ok(machine) => Ok(Arc::new(machine)),
             Err(error) => {
                 // Nobody else knows of it yet; a half-built VM must not stay in the kernel.
@@ -116,24 +128,37 @@ impl Machine {
             clock,
             ..SoftOptions::default()
         };
-        let vm = Vm::create(
+        Ok(Vm::create(
             &options.name,
             &CreateOptions {
                 backend: options.backend,
                 soft,
             },
-        )?;
+        )?)
+    }
+
+    /// Gives a new VM its shape and its memory.
+    fn equip(vm: &Vm, options: &MachineOptions) -> Result<(), MachineError> {
         if vm.kind() == Kind::Kernel && options.clock == Clock::Instructions {
             return Err(OptionError::KernelClock.into());
         }
         let topology = options.topology;
         vm.set_topology(topology.sockets, topology.cores, topology.threads)?;
-        vm.setup_memory_limit(options.memory, LOWMEM_LIMIT)
-            .map_err(|source| MachineError::Memory {
-                size: options.memory_text.clone(),
-                source,
-            })?;
-        Ok(vm)
+        vm.setup_memory_flags(options.memory, LOWMEM_LIMIT, options.memflags)
+            .map_err(|source| {
+                let size = options.memory_text.clone();
+                // Wiring is the only thing that a mapping can fail of at this point.
+                if options.memflags.wired && source.op == "vm_mmap_memseg" {
+                    let limit = lockable_memory();
+                    MachineError::Wired {
+                        size,
+                        limit,
+                        source,
+                    }
+                } else {
+                    MachineError::Memory { size, source }
+                }
+            })
     }
 
     fn assemble(
@@ -377,6 +402,16 @@ fn vendor(vm: &Vm) -> Vendor {
         Kind::Kernel => options::host_vendor(),
         // The software processor says that it is AMD's.
         Kind::Soft | Kind::Remote => Vendor::Amd,
+    }
+}
+
+/// How much memory this process may lock, in words.
+fn lockable_memory() -> String {
+    use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
+    match getrlimit(Resource::RLIMIT_MEMLOCK) {
+        Ok((RLIM_INFINITY, _)) => "unlimited".to_owned(),
+        Ok((bytes, _)) => format!("{bytes} bytes"),
+        Err(error) => format!("unknown ({error})"),
     }
 }
 

@@ -276,7 +276,7 @@ fn describe(machine: &Machine) -> Result<Description, SnapshotError> {
             ncpus: options.topology.cpus.into(),
             vmname: options.name.clone(),
             memsize: options.memory,
-            memflags: 0,
+            memflags: options.memflags.bits(),
         },
         config: machine.config().dump().lines().map(str::to_owned).collect(),
         cpu: contract(machine)?,

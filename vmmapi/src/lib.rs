@@ -24,7 +24,7 @@ pub use cpuset::CpuSet;
 pub use error::{Error, Result};
 pub use iovec::GuestIovec;
 pub use linear::{CopyError, Translation};
-pub use mem::{DeviceMemory, GuestMemory, OutOfRange};
+pub use mem::{DeviceMemory, GuestMemory, MemFlags, OutOfRange};
 pub use vcpu::Vcpu;
 pub use vm::{Choice, CreateOptions, OpenOptions, Vm};
 pub use vmm::{Clock, Errno, Options as SoftOptions};

@@ -23,6 +23,22 @@ pub const HIGHMEM_BASE: u64 = 4 << 30;
 /// Where lowmem ends unless told otherwise (`VM_LOWMEM_LIMIT`).
 pub const LOWMEM_LIMIT: u64 = 3 << 30;
 
+/// How memory is had (`vm_set_memflags`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct MemFlags {
+    /// Core dumps contain it.
+    pub in_core: bool,
+    /// It never leaves the host's memory.
+    pub wired: bool,
+}
+
+impl MemFlags {
+    /// libvmmapi's form: `VM_MEM_F_INCORE` is 1, `VM_MEM_F_WIRED` is 2.
+    pub fn bits(self) -> u64 {
+        u64::from(self.in_core) | u64::from(self.wired) << 1
+    }
+}
+
 /// A range that is not wholly in one region of guest memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("no guest memory at {gpa:#x}, length {len:#x}")]

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use ::vmm::Errno;
 use vmm_abi::*;
@@ -14,7 +14,9 @@ use crate::backend::{Backend, Kernel, Kind, Remote, Soft};
 use crate::control::{ControlError, client_rundir};
 use crate::cpuset::CpuSet;
 use crate::error::{Error, Result};
-use crate::mem::{DeviceMemory, GuestMemory, HIGHMEM_BASE, LOWMEM_LIMIT, OutOfRange, Region};
+use crate::mem::{
+    DeviceMemory, GuestMemory, HIGHMEM_BASE, LOWMEM_LIMIT, MemFlags, OutOfRange, Region,
+};
 use crate::vcpu::Vcpu;
 
 /// Which back end to use.
@@ -53,6 +55,8 @@ struct Inner {
     name: String,
     backend: Arc<dyn Backend>,
     memory: GuestMemory,
+    /// Set once, with the memory.
+    memflags: OnceLock<MemFlags>,
     /// Names of the counters, fetched when they are first asked for.
     stat_names: Mutex<Option<Vec<String>>>,
 }
@@ -134,6 +138,7 @@ impl Vm {
             name: name.to_owned(),
             backend,
             memory: GuestMemory::default(),
+            memflags: OnceLock::new(),
             stat_names: Mutex::default(),
         };
         Self {
@@ -204,15 +209,18 @@ impl Vm {
 
     /// `vm_set_lowmem_limit` and `vm_setup_memory`.
     pub fn setup_memory_limit(&self, size: u64, lowmem_limit: u64) -> Result<()> {
-        self.setup_memory_flags(size, lowmem_limit, 0)
+        self.setup_memory_flags(size, lowmem_limit, MemFlags::default())
     }
 
-    /// `vm_set_lowmem_limit`, `vm_set_memflags` (as `VM_MEMMAP_F_*`) and `vm_setup_memory`.
-    pub fn setup_memory_flags(&self, size: u64, lowmem_limit: u64, flags: i32) -> Result<()> {
+    /// `vm_set_lowmem_limit`, `vm_set_memflags` and `vm_setup_memory`. An error of `vm_mmap_memseg` is about wiring, if that
+    /// was asked for.
+    pub fn setup_memory_flags(&self, size: u64, lowmem_limit: u64, flags: MemFlags) -> Result<()> {
         let error = |errno| Error::new("vm_setup_memory", format!("{size:#x} bytes"), errno);
         if size == 0 || lowmem_limit == 0 || lowmem_limit > HIGHMEM_BASE {
             return Err(error(Errno::EINVAL));
         }
+        let flags = *self.inner.memflags.get_or_init(|| flags);
+        let map_flags = if flags.wired { VM_MEMMAP_F_WIRED } else { 0 };
         let lowmem = size.min(lowmem_limit);
         self.alloc_memseg(VM_SYSMEM, size, "")?;
         let mut regions = Vec::new();
@@ -221,9 +229,12 @@ impl Vm {
                 continue;
             }
             if !self.is_mapped(gpa, len) {
-                self.mmap_memseg_flags(gpa, VM_SYSMEM, segoff, len, VM_PROT_ALL, flags)?;
+                self.mmap_memseg_flags(gpa, VM_SYSMEM, segoff, len, VM_PROT_ALL, map_flags)?;
             }
             let mapping = self.inner.backend.map_sysmem(gpa, len).map_err(error)?;
+            if flags.in_core {
+                mapping.keep_in_core().map_err(error)?;
+            }
             regions.push(Region::new(gpa, mapping, self.inner.backend.clone()));
         }
         self.inner.memory.set_regions(regions).map_err(error)
@@ -232,6 +243,11 @@ impl Vm {
     fn is_mapped(&self, gpa: u64, len: u64) -> bool {
         self.mmap_getnext(gpa)
             .is_ok_and(|map| map.gpa == gpa && map.len == len)
+    }
+
+    /// How the VM's memory is had (`vm_get_memflags`).
+    pub fn memflags(&self) -> MemFlags {
+        self.inner.memflags.get().copied().unwrap_or_default()
     }
 
     /// The VM's memory; it has no regions before `setup_memory`.
@@ -349,7 +365,11 @@ impl Vm {
     pub fn create_devmem(&self, segid: i32, name: &str, len: u64) -> Result<DeviceMemory> {
         self.alloc_memseg(segid, len, name)?;
         let mapping = self.inner.backend.map_devmem(name, len);
-        let mapping = mapping.map_err(|errno| Error::new("vm_create_devmem", name, errno))?;
+        let error = |errno| Error::new("vm_create_devmem", name, errno);
+        let mapping = mapping.map_err(error)?;
+        if self.memflags().in_core {
+            mapping.keep_in_core().map_err(error)?;
+        }
         Ok(DeviceMemory::new(mapping))
     }
 

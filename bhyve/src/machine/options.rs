@@ -8,7 +8,7 @@ use crate::xmsr::Vendor;
 use std::collections::BTreeMap;
 use std::num::NonZeroU64;
 use std::path::PathBuf;
-use vmmapi::Choice;
+use vmmapi::{Choice, MemFlags};
 
 const MIB: u64 = 1 << 20;
 const PAGE: u64 = 4096;
@@ -75,6 +75,8 @@ pub struct MachineOptions {
     pub memory: u64,
     /// The same as it was written.
     pub memory_text: String,
+    /// memory.wired and memory.guest_in_core.
+    pub memflags: MemFlags,
     /// Whether there is a kernel to boot.
     pub boots: bool,
     /// Where the control socket is.
@@ -159,6 +161,10 @@ impl MachineOptions {
             topology: Topology::from_config(config)?,
             memory: memory_size(&memory).ok_or_else(|| OptionError::Memory(memory.clone()))?,
             memory_text: memory,
+            memflags: MemFlags {
+                in_core: config.bool("memory.guest_in_core", false)?,
+                wired: config.bool("memory.wired", false)?,
+            },
             boots: config.raw("boot.kernel").is_some(),
             rundir: config.get("rundir")?.map(PathBuf::from),
             policy: ExitPolicy {

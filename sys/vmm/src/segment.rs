@@ -58,11 +58,64 @@ impl Segment {
             return Err(Errno::last());
         }
         let base = NonNull::new(base.cast::<u8>()).ok_or(Errno::ENOMEM)?;
-        Ok(Arc::new(Self {
+        let segment = Self {
             base,
             len: size,
             file,
-        }))
+        };
+        // A guest runs as well with its memory in core dumps, which are then larger.
+        if let Err(errno) = segment.leave_out_of_core() {
+            log::debug!("guest memory stays in core dumps: {errno}");
+        }
+        Ok(Arc::new(segment))
+    }
+
+    /// As `MAP_NOCORE` does for the kernel's segments: guest memory is of no use in a core file, and large.
+    fn leave_out_of_core(&self) -> Result<(), Errno> {
+        #[cfg(target_os = "freebsd")]
+        const NO_CORE: libc::c_int = libc::MADV_NOCORE;
+        #[cfg(not(target_os = "freebsd"))]
+        const NO_CORE: libc::c_int = libc::MADV_DONTDUMP;
+        // SAFETY: the range is our own mapping, and the advice changes nothing of its contents.
+        let result = unsafe { libc::madvise(self.base.as_ptr().cast(), self.len, NO_CORE) };
+        if result == 0 {
+            Ok(())
+        } else {
+            Err(Errno::last())
+        }
+    }
+
+    /// The part of the mapping at `[offset, offset + len)`; `EINVAL` if it is not all inside.
+    fn part(&self, offset: u64, len: u64) -> Result<(*mut u8, usize), Errno> {
+        if offset.checked_add(len).is_none_or(|end| end > self.len()) {
+            return Err(Errno::EINVAL);
+        }
+        Ok((self.as_ptr().wrapping_add(offset as usize), len as usize))
+    }
+
+    /// Keeps `[offset, offset + len)` in the host's memory, all of it from now on. Fails with what mlock(2) says, such as
+    /// `ENOMEM` beyond `RLIMIT_MEMLOCK`.
+    pub fn wire(&self, offset: u64, len: u64) -> Result<(), Errno> {
+        let (start, len) = self.part(offset, len)?;
+        // SAFETY: the range was checked to lie in our own mapping; mlock reads and writes nothing that others see.
+        if unsafe { libc::mlock(start.cast(), len) } != 0 {
+            let errno = Errno::last();
+            // What was locked before it failed is locked still.
+            self.unwire(offset, len as u64);
+            return Err(errno);
+        }
+        Ok(())
+    }
+
+    /// Takes [`Self::wire`] back.
+    pub fn unwire(&self, offset: u64, len: u64) {
+        let Ok((start, len)) = self.part(offset, len) else {
+            return;
+        };
+        // SAFETY: as for mlock.
+        if unsafe { libc::munlock(start.cast(), len) } != 0 {
+            log::debug!("munlock: {}", Errno::last());
+        }
     }
 
     /// Where the segment starts in this process.
@@ -138,10 +191,7 @@ impl Segment {
         len: u64,
         writable: bool,
     ) -> Result<(), Errno> {
-        if offset.checked_add(len).is_none_or(|end| end > self.len()) {
-            return Err(Errno::EINVAL);
-        }
-        let host = self.as_ptr().wrapping_add(offset as usize);
+        let (host, _) = self.part(offset, len)?;
         // SAFETY: the range was checked to lie in the mapping, which nobody borrows from and which lives as long as
         // this segment: a VM keeps its segments until its processors are gone.
         unsafe { phys.map(gpa, host, len, writable) }.map_err(|_| Errno::EFAULT)

@@ -19,7 +19,7 @@ pub const SEGMENT_NAME_SIZE: usize = 16;
 const PAGE_SIZE: u64 = 4096;
 const PROT_WRITE: i32 = 2;
 const PROT_ALL: i32 = 7;
-/// `VM_MEMMAP_F_WIRED`: the only flag that userland may ask for.
+/// `VM_MEMMAP_F_WIRED`, the only flag that userland may ask for: the pages never leave the host's memory.
 const F_WIRED: i32 = 1;
 
 /// One mapping of (a part of) a segment into guest physical memory.
@@ -43,6 +43,16 @@ impl MemMap {
     /// The address behind the last byte; checked not to wrap when the mapping was made.
     pub fn end(&self) -> u64 {
         self.gpa + self.len
+    }
+
+    fn is_wired(&self) -> bool {
+        self.flags & F_WIRED != 0
+    }
+
+    fn shares_pages(&self, other: &MemMap) -> bool {
+        self.segid == other.segid
+            && self.segoff < other.segoff + other.len
+            && other.segoff < self.segoff + self.len
     }
 
     fn contains(&self, gpa: u64, len: u64) -> bool {
@@ -121,7 +131,7 @@ impl Memory {
             .map_or((0, ""), |slot| (slot.object.len(), &slot.name)))
     }
 
-    /// `vm_mmap_memseg`: checks the mapping and notes it.
+    /// `vm_mmap_memseg`: checks the mapping, wires its pages if that is asked for, and notes it.
     pub fn map(&mut self, map: MemMap) -> Result<(), Errno> {
         if map.prot == 0 || map.prot & !PROT_ALL != 0 || map.flags & !F_WIRED != 0 {
             return Err(Errno::EINVAL);
@@ -145,6 +155,9 @@ impl Memory {
         {
             return Err(Errno::EFAULT);
         }
+        if map.is_wired() {
+            segment.wire(map.segoff, map.len)?;
+        }
         self.maps.push(map);
         Ok(())
     }
@@ -167,9 +180,22 @@ impl Memory {
             .maps
             .iter()
             .position(|map| map.gpa == gpa && map.len == len);
-        found
+        let gone = found
             .map(|index| self.maps.remove(index))
-            .ok_or(Errno::EINVAL)
+            .ok_or(Errno::EINVAL)?;
+        self.unwire(&gone);
+        Ok(gone)
+    }
+
+    /// After a mapping is gone: its pages need not stay, unless another one wants them to. The host does not count.
+    fn unwire(&self, gone: &MemMap) {
+        let wanted = |map: &MemMap| map.is_wired() && map.shares_pages(gone);
+        if gone.is_wired()
+            && !self.maps.iter().any(wanted)
+            && let Ok(Some(segment)) = self.segment(gone.segid)
+        {
+            segment.unwire(gone.segoff, gone.len);
+        }
     }
 
     /// `vm_mmap_getnext`: the mapping with the lowest address that is not below `gpa`.
@@ -188,9 +214,12 @@ impl Memory {
 
     /// Takes the mappings of device segments away, as VM_REINIT does, and returns them.
     pub fn drop_device_maps(&mut self) -> Vec<MemMap> {
-        self.maps
+        let gone: Vec<_> = self
+            .maps
             .extract_if(.., |map| !is_sysmem(map.segid))
-            .collect()
+            .collect();
+        gone.iter().for_each(|map| self.unwire(map));
+        gone
     }
 
     /// mmap(2) on `/dev/vmm/NAME`: the range must lie in one mapping of system memory.
@@ -246,7 +275,7 @@ impl Memory {
     pub fn wired(&self) -> u64 {
         self.maps
             .iter()
-            .filter(|map| map.flags & F_WIRED != 0)
+            .filter(|map| map.is_wired())
             .map(|map| map.len)
             .sum()
     }
@@ -363,6 +392,43 @@ mod tests {
             memory.map(map(n << 12, 0, 0, 0x1000)).unwrap();
         }
         assert_eq!(memory.map(map(1 << 30, 0, 0, 0x1000)), Err(Errno::ENOSPC));
+    }
+
+    /// The flags and the field `Locked:` (in KiB) that Linux tells of the mapping that starts at `address`.
+    #[cfg(target_os = "linux")]
+    fn smaps(address: *const u8) -> (String, u64) {
+        let text = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let start = format!("{:x}-", address.addr());
+        let mut lines = text.lines().skip_while(|line| !line.starts_with(&start));
+        let mut field = |name: &str| {
+            let mut values = lines.by_ref().filter_map(|line| line.strip_prefix(name));
+            values.next().unwrap().trim().to_owned()
+        };
+        let locked = field("Locked:").trim_end_matches(" kB").parse().unwrap();
+        (field("VmFlags:"), locked)
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn wired_pages_are_locked() {
+        let mut memory = Memory::default();
+        // 64 KiB: no more than any limit allows.
+        memory.alloc(SYSMEM, 0x1_0000, "").unwrap();
+        let wired = |gpa, segoff| MemMap {
+            flags: F_WIRED,
+            ..map(gpa, SYSMEM, segoff, 0x8000)
+        };
+        let start = memory.segment(SYSMEM).unwrap().unwrap().as_ptr();
+        assert!(smaps(start).0.split(' ').any(|flag| flag == "dd"));
+        memory.map(wired(0, 0)).unwrap();
+        memory.map(wired(0x10_0000, 0)).unwrap();
+        assert_eq!(memory.wired(), 0x1_0000);
+        let (flags, locked) = smaps(start);
+        assert_eq!((flags.contains("lo"), locked), (true, 32), "{flags}");
+        memory.unmap(0, 0x8000).unwrap();
+        assert_eq!(smaps(start).1, 32, "the other mapping is wired still");
+        memory.unmap(0x10_0000, 0x8000).unwrap();
+        assert_eq!(smaps(start).1, 0);
     }
 
     #[test]

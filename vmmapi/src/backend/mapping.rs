@@ -3,6 +3,8 @@
 use std::any::Any;
 use std::ptr::NonNull;
 
+use ::vmm::Errno;
+
 /// A readable and writable mapping that lasts as long as this value.
 pub struct HostMapping {
     base: NonNull<u8>,
@@ -45,6 +47,21 @@ impl HostMapping {
     /// Whether it has no bytes at all.
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// Lets core dumps of this process contain the memory, which back ends leave out.
+    pub fn keep_in_core(&self) -> Result<(), Errno> {
+        #[cfg(target_os = "freebsd")]
+        const CORE: libc::c_int = libc::MADV_CORE;
+        #[cfg(not(target_os = "freebsd"))]
+        const CORE: libc::c_int = libc::MADV_DODUMP;
+        // SAFETY: the range is mapped for as long as this value exists, and the advice changes nothing of its contents.
+        let result = unsafe { libc::madvise(self.base.as_ptr().cast(), self.len, CORE) };
+        if result == 0 {
+            Ok(())
+        } else {
+            Err(Errno::last())
+        }
     }
 }
 
