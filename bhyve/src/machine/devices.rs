@@ -191,7 +191,11 @@ impl Devices {
     pub fn disks(&self) -> Vec<(String, io::Result<DiskIdentity>)> {
         self.bus
             .devices()
-            .filter_map(|device| Some((device.name().to_owned(), device.disk()?)))
+            .flat_map(|device| {
+                let name = device.name().to_owned();
+                let disks = device.disks().into_iter();
+                disks.map(move |disk| (name.clone(), disk))
+            })
             .collect()
     }
 

@@ -189,6 +189,14 @@ impl Inner {
         self.msi.map_or(0, |at| self.get(at + 2, 2) as u16)
     }
 
+    fn msi_messages(&self) -> usize {
+        let control = self.msi_control();
+        if control & MSI_ENABLE == 0 {
+            return 0;
+        }
+        1 << ((control & MSI_MME) >> 4)
+    }
+
     fn msix_control(&self) -> u16 {
         self.msix
             .as_ref()
@@ -713,7 +721,12 @@ impl PciFunc {
 
     /// Whether the guest uses MSI.
     pub fn msi_enabled(&self) -> bool {
-        self.inner().msi_control() & MSI_ENABLE != 0
+        self.msi_messages() != 0
+    }
+
+    /// How many MSI messages the guest has enabled.
+    pub fn msi_messages(&self) -> usize {
+        self.inner().msi_messages()
     }
 
     /// Whether the guest uses MSI-X.
@@ -725,8 +738,7 @@ impl PciFunc {
     pub fn msi_raise(&self, n: usize) {
         let inner = self.inner();
         let Some(at) = inner.msi else { return };
-        let control = inner.msi_control();
-        if control & MSI_ENABLE == 0 || n >= 1 << ((control & MSI_MME) >> 4) {
+        if n >= inner.msi_messages() {
             return;
         }
         let address = u64::from(inner.get(at + 4, 4)) | u64::from(inner.get(at + 8, 4)) << 32;

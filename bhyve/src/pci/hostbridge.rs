@@ -93,8 +93,8 @@ impl Device for Hostbridge {
 }
 
 impl PciDevice for Hostbridge {
-    fn disk(&self) -> Option<std::io::Result<crate::block_if::DiskIdentity>> {
-        None
+    fn disks(&self) -> Vec<std::io::Result<crate::block_if::DiskIdentity>> {
+        Vec::new()
     }
     fn bar_read(&self, _bar: usize, _offset: u64, _size: u8) -> u64 {
         u64::MAX

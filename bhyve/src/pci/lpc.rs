@@ -349,8 +349,8 @@ impl Device for Lpc {
 }
 
 impl PciDevice for Lpc {
-    fn disk(&self) -> Option<std::io::Result<crate::block_if::DiskIdentity>> {
-        None
+    fn disks(&self) -> Vec<std::io::Result<crate::block_if::DiskIdentity>> {
+        Vec::new()
     }
     fn bar_read(&self, _bar: usize, _offset: u64, size: u8) -> u64 {
         all_ones(size).into()

@@ -49,8 +49,8 @@ pub trait PciDevice: Device {
     fn cfg_read(&self, offset: u16, size: u8) -> Option<u32>;
     /// A write to the configuration space; false leaves it to the generic function.
     fn cfg_write(&self, offset: u16, size: u8, value: u32) -> bool;
-    /// The disk behind it, as it is now; `None` for anything that is no disk.
-    fn disk(&self) -> Option<io::Result<DiskIdentity>>;
+    /// The disks behind it, as they are now.
+    fn disks(&self) -> Vec<io::Result<DiskIdentity>>;
 }
 
 /// What builds a device, and with a state restores one.

@@ -73,8 +73,8 @@ impl Device for Echo {
 }
 
 impl PciDevice for Echo {
-    fn disk(&self) -> Option<std::io::Result<crate::block_if::DiskIdentity>> {
-        None
+    fn disks(&self) -> Vec<std::io::Result<crate::block_if::DiskIdentity>> {
+        Vec::new()
     }
     fn bar_read(&self, bar: usize, offset: u64, _size: u8) -> u64 {
         (bar as u64) << 8 | offset

@@ -420,8 +420,8 @@ impl VirtioDevice for Block {
     const KIND: &'static str = "virtio-blk";
     const VERSION: u32 = 1;
 
-    fn disk(&self) -> Option<std::io::Result<crate::block_if::DiskIdentity>> {
-        Some(self.disk.identity())
+    fn disks(&self) -> Vec<std::io::Result<crate::block_if::DiskIdentity>> {
+        vec![self.disk.identity()]
     }
     fn transport(&self) -> &Transport {
         &self.front.transport

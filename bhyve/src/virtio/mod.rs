@@ -54,8 +54,8 @@ pub trait VirtioDevice: Send + Sync + 'static {
     fn restore(&self, state: Self::State) -> Result<(), StateError>;
     /// Starts back ends again. The gate is open already.
     fn restart(&self);
-    /// The disk behind it, as it is now; `None` for anything that is no disk.
-    fn disk(&self) -> Option<std::io::Result<crate::block_if::DiskIdentity>>;
+    /// The disks behind it, as they are now.
+    fn disks(&self) -> Vec<std::io::Result<crate::block_if::DiskIdentity>>;
 }
 
 /// Fills `out` from `space` at `offset`; a register space as bytes.
@@ -128,8 +128,8 @@ impl<D: VirtioDevice> Device for VirtioPci<D> {
 }
 
 impl<D: VirtioDevice> PciDevice for VirtioPci<D> {
-    fn disk(&self) -> Option<std::io::Result<crate::block_if::DiskIdentity>> {
-        self.device.disk()
+    fn disks(&self) -> Vec<std::io::Result<crate::block_if::DiskIdentity>> {
+        self.device.disks()
     }
     fn bar_read(&self, bar: usize, offset: u64, size: u8) -> u64 {
         if bar == 0 {

@@ -422,8 +422,8 @@ impl VirtioDevice for Net {
     const KIND: &'static str = "virtio-net";
     const VERSION: u32 = 1;
 
-    fn disk(&self) -> Option<std::io::Result<crate::block_if::DiskIdentity>> {
-        None
+    fn disks(&self) -> Vec<std::io::Result<crate::block_if::DiskIdentity>> {
+        Vec::new()
     }
     fn transport(&self) -> &Transport {
         &self.inner.transport

@@ -134,8 +134,8 @@ impl VirtioDevice for Rnd {
     const KIND: &'static str = "virtio-rnd";
     const VERSION: u32 = 1;
 
-    fn disk(&self) -> Option<std::io::Result<crate::block_if::DiskIdentity>> {
-        None
+    fn disks(&self) -> Vec<std::io::Result<crate::block_if::DiskIdentity>> {
+        Vec::new()
     }
     fn transport(&self) -> &Transport {
         &self.transport
