@@ -3,7 +3,7 @@
 GUEST = target/guest
 CARGO = cargo
 
-.PHONY: all demo test soak bench lint guest install
+.PHONY: all demo test soak matrix bench lint guest install
 
 all:
 	$(CARGO) build --release --workspace
@@ -35,6 +35,11 @@ soak: install guest
 	$(CARGO) build --release --workspace
 	DIFF_CASES=50000000 $(CARGO) test --release -p vmm-cpu --test differential
 	$(CARGO) test --release -p vmm-tests -- --ignored --nocapture
+
+# The test plan of the review that brought save and restore to bhyve, on every machine of it.
+matrix: install guest
+	$(CARGO) build --release --workspace
+	$(CARGO) run --release --quiet -p vmm-tests --bin matrix
 
 # Boot time beside QEMU's TCG, instructions per second, checkpoint and restore times and sizes.
 bench: guest

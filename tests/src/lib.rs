@@ -3,7 +3,8 @@
 pub mod bench;
 pub mod debian;
 pub mod guests;
-#[cfg(target_os = "linux")]
+pub mod matrix;
+#[cfg_attr(not(target_os = "linux"), path = "netns_none.rs")]
 pub mod netns;
 
 pub use bench::{Bench, Guest};

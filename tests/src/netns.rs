@@ -11,6 +11,11 @@ pub struct Namespace(File);
 impl Namespace {
     /// A new one with a tap `tap0` that has `address` (such as `10.9.0.1/24`); none if this user may not.
     pub fn with_tap(address: &str) -> Option<Namespace> {
+        Self::with_taps(&[address])
+    }
+
+    /// The same with taps `tap0`, `tap1` and so on, one for each address.
+    pub fn with_taps<S: AsRef<str> + Sync>(addresses: &[S]) -> Option<Namespace> {
         let made = std::thread::spawn(|| {
             unshare(CloneFlags::CLONE_NEWNET)?;
             File::open("/proc/thread-self/ns/net")
@@ -40,12 +45,14 @@ impl Namespace {
             }
             output.status.success()
         };
-        // The tap stays when bhyve ends, so that the next one finds it.
+        // The taps stay when bhyve ends, so that the next one finds them.
         let ready = namespace.run(|| {
-            ip(&["tuntap", "add", "dev", "tap0", "mode", "tap"])
-                && ip(&["addr", "add", address, "dev", "tap0"])
-                && ip(&["link", "set", "tap0", "up"])
-                && ip(&["link", "set", "lo", "up"])
+            addresses.iter().enumerate().all(|(n, address)| {
+                let tap = format!("tap{n}");
+                ip(&["tuntap", "add", "dev", &tap, "mode", "tap"])
+                    && ip(&["addr", "add", address.as_ref(), "dev", &tap])
+                    && ip(&["link", "set", &tap, "up"])
+            }) && ip(&["link", "set", "lo", "up"])
         });
         ready.then_some(namespace)
     }
