@@ -271,7 +271,7 @@ impl<'a> Run<'a> {
         let sum = guest.shell("cat /tmp/sum").trim().to_owned();
         let received = self.received.join().expect("the copy ends well");
         assert!(
-            !received.is_empty() && received.len() % FILE == 0,
+            !received.is_empty() && received.len().is_multiple_of(FILE),
             "{} bytes came over TCP",
             received.len()
         );
