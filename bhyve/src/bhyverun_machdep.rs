@@ -66,6 +66,7 @@ impl Platform {
         ctx.intx.reserve(AUX_IRQ);
         let atkbdc = Arc::new(Atkbdc::new(chip, power, saved("atkbdc")?.as_ref())?);
         atkbdc.register(ctx.inout)?;
+        atkbdc.listen(ctx.console);
         NullPort::register(ctx.inout)?;
         if states.is_none() {
             rtc::init(ctx.vm, ctx.config, ctx.clock, memory_layout(ctx.mem))?;

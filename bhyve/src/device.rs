@@ -2,6 +2,7 @@
 //! with the difference that nothing has a default: a device that forgets one of them does not compile.
 
 use crate::config::{Config, ConfigError};
+use crate::console::Console;
 use crate::inout::Inout;
 use crate::mevent::Mevent;
 use crate::pci::irq::PciIrq;
@@ -219,6 +220,8 @@ pub struct BuildCtx<'a> {
     pub inout: &'a Arc<Inout>,
     /// The routes of legacy PCI interrupts.
     pub intx: &'a Arc<PciIrq>,
+    /// The graphical console.
+    pub console: &'a Arc<Console>,
     /// Where time comes from.
     pub clock: Clock,
     /// The VM's name.

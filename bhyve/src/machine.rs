@@ -259,6 +259,7 @@ impl Machine {
             mevent: &self.mevent,
             inout: &self.inout,
             intx: self.devices.pirq(),
+            console: self.devices.console(),
             clock: self.options.clock,
             vm_name: &self.options.name,
         }

@@ -6,6 +6,8 @@ mod bhyverun_machdep;
 mod block_if;
 mod cleanup;
 mod config;
+#[expect(dead_code, reason = "viewers come with the VNC server")]
+mod console;
 mod dev;
 mod device;
 mod e820;

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::config::Config;
+use crate::console::Console;
 use crate::device::{Clock, SavedBytes};
 use crate::inout::Inout;
 use crate::mem::Mmio;
@@ -21,6 +22,7 @@ struct Pc {
     mevent: Arc<Mevent>,
     mmio: Arc<Mmio>,
     pirq: Arc<PciIrq>,
+    console: Arc<Console>,
     platform: Option<Platform>,
     bus: Option<PciBus>,
 }
@@ -56,6 +58,7 @@ impl Pc {
             mevent: Arc::new(Mevent::new().unwrap()),
             mmio: Arc::new(Mmio::new()),
             pirq,
+            console: Arc::default(),
             platform: None,
             bus: None,
         };
@@ -87,6 +90,7 @@ impl Pc {
             mevent: &self.mevent,
             inout: &self.inout,
             intx: &self.pirq,
+            console: &self.console,
             clock: Clock::Instructions,
             vm_name: "pc",
         }

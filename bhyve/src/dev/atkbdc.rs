@@ -3,8 +3,10 @@
 //! Interrupts are levels that follow the output buffer; upstream pulses them.
 
 use super::pm::PowerRequest;
+use super::ps2kbd::keymap::{self, SET_1_RELEASE};
 use super::ps2kbd::{KbdState, Ps2Kbd};
 use super::ps2mouse::{MouseState, Ps2Mouse};
+use crate::console::{Console, KeyEvent, Keyboard, PS2_PRIORITY, Pointer, PtrEvent};
 use crate::device::{BuildError, Device, SaveError, SavedBytes, SavedState, StateError};
 use crate::inout::{Inout, PortHandler};
 use crate::irqchip::IrqChip;
@@ -43,9 +45,12 @@ const CMD_WRITE_AUX: u8 = 0xd4;
 const OUTPORT_DEFAULT: u8 = 0x03;
 const OUTPORT_RUN: u8 = 1 << 0;
 const RAM_SIZE: usize = 32;
-const FIFO_SIZE: usize = 16;
+/// A keyboard's has 16 bytes; what a viewer types at once should not be lost in a guest that is busy.
+const FIFO_SIZE: usize = 256;
+/// What precedes the code of a key that is let go, in set 2.
+const SET_2_RELEASE: u8 = 0xf0;
 const KIND: &str = "atkbdc";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// A device's output.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -56,6 +61,15 @@ impl Fifo {
     pub fn push(&mut self, bytes: &[u8]) {
         let room = FIFO_SIZE.saturating_sub(self.0.len());
         self.0.extend(bytes.iter().take(room));
+    }
+
+    /// Adds all of the bytes, or none and says so.
+    pub fn push_all(&mut self, bytes: &[u8]) -> bool {
+        let fits = bytes.len() <= FIFO_SIZE.saturating_sub(self.0.len());
+        if fits {
+            self.0.extend(bytes);
+        }
+        fits
     }
 
     /// Takes the oldest byte.
@@ -106,6 +120,8 @@ struct Controller {
     last_output: u8,
     /// The controller's own answers.
     answers: Fifo,
+    /// The keyboard's last byte said that the code that follows is a release; the translation makes a bit of it.
+    release: bool,
     kbd: Ps2Kbd,
     mouse: Ps2Mouse,
 }
@@ -120,6 +136,7 @@ struct ControllerState {
     output: Option<(u8, Source)>,
     last_output: u8,
     answers: Vec<u8>,
+    release: bool,
     kbd: KbdState,
     mouse: MouseState,
 }
@@ -136,14 +153,6 @@ fn takes_argument(command: u8) -> bool {
     matches!(command, 0x60..=0x7f | CMD_WRITE_OUTPORT..=CMD_WRITE_AUX)
 }
 
-/// The translation to scan code set 1, for what the keyboard here can say: its identification.
-fn translate(byte: u8) -> u8 {
-    match byte {
-        0x83 => 0x41,
-        other => other,
-    }
-}
-
 impl Controller {
     fn new() -> Self {
         let mut ram = [0; RAM_SIZE];
@@ -156,6 +165,7 @@ impl Controller {
             output: None,
             last_output: 0,
             answers: Fifo::default(),
+            release: false,
             kbd: Ps2Kbd::new(),
             mouse: Ps2Mouse::new(),
         }
@@ -181,22 +191,31 @@ impl Controller {
         let ctrl = self.ctrl();
         self.output = if let Some(byte) = self.answers.pop() {
             Some((byte, Source::Keyboard))
-        } else if ctrl & CTRL_KBD_DISABLED == 0 && self.kbd.has_data() {
-            let translated = |byte| {
-                if ctrl & CTRL_TRANSLATE != 0 {
-                    translate(byte)
-                } else {
-                    byte
-                }
-            };
-            self.kbd
-                .read()
-                .map(|byte| (translated(byte), Source::Keyboard))
+        } else if ctrl & CTRL_KBD_DISABLED == 0
+            && let Some(byte) = self.read_keyboard()
+        {
+            Some((byte, Source::Keyboard))
         } else if ctrl & CTRL_AUX_DISABLED == 0 {
             self.mouse.read().map(|byte| (byte, Source::Mouse))
         } else {
             None
         };
+    }
+
+    /// The keyboard's next byte, translated to scan code set 1 if that is switched on.
+    fn read_keyboard(&mut self) -> Option<u8> {
+        if self.ctrl() & CTRL_TRANSLATE == 0 {
+            return self.kbd.read();
+        }
+        loop {
+            match self.kbd.read()? {
+                SET_2_RELEASE => self.release = true,
+                byte if std::mem::take(&mut self.release) => {
+                    return Some(keymap::translate(byte) | SET_1_RELEASE);
+                }
+                byte => return Some(keymap::translate(byte)),
+            }
+        }
     }
 
     fn status(&self) -> u8 {
@@ -276,6 +295,7 @@ impl Controller {
             output,
             last_output,
             answers,
+            release,
             kbd,
             mouse,
         } = self;
@@ -287,6 +307,7 @@ impl Controller {
             output: *output,
             last_output: *last_output,
             answers: answers.to_vec(),
+            release: *release,
             kbd: kbd.save(),
             mouse: mouse.save(),
         }
@@ -301,6 +322,7 @@ impl Controller {
             output,
             last_output,
             answers,
+            release,
             kbd,
             mouse,
         } = state;
@@ -317,6 +339,7 @@ impl Controller {
             output,
             last_output,
             answers: Fifo::restore(answers)?,
+            release,
             kbd: Ps2Kbd::restore(kbd)?,
             mouse: Ps2Mouse::restore(mouse)?,
         })
@@ -360,6 +383,13 @@ impl Atkbdc {
                 )
                 .map_err(|conflict| BuildError::Invalid(conflict.to_string()))
         })
+    }
+
+    /// Gives viewers the keyboard and the mouse.
+    pub fn listen(self: &Arc<Self>, console: &Console) {
+        let (kbd, mouse) = (Arc::downgrade(self), Arc::downgrade(self));
+        console.register_keyboard(PS2_PRIORITY, kbd);
+        console.register_pointer(PS2_PRIORITY, mouse);
     }
 
     fn controller(&self) -> MutexGuard<'_, Controller> {
@@ -420,6 +450,18 @@ impl PortHandler for Atkbdc {
         if let Some(request) = request {
             (self.power)(request);
         }
+    }
+}
+
+impl Keyboard for Atkbdc {
+    fn kbd_event(&self, event: KeyEvent) -> bool {
+        self.with(|controller| controller.kbd.event(event))
+    }
+}
+
+impl Pointer for Atkbdc {
+    fn ptr_event(&self, event: PtrEvent) -> bool {
+        self.with(|controller| controller.mouse.event(event))
     }
 }
 

@@ -1,8 +1,12 @@
-//! A PS/2 keyboard (`usr.sbin/bhyve/ps2kbd.c`): it identifies itself and obeys, so that guests find the keyboard that a PC
-//! has to have. Nobody types on it: there is no console with keys.
+//! A PS/2 keyboard with scan code sets 1 and 2 (`usr.sbin/bhyve/ps2kbd.c`). Viewers of the console type on it; it does not
+//! repeat keys by itself, since viewers do.
+
+pub mod keymap;
 
 use super::atkbdc::Fifo;
+use crate::console::KeyEvent;
 use crate::device::StateError;
+use keymap::Key;
 use serde::{Deserialize, Serialize};
 
 const ACK: u8 = 0xfa;
@@ -21,6 +25,8 @@ const CMD_DEFAULTS: u8 = 0xf6;
 const CMD_RESEND: u8 = 0xfe;
 const CMD_RESET: u8 = 0xff;
 
+/// Sets 1 and 2; the third one was never usual.
+const SCAN_CODES: std::ops::RangeInclusive<u8> = 1..=2;
 const DEFAULT_SCAN_CODES: u8 = 2;
 
 /// The keyboard.
@@ -66,9 +72,26 @@ impl Ps2Kbd {
         Some(byte)
     }
 
-    /// Whether there is one.
-    pub fn has_data(&self) -> bool {
-        !self.fifo.is_empty()
+    /// Someone presses a key or lets it go. False while the host does not want to know.
+    pub fn event(&mut self, event: KeyEvent) -> bool {
+        if !self.enabled {
+            return false;
+        }
+        let KeyEvent {
+            down,
+            keysym,
+            keycode,
+        } = event;
+        if let Some(key) = Key::from_set_1(keycode).or_else(|| Key::from_keysym(keysym)) {
+            let codes = if self.scan_codes == 1 {
+                key.set_1(down)
+            } else {
+                key.set_2(down)
+            };
+            // All or nothing: half a code would be another key.
+            self.fifo.push_all(&codes);
+        }
+        true
     }
 
     /// A byte from the host.
@@ -112,12 +135,12 @@ impl Ps2Kbd {
                 self.fifo.push(&[ACK, self.scan_codes]);
                 return;
             }
-            (CMD_SCAN_CODES, 1..=3) => self.scan_codes = value,
+            (CMD_SCAN_CODES, set) if SCAN_CODES.contains(&set) => self.scan_codes = set,
             (CMD_SCAN_CODES, _) => {
                 self.fifo.push(&[RESEND]);
                 return;
             }
-            // How fast keys repeat: no key is ever held.
+            // How fast keys repeat is up to the viewer.
             _ => {}
         }
         self.fifo.push(&[ACK]);
@@ -155,7 +178,7 @@ impl Ps2Kbd {
         } = state;
         let known = command
             .is_none_or(|command| matches!(command, CMD_SET_LEDS | CMD_SCAN_CODES | CMD_TYPEMATIC));
-        if !known || !matches!(scan_codes, 1..=3) || leds > 7 {
+        if !known || !SCAN_CODES.contains(&scan_codes) || leds > 7 {
             return Err(StateError::Invalid(
                 "the keyboard cannot be in the saved state".into(),
             ));

@@ -5,6 +5,7 @@ use super::{LOWMEM_LIMIT, MachineError, MachineOptions};
 use crate::bhyverun_machdep::Platform;
 use crate::block_if::DiskIdentity;
 use crate::config::Config;
+use crate::console::Console;
 use crate::device::{BuildCtx, Device, SaveError, SavedBytes, SavedState, StateError};
 use crate::inout::Inout;
 use crate::mem::Mmio;
@@ -41,6 +42,7 @@ pub struct Devices {
     bus: Arc<PciBus>,
     space: Arc<PciConfigSpace>,
     pirq: Arc<PciIrq>,
+    console: Arc<Console>,
     platform: Platform,
 }
 
@@ -70,6 +72,7 @@ impl Devices {
             PciIrq::new(Arc::new(vm.clone()), required(PCI_IRQ)?.as_ref())
                 .map_err(crate::device::BuildError::from)?,
         );
+        let console = Arc::new(Console::new());
         let ctx = BuildCtx {
             mem: vm.memory(),
             vm,
@@ -77,6 +80,7 @@ impl Devices {
             mevent,
             inout,
             intx: &pirq,
+            console: &console,
             clock: options.clock,
             vm_name: &options.name,
         };
@@ -102,6 +106,7 @@ impl Devices {
             bus,
             space,
             pirq,
+            console,
             platform,
         })
     }
@@ -116,6 +121,11 @@ impl Devices {
         &self.pirq
     }
 
+    /// The graphical console.
+    pub fn console(&self) -> &Arc<Console> {
+        &self.console
+    }
+
     /// Every device, in the order of the records of a checkpoint.
     fn all(&self) -> Vec<Arc<dyn Device>> {
         let mut all = self.platform.devices().to_vec();
@@ -128,6 +138,7 @@ impl Devices {
 
     /// Stops all devices and waits until nothing is in flight.
     pub fn pause(&self, patience: Duration) -> Result<(), NotQuiesced> {
+        self.console.pause();
         let all = self.all();
         all.iter().for_each(|device| device.pause());
         let deadline = Instant::now() + patience;
@@ -147,6 +158,7 @@ impl Devices {
     /// Lets all devices go on.
     pub fn resume(&self) {
         self.all().iter().for_each(|device| device.resume());
+        self.console.resume();
     }
 
     /// Power-on.

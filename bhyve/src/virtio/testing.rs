@@ -113,6 +113,7 @@ impl Bench {
             mevent: &self.mevent,
             inout: &inout,
             intx: &intx,
+            console: &Arc::default(),
             clock: self.clock,
             vm_name: "vm",
         };
