@@ -1,9 +1,10 @@
-# The project's commands. `make demo` and `make test` need nothing but cargo: what else is missing they install, and say so.
+# The project's commands. They need nothing but cargo: what else is missing they install, and say so.
 
 GUEST = target/guest
+FREEBSD = target/freebsd
 CARGO = cargo
 
-.PHONY: all demo test soak matrix bench lint guest install
+.PHONY: all demo test freebsd soak matrix bench lint guest headers install
 
 all:
 	$(CARGO) build --release --workspace
@@ -12,6 +13,10 @@ all:
 guest:
 	@tests/guests/debian.sh $(GUEST) || [ $$? = 3 ]
 	@tests/guests/debian.sh $(GUEST)/generic generic || [ $$? = 3 ]
+
+# zig, whose FreeBSD headers the ABI is held against, if this machine can have it; the tests that need it say so if not.
+headers:
+	@tests/freebsd/zig.sh $(FREEBSD) || [ $$? = 3 ]
 
 install:
 	@tests/install.sh
@@ -22,9 +27,13 @@ demo: install guest
 	$(CARGO) run --release --quiet -p vmm-tests --bin demo
 
 # Everything that is checked on every change.
-test: install guest lint
+test: install guest headers lint
 	$(CARGO) build --release --workspace
 	$(CARGO) test --release --workspace
+
+# Both programs for FreeBSD, with every warning of every crate an error, and whether its base system has all that they need.
+freebsd: install
+	@tests/freebsd/build.sh $(FREEBSD)
 
 lint:
 	$(CARGO) fmt --all --check

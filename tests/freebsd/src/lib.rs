@@ -1,0 +1,5 @@
+//! What can be shown of FreeBSD without one: how the programs are linked, and the ABI against FreeBSD's headers.
+#![forbid(unsafe_code)]
+
+pub mod linkage;
+pub mod zig;
