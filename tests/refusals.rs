@@ -335,3 +335,104 @@ fn disks_that_have_moved_on() {
     let mut guest = bench.start(&["-o", "snapshot.disks=force", "-r", "state"]);
     guest.expect("\n");
 }
+
+/// A file as a block device, for as long as this value lives.
+#[cfg(target_os = "linux")]
+struct Loop(String);
+
+#[cfg(target_os = "linux")]
+impl Loop {
+    /// None where this user has no such devices.
+    fn new(file: &str) -> Option<Loop> {
+        let output = std::process::Command::new("losetup")
+            .args(["--find", "--show", file])
+            .output();
+        let output = output.ok().filter(|output| output.status.success())?;
+        Some(Loop(
+            String::from_utf8(output.stdout).ok()?.trim().to_owned(),
+        ))
+    }
+}
+
+#[cfg(target_os = "linux")]
+impl Drop for Loop {
+    fn drop(&mut self) {
+        // The test has told what matters.
+        let _ = std::process::Command::new("losetup")
+            .args(["--detach", &self.0])
+            .status();
+    }
+}
+
+/// A device does not tell when it was written: whoever goes on with it says so beside the checkpoint.
+#[cfg(target_os = "linux")]
+#[test]
+fn devices_that_a_guest_has_gone_on_with() {
+    let bench = Bench::new();
+    let image = bench.text("disk");
+    std::fs::write(&image, vec![0; 1 << 20]).unwrap();
+    let Some(device) = Loop::new(&image) else {
+        eprintln!("skipped: this user cannot make a block device");
+        return;
+    };
+    let kernel = format!("boot.kernel={}", bench.kernel("guest", &guests::nonce()));
+    let slot = format!("3,virtio-blk,{}", device.0);
+    let machine = ["-m", "64M", "-o", &kernel, "-s", &slot, "vm"];
+    let mut guest = bench.start(&with(&machine));
+    guest.expect("\n");
+    let mark = bench.path("state.resumed");
+    let refused_device = || {
+        refused(
+            &bench.run(&["-r", "state"]),
+            1,
+            &["restore state", &device.0, "snapshot.disks=force"],
+        );
+    };
+    // The guest went on with it.
+    assert!(
+        bench
+            .ctl(&["--vm=vm", "--checkpoint=state"])
+            .status
+            .success()
+    );
+    refused_device();
+    // It stopped for good, and goes on once.
+    assert!(bench.ctl(&["--vm=vm", "--suspend=state"]).status.success());
+    guest.wait();
+    assert!(!mark.exists());
+    let mut guest = bench.start(&["-r", "state"]);
+    guest.expect("\n");
+    assert!(mark.exists());
+    drop(guest);
+    refused_device();
+    let info = bench.ctl(&["--checkpoint-info=state"]);
+    assert!(
+        String::from_utf8_lossy(&info.stdout).contains("resumed"),
+        "{info:?}"
+    );
+    let mut guest = bench.start(&["-o", "snapshot.disks=force", "-r", "state"]);
+    guest.expect("\n");
+    // A new state of that name begins anew.
+    assert!(bench.ctl(&["--vm=vm", "--suspend=state"]).status.success());
+    guest.wait();
+    assert!(!mark.exists());
+    let mut guest = bench.start(&["-r", "state"]);
+    guest.expect("\n");
+    drop(guest);
+    // A disk that the guest cannot write needs no mark.
+    let slot = format!("3,virtio-blk,{},ro", device.0);
+    let mut guest = bench.start(&with(&["-m", "64M", "-o", &kernel, "-s", &slot, "vm"]));
+    guest.expect("\n");
+    assert!(
+        bench
+            .ctl(&["--vm=vm", "--checkpoint=state"])
+            .status
+            .success()
+    );
+    drop(guest);
+    for _ in 0..2 {
+        let mut guest = bench.start(&["-r", "state"]);
+        guest.expect("\n");
+    }
+    assert!(!mark.exists());
+}

@@ -16,7 +16,7 @@ use crate::mem::Mmio;
 use crate::mevent::Mevent;
 use crate::snapshot::control::Control;
 use crate::snapshot::pulse::ExitCounter;
-use crate::snapshot::restore::{Restore, RestoreError};
+use crate::snapshot::restore::{Restore, RestoreError, ResumeMark};
 use crate::vcpu::{End, Vcpus};
 use crate::vmexit::VcpuThread;
 use crate::xmsr::Vendor;
@@ -88,6 +88,8 @@ pub struct Machine {
     devices: Devices,
     threads: Mutex<Vec<JoinHandle<()>>>,
     standstill: Mutex<()>,
+    /// Set when the guest goes on from a checkpoint with a disk that is a device.
+    mark: Option<ResumeMark>,
     /// Set before the processors' threads are started, if there is a debug server.
     debugger: OnceLock<Arc<Debugger>>,
 }
@@ -185,7 +187,11 @@ impl Machine {
             restore.load_memory(vm)?;
         }
         let devices = Devices::build(vm, &config, &options, &mevent, &inout, &mmio, restore)?;
+        let mark = restore
+            .filter(|_| devices.has_writable_device())
+            .map(Restore::mark);
         let machine = Self {
+            mark,
             vm: vm.clone(),
             config,
             options,
@@ -290,6 +296,9 @@ impl Machine {
         let control = Arc::new(Control::new(Arc::clone(self)));
         let server = ControlServer::start(&rundir, self.name(), control.clone())?;
         control.arm()?;
+        if let Some(mark) = &self.mark {
+            mark.set()?;
+        }
         self.start_threads()?;
         // After a restore the devices are paused and the processors held.
         self.devices.resume();

@@ -20,7 +20,9 @@ use vmmapi::Vm;
 use vmmapi::abi;
 use vmmapi::abi::soft;
 use vmmapi::backend::Kind;
-use vmmapi::checkpoint::{self, Basic, CpuContract, Description, Progress, Storage, Writer};
+use vmmapi::checkpoint::{
+    self, Basic, CpuContract, DEVICE_IDENTITY, Description, Progress, Storage, Writer,
+};
 
 /// How long processors and devices may take to come to rest. Disks can be slow.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -167,7 +169,7 @@ pub fn take(
     progress: &(dyn Fn(Progress) + Sync),
 ) -> Result<(), SnapshotError> {
     at_rest(machine, afterwards, held, || {
-        write(machine, storage, base, progress)
+        write(machine, storage, base, afterwards, progress)
     })
 }
 
@@ -205,6 +207,7 @@ fn write(
     machine: &Machine,
     storage: &dyn Storage,
     base: &str,
+    afterwards: Afterwards,
     progress: &(dyn Fn(Progress) + Sync),
 ) -> Result<(), SnapshotError> {
     let mut writer = Writer::begin(storage, base)?;
@@ -219,7 +222,7 @@ fn write(
         writer.device(&name, state.kind, state.version, &state.bytes)?;
     }
     writer.memory(&VmImage(machine.vm()), progress)?;
-    writer.commit(describe(machine)?)?;
+    writer.commit(describe(machine, afterwards)?)?;
     Ok(())
 }
 
@@ -257,7 +260,7 @@ fn save_devices(machine: &Machine) -> Result<Vec<(String, SavedState)>, Snapshot
     Ok(states)
 }
 
-fn describe(machine: &Machine) -> Result<Description, SnapshotError> {
+fn describe(machine: &Machine, afterwards: Afterwards) -> Result<Description, SnapshotError> {
     let options = machine.options();
     let instructions = match options.clock {
         Clock::Host => 0,
@@ -281,12 +284,16 @@ fn describe(machine: &Machine) -> Result<Description, SnapshotError> {
         config: machine.config().dump().lines().map(str::to_owned).collect(),
         cpu: contract(machine)?,
         clock,
-        disks: disks(machine)?,
+        disks: disks(machine, afterwards)?,
     })
 }
 
-/// The disks for whoever looks at the files. What a restore goes by is in the devices' own states.
-fn disks(machine: &Machine) -> Result<Vec<checkpoint::Disk>, SnapshotError> {
+/// The disks for whoever looks at the files. What a restore goes by is in the devices' own states, but for devices that the
+/// guest goes on with.
+fn disks(
+    machine: &Machine,
+    afterwards: Afterwards,
+) -> Result<Vec<checkpoint::Disk>, SnapshotError> {
     let disks = machine.devices().disks().into_iter();
     disks
         .map(|(device, identity)| {
@@ -308,13 +315,13 @@ fn disks(machine: &Machine) -> Result<Vec<checkpoint::Disk>, SnapshotError> {
                 device,
                 path,
                 identity: if is_device {
-                    format!("device:{dev}")
+                    format!("{DEVICE_IDENTITY}{dev}")
                 } else {
                     format!("file:{dev}:{inode}")
                 },
                 size,
                 changed: if is_device {
-                    String::new()
+                    checkpoint::Disk::changed_device(!read_only && afterwards == Afterwards::Resume)
                 } else {
                     mtime_ns.to_string()
                 },

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use indicatif::{ProgressBar, ProgressStyle};
-use vmmapi::checkpoint::{Checkpoint, Directory, Meta};
+use vmmapi::checkpoint::{Checkpoint, Directory, Disk, Meta};
 use vmmapi::control::{ControlClient, Outcome, client_rundir};
 
 use crate::opts::Arguments;
@@ -98,12 +98,13 @@ fn info(path: &str, json: bool) -> anyhow::Result<()> {
     if json {
         println!("{}", serde_json::to_string_pretty(meta)?);
     } else {
-        print!("{}", description(meta));
+        print!("{}", description(&checkpoint));
     }
     Ok(())
 }
 
-fn description(meta: &Meta) -> String {
+fn description(checkpoint: &Checkpoint) -> String {
+    let meta = checkpoint.meta();
     let mut lines = vec![
         ("name".into(), meta.basic.vmname.clone()),
         ("uuid".into(), meta.uuid.clone()),
@@ -148,6 +149,12 @@ fn description(meta: &Meta) -> String {
                 disk.path,
                 disk.size >> 20
             ),
+        ));
+    }
+    if checkpoint.is_resumed() || meta.disks.iter().any(Disk::went_on) {
+        lines.push((
+            "resumed".into(),
+            "the guest has gone on from here with a disk that is a device".into(),
         ));
     }
     for record in &meta.kern_structs {

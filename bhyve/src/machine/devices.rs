@@ -211,6 +211,13 @@ impl Devices {
             .collect()
     }
 
+    /// Whether a disk that the guest can write is a device of the host.
+    pub fn has_writable_device(&self) -> bool {
+        let known = |(_, identity): (String, io::Result<DiskIdentity>)| identity.ok();
+        let mut disks = self.disks().into_iter().filter_map(known);
+        disks.any(|disk| disk.device && !disk.read_only)
+    }
+
     /// Presses the ACPI power button.
     pub fn power_button(&self) {
         if !self.platform.power_button() {

@@ -13,9 +13,10 @@ use crate::opts::{Topology, TopologyError};
 use crate::vcpu::Vcpus;
 use crate::xmsr::Vendor;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use vmmapi::Vm;
 use vmmapi::backend::Kind;
-use vmmapi::checkpoint::{self, Checkpoint};
+use vmmapi::checkpoint::{self, Checkpoint, Directory};
 
 /// Guest TSC ticks per second: the software processor's counts nanoseconds, the kernel's is the host's, whose rate the
 /// kernel's vmm does not tell: 0.
@@ -37,6 +38,17 @@ pub enum RestoreError {
         path: PathBuf,
         /// What is wrong with it.
         source: checkpoint::Error,
+    },
+    /// A disk that nothing says of whether it is as it was.
+    #[error(
+        "cannot restore {}: the guest has gone on from it with disk {disk}, a device, which may have been written since; \"-o snapshot.disks=force\" takes it as it is",
+        path.display()
+    )]
+    Resumed {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The disk.
+        disk: String,
     },
     /// The configuration inside.
     #[error("the checkpoint's configuration")]
@@ -123,17 +135,47 @@ pub fn processor(kind: Kind, vendor: Vendor) -> (&'static str, &'static str, &'s
 /// A checkpoint that is to be continued, and the configuration of the machine that continues it.
 pub struct Restore {
     path: PathBuf,
+    directory: Arc<Directory>,
+    base: String,
     checkpoint: Checkpoint,
     config: Config,
+}
+
+/// What is to be said beside a checkpoint when its guest goes on with a disk that is a device.
+pub struct ResumeMark {
+    path: PathBuf,
+    directory: Arc<Directory>,
+    base: String,
+    uuid: String,
+}
+
+impl ResumeMark {
+    /// Says so durably.
+    pub fn set(&self) -> Result<(), RestoreError> {
+        checkpoint::mark_resumed(&*self.directory, &self.base, &self.uuid).map_err(|source| {
+            RestoreError::Files {
+                path: self.path.clone(),
+                source,
+            }
+        })
+    }
 }
 
 impl Restore {
     /// Opens the checkpoint at `path` and puts `given` over its configuration.
     pub fn open(path: &Path, given: &Config) -> Result<Self, RestoreError> {
-        let checkpoint = Checkpoint::open(path).map_err(|source| RestoreError::Files {
+        let files = |source| RestoreError::Files {
             path: path.to_owned(),
             source,
+        };
+        let (directory, base) = Directory::of(path).map_err(|source| {
+            files(checkpoint::Error::Io {
+                op: "open the directory of",
+                file: path.display().to_string(),
+                source,
+            })
         })?;
+        let checkpoint = Checkpoint::open_in(&directory, &base).map_err(files)?;
         let config = Config::new();
         checkpoint
             .meta()
@@ -145,11 +187,40 @@ impl Restore {
             config.remove(variable);
         }
         merge(&config, given)?;
-        Ok(Self {
+        let restore = Self {
             path: path.to_owned(),
+            directory: Arc::new(directory),
+            base,
             checkpoint,
             config,
-        })
+        };
+        restore.refuse_devices_that_went_on()?;
+        Ok(restore)
+    }
+
+    /// A device has no time of change: what is known is only whether the guest has gone on with it since.
+    fn refuse_devices_that_went_on(&self) -> Result<(), RestoreError> {
+        let forced = self.config.get("snapshot.disks")?.as_deref() == Some("force");
+        let resumed = self.checkpoint.is_resumed();
+        let mut disks = self.checkpoint.meta().disks.iter();
+        let gone_on = disks.find(|disk| disk.went_on() || resumed && disk.is_writable_device());
+        match gone_on {
+            Some(disk) if !forced => Err(RestoreError::Resumed {
+                path: self.path.clone(),
+                disk: disk.path.clone(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// The mark to be set before a guest goes on with a disk that is a device.
+    pub fn mark(&self) -> ResumeMark {
+        ResumeMark {
+            path: self.path.clone(),
+            directory: Arc::clone(&self.directory),
+            base: self.base.clone(),
+            uuid: self.checkpoint.meta().uuid.clone(),
+        }
     }
 
     /// The configuration of the machine.

@@ -90,6 +90,11 @@ pub struct Clock {
     pub policy: String,
 }
 
+/// With what the identity of a disk that is a device begins.
+pub const DEVICE_IDENTITY: &str = "device:";
+/// [`Disk::changed`] of a device that the guest went on with when the checkpoint had been written.
+const WENT_ON: &str = "went-on";
+
 /// One disk of the machine.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Disk {
@@ -101,10 +106,28 @@ pub struct Disk {
     pub identity: String,
     /// Size in bytes.
     pub size: u64,
-    /// Time of last change in nanoseconds since the epoch as decimal text; empty for a device, which has none.
+    /// Time of last change in nanoseconds since the epoch as decimal text. A device has none: empty if the guest stopped for
+    /// good, `went-on` if it went on with the device.
     pub changed: String,
     /// Whether the guest can write to it.
     pub writable: bool,
+}
+
+impl Disk {
+    /// [`Disk::changed`] of a device.
+    pub fn changed_device(goes_on: bool) -> String {
+        if goes_on { WENT_ON } else { "" }.to_owned()
+    }
+
+    /// Whether it is a device that a guest can write, so that nothing on it tells whether one has.
+    pub fn is_writable_device(&self) -> bool {
+        self.writable && self.identity.starts_with(DEVICE_IDENTITY)
+    }
+
+    /// Whether the guest went on with it, a device, after the checkpoint.
+    pub fn went_on(&self) -> bool {
+        self.is_writable_device() && self.changed == WENT_ON
+    }
 }
 
 /// Sizes of the files beside `P.meta`, in bytes.

@@ -13,8 +13,10 @@
 //! `P.new.dev` and `P.new.meta`, and brought to stable storage. Then `P.new.meta` is renamed to `P.commit`: that is the commit
 //! point. Before it the older checkpoint is whole, after it the new one is. What follows, renaming the four to their own names,
 //! can be interrupted anywhere: whoever sees a `P.commit` takes each file that still has its `new` name under that
-//! name. Nothing but these names is ever made, and all of them begin with P, so tools that move or delete `P*` get it all.
+//! name. A fifth file, `P.resumed`, says that a guest has gone on from the checkpoint with a disk that is a device
+//! ([`mark_resumed`]); a new checkpoint takes it away. Nothing but these names is ever made, and all of them begin with P, so tools that move or delete `P*` get it all.
 
+mod mark;
 mod meta;
 mod reader;
 mod storage;
@@ -24,9 +26,10 @@ mod writer;
 
 use std::io;
 
+pub use mark::mark_resumed;
 pub use meta::{
-    Basic, Clock, CpuContract, Disk, EXTENT_SIZE, Extent, FORMAT, Files, MAX_META_SIZE, Meta,
-    Record, VERSION,
+    Basic, Clock, CpuContract, DEVICE_IDENTITY, Disk, EXTENT_SIZE, Extent, FORMAT, Files,
+    MAX_META_SIZE, Meta, Record, VERSION,
 };
 pub use reader::Checkpoint;
 pub use storage::{Directory, NewFile, Storage};
@@ -161,6 +164,10 @@ impl Names {
 
     fn new_of(&self, role: Role) -> String {
         format!("{}.new{}", self.base, role.suffix())
+    }
+
+    fn resumed(&self) -> String {
+        format!("{}.resumed", self.base)
     }
 
     fn commit(&self) -> String {

@@ -12,7 +12,9 @@ use nix::unistd::Whence;
 
 use super::meta::{EXTENT_SIZE, MAX_META_SIZE, Meta, Record, crc_text};
 use super::writer::in_parallel;
-use super::{Directory, Error, IMAGE, MemoryImage, Names, PAGE, Progress, Role, Storage, io_error};
+use super::{
+    Directory, Error, IMAGE, MemoryImage, Names, PAGE, Progress, Role, Storage, io_error, mark,
+};
 
 /// `P.kern` and `P.dev` are read whole; larger ones than this are refused.
 const MAX_RECORDS_SIZE: u64 = 1 << 30;
@@ -29,6 +31,7 @@ pub struct Checkpoint {
     dev: Vec<u8>,
     memory: File,
     memory_name: String,
+    resumed: bool,
 }
 
 impl Checkpoint {
@@ -77,13 +80,20 @@ impl Checkpoint {
         let dev = records(Role::Dev, meta.files.dev, &meta.devices)?;
         let memory_name = name_of(Role::Memory);
         let memory = open_regular(storage, &memory_name, Some(meta.files.memory))?;
+        let resumed = mark::is_set(storage, &names, &meta.uuid)?;
         Ok(Checkpoint {
             meta,
             kern,
             dev,
             memory,
             memory_name,
+            resumed,
         })
+    }
+
+    /// Whether a guest has gone on from here with a disk that is a device ([`super::mark_resumed`]).
+    pub fn is_resumed(&self) -> bool {
+        self.resumed
     }
 
     /// What the checkpoint says about itself.
@@ -384,7 +394,7 @@ fn open_regular(storage: &dyn Storage, name: &str, size: Option<u64>) -> Result<
     }
 }
 
-fn read_whole(
+pub(super) fn read_whole(
     storage: &dyn Storage,
     name: &str,
     limit: u64,

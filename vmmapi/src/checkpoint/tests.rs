@@ -397,7 +397,8 @@ fn a_checkpoint_is_whole_whatever_fails() {
         for fail_at in 0.. {
             let dir = tempfile::tempdir().unwrap();
             let real = directory(dir.path());
-            write(&real, "p", 1).unwrap();
+            let older = write(&real, "p", 1).unwrap();
+            mark_resumed(&real, "p", &older.uuid).unwrap();
             let faulty: &'static Faulty = Box::leak(Box::new(Faulty {
                 inner: directory(dir.path()),
                 changes: 0.into(),
@@ -419,6 +420,11 @@ fn a_checkpoint_is_whole_whatever_fails() {
                     "failure {fail_at}: said {e}, but the newer one is there"
                 ),
             }
+            assert_eq!(
+                Checkpoint::open_in(&real, "p").unwrap().is_resumed(),
+                found == 1,
+                "failure {fail_at}: the mark is the older one's"
+            );
             outcomes.push(found);
             // The next one works, and cleans up.
             write(&real, "p", 3).unwrap();
@@ -439,6 +445,116 @@ fn a_checkpoint_is_whole_whatever_fails() {
         // Nothing goes back once the newer one is there.
         assert!(outcomes.is_sorted(), "{outcomes:?}");
     }
+}
+
+/// One page of guest memory, for tests that are about names.
+struct Page(u8);
+
+impl MemoryImage for Page {
+    fn regions(&self) -> Vec<(u64, u64)> {
+        vec![(0, PAGE as u64)]
+    }
+
+    fn next_data(&self, gpa: u64, end: u64) -> Option<(u64, u64)> {
+        (gpa < end).then_some((gpa, end))
+    }
+
+    fn read(&self, _gpa: u64, bytes: &mut [u8]) -> io::Result<()> {
+        bytes.fill(self.0);
+        Ok(())
+    }
+
+    fn write(&self, _gpa: u64, _bytes: &[u8]) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn write_page(storage: &dyn Storage, seed: u8) -> Result<Meta, Error> {
+    let mut writer = Writer::begin(storage, "p")?;
+    writer.memory(&Page(seed), &|_| ())?;
+    let mut description = description("page");
+    description.basic.memsize = PAGE as u64;
+    writer.commit(description)
+}
+
+/// Whatever fails, a mark that was said to be set is found, and stays for as long as its image does: also if the image's
+/// commit was cut short after its commit point.
+#[test]
+fn a_mark_is_set_whatever_fails() {
+    let faulty = |path: &Path, fail_at, dies| -> &'static Faulty {
+        Box::leak(Box::new(Faulty {
+            inner: directory(path),
+            changes: 0.into(),
+            fail_at,
+            dies,
+        }))
+    };
+    let mut cuts = 0;
+    // Every change at which the process may have died that made the image; at the last one it did not.
+    for cut in 0.. {
+        let mut commit_pending = false;
+        let mut last = false;
+        for (dies, fail_at) in (0..20).map(|n| (n % 2 == 0, n / 2)) {
+            let dir = tempfile::tempdir().unwrap();
+            let real = directory(dir.path());
+            let old = write_page(&real, 1).unwrap();
+            mark_resumed(&real, "p", &old.uuid).unwrap();
+            let dying = faulty(dir.path(), cut, true);
+            // What a process that died says does not matter.
+            let _ = write_page(&dying, 2);
+            last = dying.changes.load(Ordering::SeqCst) <= cut;
+            commit_pending = dir.path().join("p.commit").exists();
+            if !commit_pending && !last {
+                break;
+            }
+            let before = Checkpoint::open_in(&real, "p").unwrap();
+            let marked = mark_resumed(&faulty(dir.path(), fail_at, dies), "p", &before.meta().uuid);
+            let after = Checkpoint::open_in(&real, "p").unwrap();
+            assert_eq!(before.meta(), after.meta());
+            let context = format!("cut {cut}, failure {fail_at} (dies: {dies})");
+            assert!(marked.is_err() || after.is_resumed(), "{context}");
+            // The next one that begins does not take it away before it is there itself.
+            let resumed = after.is_resumed();
+            drop(Writer::begin(&real, "p").unwrap());
+            let checkpoint = Checkpoint::open_in(&real, "p").unwrap();
+            assert_eq!(checkpoint.is_resumed(), resumed, "{context}");
+            write_page(&real, 3).unwrap();
+            assert!(!Checkpoint::open_in(&real, "p").unwrap().is_resumed());
+            assert_eq!(names(dir.path()), ["p", "p.dev", "p.kern", "p.meta"]);
+        }
+        cuts += usize::from(commit_pending);
+        if last {
+            break;
+        }
+    }
+    assert!(cuts > 5, "{cuts}");
+}
+
+#[test]
+fn a_mark_of_another_image_says_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let storage = directory(dir.path());
+    let meta = write(&storage, "p", 1).unwrap();
+    let resumed = || Checkpoint::open_in(&storage, "p").map(|found| found.is_resumed());
+    let mark = dir.path().join("p.resumed");
+    for (text, is_mark) in [
+        (String::new(), false),
+        (meta.uuid.clone(), false),
+        (meta.uuid[..20].to_owned(), false),
+        (
+            format!("{}\n", write(&storage, "q", 2).unwrap().uuid),
+            false,
+        ),
+        (format!("{}\n", meta.uuid), true),
+    ] {
+        fs::write(&mark, &text).unwrap();
+        assert_eq!(resumed().unwrap(), is_mark, "{text:?}");
+    }
+    fs::write(&mark, vec![b'a'; 100]).unwrap();
+    assert!(resumed().unwrap_err().to_string().contains("p.resumed"));
+    fs::remove_file(&mark).unwrap();
+    fs::create_dir(&mark).unwrap();
+    assert!(resumed().unwrap_err().to_string().contains("p.resumed"));
 }
 
 proptest! {

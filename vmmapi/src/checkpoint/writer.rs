@@ -9,7 +9,8 @@ use super::meta::{
     Record, VERSION, crc_text,
 };
 use super::{
-    Error, IMAGE, MemoryImage, Names, NewFile, PAGE, Progress, Role, Storage, io_error, reader,
+    Error, IMAGE, MemoryImage, Names, NewFile, PAGE, Progress, Role, Storage, io_error, mark,
+    reader,
 };
 
 /// What the caller knows about the machine; the writer adds what it knows about the files.
@@ -312,7 +313,7 @@ fn discard(storage: &dyn Storage, names: &Names) {
 }
 
 /// Gives the files of a committed checkpoint their own names, whatever part of that is still to be done.
-fn finish_commit(storage: &dyn Storage, names: &Names) -> Result<(), Error> {
+pub(super) fn finish_commit(storage: &dyn Storage, names: &Names) -> Result<(), Error> {
     let commit = names.commit();
     match storage.open(&commit) {
         Ok(_) => (),
@@ -328,6 +329,7 @@ fn finish_commit(storage: &dyn Storage, names: &Names) -> Result<(), Error> {
             _ => (),
         }
     }
+    mark::remove(storage, names)?;
     // P.commit may go only when the three are known to have their own names.
     storage
         .sync()
