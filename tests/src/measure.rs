@@ -1,4 +1,7 @@
-//! `make bench`: how long things take, side by side with QEMU where QEMU does them too.
+//! `make bench`: how long things take, side by side with QEMU where QEMU does them too. Words on the command line (`boot`,
+//! `checkpoint`, `throughput`) pick parts.
+
+mod throughput;
 
 use std::os::unix::fs::MetadataExt;
 use std::process::Command;
@@ -14,9 +17,18 @@ fn main() {
     let Some(debian) = Debian::get() else {
         std::process::exit(1)
     };
-    boot(&debian);
-    for size in ["512M", "4G"] {
-        checkpoint(&debian, size);
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let wanted = |part: &str| words.is_empty() || words.iter().any(|word| word == part);
+    if wanted("boot") {
+        boot(&debian);
+    }
+    if wanted("checkpoint") {
+        for size in ["512M", "4G"] {
+            checkpoint(&debian, size);
+        }
+    }
+    if wanted("throughput") {
+        throughput::throughput();
     }
 }
 
