@@ -116,6 +116,51 @@ fn boots_with_four_cpus() {
     boots(4);
 }
 
+/// The driver takes virtio 1.x by itself, and the legacy interface of the very same devices when it is told to.
+#[test]
+fn virtio_serves_drivers_of_either_interface() {
+    const FEATURES: &str = "cut -c 33 /sys/bus/virtio/devices/*/features | sort -u";
+    let Some(debian) = Debian::get() else { return };
+    let bench = Bench::new();
+    let disk = ext4(&bench, "disk", 64 << 20);
+    let slot = format!("3,virtio-blk,{disk}");
+    let more = [
+        "-s",
+        &slot,
+        "-s",
+        "4,virtio-net,slirp",
+        "-s",
+        "5,virtio-rnd",
+    ];
+    let mut guest = debian.boot(&bench, 1, &more);
+    let up = "ip link set eth0 up && ip addr add 10.0.2.15/24 dev eth0";
+    for (round, version_1) in ["1", "0"].into_iter().enumerate() {
+        assert_eq!(guest.shell(FEATURES).trim(), version_1);
+        guest.shell(up);
+        guest.shell("mount /dev/vda /mnt");
+        guest.shell(&format!(
+            "dd if=/dev/urandom of=/mnt/file{round} bs=1M count=4"
+        ));
+        guest.shell("cat /mnt/file* | md5sum > /tmp/sum; ping -c 2 10.0.2.2");
+        let name = format!("state{round}");
+        suspend(&bench, &mut guest, &name);
+        guest = bench.start(&["-r", &name]);
+        guest.send("\n");
+        guest.expect_within("guest# ", BOOT);
+        guest.shell("echo 3 > /proc/sys/vm/drop_caches; cat /mnt/file* | md5sum | cmp - /tmp/sum");
+        guest.shell("ping -c 2 10.0.2.2 && head -c 64 /dev/hwrng | wc -c");
+        guest.shell("umount /mnt");
+        if round == 0 {
+            guest.shell("rmmod virtio_pci && insmod /lib/virtio_pci.ko force_legacy=1");
+            guest.shell("while [ ! -b /dev/vda ]; do sleep 1; done");
+        }
+    }
+    no_complaints(&guest.shell("dmesg"));
+    guest.send("poweroff -f\n");
+    assert_eq!(guest.wait().code(), Some(1));
+    run("e2fsck", &["-f", "-n", &disk]);
+}
+
 /// The whole state is saved and restored in place some hundreds of times while Linux boots and uses its devices.
 #[test]
 fn boots_while_it_is_saved_and_restored_in_place() {

@@ -261,7 +261,7 @@ impl PciFunc {
         &self.name
     }
 
-    pub(super) fn attach(&self, device: &Arc<dyn PciDevice>) {
+    pub(crate) fn attach(&self, device: &Arc<dyn PciDevice>) {
         // Set once by the bus, which builds the device.
         let _ = self.device.set(Arc::downgrade(device));
     }
@@ -448,7 +448,7 @@ impl PciFunc {
     // ---- configuration space ----
 
     /// A guest's read of the configuration space.
-    pub(super) fn config_read(&self, offset: u16, size: u8) -> u32 {
+    pub(crate) fn config_read(&self, offset: u16, size: u8) -> u32 {
         if usize::from(offset) + usize::from(size) > CONFIG_SIZE {
             // No extended configuration space: what a conventional function answers.
             return all_ones(size) as u32;
@@ -460,7 +460,7 @@ impl PciFunc {
     }
 
     /// A guest's write to the configuration space.
-    pub(super) fn config_write(self: &Arc<Self>, offset: u16, size: u8, value: u32) {
+    pub(crate) fn config_write(self: &Arc<Self>, offset: u16, size: u8, value: u32) {
         let value = value & all_ones(size) as u32;
         if usize::from(offset) + usize::from(size) > CONFIG_SIZE
             || !offset.is_multiple_of(u16::from(size.max(1)))

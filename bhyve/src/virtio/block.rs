@@ -418,7 +418,7 @@ impl Completion<Token> for Front {
 impl VirtioDevice for Block {
     type State = BlockState;
     const KIND: &'static str = "virtio-blk";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
 
     fn disks(&self) -> Vec<std::io::Result<crate::block_if::DiskIdentity>> {
         vec![self.disk.identity()]

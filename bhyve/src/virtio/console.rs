@@ -486,7 +486,7 @@ impl Drop for Console {
 impl VirtioDevice for Console {
     type State = ConsoleState;
     const KIND: &'static str = "virtio-console";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
 
     fn disks(&self) -> Vec<std::io::Result<crate::block_if::DiskIdentity>> {
         Vec::new()

@@ -1,10 +1,13 @@
 //! The register layout of legacy virtio (0.9.5) in an I/O BAR (`vi_pci_read` and `vi_pci_write` of
-//! `usr.sbin/bhyve/virtio.c`). Only this file knows it; another layout would be another file over the same [`Transport`].
+//! `usr.sbin/bhyve/virtio.c`). Only this file knows it; [`super::modern`] is the other
+//! layout over the same [`Transport`].
 
 use super::VirtioDevice;
 use super::queue::Placement;
 use super::transport::Transport;
 
+/// The BAR.
+pub const BAR: usize = 0;
 /// Where the device configuration begins while MSI-X is off and on.
 const CONFIG: usize = 20;
 /// See [`CONFIG`].
@@ -39,8 +42,7 @@ pub fn read<D: VirtioDevice>(device: &D, offset: u64, size: u8) -> u64 {
         return u64::from_le_bytes(bytes);
     }
     match (offset, size) {
-        // The registers have 32 bits; what a device offers beyond them a legacy driver never sees.
-        (HOST_FEATURES, 4) => transport.offered() & 0xffff_ffff,
+        (HOST_FEATURES, 4) => transport.offered_legacy(),
         (GUEST_FEATURES, 4) => transport.features() & 0xffff_ffff,
         (QUEUE_PFN, 4) => transport
             .queue(transport.selected())
@@ -76,14 +78,13 @@ pub fn write<D: VirtioDevice>(device: &D, offset: u64, size: u8, value: u64) {
             }
         }
         (GUEST_FEATURES, 4) => {
-            transport.set_features(value);
+            transport.set_features(value & transport.offered_legacy());
             device.features_chosen(transport.features());
         }
         (QUEUE_PFN, 4) => place(transport, value as u32),
         (QUEUE_SELECT, 2) => transport.select(value as u16),
         (STATUS, 1) if value == 0 => {
-            device.reset();
-            transport.reset();
+            super::reset(device);
         }
         (STATUS, 1) => transport.set_status(value as u8),
         (CONFIG_VECTOR, 2) => transport.set_config_vector(value as u16),

@@ -1,6 +1,7 @@
 //! virtio devices on PCI (`usr.sbin/bhyve/virtio.c`).
 //!
-//! [`VirtioPci`] makes a PCI device of a [`VirtioDevice`]. The interface is the legacy one, as upstream's. Differences: event
+//! [`VirtioPci`] makes a PCI device of a [`VirtioDevice`]. The devices are transitional: the driver picks the legacy
+//! interface, which is all that upstream has, or that of virtio 1.x, and the devices do not know which. Other differences: event
 //! indexes are offered, and a driver that breaks a ring is told to reset the device instead of being trusted.
 //!
 //! Locks, in this order: the gate, the device's own, a queue's, the interrupts', the PCI function's.
@@ -8,6 +9,7 @@
 pub mod block;
 pub mod console;
 pub mod legacy;
+pub mod modern;
 pub mod net;
 pub mod queue;
 pub mod rnd;
@@ -122,9 +124,15 @@ impl<D: VirtioDevice> Device for VirtioPci<D> {
         self.device.transport().resume(&self.device);
     }
     fn reset(&self) {
-        self.device.reset();
-        self.device.transport().reset();
+        reset(&self.device);
+        self.device.transport().modern().close_window();
     }
+}
+
+/// What a driver's write of zero to the status register does.
+fn reset<D: VirtioDevice>(device: &D) {
+    device.reset();
+    device.transport().reset();
 }
 
 impl<D: VirtioDevice> PciDevice for VirtioPci<D> {
@@ -132,21 +140,23 @@ impl<D: VirtioDevice> PciDevice for VirtioPci<D> {
         self.device.disks()
     }
     fn bar_read(&self, bar: usize, offset: u64, size: u8) -> u64 {
-        if bar == 0 {
-            legacy::read(&self.device, offset, size)
-        } else {
-            u64::MAX
+        match bar {
+            legacy::BAR => legacy::read(&self.device, offset, size),
+            modern::BAR => modern::read(&self.device, offset, size),
+            _ => u64::MAX,
         }
     }
     fn bar_write(&self, bar: usize, offset: u64, size: u8, value: u64) {
-        if bar == 0 {
-            legacy::write(&self.device, offset, size, value);
+        match bar {
+            legacy::BAR => legacy::write(&self.device, offset, size, value),
+            modern::BAR => modern::write(&self.device, offset, size, value),
+            _ => {}
         }
     }
-    fn cfg_read(&self, _offset: u16, _size: u8) -> Option<u32> {
-        None
+    fn cfg_read(&self, offset: u16, size: u8) -> Option<u32> {
+        modern::cfg_read(&self.device, offset, size)
     }
-    fn cfg_write(&self, _offset: u16, _size: u8, _value: u32) -> bool {
-        false
+    fn cfg_write(&self, offset: u16, size: u8, value: u32) -> bool {
+        modern::cfg_write(&self.device, offset, size, value)
     }
 }

@@ -259,6 +259,7 @@ impl Inner {
             parts,
         } = &mut *rx;
         let header_len = self.header_len();
+        let mergeable = self.transport.features() & 1 << VIRTIO_NET_F_MRG_RXBUF != 0;
         buffer.resize(header_len + MAX_FRAME, 0);
         let mut left = RX_BATCH;
         // Whether there is still room for the next frame when it comes.
@@ -293,9 +294,17 @@ impl Inner {
                 };
                 room = false;
                 let packet = buffer.get_mut(..header_len + frame_len).unwrap_or_default();
-                if header_len == LONG_HEADER {
+                if mergeable {
                     merged |= self.deliver_merged(queue, chain, packet, parts)?;
                 } else {
+                    // The long header's count of buffers; the short one ends before it.
+                    let count = 1u16.to_le_bytes();
+                    let header = packet.get_mut(..header_len).unwrap_or_default();
+                    header
+                        .iter_mut()
+                        .skip(SHORT_HEADER)
+                        .zip(count)
+                        .for_each(|(to, from)| *to = from);
                     self.deliver(queue, chain, packet)?;
                 }
                 Ok(true)
@@ -420,7 +429,7 @@ impl Inner {
 impl VirtioDevice for Net {
     type State = NetState;
     const KIND: &'static str = "virtio-net";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
 
     fn disks(&self) -> Vec<std::io::Result<crate::block_if::DiskIdentity>> {
         Vec::new()
@@ -446,8 +455,11 @@ impl VirtioDevice for Net {
         read_bytes(&space, offset, out);
     }
 
-    /// A legacy driver may write the address.
+    /// A legacy driver may write the address; in virtio 1.x it is read-only.
     fn write_config(&self, offset: usize, data: &[u8]) {
+        if self.inner.transport.is_modern() {
+            return;
+        }
         let mut mac = lock(&self.inner.mac);
         for (n, byte) in data.iter().enumerate() {
             if let Some(slot) = offset.checked_add(n).and_then(|at| mac.0.get_mut(at)) {
@@ -534,7 +546,7 @@ impl VirtioDevice for Net {
         self.kick(RX);
         let status = self.inner.transport.features() & 1 << VIRTIO_NET_F_STATUS != 0;
         if self.inner.link_changed.swap(false, Ordering::AcqRel) && status {
-            self.inner.transport.interrupt_config();
+            self.inner.transport.config_changed();
         }
     }
 }

@@ -66,7 +66,7 @@ impl Chain {
 }
 
 /// Addresses of a queue's three parts, guest-physical.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Placement {
     /// Descriptor table.
     pub desc: u64,
@@ -110,6 +110,8 @@ pub struct QueueState {
 #[derive(Debug)]
 pub struct VirtQueue {
     ring: Queue,
+    // Where the driver has said that the parts are; a 1.x driver says so before the queue is put to use.
+    placement: Placement,
     // After an error nothing more is taken from it.
     broken: bool,
     generation: u32,
@@ -120,6 +122,7 @@ impl VirtQueue {
     pub fn new(max_size: u16) -> Result<Self, RingError> {
         Ok(Self {
             ring: Queue::new(max_size)?,
+            placement: Placement::default(),
             broken: false,
             generation: 0,
         })
@@ -128,6 +131,7 @@ impl VirtQueue {
     /// Forgets the driver.
     pub fn reset(&mut self) {
         self.ring.reset();
+        self.placement = Placement::default();
         self.broken = false;
         self.generation = self.generation.wrapping_add(1);
     }
@@ -140,6 +144,39 @@ impl VirtQueue {
     /// The number of descriptors.
     pub fn size(&self) -> u16 {
         self.ring.size()
+    }
+
+    /// Has the queue use fewer descriptors. A number that cannot be, or one that comes too late, changes nothing.
+    pub fn resize(&mut self, size: u16) {
+        if !self.ring.ready() {
+            // The driver reads back what the size is.
+            let _ = self.ring.try_set_size(size);
+        }
+    }
+
+    /// Where the driver has said that the parts are.
+    pub fn placement(&self) -> Placement {
+        self.placement
+    }
+
+    /// The driver says where the parts are going to be; see [`VirtQueue::enable`]. Too late for a queue in use.
+    pub fn announce(&mut self, change: impl FnOnce(&mut Placement)) {
+        if !self.ring.ready() {
+            change(&mut self.placement);
+        }
+    }
+
+    /// Whether the driver has put it to use, in whatever state it is now.
+    pub fn is_enabled(&self) -> bool {
+        self.ring.ready()
+    }
+
+    /// Puts the queue to use where the driver has announced it.
+    pub fn enable<M: GuestMemory>(&mut self, mem: &M) -> Result<(), RingError> {
+        if self.ring.ready() {
+            return Ok(());
+        }
+        self.place(mem, self.placement)
     }
 
     /// Whether the driver has set it up, and nothing has gone wrong since.
@@ -166,6 +203,7 @@ impl VirtQueue {
     pub fn place<M: GuestMemory>(&mut self, mem: &M, at: Placement) -> Result<(), RingError> {
         let size = u64::from(self.ring.size());
         let Placement { desc, avail, used } = at;
+        self.placement = at;
         let parts = [
             (desc, 16 * size, Permissions::Read),
             (avail, 6 + 2 * size, Permissions::Read),
@@ -321,6 +359,7 @@ impl VirtQueue {
         // Nothing is in flight, so no old generation can come back.
         let Self {
             ring,
+            placement: Placement { desc, avail, used },
             broken,
             generation: _,
         } = self;
@@ -331,16 +370,17 @@ impl VirtQueue {
             event_idx_enabled: event_idx,
             size,
             ready,
-            desc_table: desc,
-            avail_ring: avail,
-            used_ring: used,
+            // The placement, or what a queue has that was never placed.
+            desc_table: _,
+            avail_ring: _,
+            used_ring: _,
         } = ring.state();
         QueueState {
             size,
             ready,
-            desc,
-            avail,
-            used,
+            desc: *desc,
+            avail: *avail,
+            used: *used,
             next_avail,
             next_used,
             event_idx,
@@ -364,8 +404,9 @@ impl VirtQueue {
         self.ring.try_set_size(size)?;
         self.ring.set_event_idx(event_idx);
         self.broken = broken;
+        self.placement = Placement { desc, avail, used };
         if ready {
-            self.place(mem, Placement { desc, avail, used })?;
+            self.place(mem, self.placement)?;
             self.ring.set_next_avail(next_avail);
             self.ring.set_next_used(next_used);
         }

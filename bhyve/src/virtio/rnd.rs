@@ -132,7 +132,7 @@ fn build(
 impl VirtioDevice for Rnd {
     type State = RndState;
     const KIND: &'static str = "virtio-rnd";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
 
     fn disks(&self) -> Vec<std::io::Result<crate::block_if::DiskIdentity>> {
         Vec::new()

@@ -1,5 +1,6 @@
-//! A machine with one virtio device and a small legacy driver for it.
+//! A machine with one virtio device and a small driver for it, which speaks either interface.
 
+use super::{legacy, modern};
 use crate::config::Config;
 use crate::device::{BuildCtx, BuildError, Clock, SavedBytes};
 use crate::inout::Inout;
@@ -15,6 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use vmmapi::{Choice, CreateOptions, GuestMemory, Vm};
 
 /// Guest memory of a bench, in bytes.
@@ -23,6 +25,19 @@ pub const MEMORY: u64 = 4 << 20;
 const RINGS: u64 = 1 << 20;
 /// Below this there is room for a test's buffers.
 pub const BUFFERS: u64 = 0x1000;
+
+/// How a driver talks with a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Interface {
+    /// 0.9.5.
+    Legacy,
+    /// 1.x.
+    Modern,
+}
+
+impl Interface {
+    pub const BOTH: [Self; 2] = [Self::Legacy, Self::Modern];
+}
 
 struct NoMessages;
 
@@ -36,12 +51,18 @@ pub struct Bench {
     pub mem: GuestMemory,
     pub config: Config,
     pub mevent: Arc<Mevent>,
+    pub interface: Interface,
     clock: Clock,
     events: Option<JoinHandle<()>>,
 }
 
 impl Bench {
+    /// A machine whose driver speaks the legacy interface.
     pub fn new(clock: Clock) -> Self {
+        Self::with(clock, Interface::Legacy)
+    }
+
+    pub fn with(clock: Clock, interface: Interface) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let name = format!(
             "virtio{}.{}",
@@ -59,6 +80,7 @@ impl Bench {
             vm,
             config: Config::new(),
             mevent: Arc::new(Mevent::new().expect("an event loop")),
+            interface,
             clock,
             events: None,
         }
@@ -126,9 +148,13 @@ impl Bench {
             name,
             host,
         );
-        let device = build(&ctx, func, &self.config.node("pci.0.3.0"), saved)?;
+        let node = self.config.node("pci.0.3.0");
+        let device = build(&ctx, Arc::clone(&func), &node, saved)?;
+        func.attach(&device);
         Ok(Driver {
             device,
+            func,
+            interface: self.interface,
             mem: self.mem.clone(),
             queues: Vec::new(),
         })
@@ -157,9 +183,11 @@ pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// A driver of the legacy interface.
+/// A driver.
 pub struct Driver {
     pub device: Arc<dyn PciDevice>,
+    pub func: Arc<PciFunc>,
+    interface: Interface,
     mem: GuestMemory,
     queues: Vec<Ring>,
 }
@@ -185,24 +213,116 @@ impl Ring {
 }
 
 impl Driver {
-    pub fn read(&self, offset: u64, size: u8) -> u64 {
-        self.device.bar_read(0, offset, size)
+    fn bar(&self) -> usize {
+        match self.interface {
+            Interface::Legacy => legacy::BAR,
+            Interface::Modern => modern::BAR,
+        }
     }
 
+    /// A load from the interface's BAR.
+    pub fn read(&self, offset: u64, size: u8) -> u64 {
+        self.device.bar_read(self.bar(), offset, size)
+    }
+
+    /// A store to it.
     pub fn write(&self, offset: u64, size: u8, value: u64) {
-        self.device.bar_write(0, offset, size, value);
+        self.device.bar_write(self.bar(), offset, size, value);
+    }
+
+    // The legacy register or the modern one.
+    fn either(&self, legacy: u64, modern: u64) -> u64 {
+        match self.interface {
+            Interface::Legacy => legacy,
+            Interface::Modern => modern,
+        }
+    }
+
+    /// Device configuration, with MSI-X off.
+    pub fn config(&self, offset: u64, size: u8) -> u64 {
+        self.read(self.either(20, 0x2000) + offset, size)
+    }
+
+    pub fn status(&self) -> u64 {
+        self.read(self.either(18, 20), 1)
+    }
+
+    /// The status of a driver that is ready.
+    pub fn ready(&self) -> u64 {
+        self.either(7, 15)
+    }
+
+    /// Reads and clears the interrupt status.
+    pub fn isr(&self) -> u64 {
+        self.read(self.either(19, 0x1000), 1)
+    }
+
+    fn wide(&self, select: u64, register: u64) -> u64 {
+        self.write(select, 4, 0);
+        let low = self.read(register, 4);
+        self.write(select, 4, 1);
+        low | self.read(register, 4) << 32
+    }
+
+    /// What the device offers.
+    pub fn offered(&self) -> u64 {
+        match self.interface {
+            Interface::Legacy => self.read(0, 4),
+            Interface::Modern => self.wide(0, 4),
+        }
+    }
+
+    /// What this driver has chosen.
+    pub fn features(&self) -> u64 {
+        match self.interface {
+            Interface::Legacy => self.read(4, 4),
+            Interface::Modern => self.wide(8, 12),
+        }
+    }
+
+    fn negotiate(&self, features: u64) {
+        let status = self.either(18, 20);
+        self.write(status, 1, 0);
+        self.write(status, 1, 3);
+        let chosen = self.offered() & features;
+        match self.interface {
+            Interface::Legacy => self.write(4, 4, chosen),
+            Interface::Modern => {
+                let chosen = chosen | 1 << VIRTIO_F_VERSION_1;
+                for word in 0..2 {
+                    self.write(8, 4, word);
+                    self.write(12, 4, chosen >> (32 * word) & 0xffff_ffff);
+                }
+                self.write(status, 1, 11);
+                assert_eq!(self.status(), 11);
+            }
+        }
+    }
+
+    fn place(&self, ring: &Ring) {
+        let base = ring.base;
+        match self.interface {
+            Interface::Legacy => {
+                self.write(8, 4, base >> 12);
+                assert_eq!(self.read(8, 4), base >> 12);
+            }
+            Interface::Modern => {
+                self.write(32, 8, base);
+                self.write(40, 8, ring.avail_at());
+                self.write(48, 8, ring.used_at());
+                self.write(28, 2, 1);
+                assert_eq!(self.read(28, 2), 1);
+            }
+        }
     }
 
     /// Takes `features` of those offered and sets up all queues.
     pub fn start(&mut self, features: u64) {
-        self.write(18, 1, 0);
-        self.write(18, 1, 3);
-        let offered = self.read(0, 4);
-        self.write(4, 4, offered & features);
+        self.negotiate(features);
         self.queues.clear();
         for n in 0u16.. {
-            self.write(14, 2, n.into());
-            let size = self.read(12, 2) as u16;
+            self.write(self.either(14, 22), 2, n.into());
+            let size = self.read(self.either(12, 24), 2) as u16;
             if size == 0 {
                 break;
             }
@@ -216,11 +336,10 @@ impl Driver {
             };
             let zeros = vec![0; (ring.used_at() - base) as usize + 6 + 8 * usize::from(size)];
             self.mem.write(base, &zeros).expect("room for the ring");
-            self.write(8, 4, base >> 12);
-            assert_eq!(self.read(8, 4), base >> 12);
+            self.place(&ring);
             self.queues.push(ring);
         }
-        self.write(18, 1, 7);
+        self.write(self.either(18, 20), 1, self.ready());
     }
 
     /// Goes on where another driver of the same rings has stopped, as a guest does after a checkpoint.
@@ -268,7 +387,8 @@ impl Driver {
     }
 
     pub fn kick(&self, queue: usize) {
-        self.write(16, 2, queue as u64);
+        let queue = queue as u64;
+        self.write(self.either(16, 0x3000 + 4 * queue), 2, queue);
     }
 
     /// What the device has given back next: descriptor and length.

@@ -1,7 +1,9 @@
 //! What every virtio device has between its queues and its PCI function: status, negotiated features, interrupts, and the
-//! gate that a pause closes (`vi_*` of `usr.sbin/bhyve/virtio.c`). Register layouts are elsewhere, see [`super::legacy`].
+//! gate that a pause closes (`vi_*` of `usr.sbin/bhyve/virtio.c`). Register layouts are elsewhere, see [`super::legacy`] and
+//! [`super::modern`].
 
 use super::VirtioDevice;
+use super::modern::{Modern, ModernState};
 use super::queue::{Chain, QueueState, RingError, VirtQueue};
 use crate::device::{BuildCtx, BuildError, Clock, StateError};
 use crate::pci::bar::BarType;
@@ -9,7 +11,9 @@ use crate::pci::func::{PciFunc, PciIds};
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
-use virtio_bindings::virtio_config::VIRTIO_CONFIG_S_NEEDS_RESET;
+use virtio_bindings::virtio_config::{
+    VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_NEEDS_RESET, VIRTIO_F_ANY_LAYOUT, VIRTIO_F_VERSION_1,
+};
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use vmmapi::GuestMemory;
 
@@ -26,6 +30,10 @@ const ISR_CONFIG: u8 = 2;
 const EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
 /// What the queues can do, whatever the device.
 const RING_FEATURES: u64 = EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC;
+/// The driver speaks virtio 1.x. A legacy driver sees 32 bits of features, so not this one.
+const VERSION_1: u64 = 1 << VIRTIO_F_VERSION_1;
+/// Buffers may be cut in any way; goes without saying in virtio 1.x.
+const ANY_LAYOUT: u64 = 1 << VIRTIO_F_ANY_LAYOUT;
 
 /// What tells one virtio device from another.
 pub struct Model<'a> {
@@ -50,8 +58,10 @@ pub struct Transport {
     clock: Clock,
     offered: u64,
     features: AtomicU64,
+    modern: Modern,
     registers: Mutex<Registers>,
     interrupts: Mutex<Interrupts>,
+    has_msix: bool,
     queues: Vec<Queue>,
     // True while paused. Whoever takes in work holds it for reading meanwhile.
     gate: RwLock<bool>,
@@ -70,6 +80,8 @@ struct Queue {
 struct Registers {
     status: u8,
     queue_select: u16,
+    // Counts changes of the device configuration.
+    generation: u8,
 }
 
 struct Interrupts {
@@ -84,6 +96,8 @@ pub struct TransportState {
     features: u64,
     status: u8,
     queue_select: u16,
+    generation: u8,
+    modern: ModernState,
     isr: u8,
     config_vector: u16,
     queues: Vec<QueueRecord>,
@@ -101,7 +115,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Transport {
-    /// Gives `func` the identity, BARs and interrupts of a legacy virtio device.
+    /// Gives `func` the identity, BARs and interrupts of a transitional virtio device.
     pub fn new(
         ctx: &BuildCtx<'_>,
         func: Arc<PciFunc>,
@@ -125,16 +139,18 @@ impl Transport {
             ..PciIds::default()
         });
         func.add_bar(
-            0,
+            super::legacy::BAR,
             BarType::Io,
             (super::legacy::CONFIG_MSIX + config_len) as u64,
         )?;
-        if ctx.config.bool("virtio_msix", true)? {
+        let has_msix = ctx.config.bool("virtio_msix", true)?;
+        if has_msix {
             func.add_msix(queues.len() + 1, MSIX_BAR)?;
         }
         // One message for guests that know MSI but not MSI-X, as upstream.
         func.add_msi(1)?;
         func.set_intx();
+        let modern = Modern::new(&func, queues.len(), config_len)?;
         let rings = queues
             .iter()
             .map(|size| {
@@ -150,14 +166,16 @@ impl Transport {
             func,
             mem: ctx.mem.clone(),
             clock: ctx.clock,
-            offered: features | RING_FEATURES,
+            offered: features | RING_FEATURES | VERSION_1 | ANY_LAYOUT,
             features: AtomicU64::new(0),
+            modern,
             registers: Mutex::default(),
             interrupts: Mutex::new(Interrupts {
                 isr: 0,
                 config_vector: NO_VECTOR,
                 queue_vectors: vec![NO_VECTOR; queues.len()],
             }),
+            has_msix,
             queues: rings,
             gate: RwLock::new(false),
             closing: AtomicBool::new(false),
@@ -180,9 +198,14 @@ impl Transport {
         &self.func
     }
 
-    /// Features that the driver may choose from.
-    pub fn offered(&self) -> u64 {
-        self.offered
+    /// Features that a legacy driver may choose from: those that its registers have bits for.
+    pub fn offered_legacy(&self) -> u64 {
+        self.offered & 0xffff_ffff
+    }
+
+    /// Features that a 1.x driver may choose from.
+    pub fn offered_modern(&self) -> u64 {
+        self.offered & !ANY_LAYOUT
     }
 
     /// Features that the driver has chosen.
@@ -193,6 +216,11 @@ impl Transport {
     /// Whether the driver has chosen event indexes.
     pub fn event_idx(&self) -> bool {
         self.features() & EVENT_IDX != 0
+    }
+
+    /// Whether the driver speaks virtio 1.x.
+    pub fn is_modern(&self) -> bool {
+        self.features() & VERSION_1 != 0
     }
 
     /// The driver chooses.
@@ -207,6 +235,16 @@ impl Transport {
     /// A queue, locked.
     pub fn queue(&self, index: usize) -> Option<MutexGuard<'_, VirtQueue>> {
         self.queues.get(index).map(|queue| lock(&queue.ring))
+    }
+
+    /// The number of queues.
+    pub fn queue_count(&self) -> usize {
+        self.queues.len()
+    }
+
+    /// The registers that only the 1.x interface has.
+    pub fn modern(&self) -> &Modern {
+        &self.modern
     }
 
     /// The queue that the queue registers show.
@@ -230,6 +268,16 @@ impl Transport {
         registers.status = status | registers.status & VIRTIO_CONFIG_S_NEEDS_RESET as u8;
     }
 
+    /// Whether the driver lets the device look into its queues. A legacy driver may use them before it says so.
+    fn is_live(&self) -> bool {
+        !self.is_modern() || self.status() & VIRTIO_CONFIG_S_DRIVER_OK as u8 != 0
+    }
+
+    /// A number that changes with the device configuration.
+    pub fn generation(&self) -> u8 {
+        lock(&self.registers).generation
+    }
+
     /// Forgets the driver. The device must have let go of the queues.
     pub fn reset(&self) {
         for queue in &self.queues {
@@ -238,7 +286,12 @@ impl Transport {
             ring.reset();
         }
         self.features.store(0, Ordering::Release);
-        *lock(&self.registers) = Registers::default();
+        {
+            let mut registers = lock(&self.registers);
+            registers.status = 0;
+            registers.queue_select = 0;
+        }
+        self.modern.reset();
         let mut interrupts = lock(&self.interrupts);
         interrupts.isr = 0;
         interrupts.config_vector = NO_VECTOR;
@@ -284,7 +337,7 @@ impl Transport {
     }
 
     fn checked_vector(&self, vector: u16) -> u16 {
-        if usize::from(vector) <= self.queues.len() {
+        if self.has_msix && usize::from(vector) <= self.queues.len() {
             vector
         } else {
             NO_VECTOR
@@ -302,8 +355,17 @@ impl Transport {
         self.raise(interrupts, ISR_QUEUE, vector);
     }
 
+    /// The device configuration has changed: the driver is told.
+    pub fn config_changed(&self) {
+        {
+            let mut registers = lock(&self.registers);
+            registers.generation = registers.generation.wrapping_add(1);
+        }
+        self.interrupt_config();
+    }
+
     /// Tells the driver that the device configuration or status has changed.
-    pub fn interrupt_config(&self) {
+    fn interrupt_config(&self) {
         let interrupts = lock(&self.interrupts);
         let vector = interrupts.config_vector;
         self.raise(interrupts, ISR_CONFIG, vector);
@@ -334,16 +396,25 @@ impl Transport {
         if *gate { None } else { Some(gate) }
     }
 
-    /// The driver's kick: passed on, or remembered while paused.
+    /// The driver's kick: passed on, or remembered while paused or while the driver is not ready.
     pub fn kick<D: VirtioDevice>(&self, device: &D, index: usize) {
         let Some(queue) = self.queues.get(index) else {
             return;
         };
         let gate = self.gate.read().unwrap_or_else(PoisonError::into_inner);
-        if *gate {
+        if *gate || !self.is_live() {
             queue.kicked.store(true, Ordering::Release);
         } else {
             device.kick(index);
+        }
+    }
+
+    /// The driver has become ready: what it kicked for before is looked at.
+    pub fn driver_ready<D: VirtioDevice>(&self, device: &D) {
+        for (index, queue) in self.queues.iter().enumerate() {
+            if queue.kicked.swap(false, Ordering::AcqRel) {
+                self.kick(device, index);
+            }
         }
     }
 
@@ -475,8 +546,10 @@ impl Transport {
             clock: _,
             offered: _,
             features,
+            modern,
             registers,
             interrupts,
+            has_msix: _,
             queues,
             gate: _,
             closing: _,
@@ -485,6 +558,7 @@ impl Transport {
         let Registers {
             status,
             queue_select,
+            generation,
         } = *lock(registers);
         let interrupts = lock(interrupts);
         let Interrupts {
@@ -505,6 +579,8 @@ impl Transport {
             features: features.load(Ordering::Acquire),
             status,
             queue_select,
+            generation,
+            modern: modern.save(),
             isr: *isr,
             config_vector: *config_vector,
             queues,
@@ -517,6 +593,8 @@ impl Transport {
             features,
             status,
             queue_select,
+            generation,
+            modern,
             isr,
             config_vector,
             queues,
@@ -534,8 +612,7 @@ impl Transport {
                 self.queues.len()
             )));
         }
-        let vector_exists =
-            |vector: u16| vector == NO_VECTOR || usize::from(vector) <= self.queues.len();
+        let vector_exists = |vector: u16| self.checked_vector(vector) == vector;
         if isr & !(ISR_QUEUE | ISR_CONFIG) != 0
             || !vector_exists(config_vector)
             || !queues.iter().all(|queue| vector_exists(queue.vector))
@@ -546,9 +623,11 @@ impl Transport {
         }
         self.pause();
         self.features.store(features, Ordering::Release);
+        self.modern.restore(modern);
         *lock(&self.registers) = Registers {
             status,
             queue_select,
+            generation,
         };
         *lock(&self.interrupts) = Interrupts {
             isr,

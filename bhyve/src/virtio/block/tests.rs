@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::device::{Clock, SavedBytes};
-use crate::virtio::testing::{BUFFERS, Bench, Driver, seg, until};
+use crate::virtio::testing::{BUFFERS, Bench, Driver, Interface, seg, until};
 use proptest::prelude::*;
 use std::fs;
 use std::path::PathBuf;
@@ -117,11 +117,11 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-fn twin(clock: Clock, steps: Vec<Step>) {
-    let (bench, image) = (Bench::new(clock), image());
+fn twin(clock: Clock, interface: Interface, steps: Vec<Step>) {
+    let (bench, image) = (Bench::with(clock, interface), image());
     let mut driver = ready(&bench, &image, "");
     let mut twin = fs::read(&image.path).unwrap();
-    let discards = driver.read(0, 4) & 1 << VIRTIO_BLK_F_DISCARD != 0;
+    let discards = driver.offered() & 1 << VIRTIO_BLK_F_DISCARD != 0;
     let range = |sector: u64, sectors: u32| {
         let start = usize::try_from(sector * SECTOR).unwrap();
         let end = start + sectors as usize * SECTOR as usize;
@@ -233,39 +233,46 @@ fn put_range(bench: &Bench, sector: u64, sectors: u32, unmap: bool) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 12, max_shrink_iters: 32, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 8, max_shrink_iters: 32, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn a_disk_and_its_twin_agree(steps in prop::collection::vec(step(), 1..40)) {
-        twin(Clock::Instructions, steps.clone());
-        twin(Clock::Host, steps);
+        for interface in Interface::BOTH {
+            twin(Clock::Instructions, interface, steps.clone());
+            twin(Clock::Host, interface, steps.clone());
+        }
     }
 }
 
 #[test]
 fn the_guest_is_told_about_the_disk() {
-    let (bench, image) = (Bench::new(Clock::Instructions), image());
-    let mut driver = ready(&bench, &image, ",sectorsize=512/4096,ser=abc");
-    assert_eq!(driver.read(20, 4), SECTORS);
-    assert_eq!(driver.read(20 + 12, 4), u64::from(SEG_MAX));
-    assert_eq!((driver.read(20 + 20, 4), driver.read(20 + 24, 1)), (512, 3));
-    assert_eq!(driver.read(20 + CONFIG_LEN as u64, 4), 0);
-    let (status, written) = request(&bench, &mut driver, VIRTIO_BLK_T_GET_ID, 0, 20, 20);
+    for interface in Interface::BOTH {
+        tells(&Bench::with(Clock::Instructions, interface), &image());
+    }
+}
+
+fn tells(bench: &Bench, image: &Image) {
+    let mut driver = ready(bench, image, ",sectorsize=512/4096,ser=abc");
+    assert_eq!(driver.config(0, 4), SECTORS);
+    assert_eq!(driver.config(12, 4), u64::from(SEG_MAX));
+    assert_eq!((driver.config(20, 4), driver.config(24, 1)), (512, 3));
+    assert_eq!(driver.config(CONFIG_LEN as u64, 4), 0);
+    let (status, written) = request(bench, &mut driver, VIRTIO_BLK_T_GET_ID, 0, 20, 20);
     assert_eq!((status, written), (VIRTIO_BLK_S_OK as u8, 21));
     let mut serial = [0; 20];
     bench.mem.read(DATA_AT, &mut serial).unwrap();
     assert_eq!(&serial, b"abc\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0");
-    let (status, _) = request(&bench, &mut driver, 0x77, 0, 0, 1);
+    let (status, _) = request(bench, &mut driver, 0x77, 0, 0, 1);
     assert_eq!(status, VIRTIO_BLK_S_UNSUPP as u8);
     // The queue's bit, and reading clears it.
-    assert_eq!((driver.read(19, 1), driver.read(19, 1)), (1, 0));
+    assert_eq!((driver.isr(), driver.isr()), (1, 0));
 }
 
 #[test]
 fn a_read_only_disk_is_not_written() {
     let (bench, image) = (Bench::new(Clock::Instructions), image());
     let mut driver = ready(&bench, &image, ",ro");
-    assert_ne!(driver.read(0, 4) & 1 << VIRTIO_BLK_F_RO, 0);
+    assert_ne!(driver.offered() & 1 << VIRTIO_BLK_F_RO, 0);
     assert_eq!(
         request(&bench, &mut driver, VIRTIO_BLK_T_OUT, 0, 512, 512).0,
         VIRTIO_BLK_S_IOERR as u8
@@ -295,8 +302,13 @@ fn two_machines_cannot_write_one_disk() {
 
 #[test]
 fn a_kick_while_paused_is_not_lost() {
-    for clock in [Clock::Host, Clock::Instructions] {
-        let (bench, image) = (Bench::new(clock), image());
+    for (clock, interface) in [
+        (Clock::Host, Interface::Legacy),
+        (Clock::Host, Interface::Modern),
+        (Clock::Instructions, Interface::Legacy),
+        (Clock::Instructions, Interface::Modern),
+    ] {
+        let (bench, image) = (Bench::with(clock, interface), image());
         let mut driver = ready(&bench, &image, "");
         driver.pause();
         put_header(&bench, VIRTIO_BLK_T_IN, 9);
@@ -311,7 +323,7 @@ fn a_kick_while_paused_is_not_lost() {
         let rings = driver.into_rings();
         let mut restored = start(&bench, &image, "", Some(&saved)).unwrap();
         restored.take_over(rings);
-        assert_eq!(restored.read(18, 1), 7);
+        assert_eq!(restored.status(), restored.ready());
         assert_eq!(restored.used(0), None);
         restored.device.resume();
         assert_eq!(restored.wait_used(0).1, 513);
@@ -431,12 +443,16 @@ fn broken_chains_ask_for_a_reset() {
             driver.offer(0, 0);
         }),
     ];
-    let (bench, image) = (Bench::new(Clock::Instructions), image());
-    let mut driver = ready(&bench, &image, "");
-    for (what, misbehave) in cases {
+    let (mut bench, image) = (Bench::new(Clock::Instructions), image());
+    for (interface, (what, misbehave)) in Interface::BOTH
+        .into_iter()
+        .flat_map(|interface| cases.map(|case| (interface, case)))
+    {
+        bench.interface = interface;
+        let mut driver = ready(&bench, &image, "");
         misbehave(&bench, &mut driver);
         driver.kick(0);
-        assert_eq!(driver.read(18, 1), 0x47, "{what}");
+        assert_eq!(driver.status(), driver.ready() | 0x40, "{what}");
         assert_eq!(driver.used(0), None, "{what}");
         driver.start(u64::MAX);
         assert_eq!(
@@ -455,9 +471,11 @@ proptest! {
     fn noise_is_survived(
         noise in prop::collection::vec(any::<u8>(), 64..4096),
         small in any::<bool>(),
+        modern in any::<bool>(),
         writes in prop::collection::vec((0u64..88, prop_oneof![Just(1u8), Just(2), Just(4)], any::<u32>()), 0..40),
     ) {
-        let (bench, image) = (Bench::new(Clock::Instructions), image());
+        let interface = if modern { Interface::Modern } else { Interface::Legacy };
+        let (bench, image) = (Bench::with(Clock::Instructions, interface), image());
         let mut driver = ready(&bench, &image, "");
         let base = driver.ring_base(0);
         for (n, chunk) in noise.chunks(16).enumerate() {

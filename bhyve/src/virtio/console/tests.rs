@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::device::Clock;
-use crate::virtio::testing::{BUFFERS, Bench, Driver, seg};
+use crate::virtio::testing::{BUFFERS, Bench, Driver, Interface, seg};
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -98,9 +98,14 @@ fn paths(dir: &tempfile::TempDir) -> (PathBuf, PathBuf, String) {
 
 #[test]
 fn a_client_and_the_guest_talk() {
+    for interface in Interface::BOTH {
+        talk(Bench::with(Clock::Host, interface));
+    }
+}
+
+fn talk(mut bench: Bench) {
     let dir = tempfile::tempdir().unwrap();
     let (_, path, opts) = paths(&dir);
-    let mut bench = Bench::new(Clock::Host);
     bench.run_events();
     let mut guest = Guest::boot(&bench, bench.build(&VIRTIO_CONSOLE, &opts, None).unwrap());
     guest.open();
@@ -160,9 +165,14 @@ fn a_slow_client_gets_everything() {
 
 #[test]
 fn a_port_survives_a_checkpoint_but_its_client_does_not() {
+    for interface in Interface::BOTH {
+        survive(Bench::with(Clock::Host, interface));
+    }
+}
+
+fn survive(mut bench: Bench) {
     let dir = tempfile::tempdir().unwrap();
     let (_, path, opts) = paths(&dir);
-    let mut bench = Bench::new(Clock::Host);
     bench.run_events();
     let mut guest = Guest::boot(&bench, bench.build(&VIRTIO_CONSOLE, &opts, None).unwrap());
     guest.open();

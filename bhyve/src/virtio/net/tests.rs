@@ -1,7 +1,7 @@
 //! Frames both ways against a back end of the test's own, and the NAT if its library is there.
 
 use super::*;
-use crate::virtio::testing::{BUFFERS, Bench, Driver, seg};
+use crate::virtio::testing::{BUFFERS, Bench, Driver, Interface, seg};
 use proptest::prelude::*;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
@@ -53,7 +53,8 @@ fn frame(len: usize, seed: u8) -> Vec<u8> {
 }
 
 fn header_len(driver: &Driver) -> u32 {
-    if driver.read(4, 4) & 1 << VIRTIO_NET_F_MRG_RXBUF != 0 {
+    let long = 1 << VIRTIO_NET_F_MRG_RXBUF | 1u64 << VIRTIO_F_VERSION_1;
+    if driver.features() & long != 0 {
         12
     } else {
         10
@@ -78,8 +79,12 @@ fn send(bench: &Bench, driver: &mut Driver, data: &[u8], cut: u32) {
 
 #[test]
 fn frames_go_out_as_they_are() {
-    let bench = Bench::new(Clock::Host);
-    for features in [ALL, 0] {
+    let mut bench = Bench::new(Clock::Host);
+    for (interface, features) in Interface::BOTH
+        .into_iter()
+        .flat_map(|interface| [(interface, ALL), (interface, 0)])
+    {
+        bench.interface = interface;
         let (mut driver, wire) = on_wire(&bench, None);
         driver.start(features);
         for (len, cut) in [(60, 60), (1514, 700), (9000, 4096), (61, 1)] {
@@ -108,8 +113,10 @@ proptest! {
         lens in prop::collection::vec(1usize..5000, 1..30),
         room in prop_oneof![Just(2048u32), Just(700), Just(13)],
         mergeable in any::<bool>(),
+        modern in any::<bool>(),
     ) {
-        let mut bench = Bench::new(Clock::Host);
+        let interface = if modern { Interface::Modern } else { Interface::Legacy };
+        let mut bench = Bench::with(Clock::Host, interface);
         let (mut driver, wire) = on_wire(&bench, None);
         bench.run_events();
         driver.start(if mergeable { ALL } else { ALL & !(1 << VIRTIO_NET_F_MRG_RXBUF) });
@@ -144,6 +151,9 @@ proptest! {
                 bench.mem.read(heads[&id], &mut more).unwrap();
                 got.extend(more);
             }
+            if header == 12 && !mergeable {
+                prop_assert_eq!(got[10..12].to_vec(), [1, 0]);
+            }
             prop_assert!(got[..10].iter().all(|byte| *byte == 0));
             prop_assert!(got[header..] == data);
         }
@@ -152,7 +162,12 @@ proptest! {
 
 #[test]
 fn frames_wait_while_the_device_is_paused() {
-    let mut bench = Bench::new(Clock::Host);
+    for interface in Interface::BOTH {
+        wait_while_paused(Bench::with(Clock::Host, interface));
+    }
+}
+
+fn wait_while_paused(mut bench: Bench) {
     let (mut driver, wire) = on_wire(&bench, None);
     bench.run_events();
     driver.start(ALL);
@@ -192,11 +207,11 @@ fn the_guest_is_told_about_the_network() {
     let driver = bench
         .build(&VIRTIO_NET, ",mac=58:9c:fc:1:2:3,mtu=1400", None)
         .unwrap();
-    let config: Vec<_> = (0..12).map(|at| driver.read(20 + at, 1)).collect();
+    let config: Vec<_> = (0..12).map(|at| driver.config(at, 1)).collect();
     // No back end, so the link is down.
     assert_eq!(config, [0x58, 0x9c, 0xfc, 1, 2, 3, 0, 0, 1, 0, 0x78, 5]);
     let (driver, _wire) = on_wire(&bench, None);
-    assert_eq!(driver.read(26, 2), 1);
+    assert_eq!(driver.config(6, 2), 1);
     for wrong in [
         ",mac=01:00:5e:0:0:1",
         ",mtu=67",
@@ -211,17 +226,22 @@ fn the_guest_is_told_about_the_network() {
 
 #[test]
 fn a_lost_link_is_reported_after_a_checkpoint() {
-    let bench = Bench::new(Clock::Host);
-    let (mut driver, _wire) = on_wire(&bench, None);
+    for interface in Interface::BOTH {
+        lose_link(&Bench::with(Clock::Host, interface));
+    }
+}
+
+fn lose_link(bench: &Bench) {
+    let (mut driver, _wire) = on_wire(bench, None);
     driver.start(ALL);
     driver.pause();
     let saved = SavedBytes::from(driver.device.save().unwrap());
     let restored = bench
         .build_with(build, VIRTIO_NET.name, Some(&saved))
         .unwrap();
-    assert_eq!(restored.read(19, 1), 0);
+    assert_eq!(restored.isr(), 0);
     restored.device.resume();
-    assert_eq!((restored.read(19, 1), restored.read(26, 2)), (2, 0));
+    assert_eq!((restored.isr(), restored.config(6, 2)), (2, 0));
 }
 
 const GUEST_MAC: [u8; 6] = [0x58, 0x9c, 0xfc, 1, 2, 3];
@@ -328,8 +348,11 @@ fn lan<'a>(bench: &'a mut Bench, opts: &str) -> Option<(Lan<'a>, Vec<u8>)> {
 
 #[test]
 fn the_gateway_answers_a_ping() {
-    for opts in ["slirp", "slirp,open"] {
-        let mut bench = Bench::new(Clock::Host);
+    for (opts, interface) in [
+        ("slirp", Interface::Legacy),
+        ("slirp,open", Interface::Modern),
+    ] {
+        let mut bench = Bench::with(Clock::Host, interface);
         let Some((mut lan, gateway)) = lan(&mut bench, opts) else {
             return;
         };

@@ -1,7 +1,7 @@
 //! Repeatable numbers, and numbers that are not.
 
 use super::*;
-use crate::virtio::testing::{BUFFERS, Bench, Driver, seg};
+use crate::virtio::testing::{BUFFERS, Bench, Driver, Interface, seg};
 
 fn numbers(bench: &Bench, driver: &mut Driver) -> [u8; 64] {
     bench.mem.write(BUFFERS, &[0; 64]).unwrap();
@@ -30,20 +30,25 @@ fn the_hosts_numbers_differ_each_time() {
 
 #[test]
 fn with_the_instruction_clock_they_can_be_repeated_and_continued() {
-    let bench = Bench::new(Clock::Instructions);
-    let mut driver = start(&bench);
-    let first = numbers(&bench, &mut driver);
+    for interface in Interface::BOTH {
+        repeat(&Bench::with(Clock::Instructions, interface));
+    }
+}
+
+fn repeat(bench: &Bench) {
+    let mut driver = start(bench);
+    let first = numbers(bench, &mut driver);
     driver.pause();
     let saved = SavedBytes::from(driver.device.save().unwrap());
     driver.device.resume();
-    let second = numbers(&bench, &mut driver);
+    let second = numbers(bench, &mut driver);
     assert_ne!(first, second);
-    let mut again = start(&bench);
-    assert_eq!(numbers(&bench, &mut again), first);
+    let mut again = start(bench);
+    assert_eq!(numbers(bench, &mut again), first);
     let mut restored = bench.build(&VIRTIO_RND, "", Some(&saved)).unwrap();
     restored.device.resume();
     restored.start(0);
-    assert_eq!(numbers(&bench, &mut restored), second);
+    assert_eq!(numbers(bench, &mut restored), second);
     let other = Bench::new(Clock::Host);
     assert!(other.build(&VIRTIO_RND, "", Some(&saved)).is_err());
 }
