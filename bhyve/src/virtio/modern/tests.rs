@@ -270,7 +270,7 @@ fn rings_outside_of_memory_ask_for_a_reset() {
         for bad in [
             MEMORY - lens + [16, 2, 4][n],
             MEMORY,
-            u64::MAX & !15,
+            !15,
             u64::MAX - lens + 1,
             1 << 63,
             good[n] + 1,
