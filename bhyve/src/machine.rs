@@ -23,7 +23,7 @@ use crate::xmsr::Vendor;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use vmmapi::abi;
-use vmmapi::backend::Kind;
+use vmmapi::backend::{Kind, Lifetime};
 use vmmapi::control::{ControlError, ControlServer, server_rundir};
 use vmmapi::{CreateOptions, SoftOptions, Vcpu, Vm};
 
@@ -130,13 +130,15 @@ impl Machine {
             clock,
             ..SoftOptions::default()
         };
-        Ok(Vm::create(
-            &options.name,
-            &CreateOptions {
-                backend: options.backend,
-                soft,
-            },
-        )?)
+        // A monitor makes the VM again after each reboot, and must not find one that a child left behind.
+        let lifetime = if options.monitored {
+            Lifetime::Maker
+        } else {
+            Lifetime::Destroyed
+        };
+        let backend = options.backend;
+        let create = CreateOptions { backend, soft };
+        Ok(Vm::create_for(&options.name, &create, lifetime)?)
     }
 
     /// Gives a new VM its shape and its memory.
@@ -391,14 +393,16 @@ impl Machine {
     /// Takes the machine apart at its end. A VM in the kernel stays there for others unless nothing is to be left of it.
     pub fn destroy(&self, end: &End) {
         self.devices.detach();
-        let gone = match end {
-            End::Checkpointed => true,
-            End::Suspended(how) => {
-                *how == abi::VM_SUSPEND_DESTROY
-                    || *how == abi::VM_SUSPEND_POWEROFF && self.options.destroy_on_poweroff
-            }
-            End::Failed(_) => false,
-        };
+        // A monitor's next child makes it anew.
+        let gone = self.options.monitored
+            || match end {
+                End::Checkpointed => true,
+                End::Suspended(how) => {
+                    *how == abi::VM_SUSPEND_DESTROY
+                        || *how == abi::VM_SUSPEND_POWEROFF && self.options.destroy_on_poweroff
+                }
+                End::Failed(_) => false,
+            };
         if (gone || self.vm.kind() == Kind::Soft)
             && let Err(error) = self.vm.destroy()
         {

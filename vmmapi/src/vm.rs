@@ -10,7 +10,7 @@ use zerocopy::{FromBytes, IntoBytes, KnownLayout};
 
 use crate::backend::standin::{self, Release};
 use crate::backend::system::Host;
-use crate::backend::{Backend, Kernel, Kind, Remote, Soft};
+use crate::backend::{Backend, Kernel, Kind, Lifetime, Remote, Soft};
 use crate::control::{ControlError, client_rundir};
 use crate::cpuset::CpuSet;
 use crate::error::{Error, Result};
@@ -73,8 +73,14 @@ pub struct Vm {
 impl Vm {
     /// `vm_create` and `vm_open`: makes a VM of this name; `EEXIST` if there is one.
     pub fn create(name: &str, options: &CreateOptions) -> Result<Self> {
+        Self::create_for(name, options, Lifetime::Destroyed)
+    }
+
+    /// The same, for a VM that the kernel may destroy when this process ends (`VMMAPI_OPEN_CREATE_DESTROY_ON_CLOSE`).
+    pub fn create_for(name: &str, options: &CreateOptions, lifetime: Lifetime) -> Result<Self> {
         let kernel = |system| {
-            Kernel::create(system, name).map(|kernel| Arc::new(kernel) as Arc<dyn Backend>)
+            Kernel::create(system, name, lifetime)
+                .map(|kernel| Arc::new(kernel) as Arc<dyn Backend>)
         };
         let soft = || match Soft::create(name, options.soft.clone()) {
             Ok(soft) => Ok(Arc::new(soft) as Arc<dyn Backend>),

@@ -91,6 +91,8 @@ pub struct MachineOptions {
     pub vmexit_on_pause: bool,
     /// -D.
     pub destroy_on_poweroff: bool,
+    /// -M.
+    pub monitored: bool,
     /// snapshot.at: suspend when that many instructions have been executed.
     pub suspend_at: Option<u64>,
     /// snapshot.pulse: save and restore in place every so many exits.
@@ -176,6 +178,7 @@ impl MachineOptions {
             vmexit_on_hlt: config.bool("x86.vmexit_on_hlt", false)?,
             vmexit_on_pause: config.bool("x86.vmexit_on_pause", false)?,
             destroy_on_poweroff: config.bool("destroy_on_poweroff", false)?,
+            monitored: config.bool("monitor", false)?,
             suspend_at: config.u64("snapshot.at")?,
             pulse: config.u64("snapshot.pulse")?.and_then(NonZeroU64::new),
             suspend_file: config.get("snapshot.file")?.map(PathBuf::from),
@@ -248,7 +251,7 @@ fn pins(config: &Config) -> Result<BTreeMap<u16, Vec<usize>>, OptionError> {
 
 /// Makes this thread run on the given processors of the host only. A guest runs without it, too, so that a failure is
 /// only told.
-#[cfg(target_os = "linux")]
+#[cfg(any(target_os = "linux", target_os = "freebsd"))]
 pub fn pin_this_thread(cpus: &[usize]) {
     use nix::sched::{CpuSet, sched_setaffinity};
     if cpus.is_empty() {
@@ -265,7 +268,7 @@ pub fn pin_this_thread(cpus: &[usize]) {
 }
 
 /// See above.
-#[cfg(not(target_os = "linux"))]
+#[cfg(not(any(target_os = "linux", target_os = "freebsd")))]
 pub fn pin_this_thread(cpus: &[usize]) {
     if !cpus.is_empty() {
         log::warn!("pinning of processors is not supported on this host");

@@ -11,8 +11,9 @@ use ::vmm::Errno;
 use vmm_abi::{
     SegDesc, VM_ALLOC_MEMSEG, VM_BOOTROM, VM_EXITCODE_INOUT_STR, VM_GET_MEMSEG,
     VM_GET_SEGMENT_DESCRIPTOR, VM_MAX_NAMELEN, VM_MMAP_GETNEXT, VM_MMAP_MEMSEG, VM_PCIROM,
-    VM_REG_GUEST_CS, VM_RUN, VM_SYSMEM, VMMCTL_VM_CREATE, VMMCTL_VM_DESTROY, VmExit, VmMemmap,
-    VmMemseg, VmRun, VmSegDesc, VmmctlVmCreate, VmmctlVmDestroy, v14,
+    VM_REG_GUEST_CS, VM_RUN, VM_SYSMEM, VMMCTL_CREATE_DESTROY_ON_CLOSE, VMMCTL_VM_CREATE,
+    VMMCTL_VM_DESTROY, VmExit, VmMemmap, VmMemseg, VmRun, VmSegDesc, VmmctlVmCreate,
+    VmmctlVmDestroy, v14,
 };
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -37,7 +38,19 @@ pub struct Kernel {
     system: Arc<dyn System>,
     name: String,
     node: Box<dyn Node>,
+    /// /dev/vmmctl, kept by whoever made the VM: a sandbox lets nobody open it later, and closing it destroys a VM of
+    /// [`Lifetime::Maker`].
+    ctl: Option<Box<dyn Node>>,
     abi: Abi,
+}
+
+/// When a VM in the kernel comes to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lifetime {
+    /// When somebody destroys it.
+    Destroyed,
+    /// When its maker closes it, too, however that comes to pass, if the kernel has such VMs. (FreeBSD 15.0 has not yet.)
+    Maker,
 }
 
 fn error(op: &'static str, name: &str) -> impl Fn(Errno) -> Error {
@@ -55,6 +68,24 @@ fn refuse_old(system: &dyn System, op: &'static str) -> Result<(), Error> {
     }
 }
 
+/// Only a jail with a permission of its own may use vmm(4); EPERM alone would not tell.
+fn told_of_jail(
+    system: &dyn System,
+    op: &'static str,
+    name: &str,
+) -> impl Fn(Errno) -> Error + use<> {
+    let jailed = system.sysctl_u32("security.jail.jailed") == Ok(1);
+    let name = name.to_owned();
+    move |errno| {
+        if jailed && errno == Errno::EPERM {
+            let what = format!("{name}: this jail does not have the permission allow.vmm");
+            Error::new(op, what, errno)
+        } else {
+            Error::new(op, name.as_str(), errno)
+        }
+    }
+}
+
 fn name_field(name: &str) -> Result<[u8; VM_MAX_NAMELEN + 1], Errno> {
     let mut field = [0; VM_MAX_NAMELEN + 1];
     // One byte is the NUL's.
@@ -68,22 +99,45 @@ fn name_field(name: &str) -> Result<[u8; VM_MAX_NAMELEN + 1], Errno> {
 
 impl Kernel {
     /// Makes a VM and opens it; `ENOENT` if the system has no vmm(4).
-    pub fn create(system: Arc<dyn System>, name: &str) -> Result<Self, Error> {
+    pub fn create(system: Arc<dyn System>, name: &str, lifetime: Lifetime) -> Result<Self, Error> {
         const OP: &str = "vm_create";
         refuse_old(&*system, OP)?;
-        let made = match system.open("/dev/vmmctl") {
-            Ok(ctl) => name_field(name).and_then(|name| {
-                let mut arg = VmmctlVmCreate {
-                    name,
-                    ..Default::default()
-                };
-                ctl.ioctl(VMMCTL_VM_CREATE, arg.as_mut_bytes(), &mut [])
-            }),
-            Err(Errno::ENOENT) => system.sysctl_write("hw.vmm.create", name),
-            Err(errno) => Err(errno),
+        let error = told_of_jail(&*system, OP, name);
+        let ctl = match system.open("/dev/vmmctl") {
+            Ok(ctl) => {
+                Self::create_by(&*ctl, name, lifetime).map_err(&error)?;
+                Some(ctl)
+            }
+            Err(Errno::ENOENT) => {
+                system.sysctl_write("hw.vmm.create", name).map_err(&error)?;
+                None
+            }
+            Err(errno) => return Err(error(errno)),
         };
-        made.map_err(error(OP, name))?;
-        Self::open(system, name)
+        Ok(Self {
+            ctl,
+            ..Self::open(system, name)?
+        })
+    }
+
+    fn create_by(ctl: &dyn Node, name: &str, lifetime: Lifetime) -> Result<(), Errno> {
+        let name = name_field(name)?;
+        let create = |flags| {
+            let mut arg = VmmctlVmCreate {
+                name,
+                flags,
+                ..Default::default()
+            };
+            ctl.ioctl(VMMCTL_VM_CREATE, arg.as_mut_bytes(), &mut [])
+        };
+        match lifetime {
+            Lifetime::Destroyed => create(0),
+            Lifetime::Maker => match create(VMMCTL_CREATE_DESTROY_ON_CLOSE) {
+                // A kernel that has no flags: who made the VM destroys it, if it still can.
+                Err(Errno::EINVAL) => create(0),
+                result => result,
+            },
+        }
     }
 
     /// Opens a VM; `ENOENT` if there is none of that name.
@@ -95,7 +149,7 @@ impl Kernel {
         }
         let node = system
             .open(&format!("/dev/vmm/{name}"))
-            .map_err(error(OP, name))?;
+            .map_err(told_of_jail(&*system, OP, name))?;
         // A kernel of FreeBSD 15 may know the shorter argument too, so the longer is tried.
         let mut probe = VmMemseg {
             segid: VM_SYSMEM,
@@ -110,6 +164,7 @@ impl Kernel {
             system,
             name: name.to_owned(),
             node,
+            ctl: None,
             abi,
         })
     }
@@ -223,14 +278,18 @@ impl Backend for Kernel {
     }
 
     fn destroy(&self) -> Result<(), Errno> {
+        let destroy_by = |ctl: &dyn Node| {
+            let mut arg = VmmctlVmDestroy {
+                name: name_field(&self.name)?,
+                ..Default::default()
+            };
+            ctl.ioctl(VMMCTL_VM_DESTROY, arg.as_mut_bytes(), &mut [])
+        };
+        if let Some(ctl) = &self.ctl {
+            return destroy_by(&**ctl);
+        }
         match self.system.open("/dev/vmmctl") {
-            Ok(ctl) => {
-                let mut arg = VmmctlVmDestroy {
-                    name: name_field(&self.name)?,
-                    ..Default::default()
-                };
-                ctl.ioctl(VMMCTL_VM_DESTROY, arg.as_mut_bytes(), &mut [])
-            }
+            Ok(ctl) => destroy_by(&*ctl),
             Err(Errno::ENOENT) => self.system.sysctl_write("hw.vmm.destroy", &self.name),
             Err(errno) => Err(errno),
         }

@@ -12,7 +12,7 @@ use std::ops::Range;
 
 use vmm::Errno;
 
-pub use kernel::Kernel;
+pub use kernel::{Kernel, Lifetime};
 pub use mapping::HostMapping;
 pub use pointers::{Extent, Pointer, pointers};
 pub use remote::Remote;

@@ -20,6 +20,10 @@ enum Call {
 struct Recorder {
     osreldate: u32,
     ctl: bool,
+    /// Whether the control device takes flags.
+    flags: bool,
+    /// Whether this is a jail, which may not use vmm(4).
+    jailed: bool,
     calls: Arc<Mutex<Vec<Call>>>,
 }
 
@@ -28,6 +32,8 @@ impl Recorder {
         let recorder = Self {
             osreldate,
             ctl,
+            flags: false,
+            jailed: false,
             calls: Arc::default(),
         };
         (recorder.clone(), Arc::new(recorder))
@@ -45,7 +51,9 @@ impl Recorder {
 impl System for Recorder {
     fn open(&self, path: &str) -> Result<Box<dyn Node>, Errno> {
         self.note(Call::Open(path.to_owned()));
-        if path == "/dev/vmmctl" && !self.ctl {
+        if self.jailed && self.ctl {
+            Err(Errno::EPERM)
+        } else if path == "/dev/vmmctl" && !self.ctl {
             Err(Errno::ENOENT)
         } else {
             Ok(Box::new(self.clone()))
@@ -54,11 +62,19 @@ impl System for Recorder {
 
     fn sysctl_write(&self, name: &str, value: &str) -> Result<(), Errno> {
         self.note(Call::Sysctl(name.to_owned(), value.to_owned()));
-        Ok(())
+        if self.jailed {
+            Err(Errno::EPERM)
+        } else {
+            Ok(())
+        }
     }
 
-    fn sysctl_u32(&self, _name: &str) -> Result<u32, Errno> {
-        Ok(self.osreldate)
+    fn sysctl_u32(&self, name: &str) -> Result<u32, Errno> {
+        match name {
+            "kern.osreldate" => Ok(self.osreldate),
+            "security.jail.jailed" => Ok(self.jailed.into()),
+            _ => Err(Errno::ENOENT),
+        }
     }
 }
 
@@ -69,6 +85,12 @@ impl Node for Recorder {
         }
         self.note(Call::Ioctl(request, arg.to_vec()));
         match (request, buffers) {
+            (VMMCTL_VM_CREATE, _) if !self.flags => {
+                let arg = VmmctlVmCreate::mut_from_bytes(arg).map_err(|_| Errno::EINVAL)?;
+                if arg.flags != 0 {
+                    return Err(Errno::EINVAL);
+                }
+            }
             (VM_RUN, [_, exit]) => {
                 let inout = v14::VmInoutStr {
                     count: 3,
@@ -105,7 +127,9 @@ fn vm(kernel: Kernel) -> Vm {
 #[test]
 fn thirteen_is_refused_by_name_before_anything_is_made() {
     let (recorder, system) = Recorder::new(1_304_000, false);
-    let error = Kernel::create(system.clone(), "vm").err().expect("refused");
+    let error = Kernel::create(system.clone(), "vm", Lifetime::Destroyed)
+        .err()
+        .expect("refused");
     assert_eq!(
         error.to_string(),
         "vm_create: vmm(4) of FreeBSD 13 is too old: Operation not supported"
@@ -117,7 +141,7 @@ fn thirteen_is_refused_by_name_before_anything_is_made() {
 #[test]
 fn fifteen_is_asked_through_its_control_device() {
     let (recorder, system) = Recorder::new(1_500_068, true);
-    let kernel = Kernel::create(system, "vm").expect("made");
+    let kernel = Kernel::create(system, "vm", Lifetime::Destroyed).expect("made");
     let calls = recorder.take();
     assert_eq!(calls[0], Call::Open("/dev/vmmctl".into()));
     assert!(
@@ -127,16 +151,55 @@ fn fifteen_is_asked_through_its_control_device() {
     kernel.destroy().expect("destroyed");
     assert!(matches!(
         recorder.take().as_slice(),
-        [Call::Open(_), Call::Ioctl(VMMCTL_VM_DESTROY, _)]
+        [Call::Ioctl(VMMCTL_VM_DESTROY, _)]
     ));
     let vm = vm(kernel);
     assert_eq!(vm.mmap_getnext(0).map(|map| map.segid), Ok(VM_BOOTROM));
 }
 
+/// The flags of the VMs that are asked for.
+fn create_flags(calls: &[Call]) -> Vec<u32> {
+    let made = calls.iter().filter_map(|call| match call {
+        Call::Ioctl(VMMCTL_VM_CREATE, arg) => VmmctlVmCreate::ref_from_bytes(arg).ok(),
+        _ => None,
+    });
+    made.map(|arg| arg.flags).collect()
+}
+
+#[test]
+fn a_vm_ends_with_its_maker_where_the_kernel_can_do_that() {
+    let on_close = VMMCTL_CREATE_DESTROY_ON_CLOSE;
+    for (lifetime, takes_flags, asked) in [
+        (Lifetime::Destroyed, true, vec![0]),
+        (Lifetime::Maker, true, vec![on_close]),
+        (Lifetime::Maker, false, vec![on_close, 0]),
+    ] {
+        let (mut recorder, _) = Recorder::new(1_600_000, true);
+        recorder.flags = takes_flags;
+        let kernel = Kernel::create(Arc::new(recorder.clone()), "vm", lifetime).expect("made");
+        assert_eq!(create_flags(&recorder.take()), asked, "{lifetime:?}");
+        // The control device is held, as long as the VM is to last.
+        assert!(kernel.ctl.is_some());
+    }
+}
+
+#[test]
+fn a_jail_is_told_what_it_lacks() {
+    for (osreldate, ctl) in [(1_403_000, false), (1_500_068, true)] {
+        let (mut recorder, _) = Recorder::new(osreldate, ctl);
+        recorder.jailed = true;
+        let error = Kernel::create(Arc::new(recorder.clone()), "vm", Lifetime::Destroyed);
+        assert_eq!(
+            error.err().expect("refused").to_string(),
+            "vm_create: vm: this jail does not have the permission allow.vmm: Operation not permitted"
+        );
+    }
+}
+
 #[test]
 fn fourteen_is_asked_by_sysctl_and_in_its_own_forms() {
     let (recorder, system) = Recorder::new(1_403_000, false);
-    let kernel = Kernel::create(system, "vm").expect("made");
+    let kernel = Kernel::create(system, "vm", Lifetime::Destroyed).expect("made");
     assert_eq!(
         recorder.take()[1],
         Call::Sysctl("hw.vmm.create".into(), "vm".into())
