@@ -1,6 +1,8 @@
 //! Registers of the local APIC and the I/O APIC, of `sys/x86/include/apicreg.h` and `sys/amd64/vmm/io/vlapic_priv.h`.
 
-bits! { u64 {
+use crate::table::{Constant, constants};
+
+bits! { ADDRESSES: u64 {
     DEFAULT_APIC_BASE = 0xfee0_0000 => "Guest physical address of the local APICs' page.",
     LAPIC_PAGE_SIZE = 0x1000 => "Size of that page in bytes.",
     IOAPIC_BASE = 0xfec0_0000 => "Guest physical address of the I/O APIC (`VIOAPIC_BASE`).",
@@ -10,7 +12,7 @@ bits! { u64 {
     MSI_INTEL_ADDR_BASE = 0xfee0_0000 => "Bits 31:20 of a message address.",
 }}
 
-bits! { u32 {
+bits! { BITS: u32 {
     APIC_DELMODE_MASK = 0x700 => "Delivery mode of ICR and LVT.",
     APIC_DELMODE_FIXED = 0x000 => "Fixed.",
     APIC_DELMODE_LOWPRIO = 0x100 => "Lowest priority.",
@@ -33,3 +35,5 @@ bits! { u32 {
 
 /// Pins of the I/O APIC (`REDIR_ENTRIES`).
 pub const IOAPIC_PINS: u32 = 32;
+
+pub(crate) const LIMITS: &[Constant] = constants!(IOAPIC_PINS);

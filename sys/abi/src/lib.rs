@@ -14,6 +14,7 @@ pub mod apicreg;
 pub mod segments;
 pub mod soft;
 pub mod specialreg;
+pub mod table;
 pub mod v13;
 pub mod v14;
 mod vmm;

@@ -1,12 +1,12 @@
 //! Selectors, descriptor types and exception vectors, of `sys/x86/include/segments.h`.
 
-bits! { u16 {
+bits! { SELECTOR_BITS: u16 {
     SEL_RPL_MASK = 0x3 => "Requested privilege level.",
     SEL_LDT = 0x4 => "The selector is one of the LDT.",
     SEL_INDEX_MASK = 0xfff8 => "Byte offset in the descriptor table.",
 }}
 
-bits! { u32 {
+bits! { TYPES: u32 {
     SDT_SYS286TSS = 1 => "16-bit TSS, available.",
     SDT_SYSLDT = 2 => "LDT.",
     SDT_SYS286BSY = 3 => "16-bit TSS, busy.",
@@ -27,7 +27,7 @@ bits! { u32 {
     SDT_MEMERA = 27 => "Code, execute and read, accessed.",
 }}
 
-bits! { u32 {
+bits! { VECTORS: u32 {
     IDT_DE = 0 => "#DE, divide error.",
     IDT_DB = 1 => "#DB, debug.",
     IDT_NMI = 2 => "NMI.",

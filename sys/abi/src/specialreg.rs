@@ -1,7 +1,7 @@
 //! Control registers, RFLAGS, CPUID feature bits and model-specific registers, of `sys/x86/include/specialreg.h`.
 //! Also `PSL_*` of `sys/x86/include/psl.h`.
 
-bits! { u64 {
+bits! { BITS_64: u64 {
     CR0_PE = 1 << 0 => "Protected mode.",
     CR0_MP = 1 << 1 => "WAIT and FWAIT obey TS.",
     CR0_EM = 1 << 2 => "No x87.",
@@ -78,7 +78,7 @@ bits! { u64 {
     APICBASE_ENABLED = 1 << 11 => "IA32_APIC_BASE: enabled.",
 }}
 
-bits! { u32 {
+bits! { BITS_32: u32 {
     CPUID_FPU = 1 << 0 => "1:EDX, x87.",
     CPUID_VME = 1 << 1 => "1:EDX, virtual-8086 mode extensions.",
     CPUID_DE = 1 << 2 => "1:EDX, debugging extensions.",

@@ -9,6 +9,13 @@ pub const VM_STATS: u64 = iowr_sized(VMM_IOC_GROUP, IOCNUM_VM_STATS, 536);
 /// VM_SNAPSHOT_REQ with a leading context pointer.
 pub const VM_SNAPSHOT_REQ: u64 = iowr_sized(VMM_IOC_GROUP, IOCNUM_SNAPSHOT_REQ, 72);
 
+/// All of them with their names.
+pub const REQUESTS: &[(u64, &str)] = &[
+    (VM_RUN, "VM_RUN"),
+    (VM_STATS, "VM_STATS"),
+    (VM_SNAPSHOT_REQ, "VM_SNAPSHOT_REQ"),
+];
+
 const _: () = {
     assert!(VM_RUN == 0xC090_7601);
     assert!(VM_STATS == 0xC218_7632);

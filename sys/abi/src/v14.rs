@@ -1,6 +1,7 @@
 //! The forms of FreeBSD 14 where they differ from FreeBSD 15's: memory segments without NUMA fields and with other
 //! numbers, and string I/O exits without the code segment's properties. VMs are made by sysctl, not by /dev/vmmctl.
 
+use crate::table::{Constant, constants};
 use crate::vmm::{SegDesc, VM_MAX_SUFFIXLEN, VmGuestPaging, VmInout};
 use crate::vmm_dev::{IOCNUM_ALLOC_MEMSEG, IOCNUM_GET_MEMSEG, VMM_IOC_GROUP, iow, iowr};
 
@@ -18,12 +19,21 @@ pub const VM_ALLOC_MEMSEG: u64 = iow::<VmMemseg>(VMM_IOC_GROUP, IOCNUM_ALLOC_MEM
 /// VM_GET_MEMSEG with the shorter argument.
 pub const VM_GET_MEMSEG: u64 = iowr::<VmMemseg>(VMM_IOC_GROUP, IOCNUM_GET_MEMSEG);
 
+pub(crate) const LIMITS: &[Constant] =
+    constants!(VM_BOOTROM, VM_FRAMEBUFFER, VM_PCIROM, VM_MAX_MEMSEGS);
+
+/// The requests above with their names.
+pub const REQUESTS: &[(u64, &str)] = &[
+    (VM_ALLOC_MEMSEG, "VM_ALLOC_MEMSEG"),
+    (VM_GET_MEMSEG, "VM_GET_MEMSEG"),
+];
+
 const _: () = {
     assert!(VM_ALLOC_MEMSEG == 0x8020_760E);
     assert!(VM_GET_MEMSEG == 0xC020_760F);
 };
 
-abi_structs! {
+abi_structs! { STRUCTS:
     /// `struct vm_memseg` without NUMA fields.
     VmMemseg [32] {
         /// Segment number.

@@ -5,6 +5,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
+use crate::table::{Constant, constants};
 use crate::vmm_instruction_emul::Vie;
 
 /// Longest name of a VM in bytes (`VM_MAX_NAMELEN`: SPECNAMELEN less the room for prefix, suffix and separator).
@@ -16,148 +17,145 @@ pub const CPU_SETSIZE: usize = 1024;
 /// Bytes of the kernel's `cpuset_t`.
 pub const CPUSET_BYTES: usize = CPU_SETSIZE / 8;
 
-abi_enum! { "enum vm_suspend_how": i32 {
-    VM_SUSPEND_NONE = 0,
-    VM_SUSPEND_RESET = 1,
-    VM_SUSPEND_POWEROFF = 2,
-    VM_SUSPEND_HALT = 3,
-    VM_SUSPEND_TRIPLEFAULT = 4,
-    VM_SUSPEND_DESTROY = 5,
-    VM_SUSPEND_LAST = 6,
-}}
+pub(crate) const LIMITS: &[Constant] =
+    constants!(VM_MAX_NAMELEN, VM_MAX_SUFFIXLEN, CPU_SETSIZE, CPUSET_BYTES);
 
-abi_enum! { "enum vm_reg_name": i32 {
-    VM_REG_GUEST_RAX = 0,
-    VM_REG_GUEST_RBX = 1,
-    VM_REG_GUEST_RCX = 2,
-    VM_REG_GUEST_RDX = 3,
-    VM_REG_GUEST_RSI = 4,
-    VM_REG_GUEST_RDI = 5,
-    VM_REG_GUEST_RBP = 6,
-    VM_REG_GUEST_R8 = 7,
-    VM_REG_GUEST_R9 = 8,
-    VM_REG_GUEST_R10 = 9,
-    VM_REG_GUEST_R11 = 10,
-    VM_REG_GUEST_R12 = 11,
-    VM_REG_GUEST_R13 = 12,
-    VM_REG_GUEST_R14 = 13,
-    VM_REG_GUEST_R15 = 14,
-    VM_REG_GUEST_CR0 = 15,
-    VM_REG_GUEST_CR3 = 16,
-    VM_REG_GUEST_CR4 = 17,
-    VM_REG_GUEST_DR7 = 18,
-    VM_REG_GUEST_RSP = 19,
-    VM_REG_GUEST_RIP = 20,
-    VM_REG_GUEST_RFLAGS = 21,
-    VM_REG_GUEST_ES = 22,
-    VM_REG_GUEST_CS = 23,
-    VM_REG_GUEST_SS = 24,
-    VM_REG_GUEST_DS = 25,
-    VM_REG_GUEST_FS = 26,
-    VM_REG_GUEST_GS = 27,
-    VM_REG_GUEST_LDTR = 28,
-    VM_REG_GUEST_TR = 29,
-    VM_REG_GUEST_IDTR = 30,
-    VM_REG_GUEST_GDTR = 31,
-    VM_REG_GUEST_EFER = 32,
-    VM_REG_GUEST_CR2 = 33,
-    VM_REG_GUEST_PDPTE0 = 34,
-    VM_REG_GUEST_PDPTE1 = 35,
-    VM_REG_GUEST_PDPTE2 = 36,
-    VM_REG_GUEST_PDPTE3 = 37,
-    VM_REG_GUEST_INTR_SHADOW = 38,
-    VM_REG_GUEST_DR0 = 39,
-    VM_REG_GUEST_DR1 = 40,
-    VM_REG_GUEST_DR2 = 41,
-    VM_REG_GUEST_DR3 = 42,
-    VM_REG_GUEST_DR6 = 43,
-    VM_REG_GUEST_ENTRY_INST_LENGTH = 44,
-    VM_REG_GUEST_FS_BASE = 45,
-    VM_REG_GUEST_GS_BASE = 46,
-    VM_REG_GUEST_KGS_BASE = 47,
-    VM_REG_GUEST_TPR = 48,
-    VM_REG_LAST = 49,
-}}
+abi_enums! { ENUMS:
+    "enum vm_suspend_how": i32 {
+        VM_SUSPEND_NONE = 0,
+        VM_SUSPEND_RESET = 1,
+        VM_SUSPEND_POWEROFF = 2,
+        VM_SUSPEND_HALT = 3,
+        VM_SUSPEND_TRIPLEFAULT = 4,
+        VM_SUSPEND_DESTROY = 5,
+        VM_SUSPEND_LAST = 6,
+    }
+    "enum vm_reg_name": i32 {
+        VM_REG_GUEST_RAX = 0,
+        VM_REG_GUEST_RBX = 1,
+        VM_REG_GUEST_RCX = 2,
+        VM_REG_GUEST_RDX = 3,
+        VM_REG_GUEST_RSI = 4,
+        VM_REG_GUEST_RDI = 5,
+        VM_REG_GUEST_RBP = 6,
+        VM_REG_GUEST_R8 = 7,
+        VM_REG_GUEST_R9 = 8,
+        VM_REG_GUEST_R10 = 9,
+        VM_REG_GUEST_R11 = 10,
+        VM_REG_GUEST_R12 = 11,
+        VM_REG_GUEST_R13 = 12,
+        VM_REG_GUEST_R14 = 13,
+        VM_REG_GUEST_R15 = 14,
+        VM_REG_GUEST_CR0 = 15,
+        VM_REG_GUEST_CR3 = 16,
+        VM_REG_GUEST_CR4 = 17,
+        VM_REG_GUEST_DR7 = 18,
+        VM_REG_GUEST_RSP = 19,
+        VM_REG_GUEST_RIP = 20,
+        VM_REG_GUEST_RFLAGS = 21,
+        VM_REG_GUEST_ES = 22,
+        VM_REG_GUEST_CS = 23,
+        VM_REG_GUEST_SS = 24,
+        VM_REG_GUEST_DS = 25,
+        VM_REG_GUEST_FS = 26,
+        VM_REG_GUEST_GS = 27,
+        VM_REG_GUEST_LDTR = 28,
+        VM_REG_GUEST_TR = 29,
+        VM_REG_GUEST_IDTR = 30,
+        VM_REG_GUEST_GDTR = 31,
+        VM_REG_GUEST_EFER = 32,
+        VM_REG_GUEST_CR2 = 33,
+        VM_REG_GUEST_PDPTE0 = 34,
+        VM_REG_GUEST_PDPTE1 = 35,
+        VM_REG_GUEST_PDPTE2 = 36,
+        VM_REG_GUEST_PDPTE3 = 37,
+        VM_REG_GUEST_INTR_SHADOW = 38,
+        VM_REG_GUEST_DR0 = 39,
+        VM_REG_GUEST_DR1 = 40,
+        VM_REG_GUEST_DR2 = 41,
+        VM_REG_GUEST_DR3 = 42,
+        VM_REG_GUEST_DR6 = 43,
+        VM_REG_GUEST_ENTRY_INST_LENGTH = 44,
+        VM_REG_GUEST_FS_BASE = 45,
+        VM_REG_GUEST_GS_BASE = 46,
+        VM_REG_GUEST_KGS_BASE = 47,
+        VM_REG_GUEST_TPR = 48,
+        VM_REG_LAST = 49,
+    }
+    "enum x2apic_state": i32 {
+        X2APIC_DISABLED = 0,
+        X2APIC_ENABLED = 1,
+        X2APIC_STATE_LAST = 2,
+    }
+    "enum vm_intr_trigger": i32 {
+        EDGE_TRIGGER = 0,
+        LEVEL_TRIGGER = 1,
+    }
+    "enum vm_cpu_mode": i32 {
+        CPU_MODE_REAL = 0,
+        CPU_MODE_PROTECTED = 1,
+        CPU_MODE_COMPATIBILITY = 2,
+        CPU_MODE_64BIT = 3,
+    }
+    "enum vm_paging_mode": i32 {
+        PAGING_MODE_FLAT = 0,
+        PAGING_MODE_32 = 1,
+        PAGING_MODE_PAE = 2,
+        PAGING_MODE_64 = 3,
+        PAGING_MODE_64_LA57 = 4,
+    }
+    "enum vm_cap_type": i32 {
+        VM_CAP_HALT_EXIT = 0,
+        VM_CAP_MTRAP_EXIT = 1,
+        VM_CAP_PAUSE_EXIT = 2,
+        VM_CAP_UNRESTRICTED_GUEST = 3,
+        VM_CAP_ENABLE_INVPCID = 4,
+        VM_CAP_BPT_EXIT = 5,
+        VM_CAP_RDPID = 6,
+        VM_CAP_RDTSCP = 7,
+        VM_CAP_IPI_EXIT = 8,
+        VM_CAP_MASK_HWINTR = 9,
+        VM_CAP_RFLAGS_TF = 10,
+        VM_CAP_MAX = 11,
+    }
+    "enum vm_exitcode": i32 {
+        VM_EXITCODE_INOUT = 0,
+        VM_EXITCODE_VMX = 1,
+        VM_EXITCODE_BOGUS = 2,
+        VM_EXITCODE_RDMSR = 3,
+        VM_EXITCODE_WRMSR = 4,
+        VM_EXITCODE_HLT = 5,
+        VM_EXITCODE_MTRAP = 6,
+        VM_EXITCODE_PAUSE = 7,
+        VM_EXITCODE_PAGING = 8,
+        VM_EXITCODE_INST_EMUL = 9,
+        VM_EXITCODE_SPINUP_AP = 10,
+        VM_EXITCODE_DEPRECATED1 = 11,
+        VM_EXITCODE_RENDEZVOUS = 12,
+        VM_EXITCODE_IOAPIC_EOI = 13,
+        VM_EXITCODE_SUSPENDED = 14,
+        VM_EXITCODE_INOUT_STR = 15,
+        VM_EXITCODE_TASK_SWITCH = 16,
+        VM_EXITCODE_MONITOR = 17,
+        VM_EXITCODE_MWAIT = 18,
+        VM_EXITCODE_SVM = 19,
+        VM_EXITCODE_REQIDLE = 20,
+        VM_EXITCODE_DEBUG = 21,
+        VM_EXITCODE_VMINSN = 22,
+        VM_EXITCODE_BPT = 23,
+        VM_EXITCODE_IPI = 24,
+        VM_EXITCODE_DB = 25,
+        VM_EXITCODE_MAX = 26,
+    }
+    "enum task_switch_reason": i32 {
+        TSR_CALL = 0,
+        TSR_IRET = 1,
+        TSR_JMP = 2,
+        TSR_IDT_GATE = 3,
+    }
+}
 
-abi_enum! { "enum x2apic_state": i32 {
-    X2APIC_DISABLED = 0,
-    X2APIC_ENABLED = 1,
-    X2APIC_STATE_LAST = 2,
-}}
-
-abi_enum! { "enum vm_intr_trigger": i32 {
-    EDGE_TRIGGER = 0,
-    LEVEL_TRIGGER = 1,
-}}
-
-abi_enum! { "enum vm_cpu_mode": i32 {
-    CPU_MODE_REAL = 0,
-    CPU_MODE_PROTECTED = 1,
-    CPU_MODE_COMPATIBILITY = 2,
-    CPU_MODE_64BIT = 3,
-}}
-
-abi_enum! { "enum vm_paging_mode": i32 {
-    PAGING_MODE_FLAT = 0,
-    PAGING_MODE_32 = 1,
-    PAGING_MODE_PAE = 2,
-    PAGING_MODE_64 = 3,
-    PAGING_MODE_64_LA57 = 4,
-}}
-
-abi_enum! { "enum vm_cap_type": i32 {
-    VM_CAP_HALT_EXIT = 0,
-    VM_CAP_MTRAP_EXIT = 1,
-    VM_CAP_PAUSE_EXIT = 2,
-    VM_CAP_UNRESTRICTED_GUEST = 3,
-    VM_CAP_ENABLE_INVPCID = 4,
-    VM_CAP_BPT_EXIT = 5,
-    VM_CAP_RDPID = 6,
-    VM_CAP_RDTSCP = 7,
-    VM_CAP_IPI_EXIT = 8,
-    VM_CAP_MASK_HWINTR = 9,
-    VM_CAP_RFLAGS_TF = 10,
-    VM_CAP_MAX = 11,
-}}
-
-abi_enum! { "enum vm_exitcode": i32 {
-    VM_EXITCODE_INOUT = 0,
-    VM_EXITCODE_VMX = 1,
-    VM_EXITCODE_BOGUS = 2,
-    VM_EXITCODE_RDMSR = 3,
-    VM_EXITCODE_WRMSR = 4,
-    VM_EXITCODE_HLT = 5,
-    VM_EXITCODE_MTRAP = 6,
-    VM_EXITCODE_PAUSE = 7,
-    VM_EXITCODE_PAGING = 8,
-    VM_EXITCODE_INST_EMUL = 9,
-    VM_EXITCODE_SPINUP_AP = 10,
-    VM_EXITCODE_DEPRECATED1 = 11,
-    VM_EXITCODE_RENDEZVOUS = 12,
-    VM_EXITCODE_IOAPIC_EOI = 13,
-    VM_EXITCODE_SUSPENDED = 14,
-    VM_EXITCODE_INOUT_STR = 15,
-    VM_EXITCODE_TASK_SWITCH = 16,
-    VM_EXITCODE_MONITOR = 17,
-    VM_EXITCODE_MWAIT = 18,
-    VM_EXITCODE_SVM = 19,
-    VM_EXITCODE_REQIDLE = 20,
-    VM_EXITCODE_DEBUG = 21,
-    VM_EXITCODE_VMINSN = 22,
-    VM_EXITCODE_BPT = 23,
-    VM_EXITCODE_IPI = 24,
-    VM_EXITCODE_DB = 25,
-    VM_EXITCODE_MAX = 26,
-}}
-
-abi_enum! { "enum task_switch_reason": i32 {
-    TSR_CALL = 0,
-    TSR_IRET = 1,
-    TSR_JMP = 2,
-    TSR_IDT_GATE = 3,
-}}
-
-bits! { u64 {
+bits! { INTINFO_BITS: u64 {
     VM_INTINFO_VECTOR = 0xff => "Vector of an event (bits 7:0).",
     VM_INTINFO_TYPE = 0x700 => "Kind of an event (bits 10:8).",
     VM_INTINFO_HWINTR = 0x000 => "External interrupt.",
@@ -169,7 +167,7 @@ bits! { u64 {
     VM_INTINFO_VALID = 0x8000_0000 => "There is an event.",
 }}
 
-abi_structs! {
+abi_structs! { STRUCTS:
     /// `struct seg_desc`: a segment's base, limit and access rights in VMX format.
     SegDesc [16] {
         /// Linear address of the first byte.
@@ -393,7 +391,7 @@ abi_structs! {
     }
 }
 
-bits! { u16 {
+bits! { INOUT_BITS: u16 {
     VM_INOUT_BYTES = 0x7 => "Size of the access in bytes: 1, 2 or 4.",
     VM_INOUT_IN = 1 << 3 => "IN rather than OUT.",
     VM_INOUT_STRING = 1 << 4 => "INS or OUTS.",
@@ -489,7 +487,7 @@ impl VmExit {
     }
 }
 
-bits! { u32 {
+bits! { SEG_DESC_BITS: u32 {
     SEG_DESC_ACCESSED = 0x1 => "Type bit 0 of a code or data segment: accessed.",
     SEG_DESC_S = 0x10 => "Code or data segment rather than a system segment.",
     SEG_DESC_PRESENT_BIT = 1 << 7 => "Present.",

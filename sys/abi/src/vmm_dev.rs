@@ -3,6 +3,7 @@
 //!
 //! Pointers within arguments are `u64` addresses in the caller's address space.
 
+use crate::table::{Constant, constants};
 use crate::vmm::{SegDesc, VM_MAX_NAMELEN, VM_MAX_SUFFIXLEN, VmGuestPaging};
 use crate::vmm_snapshot::VmSnapshotMeta;
 
@@ -72,7 +73,24 @@ pub const VM_MAX_MEMSEGS: i32 = VM_PCIROM + 1;
 /// Number of mappings of segments into guest physical memory.
 pub const VM_MAX_MEMMAPS: i32 = VM_MAX_MEMSEGS * 2;
 
-bits! { i32 {
+pub(crate) const LIMITS: &[Constant] = constants!(
+    IOC_VOID,
+    IOC_OUT,
+    IOC_IN,
+    IOCPARM_MASK,
+    VMM_IOC_GROUP,
+    VMMCTL_IOC_GROUP,
+    MAX_VM_STATS,
+    VM_SYSMEM,
+    VM_MAXSYSMEM,
+    VM_BOOTROM,
+    VM_FRAMEBUFFER,
+    VM_PCIROM,
+    VM_MAX_MEMSEGS,
+    VM_MAX_MEMMAPS,
+);
+
+bits! { MEMORY_BITS: i32 {
     VM_PROT_READ = 1 => "The guest may read the mapping.",
     VM_PROT_WRITE = 2 => "The guest may write the mapping.",
     VM_PROT_EXECUTE = 4 => "The guest may execute the mapping.",
@@ -81,18 +99,20 @@ bits! { i32 {
     VM_MEMMAP_F_IOMMU = 2 => "The mapping is in the IOMMU's tables (output only).",
 }}
 
-bits! { u32 {
+bits! { CREATE_BITS: u32 {
     VMMCTL_CREATE_DESTROY_ON_CLOSE = 1 => "Destroy the VM when the descriptor of /dev/vmmctl is closed.",
     VMMCTL_FLAGS_MASK = 1 => "Flags that VMMCTL_VM_CREATE accepts.",
 }}
 
-abi_enum! { "struct vm_cpuset.which": i32 {
-    VM_ACTIVE_CPUS = 0,
-    VM_SUSPENDED_CPUS = 1,
-    VM_DEBUG_CPUS = 2,
-}}
+abi_enums! { ENUMS:
+    "struct vm_cpuset.which": i32 {
+        VM_ACTIVE_CPUS = 0,
+        VM_SUSPENDED_CPUS = 1,
+        VM_DEBUG_CPUS = 2,
+    }
+}
 
-abi_structs! {
+abi_structs! { STRUCTS:
     /// `struct vmmctl_vm_create`.
     VmmctlVmCreate [296] {
         /// NUL-terminated name.

@@ -3,10 +3,14 @@
 //! Only `inst` and `num_valid` carry information from kernel to userland; everything from `num_processed` on is the
 //! decoder's own and is zeroed when an instruction is restarted.
 
+use crate::table::{Constant, constants};
+
 /// Longest x86 instruction in bytes.
 pub const VIE_INST_SIZE: usize = 15;
 
-abi_structs! {
+pub(crate) const LIMITS: &[Constant] = constants!(VIE_INST_SIZE);
+
+abi_structs! { STRUCTS:
     /// `struct vie_op`: what the opcode table says.
     VieOp [4] {
         /// Opcode byte.

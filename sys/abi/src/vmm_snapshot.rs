@@ -1,24 +1,25 @@
 //! The snapshot request's argument and enumerations, of `sys/amd64/include/vmm_snapshot.h`.
 
-abi_enum! { "enum snapshot_req": u32 {
-    STRUCT_VIOAPIC = 1,
-    STRUCT_VM = 2,
-    STRUCT_VLAPIC = 3,
-    VM_MEM = 4,
-    STRUCT_VHPET = 5,
-    STRUCT_VMCX = 6,
-    STRUCT_VATPIC = 7,
-    STRUCT_VATPIT = 8,
-    STRUCT_VPMTMR = 9,
-    STRUCT_VRTC = 10,
-}}
+abi_enums! { ENUMS:
+    "enum snapshot_req": u32 {
+        STRUCT_VIOAPIC = 1,
+        STRUCT_VM = 2,
+        STRUCT_VLAPIC = 3,
+        VM_MEM = 4,
+        STRUCT_VHPET = 5,
+        STRUCT_VMCX = 6,
+        STRUCT_VATPIC = 7,
+        STRUCT_VATPIT = 8,
+        STRUCT_VPMTMR = 9,
+        STRUCT_VRTC = 10,
+    }
+    "enum vm_snapshot_op": u32 {
+        VM_SNAPSHOT_SAVE = 0,
+        VM_SNAPSHOT_RESTORE = 1,
+    }
+}
 
-abi_enum! { "enum vm_snapshot_op": u32 {
-    VM_SNAPSHOT_SAVE = 0,
-    VM_SNAPSHOT_RESTORE = 1,
-}}
-
-abi_structs! {
+abi_structs! { STRUCTS:
     /// `struct vm_snapshot_buffer`: a buffer in the caller's address space and how far it is used.
     VmSnapshotBuffer [32] {
         /// Address of the buffer.
