@@ -51,16 +51,13 @@ pub enum ConfigError {
     Assignment(String),
 }
 
-#[derive(Debug)]
-enum Entry {
-    Node(BTreeMap<String, Entry>),
-    Leaf(String),
-}
+/// What holds a value and has variables below it all the same; upstream has no such variable.
+const VALUE_AND_NODE: [&str; 1] = ["vmm"];
 
-impl Default for Entry {
-    fn default() -> Self {
-        Self::Node(BTreeMap::new())
-    }
+#[derive(Debug, Default)]
+struct Entry {
+    value: Option<String>,
+    children: BTreeMap<String, Entry>,
 }
 
 /// The whole tree. Clones share it.
@@ -98,20 +95,17 @@ impl Config {
         let mut root = self.write();
         let mut entry = &mut *root;
         for (depth, part) in parts.iter().enumerate() {
-            match entry {
-                Entry::Node(children) => entry = children.entry((*part).to_owned()).or_default(),
-                Entry::Leaf(_) => return Err(ConfigError::IsLeaf(parts[..depth].join("."))),
+            let above = parts[..depth].join(".");
+            if entry.value.is_some() && !VALUE_AND_NODE.contains(&above.as_str()) {
+                return Err(ConfigError::IsLeaf(above));
             }
+            entry = entry.children.entry((*part).to_owned()).or_default();
         }
-        match entry {
-            Entry::Node(children) if !children.is_empty() => {
-                Err(ConfigError::IsNode(path.to_owned()))
-            }
-            entry => {
-                *entry = Entry::Leaf(value.to_owned());
-                Ok(())
-            }
+        if !entry.children.is_empty() && !VALUE_AND_NODE.contains(&path) {
+            return Err(ConfigError::IsNode(path.to_owned()));
         }
+        entry.value = Some(value.to_owned());
+        Ok(())
     }
 
     /// Takes one `variable=value`; neither side may be empty.
@@ -131,24 +125,18 @@ impl Config {
         let mut root = self.write();
         let mut entry = &mut *root;
         for part in above {
-            let Entry::Node(children) = entry else { return };
-            let Some(child) = children.get_mut(*part) else {
+            let Some(child) = entry.children.get_mut(*part) else {
                 return;
             };
             entry = child;
         }
-        if let Entry::Node(children) = entry {
-            children.remove(*last);
-        }
+        entry.children.remove(*last);
     }
 
     /// The value as it was set, without expansion.
     pub fn raw(&self, path: &str) -> Option<String> {
         let root = self.read();
-        match lookup(&root, path)? {
-            Entry::Leaf(value) => Some(value.clone()),
-            Entry::Node(_) => None,
-        }
+        lookup(&root, path)?.value.clone()
     }
 
     /// The value with every `%(x)` replaced by that variable's value and `%%` by a percent sign.
@@ -228,10 +216,7 @@ impl Config {
     /// The names directly below `path` ("" is the root), sorted.
     pub fn children(&self, path: &str) -> Vec<String> {
         let root = self.read();
-        match lookup(&root, path) {
-            Some(Entry::Node(children)) => children.keys().cloned().collect(),
-            _ => Vec::new(),
-        }
+        lookup(&root, path).map_or_else(Vec::new, |entry| entry.children.keys().cloned().collect())
     }
 
     /// Every variable as a line `path=value`, unexpanded, in a stable order; [`Config::load`] reads it back.
@@ -253,27 +238,21 @@ fn lookup<'a>(root: &'a Entry, path: &str) -> Option<&'a Entry> {
     if path.is_empty() {
         return Some(root);
     }
-    path.split('.').try_fold(root, |entry, part| match entry {
-        Entry::Node(children) => children.get(part),
-        Entry::Leaf(_) => None,
-    })
+    path.split('.')
+        .try_fold(root, |entry, part| entry.children.get(part))
 }
 
 fn dump_entry(entry: &Entry, path: &str, out: &mut String) {
-    match entry {
-        Entry::Leaf(value) => {
-            let _ = writeln!(out, "{path}={value}");
-        }
-        Entry::Node(children) => {
-            for (name, child) in children {
-                let below = if path.is_empty() {
-                    name.clone()
-                } else {
-                    format!("{path}.{name}")
-                };
-                dump_entry(child, &below, out);
-            }
-        }
+    if let Some(value) = &entry.value {
+        let _ = writeln!(out, "{path}={value}");
+    }
+    for (name, child) in &entry.children {
+        let below = if path.is_empty() {
+            name.clone()
+        } else {
+            format!("{path}.{name}")
+        };
+        dump_entry(child, &below, out);
     }
 }
 
@@ -402,6 +381,22 @@ mod tests {
         );
         // The failed attempt below the leaf has not disturbed it.
         assert_eq!(config.raw("memory.size").as_deref(), Some("2G"));
+    }
+
+    #[test]
+    fn the_vmm_has_a_value_and_variables() {
+        for order in [["vmm", "vmm.clock"], ["vmm.clock", "vmm"]] {
+            let config = Config::new();
+            for path in order {
+                config.set(path, path).unwrap();
+            }
+            for path in order {
+                assert_eq!(config.raw(path).as_deref(), Some(path));
+            }
+            let again = Config::new();
+            again.load(&config.dump()).unwrap();
+            assert_eq!(again.dump(), "vmm=vmm\nvmm.clock=vmm.clock\n");
+        }
     }
 
     #[test]

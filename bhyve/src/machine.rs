@@ -3,6 +3,8 @@
 
 mod boot;
 mod devices;
+#[cfg(test)]
+mod fuzz;
 mod options;
 
 pub use devices::{Devices, NotQuiesced};
