@@ -1,5 +1,9 @@
-//! virtio-net (`usr.sbin/bhyve/pci_virtio_net.c`). One pair of queues, no offloads: a frame is what goes over the cable.
+//! virtio-net (`usr.sbin/bhyve/pci_virtio_net.c`). One pair of queues. Checksums and TCP segments of what the guest sends are
+//! made here, and checksums of what it receives are checked here, whatever the back end is.
 
+mod offload;
+
+use self::offload::{MAX_PACKET, OffloadError, Wanted};
 use super::queue::{Chain, RingError, VirtQueue};
 use super::transport::{Model, Transport};
 use super::{VirtioDevice, VirtioPci, read_bytes};
@@ -17,8 +21,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_bindings::virtio_net::{
-    VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS,
-    VIRTIO_NET_S_LINK_UP,
+    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4,
+    VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU,
+    VIRTIO_NET_F_STATUS, VIRTIO_NET_HDR_F_DATA_VALID, VIRTIO_NET_S_LINK_UP,
 };
 
 /// The model.
@@ -41,6 +46,12 @@ const CONFIG_LEN: usize = 12;
 /// struct virtio_net_hdr without and with num_buffers.
 const SHORT_HEADER: usize = 10;
 const LONG_HEADER: usize = 12;
+/// What [`offload`] can do, both ways.
+const OFFLOADS: u64 = 1 << VIRTIO_NET_F_CSUM
+    | 1 << VIRTIO_NET_F_GUEST_CSUM
+    | 1 << VIRTIO_NET_F_HOST_TSO4
+    | 1 << VIRTIO_NET_F_HOST_TSO6
+    | 1 << VIRTIO_NET_F_HOST_ECN;
 /// Frames that are taken from the host before the event loop looks at its other sources.
 const RX_BATCH: usize = 256;
 /// Limits of a configured MTU: what IPv4 needs, and what a frame of the back ends can hold.
@@ -90,7 +101,9 @@ struct Rx {
 #[derive(Default)]
 struct Tx {
     chain: Chain,
+    // Header and frame.
     buffer: Vec<u8>,
+    segment: Vec<u8>,
 }
 
 #[derive(Default)]
@@ -139,7 +152,7 @@ fn build_on(
         );
     }
     let mut features =
-        1 << VIRTIO_NET_F_MAC | 1 << VIRTIO_NET_F_STATUS | 1 << VIRTIO_NET_F_MRG_RXBUF;
+        OFFLOADS | 1 << VIRTIO_NET_F_MAC | 1 << VIRTIO_NET_F_STATUS | 1 << VIRTIO_NET_F_MRG_RXBUF;
     if mtu.is_some() {
         features |= 1 << VIRTIO_NET_F_MTU;
     }
@@ -259,7 +272,9 @@ impl Inner {
             parts,
         } = &mut *rx;
         let header_len = self.header_len();
-        let mergeable = self.transport.features() & 1 << VIRTIO_NET_F_MRG_RXBUF != 0;
+        let features = self.transport.features();
+        let mergeable = features & 1 << VIRTIO_NET_F_MRG_RXBUF != 0;
+        let checked = features & 1 << VIRTIO_NET_F_GUEST_CSUM != 0;
         buffer.resize(header_len + MAX_FRAME, 0);
         let mut left = RX_BATCH;
         // Whether there is still room for the next frame when it comes.
@@ -294,17 +309,12 @@ impl Inner {
                 };
                 room = false;
                 let packet = buffer.get_mut(..header_len + frame_len).unwrap_or_default();
+                if let Some((header, frame)) = packet.split_at_mut_checked(header_len) {
+                    write_header(header, checked && offload::is_valid(frame));
+                }
                 if mergeable {
                     merged |= self.deliver_merged(queue, chain, packet, parts)?;
                 } else {
-                    // The long header's count of buffers; the short one ends before it.
-                    let count = 1u16.to_le_bytes();
-                    let header = packet.get_mut(..header_len).unwrap_or_default();
-                    header
-                        .iter_mut()
-                        .skip(SHORT_HEADER)
-                        .zip(count)
-                        .for_each(|(to, from)| *to = from);
                     self.deliver(queue, chain, packet)?;
                 }
                 Ok(true)
@@ -325,12 +335,8 @@ impl Inner {
         &self,
         queue: &mut VirtQueue,
         chain: &Chain,
-        packet: &mut [u8],
+        packet: &[u8],
     ) -> Result<(), RingError> {
-        packet
-            .iter_mut()
-            .take(SHORT_HEADER)
-            .for_each(|byte| *byte = 0);
         let room = iov::total(chain.writable());
         let written = match iov::scatter(self.transport.mem(), chain.writable(), 0, packet) {
             Ok(written) if written == packet.len() => written as u32,
@@ -350,15 +356,11 @@ impl Inner {
         &self,
         queue: &mut VirtQueue,
         chain: &mut Chain,
-        packet: &mut [u8],
+        packet: &[u8],
         parts: &mut Vec<(u16, u32)>,
     ) -> Result<bool, RingError> {
         let mem = self.transport.mem();
         parts.clear();
-        packet
-            .iter_mut()
-            .take(LONG_HEADER)
-            .for_each(|byte| *byte = 0);
         // Where num_buffers of the header goes, in the first buffer.
         let mut count_at = Vec::new();
         let mut done = 0;
@@ -404,15 +406,26 @@ impl Inner {
 
     fn transmit(&self) {
         let mut tx = lock(&self.tx);
-        let Tx { chain, buffer } = &mut *tx;
+        let Tx {
+            chain,
+            buffer,
+            segment,
+        } = &mut *tx;
         let header_len = self.header_len();
+        let offloads = self.transport.features() & OFFLOADS != 0;
+        buffer.resize(header_len + MAX_PACKET, 0);
         self.transport.serve(TX, chain, |chain| {
             let total = iov::total(chain.readable());
-            buffer.resize(header_len + MAX_FRAME, 0);
-            match iov::gather(self.transport.mem(), chain.readable(), 0, buffer) {
-                Ok(len) if len as u64 == total && len > header_len => {
-                    let frame = buffer.get(header_len..len).unwrap_or_default();
-                    if let Err(error) = self.backend.send(frame) {
+            let len = match iov::gather(self.transport.mem(), chain.readable(), 0, buffer) {
+                Ok(len) if len as u64 == total => len,
+                _ => 0,
+            };
+            let packet = buffer.get_mut(..len).unwrap_or_default();
+            match packet.split_at_mut_checked(header_len) {
+                Some((header, frame)) if !frame.is_empty() => {
+                    // Without offloads the header says nothing.
+                    let wanted = Wanted::parse(header).filter(|_| offloads);
+                    if let Err(error) = self.send(wanted, frame, segment) {
                         self.transport
                             .complain(format_args!("cannot send: {error}"));
                     }
@@ -423,6 +436,34 @@ impl Inner {
             }
             Some(0)
         });
+    }
+
+    fn send(
+        &self,
+        wanted: Option<Wanted>,
+        frame: &mut [u8],
+        segment: &mut Vec<u8>,
+    ) -> Result<(), OffloadError> {
+        let send = |frame: &[u8]| match frame.len() {
+            0..=MAX_FRAME => self.backend.send(frame),
+            _ => Err(std::io::ErrorKind::InvalidInput.into()),
+        };
+        match wanted {
+            Some(wanted) => wanted.send(frame, segment, send),
+            None => Ok(send(frame)?),
+        }
+    }
+}
+
+/// struct virtio_net_hdr of a frame that is received in one buffer.
+fn write_header(header: &mut [u8], is_valid: bool) {
+    header.fill(0);
+    if let Some(flags) = header.first_mut().filter(|_| is_valid) {
+        *flags = VIRTIO_NET_HDR_F_DATA_VALID as u8;
+    }
+    // num_buffers, which the short header has not.
+    if let Some(count) = header.get_mut(SHORT_HEADER) {
+        *count = 1;
     }
 }
 
