@@ -4,7 +4,7 @@ GUEST = target/guest
 FREEBSD = target/freebsd
 CARGO = cargo
 
-.PHONY: all demo test freebsd soak matrix bench lint guest headers install
+.PHONY: all demo test freebsd check-freebsd-host soak matrix bench lint guest headers install
 
 all:
 	$(CARGO) build --release --workspace
@@ -34,6 +34,10 @@ test: install guest headers lint
 # Both programs for FreeBSD, with every warning of every crate an error, and whether its base system has all that they need.
 freebsd: install
 	@tests/freebsd/build.sh $(FREEBSD)
+
+# On FreeBSD itself, as root: what only it can show. docs/freebsd-host.md says what to expect.
+check-freebsd-host:
+	@tests/freebsd/check-host.sh
 
 lint:
 	$(CARGO) fmt --all --check

@@ -205,3 +205,23 @@ fn bhyve_config_5() {
         "{read:?} have an effect, whatever bhyve_config.5 says"
     );
 }
+
+#[test]
+fn host_checks_are_in_freebsd_host_md() {
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |path| std::fs::read_to_string(tests.join(path)).expect("a file of the tree");
+    let source = read("freebsd_host.rs");
+    let after_test = source.split("#[test]").skip(1);
+    let real = after_test
+        .filter_map(|rest| rest.split_once("\nfn ")?.1.split_once('('))
+        .map(|(name, _)| name.to_owned())
+        .collect();
+    let documented = read("../docs/freebsd-host.md")
+        .split("`host ")
+        .skip(1)
+        .filter_map(|rest| rest.split('`').next())
+        .filter(|name| *name != "TEST")
+        .map(str::to_owned)
+        .collect();
+    compare("freebsd-host.md", &documented, &real);
+}

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use freebsd_check::headers::Reader;
 use freebsd_check::reference::{Abi, Field, Member, Record, Reference};
-use freebsd_check::zig;
+use freebsd_check::zig::Compiler;
 use vmm_abi::table::{self, FREEBSD_13, FREEBSD_14, FREEBSD_15, SOFT};
 
 /// Name, size in bytes, and the members: name, offset in bytes, size in bytes, type.
@@ -177,7 +177,7 @@ fn pinned(layouts: &[Layout], numbers: &[(&str, u64)]) -> Reference {
 
 /// What the headers say, and the numbers that they do not have. None, loudly, without zig.
 fn headers() -> Option<Reference> {
-    let zig = zig::find()?;
+    let compiler = Compiler::find()?;
     let folder = tempfile::tempdir().expect("a temporary directory");
     let names: Vec<String> = Abi::from(&FREEBSD_15)
         .numbers
@@ -202,7 +202,7 @@ fn headers() -> Option<Reference> {
         expressions.push((format!("{name}_BIT"), bits(name)));
     }
     let reader = Reader {
-        zig: &zig,
+        compiler: &compiler,
         folder: folder.path(),
     };
     let mut reference = reader

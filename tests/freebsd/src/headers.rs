@@ -12,6 +12,7 @@ use object::read::elf::ElfFile64;
 use object::{Endianness, Object, ObjectSection, ObjectSymbol};
 
 use crate::reference::{Member, Record, Reference};
+use crate::zig::Compiler;
 
 /// The headers whose every struct, enumeration and macro is taken.
 const OURS: [&str; 4] = [
@@ -46,7 +47,7 @@ const NO_NUMBERS: [&str; 1] = ["vie_startzero"];
 /// Why the headers could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A file of ours, or zig itself.
+    /// A file of ours, or the compiler itself.
     #[error("{path}: {source}")]
     Io {
         /// The file.
@@ -55,17 +56,17 @@ pub enum Error {
         source: io::Error,
     },
     /// The compiler refused.
-    #[error("zig cc: {0}")]
+    #[error("C compiler: {0}")]
     Compiler(String),
     /// The compiler's answer is not as it used to be.
-    #[error("zig cc: unexpected answer: {0}")]
+    #[error("C compiler: unexpected answer: {0}")]
     Answer(String),
 }
 
-/// A compiler and a folder to work in.
+/// A C compiler and a folder to work in.
 pub struct Reader<'a> {
-    /// zig's path.
-    pub zig: &'a Path,
+    /// The compiler.
+    pub compiler: &'a Compiler,
     /// An empty folder.
     pub folder: &'a Path,
 }
@@ -178,15 +179,16 @@ impl Reader<'_> {
         source.push_str(code);
         let path = self.folder.join(name);
         fs::write(&path, source).map_err(|source| Error::Io { path, source })?;
-        let output = Command::new(self.zig)
-            .args(["cc", "-target", "x86_64-freebsd", "-g0", name])
+        let output = Command::new(&self.compiler.program)
+            .args(self.compiler.args)
+            .args(["-g0", name])
             .args(args)
             .current_dir(self.folder)
             .env("ZIG_GLOBAL_CACHE_DIR", crate::zig::cache())
             .env("ZIG_LOCAL_CACHE_DIR", self.folder)
             .output()
             .map_err(|source| Error::Io {
-                path: self.zig.to_owned(),
+                path: self.compiler.program.clone(),
                 source,
             })?;
         if !output.status.success() {

@@ -12,6 +12,31 @@ pub fn cache() -> PathBuf {
     folder().join("zig-cache")
 }
 
+/// A C compiler whose headers are FreeBSD's.
+#[derive(Debug, Clone)]
+pub struct Compiler {
+    /// The program.
+    pub program: PathBuf,
+    /// What it is told before anything else.
+    pub args: &'static [&'static str],
+}
+
+impl Compiler {
+    /// The one that the environment variable `HEADERS_CC` names, which is for FreeBSD itself, or zig's if it is here.
+    pub fn find() -> Option<Self> {
+        if let Some(program) = std::env::var_os("HEADERS_CC") {
+            return Some(Self {
+                program: program.into(),
+                args: &[],
+            });
+        }
+        Some(Self {
+            program: find()?,
+            args: &["cc", "-target", "x86_64-freebsd"],
+        })
+    }
+}
+
 /// Where zig is. If it is not here that is said, loudly, and whatever needs it is left out.
 pub fn find() -> Option<PathBuf> {
     let zig = folder().join("zig/ziglang/zig");

@@ -1,0 +1,223 @@
+//! What only a FreeBSD host can show, through its own vmm(4). `make check-freebsd-host` runs these tests, as root, and
+//! docs/freebsd-host.md says what each of them is about. Elsewhere they are compiled for FreeBSD and no more.
+#![cfg(target_os = "freebsd")]
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use vmm_tests::bench::{SOON, program};
+use vmm_tests::{Bench, Guest, guests};
+
+/// What a command prints. It has to succeed.
+fn run(command: &str, args: &[&str]) -> String {
+    let output = Command::new(command).args(args).output();
+    let output = output.unwrap_or_else(|e| panic!("{command}: {e}"));
+    assert!(output.status.success(), "{command} {args:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+fn sysctl(name: &str) -> u64 {
+    run("sysctl", &["-n", name]).parse().unwrap()
+}
+
+/// A VM of the kernel's that is destroyed when the test is over, however it ends.
+struct Kernel {
+    bench: Bench,
+    name: String,
+}
+
+impl Kernel {
+    fn new(test: &str) -> Kernel {
+        Kernel {
+            bench: Bench::new(),
+            name: format!("check-{test}-{}", std::process::id()),
+        }
+    }
+
+    /// Starts a guest that prints for ever; it has printed a line when this returns.
+    fn start(&self, more: &[&str]) -> Guest {
+        let kernel = format!(
+            "boot.kernel={}",
+            self.bench.kernel("guest", &guests::nonce())
+        );
+        let mut args = vec![
+            "-H",
+            "-m",
+            "64M",
+            "-s",
+            "0,hostbridge",
+            "-s",
+            "31,lpc",
+            "-l",
+            "com1,stdio",
+        ];
+        args.extend(["-o", "vmm=kernel", "-o", &kernel]);
+        args.extend(more);
+        args.push(&self.name);
+        let mut guest = self.bench.start(&args);
+        guest.expect("\n");
+        guest
+    }
+
+    fn node(&self) -> String {
+        format!("/dev/vmm/{}", self.name)
+    }
+
+    fn ctl(&self, request: &str) -> std::process::Output {
+        self.bench.ctl(&[&format!("--vm={}", self.name), request])
+    }
+}
+
+impl Drop for Kernel {
+    fn drop(&mut self) {
+        // It may be gone already.
+        let _ = self.ctl("--destroy");
+    }
+}
+
+#[test]
+#[ignore = "needs a FreeBSD host"]
+fn the_base_system_has_the_libraries() {
+    for name in ["bhyve", "bhyvectl"] {
+        let libraries = run(
+            "ldd",
+            &["-f", "%p\\n", &program(name).display().to_string()],
+        );
+        for path in libraries.lines() {
+            let base =
+                path.starts_with("/lib/") || path.starts_with("/usr/lib/") || path == "[vdso]";
+            assert!(base, "{name} is linked with {path}");
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs root on a FreeBSD host"]
+fn the_kernel_runs_a_guest() {
+    let vm = Kernel::new("run");
+    let mut guest = vm.start(&[]);
+    for _ in 0..20 {
+        guest.expect("\n");
+    }
+    assert!(std::fs::exists(vm.node()).unwrap());
+    assert!(vm.ctl("--get-stats").status.success());
+    assert!(vm.ctl("--destroy").status.success());
+    guest.wait();
+    assert!(!std::fs::exists(vm.node()).unwrap());
+}
+
+/// With a kernel that has BHYVE_SNAPSHOT the guest goes on in a new process. GENERIC has it not: it is refused, in one line, and
+/// the guest goes on as if nothing had been asked.
+#[test]
+#[ignore = "needs root on a FreeBSD host"]
+fn a_guest_is_suspended_or_it_is_refused() {
+    let vm = Kernel::new("suspend");
+    let mut guest = vm.start(&[]);
+    let file = vm.bench.text("state");
+    let asked = vm.ctl(&format!("--suspend={file}"));
+    let said = String::from_utf8_lossy(&asked.stderr);
+    if asked.status.success() {
+        assert_eq!(guest.wait().code(), Some(0));
+        let mut second = vm.bench.start(&["-r", &file]);
+        second.expect("\n");
+        second.expect("\n");
+        let nonces = [guest.console(), second.console()].map(|text| text[..8].to_owned());
+        assert_eq!(nonces[0], nonces[1], "the guest was started anew");
+        println!("suspended and restored");
+    } else {
+        assert_eq!(said.lines().count(), 1, "{said}");
+        guest.expect("\n");
+        guest.expect("\n");
+        println!("refused: {said}");
+    }
+}
+
+#[test]
+#[ignore = "needs root on a FreeBSD host"]
+fn the_title_is_what_ps_shows() {
+    let vm = Kernel::new("title");
+    let guest = vm.start(&[]);
+    let title = run("ps", &["-o", "command=", "-p", &guest.pid().to_string()]);
+    assert_eq!(title, format!("bhyve: {}", vm.name));
+}
+
+#[test]
+#[ignore = "needs root on a FreeBSD host"]
+fn memory_is_wired_if_asked_for() {
+    let vm = Kernel::new("wired");
+    let before = sysctl("vm.stats.vm.v_wire_count");
+    let _guest = vm.start(&["-S"]);
+    let wired = sysctl("vm.stats.vm.v_wire_count").saturating_sub(before);
+    // 64 MiB, but for what others have unwired meanwhile.
+    assert!(wired >= 15_000, "{wired} pages");
+}
+
+/// FreeBSD 15.0 and older leave the VM behind when the process is killed; newer kernels can be asked not to.
+#[test]
+#[ignore = "needs root on a FreeBSD host"]
+fn a_monitors_vm_ends_with_its_process() {
+    if sysctl("kern.osreldate") < 1_600_000 {
+        println!("not on this release");
+        return;
+    }
+    let vm = Kernel::new("monitor");
+    let mut guest = vm.start(&["-M"]);
+    let children = run("pgrep", &["-P", &guest.pid().to_string()]);
+    for child in children.lines() {
+        run("kill", &["-KILL", child]);
+    }
+    guest.wait();
+    let end = Instant::now() + SOON;
+    while std::fs::exists(vm.node()).unwrap() {
+        assert!(Instant::now() < end, "{} is still there", vm.node());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// A device of the host that is removed when the test is over.
+struct Device {
+    name: String,
+    remove: fn(&str) -> Command,
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        // A failure leaves it behind, which the host's owner sees.
+        let _ = (self.remove)(&self.name).status();
+    }
+}
+
+#[test]
+#[ignore = "needs root on a FreeBSD host"]
+fn a_disk_may_be_a_device() {
+    let device = Device {
+        name: run("mdconfig", &["-a", "-t", "swap", "-s", "16m"]),
+        remove: |name| {
+            let mut command = Command::new("mdconfig");
+            command.args(["-d", "-u", name]);
+            command
+        },
+    };
+    let vm = Kernel::new("disk");
+    let mut guest = vm.start(&["-s", &format!("3,virtio-blk,/dev/{}", device.name)]);
+    guest.expect("\n");
+    drop(guest);
+}
+
+#[test]
+#[ignore = "needs root on a FreeBSD host"]
+fn a_tap_is_opened() {
+    let device = Device {
+        name: run("ifconfig", &["tap", "create"]),
+        remove: |name| {
+            let mut command = Command::new("ifconfig");
+            command.args([name, "destroy"]);
+            command
+        },
+    };
+    let vm = Kernel::new("tap");
+    let guest = vm.start(&["-s", &format!("3,virtio-net,{}", device.name)]);
+    let shown = run("ifconfig", &[&device.name]);
+    let opened = format!("Opened by PID {}", guest.pid());
+    assert!(shown.contains(&opened), "{shown}");
+}
