@@ -21,6 +21,7 @@ use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
+use vmmapi::sandbox::{self, Purpose};
 
 /// Threads of one disk, as BLOCKIF_NUMTHR.
 const WORKERS: usize = 8;
@@ -77,6 +78,8 @@ pub struct BlockIf<T> {
 struct Disk {
     file: File,
     options: Options,
+    /// The path without symbolic links, as it was when the disk was opened.
+    canonical: String,
     geometry: Geometry,
     read_only: bool,
     can_discard: bool,
@@ -109,9 +112,14 @@ impl<T: Send + 'static> BlockIf<T> {
         // A partial sector at the end cannot be reached.
         geometry.size -= geometry.size % u64::from(geometry.sector);
         let can_discard = !options.no_delete && !read_only && host::can_discard(&file);
+        let canonical = std::fs::canonicalize(&options.path)
+            .map(|path| path.to_string_lossy().into_owned())
+            .unwrap_or_default();
+        sandbox::limit(&file, Purpose::Disk).map_err(could_not)?;
         let disk = Arc::new(Disk {
             file,
             options,
+            canonical,
             geometry,
             read_only,
             can_discard,
@@ -154,6 +162,7 @@ impl<T: Send + 'static> BlockIf<T> {
         host::identity(
             &self.disk.file,
             &self.disk.options.path,
+            &self.disk.canonical,
             self.disk.read_only,
         )
     }

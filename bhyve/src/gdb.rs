@@ -20,6 +20,7 @@ use std::net::TcpListener;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
+use vmmapi::sandbox::{self, Purpose};
 
 const DEFAULT_ADDRESS: &str = "localhost";
 /// After a failure that may not be the last.
@@ -67,6 +68,7 @@ impl Endpoint {
         let listener = TcpListener::bind((address.as_str(), port)).and_then(|listener| {
             // A debugger may be gone between poll and accept.
             listener.set_nonblocking(true)?;
+            sandbox::limit(&listener, Purpose::Listener)?;
             Ok(listener)
         });
         Ok(Some(Self {

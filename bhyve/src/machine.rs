@@ -22,11 +22,13 @@ use crate::snapshot::restore::{Restore, RestoreError, ResumeMark};
 use crate::vcpu::{End, Vcpus};
 use crate::vmexit::VcpuThread;
 use crate::xmsr::Vendor;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use vmmapi::abi;
 use vmmapi::backend::{Kind, Lifetime};
 use vmmapi::control::{ControlError, ControlServer, server_rundir};
+use vmmapi::sandbox;
 use vmmapi::{CreateOptions, SoftOptions, Vcpu, Vm};
 
 /// Where low memory ends at the most, and the PCI window below 4 GiB begins.
@@ -64,6 +66,14 @@ pub enum MachineError {
         limit: String,
         /// Why not.
         source: vmmapi::Error,
+    },
+    /// snapshot.file.
+    #[error("snapshot.file={}: cannot open its directory", path.display())]
+    SuspendFile {
+        /// What it says.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
     },
     /// The control socket.
     #[error(transparent)]
@@ -300,6 +310,7 @@ impl Machine {
         let control = Arc::new(Control::new(Arc::clone(self)));
         let server = ControlServer::start(&rundir, self.name(), control.clone())?;
         control.arm()?;
+        self.confine()?;
         if let Some(mark) = &self.mark {
             mark.set()?;
         }
@@ -318,6 +329,38 @@ impl Machine {
             .vcpus
             .ended()
             .unwrap_or_else(|| End::Failed("the event loop has stopped".to_owned())))
+    }
+
+    /// Gives up all of the host that is not open. No thread of the guest's runs yet, and no request of a client has been
+    /// answered with more than what is open.
+    fn confine(&self) -> Result<(), MachineError> {
+        if !sandbox::AVAILABLE {
+            return Ok(());
+        }
+        if let Some(why) = self.open_ended() {
+            log::warn!("no capability mode: {why}");
+            return Ok(());
+        }
+        sandbox::enter().map_err(|source| MachineError::Host {
+            what: "enter capability mode",
+            source,
+        })
+    }
+
+    /// What takes more of the host than what can be opened before.
+    fn open_ended(&self) -> Option<&'static str> {
+        let config = self.config.dump();
+        let mut lines = config.lines().filter_map(|line| line.split_once('='));
+        let is_backend = |name: &str| name.ends_with(".backend") || name.ends_with(".type");
+        if lines.any(|(name, value)| is_backend(name) && value == "slirp") {
+            return Some("the network back end slirp makes connections for the guest");
+        }
+        if self.vm.kind() == Kind::Kernel && !Path::new("/dev/vmmctl").exists() {
+            return Some(
+                "FreeBSD 14 destroys virtual machines by a sysctl that is out of reach there",
+            );
+        }
+        None
     }
 
     fn start_threads(self: &Arc<Self>) -> Result<(), MachineError> {

@@ -16,6 +16,7 @@ pub mod iovec;
 mod linear;
 pub mod mem;
 pub mod nvlist;
+pub mod sandbox;
 mod vcpu;
 mod vm;
 

@@ -23,7 +23,7 @@ pub struct Geometry {
 pub struct DiskIdentity {
     /// The path as it was configured.
     pub path: String,
-    /// The same without symbolic links; empty where it cannot be resolved any more.
+    /// The same without symbolic links, when the disk was opened; empty where that could not be resolved.
     pub canonical: String,
     /// Whether it is a device; a device has no meaningful time of change.
     pub device: bool,
@@ -86,8 +86,13 @@ pub fn is_device(metadata: &Metadata) -> bool {
     metadata.file_type().is_block_device() || metadata.file_type().is_char_device()
 }
 
-/// Asks who `file` is.
-pub fn identity(file: &File, path: &Path, read_only: bool) -> io::Result<DiskIdentity> {
+/// Asks who `file` is. Paths lead nowhere in a sandbox, so what they led to has to be known.
+pub fn identity(
+    file: &File,
+    path: &Path,
+    canonical: &str,
+    read_only: bool,
+) -> io::Result<DiskIdentity> {
     let metadata = file.metadata()?;
     let device = is_device(&metadata);
     let mtime_ns = metadata
@@ -96,9 +101,7 @@ pub fn identity(file: &File, path: &Path, read_only: bool) -> io::Result<DiskIde
         .saturating_add(metadata.mtime_nsec());
     Ok(DiskIdentity {
         path: path.to_string_lossy().into_owned(),
-        canonical: std::fs::canonicalize(path)
-            .map(|path| path.to_string_lossy().into_owned())
-            .unwrap_or_default(),
+        canonical: canonical.to_owned(),
         device,
         dev: if device {
             metadata.rdev()

@@ -18,6 +18,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use vmmapi::sandbox::{self, Purpose};
 
 /// Bytes that wait for the other end.
 const PENDING_LIMIT: usize = 64 << 10;
@@ -108,6 +109,8 @@ impl Tty {
         }
         let (input, output) = (io::stdin(), io::stdout());
         raw_mode(input.as_fd())?;
+        sandbox::limit(&input, Purpose::Terminal)?;
+        sandbox::limit(&output, Purpose::Terminal)?;
         let reader = input.as_fd().try_clone_to_owned()?;
         self.attach(reader, output.as_fd().try_clone_to_owned()?, true)
     }
@@ -119,6 +122,7 @@ impl Tty {
             .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
             .open(path)?;
         raw_mode(file.as_fd())?;
+        sandbox::limit(&file, Purpose::Terminal)?;
         let writer = file.try_clone()?;
         self.attach(file.into(), writer.into(), false)
     }
@@ -128,6 +132,7 @@ impl Tty {
         let listener = TcpListener::bind(address)?;
         let bound = listener.local_addr()?;
         listener.set_nonblocking(true)?;
+        sandbox::limit(&listener, Purpose::Listener)?;
         let fd = Arc::new(OwnedFd::from(listener.try_clone()?));
         let this = Weak::clone(&self.this);
         self.mevent.add(fd, Interest::Read, move |_| {

@@ -8,6 +8,7 @@ use std::io::{self, ErrorKind};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
+use vmmapi::sandbox::{self, Purpose};
 
 struct Tap(FramePipe);
 
@@ -23,6 +24,7 @@ pub fn open(name: &str) -> Result<impl NetBackend + use<>, BuildError> {
         return Err(failed(ErrorKind::InvalidInput.into()));
     }
     let fd = attach(name).map_err(failed)?;
+    sandbox::limit(&fd, Purpose::Frames).map_err(failed)?;
     Ok(Tap(FramePipe::new(fd).map_err(failed)?))
 }
 

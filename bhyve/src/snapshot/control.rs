@@ -38,21 +38,21 @@ impl Control {
         let (Some(at), Some(file)) = (options.suspend_at, options.suspend_file.clone()) else {
             return Ok(());
         };
+        // Now: paths lead nowhere in a sandbox.
+        let (storage, base) = Directory::of(&file).map_err(|source| MachineError::SuspendFile {
+            path: file.clone(),
+            source,
+        })?;
         let control = Arc::clone(self);
         self.machine.vcpus().on_stop(move || {
-            let result = Directory::of(&file)
-                .map_err(|error| error.to_string())
-                .and_then(|(storage, base)| {
-                    take(
-                        &control.machine,
-                        &storage,
-                        &base,
-                        Afterwards::Stay,
-                        true,
-                        &|_| (),
-                    )
-                    .map_err(|error| error.to_string())
-                });
+            let result = take(
+                &control.machine,
+                &storage,
+                &base,
+                Afterwards::Stay,
+                true,
+                &|_| (),
+            );
             control.machine.vcpus().end(match result {
                 Ok(()) => End::Checkpointed,
                 Err(error) => End::Failed(format!("{}: {error}", file.display())),

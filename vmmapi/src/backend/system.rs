@@ -9,6 +9,7 @@ use vmm_abi::{VM_REQUESTS, VMMCTL_REQUESTS, v14};
 
 use super::{HostMapping, check_buffers, clear_pointers};
 use crate::errno::from_io;
+use crate::sandbox::{self, Purpose};
 
 /// An operating system that may have a vmm(4).
 pub trait System: Send + Sync {
@@ -35,7 +36,10 @@ pub struct Host;
 impl System for Host {
     fn open(&self, path: &str) -> Result<Box<dyn Node>, Errno> {
         match OpenOptions::new().read(true).write(true).open(path) {
-            Ok(file) => Ok(Box::new(HostNode { file })),
+            Ok(file) => {
+                sandbox::limit(&file, Purpose::Vmm).map_err(|error| from_io(&error))?;
+                Ok(Box::new(HostNode { file }))
+            }
             Err(error) => Err(from_io(&error)),
         }
     }

@@ -12,6 +12,8 @@ use nix::fcntl::{AT_FDCWD, OFlag, openat, renameat};
 use nix::sys::stat::Mode;
 use nix::unistd::{UnlinkatFlags, fsync, unlinkat};
 
+use crate::sandbox::{self, Purpose};
+
 /// A file that is being written.
 pub trait NewFile: Send + Sync {
     /// Writes all of `bytes` at `offset`; what is never written is a hole.
@@ -62,6 +64,7 @@ impl Directory {
             OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
             Mode::empty(),
         )?;
+        sandbox::limit(&fd, Purpose::Checkpoints)?;
         Ok((Directory(fd), base.to_owned()))
     }
 

@@ -15,14 +15,17 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use ::vmm::Errno;
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::{AtFlags, Flock, FlockArg};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::stat::fstatat;
+use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::wire::{recv_list, send_list};
 use super::{CheckpointRequest, ControlError, ControlHandler, Failure, Progress, socket_path};
 use crate::backend::{Backend, pointers};
 use crate::errno::{from_io, from_nix, to_freebsd};
 use crate::nvlist::{NvList, Value};
+use crate::sandbox::{self, Purpose};
 use vmm_abi::{VM_RUN, VM_SNAPSHOT_REQ, VMMCTL_VM_DESTROY, iocparm_len};
 
 /// Most connections that are served at the same time.
@@ -37,6 +40,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub struct ControlServer {
     path: PathBuf,
+    /// Where the socket is, for its removal: paths lead nowhere in a sandbox.
+    rundir: File,
     /// Device and inode of the socket, so that only our own is removed.
     identity: (u64, u64),
     /// Closing this end wakes the listening thread.
@@ -64,6 +69,11 @@ impl ControlServer {
         listener
             .set_nonblocking(true)
             .map_err(|error| system("fcntl", &error))?;
+        let rundir = File::open(rundir).map_err(|error| system("open", &error))?;
+        sandbox::limit(&rundir, Purpose::RunDir)
+            .map_err(|error| system("cap_rights_limit", &error))?;
+        sandbox::limit(&listener, Purpose::Listener)
+            .map_err(|error| system("cap_rights_limit", &error))?;
         let (wake, woken) = UnixStream::pair().map_err(|error| system("socketpair", &error))?;
         let thread = std::thread::Builder::new()
             .name(format!("control {name}"))
@@ -72,6 +82,7 @@ impl ControlServer {
         Ok(Self {
             identity: (metadata.dev(), metadata.ino()),
             path,
+            rundir,
             wake: Some(wake),
             thread: Some(thread),
         })
@@ -91,9 +102,12 @@ impl Drop for ControlServer {
         {
             log::error!("{}: the control thread panicked", self.path.display());
         }
-        let ours = std::fs::symlink_metadata(&self.path)
-            .is_ok_and(|metadata| (metadata.dev(), metadata.ino()) == self.identity);
-        if ours && let Err(error) = std::fs::remove_file(&self.path) {
+        let Some(name) = self.path.file_name() else {
+            return;
+        };
+        let ours = fstatat(&self.rundir, name, AtFlags::AT_SYMLINK_NOFOLLOW)
+            .is_ok_and(|found| (found.st_dev, found.st_ino) == self.identity);
+        if ours && let Err(error) = unlinkat(&self.rundir, name, UnlinkatFlags::NoRemoveDir) {
             log::warn!("{}: {error}", self.path.display());
         }
     }

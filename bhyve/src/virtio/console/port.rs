@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
+use vmmapi::sandbox::{self, Purpose};
 
 /// The most that is copied at a time, in bytes.
 const CHUNK: usize = 4096;
@@ -66,6 +67,7 @@ impl Port {
             result => result,
         }?;
         listener.set_nonblocking(true)?;
+        sandbox::limit(&listener, Purpose::Listener)?;
         Ok(Self {
             name: name.to_owned(),
             guest_open: false,
