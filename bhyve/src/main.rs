@@ -30,10 +30,12 @@ mod signals;
 mod smbiostbl;
 mod snapshot;
 mod spinup_ap;
+mod usb;
 mod vcpu;
 mod virtio;
 mod vmexit;
 mod vmm_instruction_emul;
+mod xhci;
 mod xmsr;
 
 use std::process::ExitCode;

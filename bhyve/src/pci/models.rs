@@ -1,7 +1,7 @@
 //! Every PCI model there is (the linker set `pci_devemu_set` of `usr.sbin/bhyve/pci_emul.c`).
 
 use super::{PciModel, hostbridge, lpc};
-use crate::virtio;
+use crate::{virtio, xhci};
 
 /// The models, in the order in which `-s help` lists them.
 pub static MODELS: &[PciModel] = &[
@@ -12,6 +12,7 @@ pub static MODELS: &[PciModel] = &[
     virtio::net::VIRTIO_NET,
     virtio::rnd::VIRTIO_RND,
     virtio::console::VIRTIO_CONSOLE,
+    xhci::XHCI,
 ];
 
 /// Looks up a model by name.

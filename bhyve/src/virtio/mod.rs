@@ -16,7 +16,7 @@ pub mod rnd;
 pub mod transport;
 
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 use crate::device::{BuildError, Device, SaveError, SavedBytes, SavedState, StateError};
 use crate::pci::PciDevice;

@@ -2,6 +2,7 @@
 
 use super::{legacy, modern};
 use crate::config::Config;
+use crate::console::Console;
 use crate::device::{BuildCtx, BuildError, Clock, SavedBytes};
 use crate::inout::Inout;
 use crate::iov::Seg;
@@ -52,6 +53,7 @@ pub struct Bench {
     pub config: Config,
     pub mevent: Arc<Mevent>,
     pub interface: Interface,
+    pub console: Arc<Console>,
     clock: Clock,
     events: Option<JoinHandle<()>>,
 }
@@ -81,6 +83,7 @@ impl Bench {
             config: Config::new(),
             mevent: Arc::new(Mevent::new().expect("an event loop")),
             interface,
+            console: Arc::default(),
             clock,
             events: None,
         }
@@ -135,7 +138,7 @@ impl Bench {
             mevent: &self.mevent,
             inout: &inout,
             intx: &intx,
-            console: &Arc::default(),
+            console: &self.console,
             clock: self.clock,
             vm_name: "vm",
         };
