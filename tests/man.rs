@@ -83,7 +83,7 @@ fn devices_are_in_bhyve_8() {
 const FUNCTION: &str = "pci.*.*.*.";
 
 /// Where the names in a file begin, for those files that read variables below a node.
-const NODES: [(&str, &[&str]); 11] = [
+const NODES: [(&str, &[&str]); 12] = [
     ("bhyverun_machdep.rs", &["", "boot."]),
     ("block_if/options.rs", &[FUNCTION]),
     ("net_backends/mod.rs", &[FUNCTION]),
@@ -95,6 +95,7 @@ const NODES: [(&str, &[&str]); 11] = [
     ("virtio/block.rs", &["", FUNCTION]),
     ("virtio/console.rs", &["pci.*.*.*.port.*."]),
     ("virtio/net.rs", &[FUNCTION]),
+    ("xhci/mod.rs", &["pci.*.*.*.slot.*."]),
 ];
 
 /// What stands before a variable's name where it is read, without white space.
