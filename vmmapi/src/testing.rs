@@ -77,6 +77,10 @@ impl Backend for Fake {
         Ok(std::iter::once(gpa..gpa + len).collect())
     }
 
+    fn tsc_hz(&self) -> Option<u64> {
+        None
+    }
+
     fn destroy(&self) -> Result<(), Errno> {
         *self.destroyed.lock().expect("no test panics with the lock") = true;
         Ok(())

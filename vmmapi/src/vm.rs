@@ -162,6 +162,16 @@ impl Vm {
         self.inner.backend.kind()
     }
 
+    /// Whether its processors are the software vmm's, be it in another process or behind a stand-in for a kernel.
+    pub fn is_software(&self) -> bool {
+        self.inner.backend.is_software()
+    }
+
+    /// Ticks per second of the guest's TSC; none if that is not known.
+    pub fn tsc_hz(&self) -> Option<u64> {
+        self.inner.backend.tsc_hz()
+    }
+
     /// The back end that serves it.
     pub fn backend(&self) -> &Arc<dyn Backend> {
         &self.inner.backend

@@ -1,4 +1,4 @@
-//! Whole VMs through every back end: the software vmm, the kernel back end on stand-ins for FreeBSD 14 and 15, and
+//! Whole VMs through every back end: the software vmm, the kernel back end on stand-ins for FreeBSD 14, 15 and 16, and
 //! another process's VM over its control socket.
 
 use std::sync::Arc;
@@ -10,10 +10,11 @@ use vmmapi::backend::{Backend, Kind};
 use vmmapi::control::{CheckpointRequest, ControlHandler, ControlServer, Failure, Progress};
 use vmmapi::{Choice, CpuSet, CreateOptions, Errno, OpenOptions, Vm};
 
-const LOCAL: [Choice; 3] = [
+const LOCAL: [Choice; 4] = [
     Choice::Soft,
     Choice::StandIn(Release::Fourteen),
     Choice::StandIn(Release::Fifteen),
+    Choice::StandIn(Release::Sixteen),
 ];
 const LOWMEM: u64 = 1 << 20;
 const MEMORY: u64 = LOWMEM + (1 << 20);
@@ -182,13 +183,14 @@ fn load(vm: &Vm, program: &[u8]) -> vmmapi::Vcpu {
     vcpu
 }
 
-/// Runs until something else than a request to idle.
+/// Runs until something else than a request to idle, or a signal.
 fn run(vcpu: &vmmapi::Vcpu) -> VmExit {
     let mut exit = VmExit::default();
     loop {
-        vcpu.run(&mut exit, &mut CpuSet::new()).expect("an exit");
-        if exit.exitcode != VM_EXITCODE_REQIDLE {
-            return exit;
+        match vcpu.run(&mut exit, &mut CpuSet::new()) {
+            Ok(()) if exit.exitcode != VM_EXITCODE_REQIDLE => return exit,
+            Ok(()) => {}
+            Err(error) => assert_eq!(error.errno, Errno(libc::EINTR)),
         }
     }
 }
@@ -238,29 +240,76 @@ fn a_guest_runs_and_its_port_accesses_come_out() {
     }
 }
 
+/// The errors that vmm(4) has for requests that come at the wrong time.
+#[test]
+fn requests_at_the_wrong_time_are_refused_as_by_the_kernel() {
+    for backend in LOCAL {
+        let TestVm(vm) = &TestVm::with_memory(backend);
+        let vcpu = load(vm, &[0xf4]);
+        let errno = |result: vmmapi::Result<()>| result.map_err(|error| error.errno);
+        assert_eq!(errno(vcpu.activate()), Err(Errno::EBUSY), "{backend:?}");
+        assert_eq!(errno(vm.reinit()), Err(Errno::EBUSY), "{backend:?}");
+        assert_eq!(errno(vm.suspend(VM_SUSPEND_POWEROFF)), Ok(()));
+        assert_eq!(
+            errno(vm.suspend(VM_SUSPEND_RESET)),
+            Err(Errno::EALREADY),
+            "{backend:?}"
+        );
+        assert_eq!(run(&vcpu).exitcode, VM_EXITCODE_SUSPENDED, "{backend:?}");
+        assert_eq!(errno(vm.reinit()), Ok(()), "{backend:?}");
+        vm.destroy().expect("destroyed");
+        let run = vcpu.run(&mut VmExit::default(), &mut CpuSet::new());
+        assert_eq!(errno(run), Err(Errno::ENXIO), "{backend:?}");
+    }
+}
+
+/// A kernel without `options BHYVE_SNAPSHOT` does not know the requests at all.
+#[test]
+fn a_generic_kernel_saves_nothing() {
+    for backend in LOCAL {
+        let options = CreateOptions {
+            backend,
+            soft: vmmapi::SoftOptions {
+                snapshot: false,
+                ..Default::default()
+            },
+        };
+        let vm = &TestVm(Vm::create(&format!("generic-{backend:?}"), &options).expect("a VM")).0;
+        for dev_req in [STRUCT_VHPET, soft::SOFT_STRUCT_VM] {
+            let saved = vm.snapshot_save(dev_req, 1 << 16);
+            assert_eq!(
+                saved.map_err(|error| error.errno),
+                Err(Errno::ENOTTY),
+                "{backend:?}, struct {dev_req}"
+            );
+        }
+        let time = vm.restore_time().map_err(|error| error.errno);
+        assert_eq!(time, Err(Errno::ENOTTY), "{backend:?}");
+    }
+}
+
 #[test]
 fn saved_structs_have_the_kernels_sizes() {
-    let TestVm(vm) = &TestVm::with_memory(Choice::Soft);
-    load(vm, &[0xf4]);
-    for (dev_req, size) in [
-        (STRUCT_VHPET, 284),
-        (STRUCT_VIOAPIC, 388),
-        (STRUCT_VM, 184 + 128),
-        (STRUCT_VMCX, 1028),
-    ] {
-        let saved = vm.snapshot_save(dev_req, 1 << 16).expect("saved");
-        assert_eq!(saved.len(), size, "struct {dev_req}");
-        assert_eq!(
-            vm.snapshot_restore(dev_req, &saved),
-            Ok(0),
-            "struct {dev_req}"
-        );
+    for backend in LOCAL {
+        let TestVm(vm) = &TestVm::with_memory(backend);
+        load(vm, &[0xf4]);
+        for (dev_req, size) in [
+            (STRUCT_VHPET, 284),
+            (STRUCT_VIOAPIC, 388),
+            (STRUCT_VM, 184 + 128),
+            (STRUCT_VMCX, 1028),
+        ] {
+            let saved = vm.snapshot_save(dev_req, 1 << 16).expect("saved");
+            assert_eq!(saved.len(), size, "{backend:?}, struct {dev_req}");
+            let left = vm.snapshot_restore(dev_req, &saved);
+            assert_eq!(left, Ok(0), "{backend:?}, struct {dev_req}");
+        }
+        let short = vm.snapshot_save(STRUCT_VHPET, 10);
+        assert_eq!(short.map_err(|error| error.errno), Err(Errno::E2BIG));
+        // The software vmm's own structs are not to be had where a kernel is stood in for.
+        let own = vm.snapshot_save(soft::SOFT_STRUCT_VM, 1 << 16);
+        assert_eq!(own.is_ok(), backend == Choice::Soft, "{backend:?}");
     }
-    assert_eq!(
-        vm.snapshot_save(STRUCT_VHPET, 10)
-            .map_err(|error| error.errno),
-        Err(Errno::E2BIG)
-    );
 }
 
 /// The part of a bhyve whose VM is this.

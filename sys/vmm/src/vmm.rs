@@ -530,7 +530,8 @@ impl Vm {
         Ok(())
     }
 
-    pub(crate) fn is_destroyed(&self) -> bool {
+    /// Whether it is gone, and every request is answered with `ENXIO`.
+    pub fn is_destroyed(&self) -> bool {
         self.destroyed.load(Ordering::SeqCst)
     }
 

@@ -268,13 +268,26 @@ impl Backend for Kernel {
             .mmap(0, len)
     }
 
-    /// The kernel's guests run on processors that see every write by themselves.
-    fn memory_written(&self, _gpa: u64, _len: u64) {}
+    fn memory_written(&self, gpa: u64, len: u64) {
+        self.node.memory_written(gpa, len);
+    }
 
-    /// The kernel does not tell which pages were touched, so all may hold something.
+    /// The kernel does not tell which pages were touched, so all may hold something. mincore(2) would not do: a page
+    /// that is in swap looks to it like one that was never there.
     fn populated(&self, gpa: u64, len: u64) -> Result<Vec<Range<u64>>, Errno> {
         let end = gpa.checked_add(len).ok_or(Errno::EINVAL)?;
         Ok(std::iter::once(gpa..end).collect())
+    }
+
+    /// The guest's TSC runs at the rate of the host's; only the offset is its own.
+    fn tsc_hz(&self) -> Option<u64> {
+        let hz = self.system.sysctl_u64("machdep.tsc_freq").ok();
+        // A kernel that does not know says 0.
+        hz.filter(|hz| *hz != 0)
+    }
+
+    fn is_software(&self) -> bool {
+        self.system.is_stand_in()
     }
 
     fn destroy(&self) -> Result<(), Errno> {

@@ -54,6 +54,14 @@ pub trait Backend: Send + Sync {
     /// The parts of system memory in `[gpa, gpa + len)` that may hold anything but zeros, ascending.
     fn populated(&self, gpa: u64, len: u64) -> Result<Vec<Range<u64>>, Errno>;
 
+    /// Ticks per second of the guest's TSC; none if that is not known.
+    fn tsc_hz(&self) -> Option<u64>;
+
+    /// Whether the guest's processors are the software vmm's, be it in another process or behind a stand-in for a kernel.
+    fn is_software(&self) -> bool {
+        self.kind() != Kind::Kernel
+    }
+
     /// Destroys the VM.
     fn destroy(&self) -> Result<(), Errno>;
 }

@@ -65,6 +65,11 @@ impl Backend for Remote {
         Err(Errno(libc::EOPNOTSUPP))
     }
 
+    /// Nobody asks from another process.
+    fn tsc_hz(&self) -> Option<u64> {
+        None
+    }
+
     fn destroy(&self) -> Result<(), Errno> {
         self.ioctl(
             VMMCTL_VM_DESTROY,

@@ -9,6 +9,9 @@ use vmm::{Errno, UserMemory};
 
 use super::{Backend, HostMapping, Kind, check_buffers, clear_pointers};
 
+/// Ticks per second of the guest's TSC, which counts nanoseconds.
+pub(super) const TSC_HZ: u64 = 1_000_000_000;
+
 /// A VM of `sys/vmm`.
 pub struct Soft {
     vm: Arc<vmm::Vm>,
@@ -118,6 +121,10 @@ impl Backend for Soft {
 
     fn populated(&self, gpa: u64, len: u64) -> Result<Vec<Range<u64>>, Errno> {
         self.vm.populated(gpa, len)
+    }
+
+    fn tsc_hz(&self) -> Option<u64> {
+        Some(TSC_HZ)
     }
 
     fn destroy(&self) -> Result<(), Errno> {

@@ -1,23 +1,28 @@
 //! A stand-in for a FreeBSD system: its devices and sysctls, with the software vmm behind them.
 //!
 //! It speaks the ABI of the release that it stands in for and nothing else, so that the kernel back end is exercised on
-//! any host as it will be on FreeBSD.
+//! any host as it will be on FreeBSD. Its VMs live in this process, unlike a kernel's.
 
-use std::sync::Arc;
+mod node;
+
+use std::sync::{Arc, Mutex, PoisonError};
 
 use ::vmm::Errno;
 use vmm_abi::{
-    VM_ALLOC_MEMSEG, VM_EXITCODE_INOUT_STR, VM_GET_MEMSEG, VM_MMAP_GETNEXT, VM_MMAP_MEMSEG, VM_RUN,
-    VM_SYSMEM, VMMCTL_VM_CREATE, VMMCTL_VM_DESTROY, VmExit, VmMemmap, VmMemseg, VmmctlVmCreate,
-    VmmctlVmDestroy, v14,
+    VMMCTL_CREATE_DESTROY_ON_CLOSE, VMMCTL_FLAGS_MASK, VMMCTL_VM_CREATE, VMMCTL_VM_DESTROY,
+    VmmctlVmCreate, VmmctlVmDestroy,
 };
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::FromBytes;
 
 use super::system::{Node, System};
-use super::{Backend, HostMapping, Soft};
+use super::{HostMapping, Soft};
+use node::{DevmemNode, VmNode};
+
+/// Ticks per second of the software processor's TSC.
+const TSC_HZ: u64 = super::soft::TSC_HZ;
 
 /// The release that is stood in for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Release {
     /// FreeBSD 13, which is refused.
     Thirteen,
@@ -25,6 +30,40 @@ pub enum Release {
     Fourteen,
     /// FreeBSD 15.
     Fifteen,
+    /// FreeBSD 16-CURRENT.
+    Sixteen,
+}
+
+impl Release {
+    /// The release of this major number.
+    pub fn from_number(number: &str) -> Option<Self> {
+        match number {
+            "13" => Some(Self::Thirteen),
+            "14" => Some(Self::Fourteen),
+            "15" => Some(Self::Fifteen),
+            "16" => Some(Self::Sixteen),
+            _ => None,
+        }
+    }
+
+    /// The value of `kern.osreldate`.
+    fn osreldate(self) -> u32 {
+        match self {
+            Self::Thirteen => 1_304_000,
+            Self::Fourteen => 1_403_000,
+            Self::Fifteen => 1_500_068,
+            Self::Sixteen => 1_600_007,
+        }
+    }
+
+    /// The flags that VMMCTL_VM_CREATE takes; where there are none, the field is one of those that must be zero.
+    fn create_flags(self) -> u32 {
+        if self >= Self::Sixteen {
+            VMMCTL_FLAGS_MASK
+        } else {
+            0
+        }
+    }
 }
 
 /// A FreeBSD system whose vmm(4) is the software vmm.
@@ -43,26 +82,22 @@ impl StandIn {
 
 impl System for StandIn {
     fn open(&self, path: &str) -> Result<Box<dyn Node>, Errno> {
-        if path == "/dev/vmmctl" && self.release == Release::Fifteen {
+        if path == "/dev/vmmctl" && self.release >= Release::Fifteen {
             return Ok(Box::new(Ctl {
-                options: self.options.clone(),
+                system: self.clone(),
+                on_close: Mutex::default(),
             }));
         }
         if let Some(name) = path.strip_prefix("/dev/vmm/") {
-            return Ok(Box::new(VmNode {
-                vm: Soft::open(name)?,
-                release: self.release,
-            }));
+            let vm = Soft::open(name)?;
+            return Ok(Box::new(VmNode::new(vm, self.release)));
         }
         // The VM's name may have dots, a segment's has none.
         match path
             .strip_prefix("/dev/vmm.io/")
             .and_then(|rest| rest.rsplit_once('.'))
         {
-            Some((name, segment)) => Ok(Box::new(DevmemNode {
-                vm: Soft::open(name)?,
-                segment: segment.to_owned(),
-            })),
+            Some((name, segment)) => Ok(Box::new(DevmemNode::new(Soft::open(name)?, segment))),
             None => Err(Errno::ENOENT),
         }
     }
@@ -76,37 +111,67 @@ impl System for StandIn {
     }
 
     fn sysctl_u32(&self, name: &str) -> Result<u32, Errno> {
-        match (name, self.release) {
-            ("kern.osreldate", Release::Thirteen) => Ok(1_304_000),
-            ("kern.osreldate", Release::Fourteen) => Ok(1_403_000),
-            ("kern.osreldate", Release::Fifteen) => Ok(1_500_068),
+        match name {
+            "kern.osreldate" => Ok(self.release.osreldate()),
             _ => Err(Errno::ENOENT),
         }
+    }
+
+    fn sysctl_u64(&self, name: &str) -> Result<u64, Errno> {
+        match name {
+            "machdep.tsc_freq" => Ok(TSC_HZ),
+            _ => Err(Errno::ENOENT),
+        }
+    }
+
+    fn is_stand_in(&self) -> bool {
+        true
     }
 }
 
 /// /dev/vmmctl.
 struct Ctl {
-    options: ::vmm::Options,
+    system: StandIn,
+    /// VMs that go when this descriptor does.
+    on_close: Mutex<Vec<Soft>>,
 }
 
 fn name_of(field: &[u8]) -> Result<&str, Errno> {
+    // The last byte is a NUL, whatever the caller says.
+    let field = field.split_last().map_or(field, |(_, rest)| rest);
     let end = field
         .iter()
         .position(|byte| *byte == 0)
-        .ok_or(Errno::EINVAL)?;
+        .unwrap_or(field.len());
     std::str::from_utf8(&field[..end]).map_err(|_| Errno::EINVAL)
+}
+
+impl Ctl {
+    fn create(&self, arg: &VmmctlVmCreate) -> Result<(), Errno> {
+        let unknown = arg.flags & !self.system.release.create_flags();
+        if unknown != 0 || arg.reserved.iter().any(|word| *word != 0) {
+            return Err(Errno::EINVAL);
+        }
+        let vm = Soft::create(name_of(&arg.name)?, self.system.options.clone())?;
+        if arg.flags & VMMCTL_CREATE_DESTROY_ON_CLOSE != 0 {
+            let mut on_close = self.on_close.lock().unwrap_or_else(PoisonError::into_inner);
+            on_close.push(vm);
+        }
+        Ok(())
+    }
 }
 
 impl Node for Ctl {
     fn ioctl(&self, request: u64, arg: &mut [u8], _buffers: &mut [&mut [u8]]) -> Result<(), Errno> {
         match request {
             VMMCTL_VM_CREATE => {
-                let arg = VmmctlVmCreate::read_from_bytes(arg).map_err(|_| Errno::EINVAL)?;
-                Soft::create(name_of(&arg.name)?, self.options.clone()).map(drop)
+                self.create(&VmmctlVmCreate::read_from_bytes(arg).map_err(|_| Errno::EINVAL)?)
             }
             VMMCTL_VM_DESTROY => {
                 let arg = VmmctlVmDestroy::read_from_bytes(arg).map_err(|_| Errno::EINVAL)?;
+                if arg.reserved.iter().any(|word| *word != 0) {
+                    return Err(Errno::EINVAL);
+                }
                 ::vmm::destroy(name_of(&arg.name)?)
             }
             _ => Err(Errno::ENOTTY),
@@ -118,114 +183,20 @@ impl Node for Ctl {
     }
 }
 
-/// /dev/vmm.io/NAME.SEGMENT.
-struct DevmemNode {
-    vm: Soft,
-    segment: String,
-}
-
-impl Node for DevmemNode {
-    fn ioctl(
-        &self,
-        _request: u64,
-        _arg: &mut [u8],
-        _buffers: &mut [&mut [u8]],
-    ) -> Result<(), Errno> {
-        Err(Errno::ENOTTY)
-    }
-
-    fn mmap(&self, offset: u64, len: u64) -> Result<HostMapping, Errno> {
-        if offset != 0 {
-            return Err(Errno::EINVAL);
+impl Drop for Ctl {
+    fn drop(&mut self) {
+        let on_close = self
+            .on_close
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner);
+        for vm in on_close.drain(..) {
+            let name = vm.vm().name();
+            // It may be gone already, and the name another VM's.
+            let same = ::vmm::lookup(name).is_ok_and(|found| Arc::ptr_eq(&found, vm.vm()));
+            if same && let Err(errno) = ::vmm::destroy(name) {
+                log::debug!("{name}: destroy on close: {errno}");
+            }
         }
-        self.vm.map_devmem(&self.segment, len)
-    }
-}
-
-/// /dev/vmm/NAME.
-struct VmNode {
-    vm: Soft,
-    release: Release,
-}
-
-/// Segment numbers as a kernel of FreeBSD 15 takes those of 14.
-fn segid_from_14(segid: i32) -> Result<i32, Errno> {
-    match segid {
-        VM_SYSMEM => Ok(VM_SYSMEM),
-        1..v14::VM_MAX_MEMSEGS => Ok(segid + 7),
-        _ => Err(Errno::EINVAL),
-    }
-}
-
-impl VmNode {
-    fn ioctl_14(
-        &self,
-        request: u64,
-        arg: &mut [u8],
-        buffers: &mut [&mut [u8]],
-    ) -> Result<(), Errno> {
-        match request {
-            v14::VM_ALLOC_MEMSEG => self.memseg(VM_ALLOC_MEMSEG, arg),
-            v14::VM_GET_MEMSEG => self.memseg(VM_GET_MEMSEG, arg),
-            VM_ALLOC_MEMSEG | VM_GET_MEMSEG => Err(Errno::ENOTTY),
-            VM_MMAP_MEMSEG | VM_MMAP_GETNEXT => self.mmap(request, arg),
-            VM_RUN => self.run(arg, buffers),
-            _ => self.vm.ioctl(request, arg, buffers),
-        }
-    }
-
-    fn memseg(&self, request: u64, arg: &mut [u8]) -> Result<(), Errno> {
-        let mut old = v14::VmMemseg::read_from_bytes(arg).map_err(|_| Errno::EINVAL)?;
-        let segid = segid_from_14(old.segid)?;
-        let mut new = VmMemseg {
-            segid,
-            len: old.len,
-            name: old.name,
-            ..Default::default()
-        };
-        self.vm.ioctl(request, new.as_mut_bytes(), &mut [])?;
-        (old.len, old.name) = (new.len, new.name);
-        old.write_to(arg).map_err(|_| Errno::EINVAL)
-    }
-
-    fn mmap(&self, request: u64, arg: &mut [u8]) -> Result<(), Errno> {
-        let mut map = VmMemmap::read_from_bytes(arg).map_err(|_| Errno::EINVAL)?;
-        if request == VM_MMAP_MEMSEG {
-            map.segid = segid_from_14(map.segid)?;
-        }
-        self.vm.ioctl(request, map.as_mut_bytes(), &mut [])?;
-        if map.segid != VM_SYSMEM {
-            map.segid -= 7;
-        }
-        map.write_to(arg).map_err(|_| Errno::EINVAL)
-    }
-
-    /// The exit without what FreeBSD 14 does not have.
-    fn run(&self, arg: &mut [u8], buffers: &mut [&mut [u8]]) -> Result<(), Errno> {
-        self.vm.ioctl(VM_RUN, arg, buffers)?;
-        let [_, exit] = buffers else {
-            return Err(Errno::EINVAL);
-        };
-        let (exit, _) = VmExit::mut_from_prefix(exit).map_err(|_| Errno::EINVAL)?;
-        if exit.exitcode == VM_EXITCODE_INOUT_STR {
-            let old: v14::VmInoutStr = exit.u.get();
-            exit.u.set(old);
-        }
-        Ok(())
-    }
-}
-
-impl Node for VmNode {
-    fn ioctl(&self, request: u64, arg: &mut [u8], buffers: &mut [&mut [u8]]) -> Result<(), Errno> {
-        match self.release {
-            Release::Thirteen => Err(Errno::ENOTTY),
-            Release::Fourteen => self.ioctl_14(request, arg, buffers),
-            Release::Fifteen => self.vm.ioctl(request, arg, buffers),
-        }
-    }
-
-    fn mmap(&self, offset: u64, len: u64) -> Result<HostMapping, Errno> {
-        self.vm.map_sysmem(offset, len)
     }
 }
 
@@ -233,3 +204,6 @@ impl Node for VmNode {
 pub fn system(release: Release, options: &::vmm::Options) -> Arc<dyn System> {
     Arc::new(StandIn::new(release, options.clone()))
 }
+
+#[cfg(test)]
+mod tests;

@@ -19,6 +19,13 @@ pub trait System: Send + Sync {
     fn sysctl_write(&self, name: &str, value: &str) -> Result<(), Errno>;
     /// sysctlbyname(3): gets a 32-bit number.
     fn sysctl_u32(&self, name: &str) -> Result<u32, Errno>;
+    /// sysctlbyname(3): gets a 64-bit number.
+    fn sysctl_u64(&self, name: &str) -> Result<u64, Errno>;
+
+    /// Whether this is a stand-in, whose VMs are the software vmm's and live in this process.
+    fn is_stand_in(&self) -> bool {
+        false
+    }
 }
 
 /// An open device.
@@ -27,6 +34,9 @@ pub trait Node: Send + Sync {
     fn ioctl(&self, request: u64, arg: &mut [u8], buffers: &mut [&mut [u8]]) -> Result<(), Errno>;
     /// mmap(2), readable, writable and shared.
     fn mmap(&self, offset: u64, len: u64) -> Result<HostMapping, Errno>;
+
+    /// Says that guest memory was written through a mapping. Real processors see that by themselves; a stand-in's do not.
+    fn memory_written(&self, _gpa: u64, _len: u64) {}
 }
 
 /// The host that this process runs on.
@@ -66,23 +76,12 @@ impl System for Host {
 
     #[cfg(target_os = "freebsd")]
     fn sysctl_u32(&self, name: &str) -> Result<u32, Errno> {
-        let name = std::ffi::CString::new(name).map_err(|_| Errno::EINVAL)?;
-        let (mut value, mut len) = (0u32, size_of::<u32>());
-        // SAFETY: the name is NUL-terminated, and the kernel writes at most `len` bytes to the value.
-        let result = unsafe {
-            libc::sysctlbyname(
-                name.as_ptr(),
-                (&raw mut value).cast(),
-                &raw mut len,
-                std::ptr::null(),
-                0,
-            )
-        };
-        if result == 0 {
-            Ok(value)
-        } else {
-            Err(Errno::last())
-        }
+        sysctl_bytes(name).map(u32::from_ne_bytes)
+    }
+
+    #[cfg(target_os = "freebsd")]
+    fn sysctl_u64(&self, name: &str) -> Result<u64, Errno> {
+        sysctl_bytes(name).map(u64::from_ne_bytes)
     }
 
     /// Other systems have no such variables.
@@ -95,6 +94,34 @@ impl System for Host {
     #[cfg(not(target_os = "freebsd"))]
     fn sysctl_u32(&self, _name: &str) -> Result<u32, Errno> {
         Err(Errno::ENOENT)
+    }
+
+    /// Other systems have no such variables.
+    #[cfg(not(target_os = "freebsd"))]
+    fn sysctl_u64(&self, _name: &str) -> Result<u64, Errno> {
+        Err(Errno::ENOENT)
+    }
+}
+
+/// The value of a variable that has `N` bytes; `EINVAL` if it has another size.
+#[cfg(target_os = "freebsd")]
+fn sysctl_bytes<const N: usize>(name: &str) -> Result<[u8; N], Errno> {
+    let name = std::ffi::CString::new(name).map_err(|_| Errno::EINVAL)?;
+    let (mut value, mut len) = ([0u8; N], N);
+    // SAFETY: the name is NUL-terminated, and the kernel writes at most `len` bytes to the value.
+    let result = unsafe {
+        libc::sysctlbyname(
+            name.as_ptr(),
+            value.as_mut_ptr().cast(),
+            &raw mut len,
+            std::ptr::null(),
+            0,
+        )
+    };
+    match result {
+        0 if len == N => Ok(value),
+        0 => Err(Errno::EINVAL),
+        _ => Err(Errno::last()),
     }
 }
 

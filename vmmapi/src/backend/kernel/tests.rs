@@ -76,6 +76,11 @@ impl System for Recorder {
             _ => Err(Errno::ENOENT),
         }
     }
+
+    fn sysctl_u64(&self, name: &str) -> Result<u64, Errno> {
+        self.note(Call::Sysctl(name.to_owned(), String::new()));
+        Ok(if self.ctl { 2_100_000_000 } else { 0 })
+    }
 }
 
 impl Node for Recorder {
@@ -278,4 +283,17 @@ fn names_that_are_no_file_names_reach_no_path() {
     let (recorder, system) = Recorder::new(1_500_068, true);
     assert!(Kernel::open(system, "../mem").is_err());
     assert_eq!(recorder.take(), []);
+}
+
+#[test]
+fn the_tsc_has_the_rate_of_the_hosts() {
+    let (recorder, system) = Recorder::new(1_500_068, true);
+    let kernel = Kernel::open(system, "vm").expect("opened");
+    recorder.take();
+    assert_eq!(kernel.tsc_hz(), Some(2_100_000_000));
+    let asked = Call::Sysctl("machdep.tsc_freq".into(), String::new());
+    assert_eq!(recorder.take(), [asked]);
+    let (_, unknown) = Recorder::new(1_403_000, false);
+    let kernel = Kernel::open(unknown, "vm").expect("opened");
+    assert_eq!(kernel.tsc_hz(), None);
 }
