@@ -48,129 +48,134 @@ fn shape(text: &str) -> String {
 
 #[test]
 fn registers() {
-    let bench = Bench::new();
-    let _guest = running(&bench);
-    assert_eq!(
-        ctl(&bench, &["--get-cr0"]),
-        "cr0[0]\t\t0x0000000000000033\n"
-    );
-    assert_eq!(ctl(&bench, &["--get-cs"]).len(), "cs[0]\t\t0x0010\n".len());
-    assert!(ctl(&bench, &["--get-rip"]).starts_with("rip[0]\t\t0x00000000001"));
-    assert!(
-        ctl(&bench, &["--get-desc-cs"])
-            .starts_with("cs desc[0]\t0x0000000000000000/0xffffffff/0x0000c09")
-    );
-    assert_eq!(ctl(&bench, &["--get-desc-idtr"]).matches('/').count(), 1);
-    // Registers of a vCPU that was never started are those of a reset.
-    assert_eq!(
-        ctl(&bench, &["--cpu=1", "--get-rdx"]).trim_end().len(),
-        "rdx[1]\t\t0x0000000000000000".len()
-    );
-    // Several in one call, in the order of the usage text.
-    let both = ctl(&bench, &["--get-rflags", "--get-rax"]);
-    assert!(
-        both.starts_with("rax[0]\t\t0x") && both.contains("\nrflags[0]\t\t0x"),
-        "{both}"
-    );
+    for bench in Bench::for_each_vmm() {
+        let _guest = running(&bench);
+        assert_eq!(
+            ctl(&bench, &["--get-cr0"]),
+            "cr0[0]\t\t0x0000000000000033\n"
+        );
+        assert_eq!(ctl(&bench, &["--get-cs"]).len(), "cs[0]\t\t0x0010\n".len());
+        assert!(ctl(&bench, &["--get-rip"]).starts_with("rip[0]\t\t0x00000000001"));
+        assert!(
+            ctl(&bench, &["--get-desc-cs"])
+                .starts_with("cs desc[0]\t0x0000000000000000/0xffffffff/0x0000c09")
+        );
+        assert_eq!(ctl(&bench, &["--get-desc-idtr"]).matches('/').count(), 1);
+        // Registers of a vCPU that was never started are those of a reset.
+        assert_eq!(
+            ctl(&bench, &["--cpu=1", "--get-rdx"]).trim_end().len(),
+            "rdx[1]\t\t0x0000000000000000".len()
+        );
+        // Several in one call, in the order of the usage text.
+        let both = ctl(&bench, &["--get-rflags", "--get-rax"]);
+        assert!(
+            both.starts_with("rax[0]\t\t0x") && both.contains("\nrflags[0]\t\t0x"),
+            "{both}"
+        );
+    }
 }
 
 #[test]
 fn registers_can_be_set() {
-    let bench = Bench::new();
-    let _guest = running(&bench);
-    // The guest does not use DR0.
-    assert_eq!(
-        ctl(&bench, &["--set-dr0=0x1234", "--get-dr0"]),
-        "dr0[0]\t\t0x0000000000001234\n"
-    );
-    let gs = [
-        "--desc-base=0x5000",
-        "--desc-limit=0xff",
-        "--desc-access=0x93",
-        "--set-desc-gs",
-        "--get-desc-gs",
-    ];
-    assert_eq!(
-        ctl(&bench, &gs),
-        "gs desc[0]\t0x0000000000005000/0x000000ff/0x00000093\n"
-    );
+    for bench in Bench::for_each_vmm() {
+        let _guest = running(&bench);
+        // The guest does not use DR0.
+        assert_eq!(
+            ctl(&bench, &["--set-dr0=0x1234", "--get-dr0"]),
+            "dr0[0]\t\t0x0000000000001234\n"
+        );
+        let gs = [
+            "--desc-base=0x5000",
+            "--desc-limit=0xff",
+            "--desc-access=0x93",
+            "--set-desc-gs",
+            "--get-desc-gs",
+        ];
+        assert_eq!(
+            ctl(&bench, &gs),
+            "gs desc[0]\t0x0000000000005000/0x000000ff/0x00000093\n"
+        );
+    }
 }
 
 #[test]
 fn the_machine() {
-    let bench = Bench::new();
-    let _guest = running(&bench);
-    assert_eq!(ctl(&bench, &["--get-active-cpus"]), "active cpus:\t 0, 1\n");
-    assert_eq!(
-        ctl(&bench, &["--get-suspended-cpus"]),
-        "suspended cpus:\t (none)\n"
-    );
-    let topology = ctl(&bench, &["--get-cpu-topology"]);
-    assert!(
-        topology.starts_with("cpu_topology:\tsockets=1, cores=2, threads=1, maxcpus="),
-        "{topology}"
-    );
-    assert_eq!(
-        ctl(&bench, &["--get-memseg"]),
-        "ID  Length      Name\n0   65536KB     sysmem\n"
-    );
-    let memmap = "Address     Length      Segment     Offset      Prot  Flags\n\
+    for bench in Bench::for_each_vmm() {
+        let _guest = running(&bench);
+        assert_eq!(ctl(&bench, &["--get-active-cpus"]), "active cpus:\t 0, 1\n");
+        assert_eq!(
+            ctl(&bench, &["--get-suspended-cpus"]),
+            "suspended cpus:\t (none)\n"
+        );
+        let topology = ctl(&bench, &["--get-cpu-topology"]);
+        assert!(
+            topology.starts_with("cpu_topology:\tsockets=1, cores=2, threads=1, maxcpus="),
+            "{topology}"
+        );
+        assert_eq!(
+            ctl(&bench, &["--get-memseg"]),
+            "ID  Length      Name\n0   65536KB     sysmem\n"
+        );
+        let memmap = "Address     Length      Segment     Offset      Prot  Flags\n\
                   0           65536KB     sysmem      0           RWX   \n";
-    assert_eq!(ctl(&bench, &["--get-memmap"]), memmap);
-    assert_eq!(
-        ctl(&bench, &["--capname=hlt_exit", "--getcap"]),
-        "Capability \"hlt_exit\" is not set on vcpu 0\n"
-    );
-    assert!(ctl(&bench, &["--get-rtc-time"]).starts_with("rtc time 0x"));
-    assert_eq!(
-        shape(&ctl(&bench, &["--rtc-nvram-offset=20", "--get-rtc-nvram"])),
-        "rtc nvram[###]: #x##"
-    );
+        assert_eq!(ctl(&bench, &["--get-memmap"]), memmap);
+        assert_eq!(
+            ctl(&bench, &["--capname=hlt_exit", "--getcap"]),
+            "Capability \"hlt_exit\" is not set on vcpu 0\n"
+        );
+        assert!(ctl(&bench, &["--get-rtc-time"]).starts_with("rtc time 0x"));
+        assert_eq!(
+            shape(&ctl(&bench, &["--rtc-nvram-offset=20", "--get-rtc-nvram"])),
+            "rtc nvram[###]: #x##"
+        );
+    }
 }
 
 /// vm-bhyve takes the third word of this line for a number of bytes.
 #[test]
 fn statistics() {
-    let bench = Bench::new();
-    let _guest = running(&bench);
-    let stats = ctl(&bench, &["--get-stats"]);
-    assert!(stats.starts_with("vcpu0 stats:\n"), "{stats}");
-    let resident = stats
-        .lines()
-        .find(|l| l.contains("Resident memory"))
-        .expect("resident memory");
-    let bytes: u64 = resident
-        .split_whitespace()
-        .nth(2)
-        .expect("a third word")
-        .parse()
-        .expect("a number");
-    assert!((4096..64 << 20).contains(&bytes), "{resident}");
-    assert_eq!(
-        resident.find('\t'),
-        Some(40),
-        "names are padded to 40 columns: {resident}"
-    );
+    for bench in Bench::for_each_vmm() {
+        let _guest = running(&bench);
+        let stats = ctl(&bench, &["--get-stats"]);
+        assert!(stats.starts_with("vcpu0 stats:\n"), "{stats}");
+        let resident = stats
+            .lines()
+            .find(|l| l.contains("Resident memory"))
+            .expect("resident memory");
+        let bytes: u64 = resident
+            .split_whitespace()
+            .nth(2)
+            .expect("a third word")
+            .parse()
+            .expect("a number");
+        assert!((4096..64 << 20).contains(&bytes), "{resident}");
+        assert_eq!(
+            resident.find('\t'),
+            Some(40),
+            "names are padded to 40 columns: {resident}"
+        );
+    }
 }
 
 #[test]
 fn all_of_it() {
-    let bench = Bench::new();
-    let mut guest = running(&bench);
-    let all = ctl(&bench, &["--get-all"]);
-    for part in [
-        "efer[0]",
-        "gdtr[0]",
-        "tr[0]",
-        "x2apic_state[0]",
-        "pending:\tn/a",
-        "active cpus:",
-        "vcpu0 stats:",
-        "cpu_topology:",
-    ] {
-        assert!(all.contains(part), "{part} is not in\n{all}");
+    for bench in Bench::for_each_vmm() {
+        let mut guest = running(&bench);
+        let all = ctl(&bench, &["--get-all"]);
+        for part in [
+            "efer[0]",
+            "gdtr[0]",
+            "tr[0]",
+            "x2apic_state[0]",
+            "pending:\tn/a",
+            "active cpus:",
+            "vcpu0 stats:",
+            "cpu_topology:",
+        ] {
+            assert!(all.contains(part), "{part} is not in\n{all}");
+        }
+        guest.expect("\n");
     }
-    guest.expect("\n");
 }
 
 /// Clients search this text for options.

@@ -67,55 +67,57 @@ fn lines(text: &str) -> Vec<(String, u32)> {
 
 #[test]
 fn a_suspended_guest_goes_on_in_a_new_process() {
-    let bench = Bench::new();
-    let mut first = start(&bench, &guests::nonce(), &[]);
-    for _ in 0..5 {
-        first.expect("\n");
+    for bench in Bench::for_each_vmm() {
+        let mut first = start(&bench, &guests::nonce(), &[]);
+        for _ in 0..5 {
+            first.expect("\n");
+        }
+        ctl(&bench, &["--vm=vm", "--suspend=state"]);
+        assert_eq!(first.wait().code(), Some(0));
+        let mut second = bench.start(&["-r", "state"]);
+        for _ in 0..5 {
+            second.expect("\n");
+        }
+        // Nothing of the console is lost or repeated: the two halves are one text.
+        let all = lines(&format!("{}{}", first.console(), second.console()));
+        let nonces: BTreeSet<_> = all.iter().map(|l| &l.0).collect();
+        assert_eq!(nonces.len(), 1, "{all:?}");
+        assert!(all.iter().zip(1..).all(|(line, n)| line.1 == n), "{all:?}");
+        // The nonce does tell a guest that was started anew.
+        drop(second);
+        let mut anew = start(&bench, &guests::nonce(), &[]);
+        anew.expect("\n");
+        assert_ne!(lines(&anew.console())[0].0, all[0].0);
     }
-    ctl(&bench, &["--vm=vm", "--suspend=state"]);
-    assert_eq!(first.wait().code(), Some(0));
-    let mut second = bench.start(&["-r", "state"]);
-    for _ in 0..5 {
-        second.expect("\n");
-    }
-    // Nothing of the console is lost or repeated: the two halves are one text.
-    let all = lines(&format!("{}{}", first.console(), second.console()));
-    let nonces: BTreeSet<_> = all.iter().map(|l| &l.0).collect();
-    assert_eq!(nonces.len(), 1, "{all:?}");
-    assert!(all.iter().zip(1..).all(|(line, n)| line.1 == n), "{all:?}");
-    // The nonce does tell a guest that was started anew.
-    drop(second);
-    let mut anew = start(&bench, &guests::nonce(), &[]);
-    anew.expect("\n");
-    assert_ne!(lines(&anew.console())[0].0, all[0].0);
 }
 
 #[test]
 fn memory_is_of_one_moment() {
-    let bench = Bench::new();
-    let mut guest = start(&bench, &guests::dirty(PAGES), &[]);
-    for round in 0..5 {
-        guest.expect("B");
-        let name = format!("c{round}");
-        ctl(&bench, &["--vm=vm", &format!("--checkpoint={name}")]);
-        assert!(guest.is_running());
-        let bytes = window(&bench, &name);
-        assert!(
-            guests::is_step_shaped(&bytes),
-            "checkpoint {round}: {bytes:?}"
-        );
-    }
-    ctl(&bench, &["--vm=vm", "--suspend", "s0"]);
-    assert_eq!(guest.wait().code(), Some(0));
-    for round in 0..5 {
-        let mut guest = bench.start(&["-r", &format!("s{round}")]);
-        guest.expect("B");
-        ctl(&bench, &["--vm=vm", &format!("--suspend=s{}", round + 1)]);
+    for bench in Bench::for_each_vmm() {
+        let mut guest = start(&bench, &guests::dirty(PAGES), &[]);
+        for round in 0..5 {
+            guest.expect("B");
+            let name = format!("c{round}");
+            ctl(&bench, &["--vm=vm", &format!("--checkpoint={name}")]);
+            assert!(guest.is_running());
+            let bytes = window(&bench, &name);
+            assert!(
+                guests::is_step_shaped(&bytes),
+                "checkpoint {round}: {bytes:?}"
+            );
+        }
+        ctl(&bench, &["--vm=vm", "--suspend", "s0"]);
         assert_eq!(guest.wait().code(), Some(0));
-        assert!(
-            guests::is_step_shaped(&window(&bench, &format!("s{}", round + 1))),
-            "restored {round} times"
-        );
+        for round in 0..5 {
+            let mut guest = bench.start(&["-r", &format!("s{round}")]);
+            guest.expect("B");
+            ctl(&bench, &["--vm=vm", &format!("--suspend=s{}", round + 1)]);
+            assert_eq!(guest.wait().code(), Some(0));
+            assert!(
+                guests::is_step_shaped(&window(&bench, &format!("s{}", round + 1))),
+                "restored {round} times"
+            );
+        }
     }
 }
 
@@ -176,72 +178,73 @@ fn memory_is_wired_and_in_core_dumps_if_asked_for() {
 
 #[test]
 fn a_state_without_disks_may_be_resumed_again_and_again() {
-    let bench = Bench::new();
-    let mut guest = start(&bench, &guests::nonce(), &[]);
-    guest.expect("\n");
-    ctl(&bench, &["--suspend=state", "--vm=vm"]);
-    guest.wait();
-    let first_line = |mut guest: Guest| {
+    for bench in Bench::for_each_vmm() {
+        let mut guest = start(&bench, &guests::nonce(), &[]);
         guest.expect("\n");
-        guest.expect("\n");
-        lines(&guest.console())[0].clone()
-    };
-    assert_eq!(
-        first_line(bench.start(&["-r", "state"])),
-        first_line(bench.start(&["-r", "state"]))
-    );
+        ctl(&bench, &["--suspend=state", "--vm=vm"]);
+        guest.wait();
+        let first_line = |mut guest: Guest| {
+            guest.expect("\n");
+            guest.expect("\n");
+            lines(&guest.console())[0].clone()
+        };
+        assert_eq!(
+            first_line(bench.start(&["-r", "state"])),
+            first_line(bench.start(&["-r", "state"]))
+        );
+    }
 }
 
 #[test]
 fn the_new_process_may_have_another_name() {
-    let bench = Bench::new();
-    let mut guest = start(&bench, &guests::nonce(), &[]);
-    guest.expect("\n");
-    ctl(&bench, &["--suspend=state", "--vm=vm"]);
-    guest.wait();
-    let mut guest = bench.start(&["-r", "state", "other"]);
-    guest.expect("\n");
-    ctl(&bench, &["--vm=other", "--force-poweroff"]);
-    assert_eq!(guest.wait().code(), Some(1));
+    for bench in Bench::for_each_vmm() {
+        let mut guest = start(&bench, &guests::nonce(), &[]);
+        guest.expect("\n");
+        ctl(&bench, &["--suspend=state", "--vm=vm"]);
+        guest.wait();
+        let mut guest = bench.start(&["-r", "state", "other"]);
+        guest.expect("\n");
+        ctl(&bench, &["--vm=other", "--force-poweroff"]);
+        assert_eq!(guest.wait().code(), Some(1));
+    }
 }
 
 #[test]
 fn files_are_private_and_sparse() {
-    let bench = Bench::new();
-    let mut guest = start(&bench, &guests::nonce(), &[]);
-    guest.expect("\n");
-    ctl(&bench, &["--vm=vm", "--suspend=state"]);
-    guest.wait();
-    for name in ["state", "state.kern", "state.dev", "state.meta"] {
-        let mode = std::fs::metadata(bench.path(name)).unwrap().mode();
-        assert_eq!(mode & 0o077, 0, "{name} can be read by others");
+    for bench in Bench::for_each_vmm() {
+        let mut guest = start(&bench, &guests::nonce(), &[]);
+        guest.expect("\n");
+        ctl(&bench, &["--vm=vm", "--suspend=state"]);
+        guest.wait();
+        for name in ["state", "state.kern", "state.dev", "state.meta"] {
+            let mode = std::fs::metadata(bench.path(name)).unwrap().mode();
+            assert_eq!(mode & 0o077, 0, "{name} can be read by others");
+        }
+        let memory = std::fs::metadata(bench.path("state")).unwrap();
+        assert_eq!(memory.size(), 64 << 20);
+        assert!(
+            memory.blocks() * 512 < 1 << 20,
+            "{} bytes for a guest that used three pages",
+            memory.blocks() * 512
+        );
+        let info = ctl(&bench, &["--checkpoint-info=state"]);
+        assert!(
+            info.contains("vm") && info.contains("lpc@pci.0.31.0"),
+            "{info}"
+        );
+        let json: serde_json::Value =
+            serde_json::from_str(&ctl(&bench, &["--checkpoint-info=state", "--json"]))
+                .expect("JSON");
+        assert!(json.is_object());
+        ctl(&bench, &["--checkpoint-verify=state"]);
     }
-    let memory = std::fs::metadata(bench.path("state")).unwrap();
-    assert_eq!(memory.size(), 64 << 20);
-    assert!(
-        memory.blocks() * 512 < 1 << 20,
-        "{} bytes for a guest that used three pages",
-        memory.blocks() * 512
-    );
-    let info = ctl(&bench, &["--checkpoint-info=state"]);
-    assert!(
-        info.contains("vm") && info.contains("lpc@pci.0.31.0"),
-        "{info}"
-    );
-    let json: serde_json::Value =
-        serde_json::from_str(&ctl(&bench, &["--checkpoint-info=state", "--json"])).expect("JSON");
-    assert!(json.is_object());
-    ctl(&bench, &["--checkpoint-verify=state"]);
 }
 
 /// A guest of `bench` that is saved and restored in place every `every` exits, and says at its end how often.
-fn start_pulsed(bench: &Bench, program: &[u8], clock: &str, every: u32) -> Guest {
+fn start_pulsed(bench: &Bench, program: &[u8], more: &[&str], every: u32) -> Guest {
     let mut args = options(&bench.kernel("guest", program));
-    let variables = [
-        format!("vmm.clock={clock}"),
-        format!("snapshot.pulse={every}"),
-    ];
-    args.extend(variables.into_iter().flat_map(|v| ["-o".into(), v]));
+    args.extend(["-o".into(), format!("snapshot.pulse={every}")]);
+    args.extend(more.iter().map(|s| s.to_string()));
     args.push("vm".into());
     let mut command = bench.bhyve(&args);
     command.env("BHYVE_LOG", "info");
@@ -250,8 +253,9 @@ fn start_pulsed(bench: &Bench, program: &[u8], clock: &str, every: u32) -> Guest
 
 #[test]
 fn a_guest_does_not_notice_that_it_is_saved_and_restored_in_place() {
-    for clock in ["host", "instructions"] {
-        let bench = Bench::new();
+    let by_instructions = ["-o", "vmm.clock=instructions"];
+    let on_each = Bench::for_each_vmm().map(|bench| (bench, &[][..]));
+    for (bench, clock) in on_each.chain([(Bench::new(), &by_instructions[..])]) {
         let mut guest = start_pulsed(&bench, &guests::nonce(), clock, 40);
         for _ in 0..200 {
             guest.expect("\n");

@@ -2,9 +2,16 @@
 
 use vmm_tests::{Bench, Guest, guests};
 
-/// Runs `program` with two vCPUs to its end.
+/// Runs `program` with two vCPUs to its end, on each vmm, and demands the same of all.
 fn status(program: &[u8], options: &[&str]) -> i32 {
-    let bench = Bench::new();
+    let all: Vec<i32> = Bench::for_each_vmm()
+        .map(|bench| status_on(&bench, program, options))
+        .collect();
+    assert!(all.windows(2).all(|pair| pair[0] == pair[1]), "{all:?}");
+    all[0]
+}
+
+fn status_on(bench: &Bench, program: &[u8], options: &[&str]) -> i32 {
     let kernel = format!("boot.kernel={}", bench.kernel("guest", program));
     let mut args = vec![
         "-c",
@@ -68,20 +75,22 @@ fn running(bench: &Bench) -> Guest {
 #[test]
 fn forced_ends_are_the_same() {
     for (option, expected) in [("--force-reset", 0), ("--force-poweroff", 1)] {
-        let bench = Bench::new();
-        let mut guest = running(&bench);
-        let output = bench.ctl(&["--vm=vm", option]);
-        assert!(output.status.success(), "{output:?}");
-        assert_eq!(guest.wait().code(), Some(expected), "{option}");
+        for bench in Bench::for_each_vmm() {
+            let mut guest = running(&bench);
+            let output = bench.ctl(&["--vm=vm", option]);
+            assert!(output.status.success(), "{output:?}");
+            assert_eq!(guest.wait().code(), Some(expected), "{option}");
+        }
     }
 }
 
 #[test]
 fn destroy_ends_the_vm() {
-    let bench = Bench::new();
-    let mut guest = running(&bench);
-    assert!(bench.ctl(&["--vm=vm", "--destroy"]).status.success());
-    assert_eq!(guest.wait().code(), Some(4));
-    let again = bench.ctl(&["--vm=vm", "--destroy"]);
-    assert_eq!(again.status.code(), Some(1), "{again:?}");
+    for bench in Bench::for_each_vmm() {
+        let mut guest = running(&bench);
+        assert!(bench.ctl(&["--vm=vm", "--destroy"]).status.success());
+        assert_eq!(guest.wait().code(), Some(4));
+        let again = bench.ctl(&["--vm=vm", "--destroy"]);
+        assert_eq!(again.status.code(), Some(1), "{again:?}");
+    }
 }

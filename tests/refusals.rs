@@ -111,16 +111,17 @@ fn memory_that_cannot_be_wired() {
 
 #[test]
 fn a_name_in_use() {
-    let bench = Bench::new();
-    let mut guest = running(&bench, "vm");
-    let kernel = format!("boot.kernel={}", bench.text("guest"));
-    refused(
-        &bench.run(&with(&["-m", "64M", "-o", &kernel, "vm"])),
-        4,
-        &["vm", "in use"],
-    );
-    assert!(guest.is_running());
-    guest.expect("\n");
+    for bench in Bench::for_each_vmm() {
+        let mut guest = running(&bench, "vm");
+        let kernel = format!("boot.kernel={}", bench.text("guest"));
+        refused(
+            &bench.run(&with(&["-m", "64M", "-o", &kernel, "vm"])),
+            4,
+            &["vm", "in use"],
+        );
+        assert!(guest.is_running());
+        guest.expect("\n");
+    }
 }
 
 #[test]
@@ -142,48 +143,50 @@ fn vms_that_are_not_there() {
 
 #[test]
 fn a_checkpoint_that_cannot_be_written() {
-    let bench = Bench::new();
-    let mut guest = running(&bench, "vm");
-    let good = bench.ctl(&["--vm=vm", "--checkpoint=state"]);
-    assert!(good.status.success(), "{good:?}");
-    refused(
-        &bench.ctl(&["--vm=vm", "--suspend=/nowhere/at/all/state"]),
-        1,
-        &["/nowhere/at/all"],
-    );
-    // A directory has the name that the memory is to have.
-    std::fs::create_dir(bench.path("dir.new")).unwrap();
-    refused(&bench.ctl(&["--vm=vm", "--suspend=dir"]), 1, &["dir"]);
-    guest.expect("\n");
-    assert!(guest.is_running());
-    let verified = bench.ctl(&["--checkpoint-verify=state"]);
-    assert!(verified.status.success(), "{verified:?}");
+    for bench in Bench::for_each_vmm() {
+        let mut guest = running(&bench, "vm");
+        let good = bench.ctl(&["--vm=vm", "--checkpoint=state"]);
+        assert!(good.status.success(), "{good:?}");
+        refused(
+            &bench.ctl(&["--vm=vm", "--suspend=/nowhere/at/all/state"]),
+            1,
+            &["/nowhere/at/all"],
+        );
+        // A directory has the name that the memory is to have.
+        std::fs::create_dir(bench.path("dir.new")).unwrap();
+        refused(&bench.ctl(&["--vm=vm", "--suspend=dir"]), 1, &["dir"]);
+        guest.expect("\n");
+        assert!(guest.is_running());
+        let verified = bench.ctl(&["--checkpoint-verify=state"]);
+        assert!(verified.status.success(), "{verified:?}");
+    }
 }
 
 #[test]
 fn a_full_disk() {
-    let bench = Bench::new();
-    let mount = bench.path("full");
-    std::fs::create_dir(&mount).unwrap();
-    let mounted = std::process::Command::new("mount")
-        .args(["-t", "tmpfs", "-o", "size=16k", "none"])
-        .arg(&mount)
-        .output();
-    if !mounted.is_ok_and(|o| o.status.success()) {
-        eprintln!("skipped: this user cannot mount a small file system");
-        return;
+    for bench in Bench::for_each_vmm() {
+        let mount = bench.path("full");
+        std::fs::create_dir(&mount).unwrap();
+        let mounted = std::process::Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=16k", "none"])
+            .arg(&mount)
+            .output();
+        if !mounted.is_ok_and(|o| o.status.success()) {
+            eprintln!("skipped: this user cannot mount a small file system");
+            return;
+        }
+        let mut guest = running(&bench, "vm");
+        let output = bench.ctl(&["--vm=vm", "--suspend=full/state"]);
+        let left = std::fs::read_dir(&mount).unwrap().count();
+        let unmounted = std::process::Command::new("umount").arg(&mount).status();
+        refused(&output, 1, &["state", "No space left"]);
+        assert_eq!(left, 0, "something is left of the checkpoint that failed");
+        assert!(unmounted.is_ok_and(|s| s.success()));
+        guest.expect("\n");
+        let good = bench.ctl(&["--vm=vm", "--suspend=state"]);
+        assert!(good.status.success(), "{good:?}");
+        assert_eq!(guest.wait().code(), Some(0));
     }
-    let mut guest = running(&bench, "vm");
-    let output = bench.ctl(&["--vm=vm", "--suspend=full/state"]);
-    let left = std::fs::read_dir(&mount).unwrap().count();
-    let unmounted = std::process::Command::new("umount").arg(&mount).status();
-    refused(&output, 1, &["state", "No space left"]);
-    assert_eq!(left, 0, "something is left of the checkpoint that failed");
-    assert!(unmounted.is_ok_and(|s| s.success()));
-    guest.expect("\n");
-    let good = bench.ctl(&["--vm=vm", "--suspend=state"]);
-    assert!(good.status.success(), "{good:?}");
-    assert_eq!(guest.wait().code(), Some(0));
 }
 
 #[test]
@@ -311,29 +314,106 @@ fn flip(entry: &mut String, word: usize) {
 /// Stale memory never meets a newer disk.
 #[test]
 fn disks_that_have_moved_on() {
-    let bench = Bench::new();
-    let disk = bench.text("disk");
-    std::fs::write(&disk, vec![0; 1 << 20]).unwrap();
+    for bench in Bench::for_each_vmm() {
+        let disk = bench.text("disk");
+        std::fs::write(&disk, vec![0; 1 << 20]).unwrap();
+        let kernel = format!("boot.kernel={}", bench.kernel("guest", &guests::nonce()));
+        let slot = format!("3,virtio-blk,{disk}");
+        let mut guest = bench.start(&with(&["-m", "64M", "-o", &kernel, "-s", &slot, "vm"]));
+        guest.expect("\n");
+        assert!(bench.ctl(&["--vm=vm", "--suspend=state"]).status.success());
+        guest.wait();
+        let mut guest = bench.start(&["-r", "state"]);
+        guest.expect("\n");
+        drop(guest);
+        std::fs::write(&disk, vec![1; 1 << 20]).unwrap();
+        refused(
+            &bench.run(&["-r", "state"]),
+            1,
+            &[&disk, "snapshot.disks=force"],
+        );
+        std::fs::write(&disk, vec![1; 2 << 20]).unwrap();
+        refused(&bench.run(&["-r", "state"]), 1, &[&disk]);
+        std::fs::write(&disk, vec![1; 1 << 20]).unwrap();
+        let mut guest = bench.start(&["-o", "snapshot.disks=force", "-r", "state"]);
+        guest.expect("\n");
+    }
+}
+
+/// A kernel without `options BHYVE_SNAPSHOT`, as FreeBSD ships it, saves nothing; that is found out before the guest is
+/// made to wait.
+#[test]
+fn a_generic_kernel() {
+    const LACKS: &str = "options BHYVE_SNAPSHOT";
+    for vmm in [
+        "standin-14-generic",
+        "standin-15-generic",
+        "standin-16-generic",
+    ] {
+        let bench = Bench::on(vmm);
+        let mut guest = start_telling(&bench);
+        for option in ["--checkpoint=state", "--suspend=state"] {
+            refused(&bench.ctl(&["--vm=vm", option]), 1, &["state", LACKS]);
+        }
+        guest.expect("\n");
+        assert!(guest.is_running());
+        assert!(!guest.errors().contains(HELD), "{}", guest.errors());
+        let left = std::fs::read_dir(bench.path("")).unwrap();
+        let left = left.filter(|entry| {
+            let name = entry.as_ref().unwrap().file_name();
+            name.to_string_lossy().starts_with("state")
+        });
+        assert_eq!(left.count(), 0);
+    }
+    // Where it can be done, the guest is held, and says so.
+    let bench = Bench::on("standin-15");
+    let mut guest = start_telling(&bench);
+    let good = bench.ctl(&["--vm=vm", "--suspend=state"]);
+    assert!(good.status.success(), "{good:?}");
+    assert_eq!(guest.wait().code(), Some(0));
+    assert!(guest.errors().contains(HELD), "{}", guest.errors());
+    // Nor can it go on there.
+    let output = bench.run(&["-o", "vmm=standin-15-generic", "-r", "state"]);
+    refused(&output, 1, &[LACKS]);
+}
+
+/// What bhyve(8) says when it makes a guest wait.
+const HELD: &str = "holding the processors";
+
+/// A running guest whose bhyve(8) says what it does.
+fn start_telling(bench: &Bench) -> Guest {
     let kernel = format!("boot.kernel={}", bench.kernel("guest", &guests::nonce()));
-    let slot = format!("3,virtio-blk,{disk}");
-    let mut guest = bench.start(&with(&["-m", "64M", "-o", &kernel, "-s", &slot, "vm"]));
+    let mut command = bench.bhyve(&with(&["-m", "64M", "-o", &kernel, "vm"]));
+    command.env("BHYVE_LOG", "debug");
+    let mut guest = Guest::start(command);
     guest.expect("\n");
-    assert!(bench.ctl(&["--vm=vm", "--suspend=state"]).status.success());
-    guest.wait();
-    let mut guest = bench.start(&["-r", "state"]);
-    guest.expect("\n");
-    drop(guest);
-    std::fs::write(&disk, vec![1; 1 << 20]).unwrap();
-    refused(
-        &bench.run(&["-r", "state"]),
-        1,
-        &[&disk, "snapshot.disks=force"],
-    );
-    std::fs::write(&disk, vec![1; 2 << 20]).unwrap();
-    refused(&bench.run(&["-r", "state"]), 1, &[&disk]);
-    std::fs::write(&disk, vec![1; 1 << 20]).unwrap();
-    let mut guest = bench.start(&["-o", "snapshot.disks=force", "-r", "state"]);
-    guest.expect("\n");
+    guest
+}
+
+/// FreeBSD 13's vmm(4) has another ABI, and is past its end of life.
+#[test]
+fn an_old_kernel() {
+    let bench = Bench::on("standin-13");
+    let kernel = format!("boot.kernel={}", bench.kernel("guest", &guests::nonce()));
+    let output = bench.run(&with(&["-m", "64M", "-o", &kernel, "vm"]));
+    refused(&output, 4, &["FreeBSD 13", "too old"]);
+}
+
+/// What one kind of vmm has saved is not taken for another's.
+#[test]
+fn a_checkpoint_of_another_vmm() {
+    for (from, to) in [("standin-14", "soft"), ("soft", "standin-15")] {
+        let bench = Bench::on(from);
+        let mut guest = running(&bench, "vm");
+        assert!(bench.ctl(&["--vm=vm", "--suspend=state"]).status.success());
+        guest.wait();
+        let to = format!("vmm={to}");
+        refused(
+            &bench.run(&["-o", &to, "-r", "state"]),
+            1,
+            &["vmm", "kernel", "soft"],
+        );
+    }
 }
 
 /// A file as a block device, for as long as this value lives.

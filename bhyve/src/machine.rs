@@ -140,6 +140,7 @@ impl Machine {
         };
         let soft = SoftOptions {
             clock,
+            snapshot: options.vmm_snapshot,
             ..SoftOptions::default()
         };
         // A monitor makes the VM again after each reboot, and must not find one that a child left behind.
@@ -448,7 +449,7 @@ impl Machine {
                 }
                 End::Failed(_) => false,
             };
-        if (gone || self.vm.kind() == Kind::Soft)
+        if (gone || self.vm.is_software())
             && let Err(error) = self.vm.destroy()
         {
             log::debug!("{error}");
@@ -457,10 +458,11 @@ impl Machine {
 }
 
 fn vendor(vm: &Vm) -> Vendor {
-    match vm.kind() {
-        Kind::Kernel => options::host_vendor(),
+    if vm.is_software() {
         // The software processor says that it is AMD's.
-        Kind::Soft | Kind::Remote => Vendor::Amd,
+        Vendor::Amd
+    } else {
+        options::host_vendor()
     }
 }
 

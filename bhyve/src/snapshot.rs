@@ -6,6 +6,7 @@
 pub mod control;
 mod cpuid;
 mod image;
+mod items;
 pub mod pulse;
 pub mod restore;
 
@@ -15,80 +16,18 @@ use crate::gdb::DebugError;
 use crate::machine::{Machine, NotQuiesced};
 use crate::vcpu::RestError;
 use image::VmImage;
+use items::{Item, items};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use vmmapi::Vm;
-use vmmapi::abi;
 use vmmapi::abi::soft;
-use vmmapi::backend::Kind;
 use vmmapi::checkpoint::{
     self, Basic, CpuContract, DEVICE_IDENTITY, Description, Progress, Storage, Writer,
 };
 
 /// How long processors and devices may take to come to rest. Disks can be slow.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Upstream's limit for one struct is larger; nothing here comes near this one.
-const STRUCT_LIMIT: usize = 16 << 20;
 /// Version of the kernel's structs: FreeBSD 15's layouts.
 const STRUCT_VERSION: u32 = 1;
-
-/// The kernel's structs in the order in which they are saved and restored.
-const KERNEL_STRUCTS: [(&str, u32); 9] = [
-    ("vhpet", abi::STRUCT_VHPET),
-    ("vm", abi::STRUCT_VM),
-    ("vioapic", abi::STRUCT_VIOAPIC),
-    ("vlapic", abi::STRUCT_VLAPIC),
-    ("vmcx", abi::STRUCT_VMCX),
-    ("vatpit", abi::STRUCT_VATPIT),
-    ("vatpic", abi::STRUCT_VATPIC),
-    ("vpmtmr", abi::STRUCT_VPMTMR),
-    ("vrtc", abi::STRUCT_VRTC),
-];
-
-/// What those leave out, and the software vmm gives separately. The clock, beside `vm`, is restored before all others,
-/// and each of the rest after the struct that it goes with. (The 8259s' struct leaves nothing out.)
-const SOFT_CLOCK: (&str, u32) = ("vm.soft", soft::SOFT_SNAPSHOT_REQ_FIRST + abi::STRUCT_VM);
-/// See above.
-const SOFT_STRUCTS: [(&str, u32); 7] = [
-    (
-        "vhpet.soft",
-        soft::SOFT_SNAPSHOT_REQ_FIRST + abi::STRUCT_VHPET,
-    ),
-    (
-        "vioapic.soft",
-        soft::SOFT_SNAPSHOT_REQ_FIRST + abi::STRUCT_VIOAPIC,
-    ),
-    (
-        "vlapic.soft",
-        soft::SOFT_SNAPSHOT_REQ_FIRST + abi::STRUCT_VLAPIC,
-    ),
-    (
-        "vmcx.soft",
-        soft::SOFT_SNAPSHOT_REQ_FIRST + abi::STRUCT_VMCX,
-    ),
-    (
-        "vatpit.soft",
-        soft::SOFT_SNAPSHOT_REQ_FIRST + abi::STRUCT_VATPIT,
-    ),
-    (
-        "vpmtmr.soft",
-        soft::SOFT_SNAPSHOT_REQ_FIRST + abi::STRUCT_VPMTMR,
-    ),
-    (
-        "vrtc.soft",
-        soft::SOFT_SNAPSHOT_REQ_FIRST + abi::STRUCT_VRTC,
-    ),
-];
-
-/// The structs of this kind of vmm, in the order in which they are restored.
-fn structs(kind: Kind) -> Vec<(&'static str, u32)> {
-    if kind != Kind::Soft {
-        return KERNEL_STRUCTS.to_vec();
-    }
-    let mut all = vec![SOFT_CLOCK];
-    all.extend(KERNEL_STRUCTS);
-    all.extend(SOFT_STRUCTS);
-    all
-}
 
 /// Why there is no checkpoint.
 #[derive(Debug, thiserror::Error)]
@@ -123,7 +62,7 @@ pub enum SnapshotError {
     Vm(#[from] vmmapi::Error),
     /// The kernel was built without it.
     #[error(
-        "this kernel cannot save the state of a virtual machine (it lacks options BHYVE_SNAPSHOT)"
+        "the kernel cannot save virtual machines: its configuration lacks \"options BHYVE_SNAPSHOT\""
     )]
     NoKernelSupport,
     /// The files.
@@ -168,6 +107,10 @@ pub fn take(
     held: bool,
     progress: &(dyn Fn(Progress) + Sync),
 ) -> Result<(), SnapshotError> {
+    // Whatever cannot be saved is found out while the guest still runs.
+    if !held {
+        items::check_support(machine.vm())?;
+    }
     at_rest(machine, afterwards, held, || {
         write(machine, storage, base, afterwards, progress)
     })
@@ -183,6 +126,7 @@ fn at_rest(
     // Whoever comes second waits for the first one, instead of finding the processors held.
     let _one_at_a_time = machine.standstill();
     if !held {
+        log::debug!("holding the processors");
         machine.vcpus().hold(PATIENCE)?;
     }
     let result = machine
@@ -215,8 +159,8 @@ fn write(
         .debugger()
         .map(|debugger| debugger.lift())
         .transpose()?;
-    for KernelState { name, bytes, .. } in save_kernel(machine.vm())? {
-        writer.kern(name, name, STRUCT_VERSION, &bytes)?;
+    for (item, bytes) in save_kernel(machine.vm())? {
+        writer.kern(item.name, item.name, STRUCT_VERSION, &bytes)?;
     }
     for (name, state) in save_devices(machine)? {
         writer.device(&name, state.kind, state.version, &state.bytes)?;
@@ -226,25 +170,10 @@ fn write(
     Ok(())
 }
 
-/// A saved struct of the vmm.
-struct KernelState {
-    name: &'static str,
-    request: u32,
-    bytes: Vec<u8>,
-}
-
-/// All structs of the vmm, in their order.
-fn save_kernel(vm: &Vm) -> Result<Vec<KernelState>, SnapshotError> {
-    let save = |(name, request)| match vm.snapshot_save(request, STRUCT_LIMIT) {
-        Ok(bytes) => Ok(KernelState {
-            name,
-            request,
-            bytes,
-        }),
-        Err(error) if error.errno.0 == libc::ENOTTY => Err(SnapshotError::NoKernelSupport),
-        Err(error) => Err(error.into()),
-    };
-    structs(vm.kind()).into_iter().map(save).collect()
+/// All that is saved of the vmm, in its order.
+fn save_kernel(vm: &Vm) -> Result<Vec<(Item, Vec<u8>)>, SnapshotError> {
+    let save = |item: Item| item.save(vm).map(|bytes| (item, bytes));
+    items(vm.kind()).into_iter().map(save).collect()
 }
 
 /// The states of everything else, by record name.
@@ -338,7 +267,7 @@ fn contract(machine: &Machine) -> Result<CpuContract, vmmapi::Error> {
         vmm: vmm.to_owned(),
         vendor: vendor.to_owned(),
         layout: layout.to_owned(),
-        tsc_hz: restore::tsc_hz(machine.vm().kind()),
+        tsc_hz: machine.vm().tsc_hz().unwrap_or(0),
         cpuid: cpuid::record(&machine.vm().vcpu(0))?,
     })
 }

@@ -11,9 +11,14 @@ use tempfile::TempDir;
 /// How long anything may take that should take no time at all, on a machine that is busy with other tests.
 pub const SOON: Duration = Duration::from_secs(60);
 
+/// The kernels that are stood in for, by what bhyve(8) calls them: guests must fare there as on the software vmm.
+pub const KERNELS: [&str; 3] = ["standin-14", "standin-15", "standin-16"];
+
 /// A temporary directory, and the programs under test.
 pub struct Bench {
     dir: TempDir,
+    /// What VMs run on, if not on bhyve's own choice.
+    vmm: Option<&'static str>,
 }
 
 impl Default for Bench {
@@ -27,7 +32,28 @@ impl Bench {
     pub fn new() -> Bench {
         let dir = tempfile::tempdir().expect("a temporary directory");
         std::fs::create_dir(dir.path().join("run")).expect("a rundir");
-        Bench { dir }
+        Bench { dir, vmm: None }
+    }
+
+    /// The same, whose VMs run on `vmm`.
+    pub fn on(vmm: &'static str) -> Bench {
+        // Shown if the test fails.
+        eprintln!("vmm={vmm}");
+        Bench {
+            vmm: Some(vmm),
+            ..Bench::new()
+        }
+    }
+
+    /// One bench after the other: with bhyve's own choice of a vmm, and with each of [`KERNELS`].
+    pub fn for_each_vmm() -> impl Iterator<Item = Bench> {
+        std::iter::once_with(Bench::new).chain(KERNELS.into_iter().map(Bench::on))
+    }
+
+    /// Whether VMs run on a kernel, or what stands in for one. Its checkpoints have no FPU state, so that a guest must not be
+    /// computing with the FPU when it is suspended.
+    pub fn is_kernel(&self) -> bool {
+        self.vmm.is_some_and(|vmm| KERNELS.contains(&vmm))
     }
 
     /// A path in the directory.
@@ -55,6 +81,9 @@ impl Bench {
         command
             .arg("-o")
             .arg(format!("rundir={}", self.text("run")));
+        if let Some(vmm) = self.vmm {
+            command.arg("-o").arg(format!("vmm={vmm}"));
+        }
         command
             .args(args.iter().map(AsRef::as_ref))
             .current_dir(self.dir.path());

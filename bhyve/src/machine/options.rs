@@ -8,6 +8,7 @@ use crate::xmsr::Vendor;
 use std::collections::BTreeMap;
 use std::num::NonZeroU64;
 use std::path::PathBuf;
+use vmmapi::backend::standin::Release;
 use vmmapi::{Choice, MemFlags};
 
 const MIB: u64 = 1 << 20;
@@ -69,6 +70,8 @@ pub struct MachineOptions {
     pub backend: Choice,
     /// Where time comes from.
     pub clock: Clock,
+    /// Whether a vmm in software can save virtual machines.
+    pub vmm_snapshot: bool,
     /// Its processors.
     pub topology: Topology,
     /// Bytes of memory.
@@ -123,6 +126,28 @@ fn word<T: Copy>(
     })
 }
 
+/// Who runs the VM, and whether it is one that can save virtual machines.
+fn backend(config: &Config) -> Result<(Choice, bool), OptionError> {
+    const STAND_IN: &str = "standin-";
+    const GENERIC: &str = "-generic";
+    let name = config.get("vmm")?.unwrap_or_else(|| "auto".to_owned());
+    let chosen = match name.as_str() {
+        "auto" => Some((Choice::Auto, true)),
+        "kernel" => Some((Choice::Kernel, true)),
+        "soft" => Some((Choice::Soft, true)),
+        other => other.strip_prefix(STAND_IN).and_then(|release| {
+            let number = release.strip_suffix(GENERIC).unwrap_or(release);
+            let release_of = Release::from_number(number)?;
+            Some((Choice::StandIn(release_of), number == release))
+        }),
+    };
+    chosen.ok_or(OptionError::Word {
+        name: "vmm",
+        value: name,
+        wanted: "auto, kernel, soft",
+    })
+}
+
 /// A size of memory as `-m` takes it: a bare number of less than 1 MiB counts megabytes.
 pub fn memory_size(text: &str) -> Option<u64> {
     let size = parse_size(text)?;
@@ -140,26 +165,23 @@ impl MachineOptions {
         let memory = config
             .get("memory.size")?
             .unwrap_or_else(|| DEFAULT_MEMORY.to_owned());
+        let clock = word(
+            config,
+            "vmm.clock",
+            Clock::Host,
+            "host, instructions",
+            &[("host", Clock::Host), ("instructions", Clock::Instructions)],
+        )?;
+        let (backend, vmm_snapshot) = match (backend(config)?, clock) {
+            // Only one has that clock.
+            ((Choice::Auto, snapshot), Clock::Instructions) => (Choice::Soft, snapshot),
+            (chosen, _) => chosen,
+        };
         let options = Self {
             name: config.get("name")?.ok_or(OptionError::NoName)?,
-            backend: word(
-                config,
-                "vmm",
-                Choice::Auto,
-                "auto, kernel, soft",
-                &[
-                    ("auto", Choice::Auto),
-                    ("kernel", Choice::Kernel),
-                    ("soft", Choice::Soft),
-                ],
-            )?,
-            clock: word(
-                config,
-                "vmm.clock",
-                Clock::Host,
-                "host, instructions",
-                &[("host", Clock::Host), ("instructions", Clock::Instructions)],
-            )?,
+            backend,
+            clock,
+            vmm_snapshot,
             topology: Topology::from_config(config)?,
             memory: memory_size(&memory).ok_or_else(|| OptionError::Memory(memory.clone()))?,
             memory_text: memory,
@@ -313,6 +335,7 @@ mod tests {
         assert_eq!(options.clock, Clock::Instructions);
         assert_eq!(options.pinned(1), [0, 2, 3]);
         assert!(options.pinned(0).is_empty());
+        assert_eq!(options.backend, Choice::Soft, "only it has that clock");
         config.set("vmm.clock", "sundial").unwrap();
         let error = MachineOptions::from_config(&config)
             .unwrap_err()
@@ -321,5 +344,35 @@ mod tests {
             error,
             "vmm.clock: \"sundial\" is not one of host, instructions"
         );
+    }
+
+    #[test]
+    fn back_ends() {
+        let chosen = |vmm: &str| {
+            let config = Config::new();
+            config.set("name", "a").unwrap();
+            config.set("vmm", vmm).unwrap();
+            let options = MachineOptions::from_config(&config)?;
+            Ok((options.backend, options.vmm_snapshot))
+        };
+        let ok = |vmm| chosen(vmm).map_err(|error: OptionError| error.to_string());
+        assert_eq!(ok("auto"), Ok((Choice::Auto, true)));
+        assert_eq!(ok("kernel"), Ok((Choice::Kernel, true)));
+        let stand_in = |release, snapshot| Ok((Choice::StandIn(release), snapshot));
+        assert_eq!(ok("standin-14"), stand_in(Release::Fourteen, true));
+        assert_eq!(ok("standin-16-generic"), stand_in(Release::Sixteen, false));
+        for bad in [
+            "tea",
+            "standin-",
+            "standin-12",
+            "standin-14-",
+            "soft-generic",
+        ] {
+            let error = ok(bad).unwrap_err();
+            assert_eq!(
+                error,
+                format!("vmm: \"{bad}\" is not one of auto, kernel, soft")
+            );
+        }
     }
 }

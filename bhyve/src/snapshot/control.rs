@@ -1,14 +1,14 @@
 //! What the control socket asks of a running machine, and checkpoints that the configuration asks for
 //! (`checkpoint_thread` of `usr.sbin/bhyve/snapshot.c`).
 
-use super::{Afterwards, take};
+use super::{Afterwards, SnapshotError, take};
 use crate::machine::{Machine, MachineError};
 use crate::vcpu::End;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, TryLockError};
 use std::time::Duration;
 use vmmapi::abi::soft;
-use vmmapi::backend::{Backend, Kind};
+use vmmapi::backend::Backend;
 use vmmapi::checkpoint::Directory;
 use vmmapi::control::{CheckpointRequest, ControlHandler, Failure, Progress};
 use vmmapi::{Errno, Error};
@@ -128,6 +128,9 @@ impl ControlHandler for Control {
         });
         match result {
             Ok(Ok(())) => Ok(()),
+            Ok(Err(error @ SnapshotError::NoKernelSupport)) => {
+                Err(Failure::new(Errno(libc::EOPNOTSUPP), error.to_string()))
+            }
             Ok(Err(error)) => Err(Failure::new(Errno(libc::EIO), error.to_string())),
             Err(_) => Err(Failure::new(
                 Errno(libc::EIO),
@@ -144,6 +147,6 @@ impl ControlHandler for Control {
 
     fn remote_backend(&self) -> Option<Arc<dyn Backend>> {
         let vm = self.machine.vm();
-        (vm.kind() == Kind::Soft).then(|| Arc::clone(vm.backend()))
+        vm.is_software().then(|| Arc::clone(vm.backend()))
     }
 }

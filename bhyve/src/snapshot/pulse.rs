@@ -1,7 +1,7 @@
 //! Saving and restoring in place while the guest runs (`snapshot.pulse`): a test of everything that a checkpoint carries, but
 //! for guest memory, at as many moments as one likes. Upstream has no such thing.
 
-use super::{Afterwards, KernelState, SnapshotError, at_rest, save_devices, save_kernel};
+use super::{Afterwards, SnapshotError, at_rest, save_devices, save_kernel};
 use crate::device::{Device, SavedBytes};
 use crate::machine::Machine;
 use crate::vcpu::{End, RestError};
@@ -109,27 +109,22 @@ fn pulse(machine: &Machine) -> Result<(), SnapshotError> {
     {
         return Err(SnapshotError::Changed(name));
     }
-    for KernelState {
-        name,
-        request,
-        bytes,
-    } in &structs
-    {
-        let changed = || SnapshotError::Changed((*name).to_owned());
-        match vm.snapshot_restore(*request, bytes) {
+    for (item, bytes) in &structs {
+        let name = item.name;
+        match item.restore(vm, bytes) {
             Ok(0) => {}
-            Ok(_) => return Err(changed()),
+            Ok(_) => return Err(SnapshotError::Changed(name.to_owned())),
             Err(source) => return Err(SnapshotError::StructBack { name, source }),
         }
     }
     // The software vmm's clocks stand still until they are told to go on; the kernel's structs have the time in them.
     if vm.kind() == Kind::Soft
-        && let Some((before, _)) = structs
+        && let Some(((item, _), _)) = structs
             .iter()
             .zip(save_kernel(vm)?)
-            .find(|(before, after)| before.bytes != after.bytes)
+            .find(|(before, after)| *before != after)
     {
-        return Err(SnapshotError::Changed(before.name.to_owned()));
+        return Err(SnapshotError::Changed(item.name.to_owned()));
     }
     vm.restore_time()
         .map_err(|source| SnapshotError::StructBack {

@@ -5,7 +5,8 @@
 
 use super::cpuid::{self, CpuidError};
 use super::image::VmImage;
-use super::{STRUCT_VERSION, structs};
+use super::items::{check_support, items};
+use super::{STRUCT_VERSION, SnapshotError};
 use crate::config::{Config, ConfigError};
 use crate::device::{Clock, SavedBytes, StateError};
 use crate::machine::{MachineOptions, memory_size};
@@ -17,16 +18,6 @@ use std::sync::Arc;
 use vmmapi::Vm;
 use vmmapi::backend::Kind;
 use vmmapi::checkpoint::{self, Checkpoint, Directory};
-
-/// Guest TSC ticks per second: the software processor's counts nanoseconds, the kernel's is the host's, whose rate the
-/// kernel's vmm does not tell: 0.
-pub fn tsc_hz(kind: Kind) -> u64 {
-    if kind == Kind::Kernel {
-        0
-    } else {
-        1_000_000_000
-    }
-}
 
 /// Why a checkpoint cannot be continued.
 #[derive(Debug, thiserror::Error)]
@@ -106,6 +97,9 @@ pub enum RestoreError {
         /// Why.
         source: vmmapi::Error,
     },
+    /// The vmm cannot do it for any guest.
+    #[error(transparent)]
+    Unsupported(SnapshotError),
     /// A state of the machine's own.
     #[error(transparent)]
     State(#[from] StateError),
@@ -130,6 +124,16 @@ pub fn processor(kind: Kind, vendor: Vendor) -> (&'static str, &'static str, &'s
         Vendor::Intel => (vmm, "GenuineIntel", "vmx"),
         Vendor::Amd => (vmm, "AuthenticAMD", "svm"),
     }
+}
+
+/// A host that measures its TSC finds a slightly different rate at each start. The guest's clock, which it does not measure
+/// again, is then as wrong as this, and no more than clocks are that are kept by NTP.
+const TSC_TOLERANCE_PPM: u64 = 250;
+
+/// Whether two rates of a TSC, in ticks per second, are one.
+fn is_same_rate(saved: u64, here: u64) -> bool {
+    u128::from(saved.abs_diff(here)) * 1_000_000
+        <= u128::from(saved) * u128::from(TSC_TOLERANCE_PPM)
 }
 
 /// A checkpoint that is to be continued, and the configuration of the machine that continues it.
@@ -235,6 +239,7 @@ impl Restore {
         vendor: Vendor,
         options: &MachineOptions,
     ) -> Result<(), RestoreError> {
+        check_support(vm).map_err(RestoreError::Unsupported)?;
         let meta = self.checkpoint.meta();
         let (vmm, maker, layout) = processor(vm.kind(), vendor);
         let contract = |what, found: &str, here: &str| {
@@ -251,9 +256,11 @@ impl Restore {
         contract("vmm", &meta.cpu.vmm, vmm)?;
         contract("processor", &meta.cpu.vendor, maker)?;
         contract("processor state", &meta.cpu.layout, layout)?;
-        let tsc = (meta.cpu.tsc_hz, tsc_hz(vm.kind()));
-        if tsc.0 != 0 && tsc.1 != 0 {
-            contract("TSC frequency", &tsc.0.to_string(), &tsc.1.to_string())?;
+        // 0 is of a host that did not know.
+        if let (saved @ 1.., Some(here)) = (meta.cpu.tsc_hz, vm.tsc_hz())
+            && !is_same_rate(saved, here)
+        {
+            contract("TSC frequency", &saved.to_string(), &here.to_string())?;
         }
         cpuid::check(&meta.cpu.cpuid, &vm.vcpu(0))?;
         contract("clock", &meta.clock.mode, clock_name(options.clock))?;
@@ -303,7 +310,8 @@ impl Restore {
 
     /// The vmm's own structs. The last thing to be restored: time goes on from here.
     pub fn load_kernel(&self, vm: &Vm) -> Result<(), RestoreError> {
-        for (name, request) in structs(vm.kind()) {
+        for item in items(vm.kind()) {
+            let name = item.name;
             let (record, bytes) = self
                 .checkpoint
                 .kern(name)
@@ -314,8 +322,8 @@ impl Restore {
                     found: record.version,
                 });
             }
-            let left = vm
-                .snapshot_restore(request, bytes)
+            let left = item
+                .restore(vm, bytes)
                 .map_err(|source| RestoreError::Refused { name, source })?;
             if left != 0 {
                 return Err(RestoreError::Trailing { name, left });
@@ -493,6 +501,22 @@ mod tests {
         over.load(given).unwrap();
         merge(&base, &over).map_err(|error| error.to_string())?;
         Ok(base.dump())
+    }
+
+    #[test]
+    fn rates_of_one_tsc_differ_by_little() {
+        let hz = 2_100_000_000;
+        for (same, other) in [
+            (true, hz),
+            (true, hz + 500_000),
+            (true, hz - 525_000),
+            (false, hz + 526_000),
+            (false, hz - 600_000),
+            (false, 1),
+            (false, u64::MAX),
+        ] {
+            assert_eq!(is_same_rate(hz, other), same, "{other}");
+        }
     }
 
     #[test]
