@@ -69,10 +69,17 @@ pub trait Completion<T>: Send + Sync {
     fn complete(&self, request: Request<T>, result: io::Result<()>, more: bool);
 }
 
-/// An open disk.
+/// An open disk and the threads that serve it.
 pub struct BlockIf<T> {
+    queue: Queue<T>,
+    workers: Vec<JoinHandle<()>>,
+}
+
+/// Takes requests for a disk without keeping its threads alive, so that a completion may hold one and ask for more.
+pub struct Queue<T> {
     disk: Arc<Disk>,
-    pool: Option<Pool<T>>,
+    /// None where requests are carried out inside `submit`.
+    shared: Option<Arc<Shared<T>>>,
 }
 
 struct Disk {
@@ -125,62 +132,96 @@ impl<T: Send + 'static> BlockIf<T> {
             can_discard,
             mem: mem.clone(),
         });
-        let pool = match clock {
-            Clock::Host => Some(Pool::start(&disk, name).map_err(could_not)?),
+        let shared = match clock {
+            Clock::Host => Some(Arc::default()),
             Clock::Instructions => None,
         };
-        Ok(Self { disk, pool })
+        let mut this = Self {
+            queue: Queue { disk, shared },
+            workers: Vec::new(),
+        };
+        this.start(name).map_err(could_not)?;
+        Ok(this)
+    }
+
+    fn start(&mut self, name: &str) -> io::Result<()> {
+        let Some(shared) = &self.queue.shared else {
+            return Ok(());
+        };
+        for n in 0..WORKERS {
+            let (shared, disk) = (Arc::clone(shared), Arc::clone(&self.queue.disk));
+            let thread = std::thread::Builder::new()
+                .name(format!("blk-{name}-{n}"))
+                .spawn(move || {
+                    while let Some((request, done)) = shared.next() {
+                        let result = disk.perform(&request);
+                        done.complete(request, result, false);
+                        drop(done);
+                        shared.finished();
+                    }
+                })?;
+            self.workers.push(thread);
+        }
+        Ok(())
+    }
+
+    /// Another way to [`BlockIf::submit`].
+    pub fn queue(&self) -> Queue<T> {
+        Queue {
+            disk: Arc::clone(&self.queue.disk),
+            shared: self.queue.shared.clone(),
+        }
     }
 
     /// Size in bytes, whole sectors.
     pub fn size(&self) -> u64 {
-        self.disk.geometry.size
+        self.queue.disk.geometry.size
     }
 
     /// Logical sector size in bytes.
     pub fn sector_size(&self) -> u32 {
-        self.disk.geometry.sector
+        self.queue.disk.geometry.sector
     }
 
     /// Physical sector size in bytes.
     pub fn physical_sector_size(&self) -> u32 {
-        self.disk.geometry.physical
+        self.queue.disk.geometry.physical
     }
 
     /// Whether writes are refused.
     pub fn is_read_only(&self) -> bool {
-        self.disk.read_only
+        self.queue.disk.read_only
     }
 
     /// Whether blocks can be discarded.
     pub fn can_discard(&self) -> bool {
-        self.disk.can_discard
+        self.queue.disk.can_discard
     }
 
     /// By what a checkpoint recognises the disk. Ask when it is idle.
     pub fn identity(&self) -> io::Result<DiskIdentity> {
         host::identity(
-            &self.disk.file,
-            &self.disk.options.path,
-            &self.disk.canonical,
-            self.disk.read_only,
+            &self.queue.disk.file,
+            &self.queue.disk.options.path,
+            &self.queue.disk.canonical,
+            self.queue.disk.read_only,
         )
     }
 
     /// Whether nothing is being done.
     pub fn is_idle(&self) -> bool {
-        self.pool
+        self.queue
+            .shared
             .as_ref()
-            .is_none_or(|pool| pool.shared.lock().outstanding == 0)
+            .is_none_or(|shared| shared.lock().outstanding == 0)
     }
 
     /// Waits until nothing is being done. The caller must hold no lock that a completion takes.
     pub fn drain(&self) {
-        if let Some(pool) = &self.pool {
-            let mut state = pool.shared.lock();
+        if let Some(shared) = &self.queue.shared {
+            let mut state = shared.lock();
             while state.outstanding > 0 {
-                state = pool
-                    .shared
+                state = shared
                     .idle
                     .wait(state)
                     .unwrap_or_else(PoisonError::into_inner);
@@ -190,18 +231,25 @@ impl<T: Send + 'static> BlockIf<T> {
 
     /// Brings everything written so far to stable storage, in the calling thread.
     pub fn flush(&self) -> io::Result<()> {
-        if self.disk.read_only {
+        if self.queue.disk.read_only {
             Ok(())
         } else {
-            self.disk.file.sync_data()
+            self.queue.disk.file.sync_data()
         }
     }
 
     /// Has `requests` carried out, in any order; `done` hears of each. The vector is left empty.
     pub fn submit(&self, requests: &mut Vec<Request<T>>, done: &Arc<dyn Completion<T>>) {
-        match &self.pool {
-            Some(pool) => {
-                let mut state = pool.shared.lock();
+        self.queue.submit(requests, done);
+    }
+}
+
+impl<T> Queue<T> {
+    /// See [`BlockIf::submit`].
+    pub fn submit(&self, requests: &mut Vec<Request<T>>, done: &Arc<dyn Completion<T>>) {
+        match &self.shared {
+            Some(shared) => {
+                let mut state = shared.lock();
                 state.outstanding += requests.len();
                 let count = requests.len();
                 state.queue.extend(
@@ -211,7 +259,7 @@ impl<T: Send + 'static> BlockIf<T> {
                 );
                 drop(state);
                 for _ in 0..count.min(WORKERS) {
-                    pool.shared.work.notify_one();
+                    shared.work.notify_one();
                 }
             }
             None => {
@@ -395,14 +443,9 @@ impl<T> Shared<T> {
     }
 }
 
-struct Pool<T> {
-    shared: Arc<Shared<T>>,
-    threads: Vec<JoinHandle<()>>,
-}
-
-impl<T: Send + 'static> Pool<T> {
-    fn start(disk: &Arc<Disk>, name: &str) -> io::Result<Self> {
-        let shared = Shared {
+impl<T> Default for Shared<T> {
+    fn default() -> Self {
+        Self {
             state: Mutex::new(PoolState {
                 queue: VecDeque::new(),
                 outstanding: 0,
@@ -410,34 +453,17 @@ impl<T: Send + 'static> Pool<T> {
             }),
             work: Condvar::new(),
             idle: Condvar::new(),
-        };
-        let mut pool = Self {
-            shared: Arc::new(shared),
-            threads: Vec::with_capacity(WORKERS),
-        };
-        for n in 0..WORKERS {
-            let (shared, disk) = (Arc::clone(&pool.shared), Arc::clone(disk));
-            let thread = std::thread::Builder::new()
-                .name(format!("blk-{name}-{n}"))
-                .spawn(move || {
-                    while let Some((request, done)) = shared.next() {
-                        let result = disk.perform(&request);
-                        done.complete(request, result, false);
-                        drop(done);
-                        shared.finished();
-                    }
-                })?;
-            pool.threads.push(thread);
         }
-        Ok(pool)
     }
 }
 
-impl<T> Drop for Pool<T> {
+impl<T> Drop for BlockIf<T> {
     fn drop(&mut self) {
-        self.shared.lock().stop = true;
-        self.shared.work.notify_all();
-        for thread in self.threads.drain(..) {
+        if let Some(shared) = &self.queue.shared {
+            shared.lock().stop = true;
+            shared.work.notify_all();
+        }
+        for thread in self.workers.drain(..) {
             // A worker that panicked has said so already.
             let _ = thread.join();
         }

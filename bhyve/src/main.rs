@@ -1,6 +1,7 @@
 //! bhyve(8): run a guest operating system inside a virtual machine.
 
 mod acpi;
+mod ahci;
 mod bhyverun;
 mod bhyverun_machdep;
 mod block_if;

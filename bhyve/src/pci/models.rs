@@ -1,7 +1,7 @@
 //! Every PCI model there is (the linker set `pci_devemu_set` of `usr.sbin/bhyve/pci_emul.c`).
 
 use super::{PciModel, hostbridge, lpc};
-use crate::{virtio, xhci};
+use crate::{ahci, virtio, xhci};
 
 /// The models, in the order in which `-s help` lists them.
 pub static MODELS: &[PciModel] = &[
@@ -12,6 +12,9 @@ pub static MODELS: &[PciModel] = &[
     virtio::net::VIRTIO_NET,
     virtio::rnd::VIRTIO_RND,
     virtio::console::VIRTIO_CONSOLE,
+    ahci::AHCI,
+    ahci::AHCI_HD,
+    ahci::AHCI_CD,
     xhci::XHCI,
 ];
 
