@@ -81,11 +81,14 @@ fn devices_are_in_bhyve_8() {
 
 /// The path of a PCI function's variables.
 const FUNCTION: &str = "pci.*.*.*.";
+/// The path of a port's variables.
+const PORT: &str = "pci.*.*.*.port.*.";
 
 /// Where the names in a file begin, for those files that read variables below a node.
-const NODES: [(&str, &[&str]); 12] = [
+const NODES: [(&str, &[&str]); 13] = [
+    ("ahci/mod.rs", &["", PORT]),
     ("bhyverun_machdep.rs", &["", "boot."]),
-    ("block_if/options.rs", &[FUNCTION]),
+    ("block_if/options.rs", &[FUNCTION, PORT]),
     ("net_backends/mod.rs", &[FUNCTION]),
     ("net_backends/slirp/mod.rs", &[FUNCTION]),
     ("pci/hostbridge.rs", &[FUNCTION]),
@@ -93,13 +96,13 @@ const NODES: [(&str, &[&str]); 12] = [
     ("pci/mod.rs", &[FUNCTION]),
     ("pci/slot.rs", &["", FUNCTION]),
     ("virtio/block.rs", &["", FUNCTION]),
-    ("virtio/console.rs", &["pci.*.*.*.port.*."]),
+    ("virtio/console.rs", &[PORT]),
     ("virtio/net.rs", &[FUNCTION]),
     ("xhci/mod.rs", &["pci.*.*.*.slot.*."]),
 ];
 
 /// What stands before a variable's name where it is read, without white space.
-const GETTERS: [&str; 10] = [
+const GETTERS: [&str; 11] = [
     ".get(\"",
     ".raw(\"",
     ".bool(\"",
@@ -110,6 +113,7 @@ const GETTERS: [&str; 10] = [
     "config,\"",
     "node,\"",
     "number(\"",
+    "=text(\"",
 ];
 
 /// The name with a star for every component that is not always the same: `{…}` in the code, capital letters in the page.

@@ -365,6 +365,9 @@ const HOST_SIDE: &[&str] = &[
     "pci.*.*.*.direct",
     "pci.*.*.*.sync",
     "pci.*.*.*.port.*.path",
+    "pci.*.*.*.port.*.nocache",
+    "pci.*.*.*.port.*.direct",
+    "pci.*.*.*.port.*.sync",
     "pci.*.*.*.port.*.name",
 ];
 

@@ -1,0 +1,93 @@
+//! SATA disks and a CD under Debian's own driver, across a suspension in the middle of a copy.
+
+use std::process::Command;
+use std::time::Duration;
+
+use vmm_tests::Bench;
+use vmm_tests::debian::{BOOT, Debian, no_complaints};
+
+const LONG: Duration = Duration::from_secs(300);
+/// Bytes of the CD: whole blocks.
+const CD: usize = 2 << 20;
+
+/// What the SATA layer says when a command was lost or a link was touched.
+const SATA_COMPLAINTS: [&str; 6] = [
+    "exception Emask",
+    "failed command",
+    "hard resetting link",
+    "qc timeout",
+    "link is slow",
+    "revalidation failed",
+];
+
+fn run(program: &str, args: &[&str]) -> String {
+    let path = format!(
+        "{}:/sbin:/usr/sbin",
+        std::env::var("PATH").unwrap_or_default()
+    );
+    let output = Command::new(program)
+        .args(args)
+        .env("PATH", path)
+        .output()
+        .unwrap_or_else(|e| panic!("{program}: {e}"));
+    assert!(output.status.success(), "{program} {args:?}: {output:?}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+#[test]
+fn a_copy_between_sata_disks_goes_on_in_a_new_process() {
+    let Some(debian) = Debian::generic() else {
+        return;
+    };
+    let bench = Bench::new();
+    let disks = ["a", "b"].map(|name| {
+        let path = bench.text(name);
+        std::fs::File::create(&path)
+            .and_then(|file| file.set_len(64 << 20))
+            .expect("make an image");
+        run("mkfs.ext4", &["-q", "-F", &path]);
+        path
+    });
+    let cd = bench.text("cd");
+    let content: Vec<u8> = (0..CD as u32 / 4)
+        .flat_map(|n| n.wrapping_mul(0x9e37_79b1).to_le_bytes())
+        .collect();
+    std::fs::write(&cd, content).expect("make a CD");
+    let cd_sum = run("md5sum", &[&cd]);
+    let [a, b] = &disks;
+    let slots = [format!("3,ahci,hd:{a},hd:{b}"), format!("4,ahci-cd,{cd}")];
+    let mut guest = debian.boot(&bench, 1, &["-s", &slots[0], "-s", &slots[1]]);
+    guest.shell("mkdir /a /b; mount /dev/sda /a && mount /dev/sdb /b");
+    guest.shell_within(
+        "head -c 16000000 /dev/urandom > /a/f; sync; md5sum < /a/f > /tmp/sum",
+        LONG,
+    );
+    // Both disks and the CD are busy when the guest is stopped.
+    guest.send("(while [ ! -e /tmp/stop ]; do cp /a/f /b/g; sync; echo 3 > /proc/sys/vm/drop_caches; md5sum < /b/g; done > /tmp/sums) &\n");
+    guest.send("(while [ ! -e /tmp/stop ]; do md5sum < /dev/sr0; done > /tmp/cds) &\n");
+    guest.shell("sleep 2");
+    let output = bench.ctl(&["--vm=vm", "--suspend=state"]);
+    assert!(output.status.success(), "{output:?}\n{}", guest.console());
+    assert_eq!(guest.wait().code(), Some(0));
+    no_complaints(&guest.console());
+
+    let mut guest = bench.start(&["-r", "state"]);
+    guest.send("\n");
+    guest.expect_within("guest# ", BOOT);
+    guest.shell_within("sleep 2; touch /tmp/stop; wait", LONG);
+    guest.shell("test \"$(sort -u /tmp/sums)\" = \"$(cat /tmp/sum)\"");
+    let cds = guest.shell("sort -u /tmp/cds");
+    assert_eq!(cds.split_whitespace().next(), cd_sum.split(' ').next());
+    guest.shell_within("umount /a /b", LONG);
+    let dmesg = guest.shell("dmesg");
+    no_complaints(&dmesg);
+    for line in dmesg.lines() {
+        let complaint = SATA_COMPLAINTS.iter().find(|text| line.contains(**text));
+        assert!(complaint.is_none(), "the kernel complains: {line}");
+    }
+    guest.send("poweroff -f\n");
+    assert_eq!(guest.wait().code(), Some(1));
+    for disk in &disks {
+        run("e2fsck", &["-f", "-n", disk]);
+    }
+}
