@@ -141,6 +141,34 @@ fn the_title_is_what_ps_shows() {
     assert_eq!(title, format!("bhyve: {}", vm.name));
 }
 
+/// Of the columns of `procstat -s` only the flags can be a letter by itself.
+#[test]
+#[ignore = "needs root on a FreeBSD host"]
+fn it_runs_in_capability_mode() {
+    let vm = Kernel::new("sandbox");
+    let mut guest = vm.start(&[]);
+    let shown = run("procstat", &["-s", &guest.pid().to_string()]);
+    assert!(
+        shown.split_whitespace().any(|column| column == "C"),
+        "{shown}"
+    );
+    guest.expect("\n");
+}
+
+#[test]
+#[ignore = "needs root on a FreeBSD host"]
+fn processors_are_pinned() {
+    let last = sysctl("hw.ncpu") - 1;
+    let vm = Kernel::new("pin");
+    let guest = vm.start(&["-p", &format!("0:{last}")]);
+    let shown = run("procstat", &["-S", &guest.pid().to_string()]);
+    let mask = last.to_string();
+    let pinned = shown
+        .lines()
+        .any(|line| line.split_whitespace().last() == Some(&mask));
+    assert!(pinned, "{shown}");
+}
+
 #[test]
 #[ignore = "needs root on a FreeBSD host"]
 fn memory_is_wired_if_asked_for() {
