@@ -85,10 +85,11 @@ const FUNCTION: &str = "pci.*.*.*.";
 const PORT: &str = "pci.*.*.*.port.*.";
 
 /// Where the names in a file begin, for those files that read variables below a node.
-const NODES: [(&str, &[&str]); 13] = [
+const NODES: [(&str, &[&str]); 14] = [
     ("ahci/mod.rs", &["", PORT]),
     ("bhyverun_machdep.rs", &["", "boot."]),
     ("block_if/options.rs", &[FUNCTION, PORT]),
+    ("dev/fbuf.rs", &[FUNCTION]),
     ("net_backends/mod.rs", &[FUNCTION]),
     ("net_backends/slirp/mod.rs", &[FUNCTION]),
     ("pci/hostbridge.rs", &[FUNCTION]),

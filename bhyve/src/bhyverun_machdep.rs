@@ -146,13 +146,17 @@ pub fn boot(ctx: &BuildCtx<'_>, bus: &PciBus, cpus: u32) -> Result<Option<BootSt
         initrd: boot.get("initrd")?.map(Into::into),
         cmdline: boot.get("cmdline")?.unwrap_or_default(),
     };
-    let image =
-        load::prepare(&files, &BootMachine { memory, rsdp }).map_err(|error| match error {
-            LoadError::Read { path, source } => {
-                BuildError::host(format!("cannot read {}", path.display()), source)
-            }
-            other => BuildError::Invalid(other.to_string()),
-        })?;
+    let machine = BootMachine {
+        memory,
+        rsdp,
+        frame_buffer: ctx.console.frame_buffer(),
+    };
+    let image = load::prepare(&files, &machine).map_err(|error| match error {
+        LoadError::Read { path, source } => {
+            BuildError::host(format!("cannot read {}", path.display()), source)
+        }
+        other => BuildError::Invalid(other.to_string()),
+    })?;
     for segment in &image.segments {
         write(ctx, segment.gpa, &segment.bytes)?;
     }

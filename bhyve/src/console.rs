@@ -62,6 +62,24 @@ pub struct Geometry {
     pub height: u16,
 }
 
+impl Geometry {
+    /// How many pixels there are.
+    pub fn pixels(self) -> usize {
+        usize::from(self.width) * usize::from(self.height)
+    }
+}
+
+/// Where a kernel that is booted without firmware finds the picture's memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FrameBuffer {
+    /// Guest physical address of the first pixel; pixels are 0x00RRGGBB, little-endian, rows follow each other.
+    pub gpa: u64,
+    /// All of the memory in bytes.
+    pub size: u64,
+    /// The picture.
+    pub geometry: Geometry,
+}
+
 /// What the guest shows at one moment.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Image {
@@ -77,6 +95,8 @@ pub trait Picture: Send + Sync {
     fn geometry(&self) -> Geometry;
     /// Makes `image` what it shows at present.
     fn capture(&self, image: &mut Image);
+    /// Where the guest finds it; `None` while it does not answer or has no pixels.
+    fn frame_buffer(&self) -> Option<FrameBuffer>;
 }
 
 enum Event {
@@ -153,9 +173,20 @@ impl Console {
         self.input.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes `picture` what viewers see. False if there is one already.
-    pub fn set_picture(&self, picture: Weak<dyn Picture>) -> bool {
-        self.picture.set(picture).is_ok()
+    /// Makes `picture` what viewers see, if nothing is yet.
+    pub fn set_picture(&self, picture: Weak<dyn Picture>) {
+        // Whoever builds a picture has asked whether there is one.
+        let _ = self.picture.set(picture);
+    }
+
+    /// Whether there is something to see.
+    pub fn has_picture(&self) -> bool {
+        self.picture.get().is_some()
+    }
+
+    /// Where a kernel finds the picture's memory.
+    pub fn frame_buffer(&self) -> Option<FrameBuffer> {
+        self.picture()?.frame_buffer()
     }
 
     fn picture(&self) -> Option<Arc<dyn Picture>> {

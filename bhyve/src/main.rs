@@ -7,7 +7,6 @@ mod bhyverun_machdep;
 mod block_if;
 mod cleanup;
 mod config;
-#[expect(dead_code, reason = "viewers come with the VNC server")]
 mod console;
 mod dev;
 mod device;
@@ -27,6 +26,7 @@ mod net_utils;
 mod opts;
 mod pci;
 mod proctitle;
+mod rfb;
 mod signals;
 mod smbiostbl;
 mod snapshot;

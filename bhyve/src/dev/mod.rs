@@ -1,6 +1,7 @@
-//! Devices that are not PCI functions: serial ports, keyboard controller, clock and power management.
+//! Devices that are no virtio devices: serial ports, keyboard controller, clock, power management and the frame buffer.
 
 pub mod atkbdc;
+pub mod fbuf;
 pub mod pm;
 pub mod ps2kbd;
 pub mod ps2mouse;

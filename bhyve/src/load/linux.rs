@@ -4,6 +4,7 @@ use super::bytes::{put, u16_at, u32_at, u64_at};
 use super::elf::{Elf, is_elf};
 use super::state::{self, BootState};
 use super::{LoadError, Loader, decompress, place};
+use crate::console::FrameBuffer;
 use std::ops::Range;
 
 // Offsets that are the same in the bzImage and in the boot parameters ("zero page").
@@ -29,11 +30,27 @@ const INIT_SIZE: usize = 0x260;
 const HEADER_END: usize = 0x290;
 
 // Offsets of the boot parameters only.
+/// `struct screen_info` (include/uapi/linux/screen_info.h of Linux) is at their beginning.
+const ORIG_VIDEO_IS_VGA: usize = 0x0f;
+const LFB_WIDTH: usize = 0x12;
+const LFB_HEIGHT: usize = 0x14;
+const LFB_DEPTH: usize = 0x16;
+const LFB_BASE: usize = 0x18;
+const LFB_SIZE: usize = 0x1c;
+const LFB_LINELENGTH: usize = 0x24;
+/// Size and position in bits of red, green, blue and the rest.
+const LFB_COLOURS: usize = 0x26;
+const PAGES: usize = 0x32;
 const ACPI_RSDP_ADDR: usize = 0x70;
 const E820_ENTRIES: usize = 0x1e8;
 const E820_TABLE: usize = 0x2d0;
 const E820_MAX: usize = 128;
 const BOOT_PARAMS_SIZE: usize = 0x1000;
+
+/// A linear frame buffer of a VESA mode: what vesafb and its successors draw on.
+const VIDEO_TYPE_VLFB: u8 = 0x23;
+/// One byte each, 0x00RRGGBB.
+const COLOURS: [u8; 8] = [8, 16, 8, 8, 8, 0, 8, 24];
 
 const MAGIC: u32 = u32::from_le_bytes(*b"HdrS");
 /// 2.12 (Linux 3.8) has `xloadflags` and the 64-bit entry point.
@@ -195,6 +212,31 @@ pub(super) fn load_vmlinux(
     finish(loader, &SetupHeader::synthetic(), elf.entry)
 }
 
+/// Describes the frame buffer. A real BIOS would have set its mode.
+fn tell_screen(params: &mut [u8], screen: FrameBuffer) {
+    let FrameBuffer {
+        gpa,
+        size,
+        geometry,
+    } = screen;
+    // The fields for the upper half are known to newer kernels only, and a 32-bit BAR does not need them.
+    let Ok(base) = u32::try_from(gpa) else { return };
+    put(params, ORIG_VIDEO_IS_VGA, [VIDEO_TYPE_VLFB]);
+    put(params, LFB_WIDTH, geometry.width.to_le_bytes());
+    put(params, LFB_HEIGHT, geometry.height.to_le_bytes());
+    put(params, LFB_DEPTH, 32_u16.to_le_bytes());
+    put(params, LFB_BASE, base.to_le_bytes());
+    // In units of 64 KiB.
+    put(params, LFB_SIZE, ((size >> 16) as u32).to_le_bytes());
+    put(
+        params,
+        LFB_LINELENGTH,
+        geometry.width.saturating_mul(4).to_le_bytes(),
+    );
+    put(params, LFB_COLOURS, COLOURS);
+    put(params, PAGES, 1_u16.to_le_bytes());
+}
+
 /// Adds what every Linux kernel wants, once it is in memory itself.
 fn finish(
     loader: &mut Loader<'_>,
@@ -241,6 +283,10 @@ fn finish(
         .get(..entries * crate::e820::ENTRY_SIZE)
         .unwrap_or_default();
     params[E820_TABLE..E820_TABLE + table.len()].copy_from_slice(table);
+
+    if let Some(screen) = loader.machine.frame_buffer {
+        tell_screen(&mut params, screen);
+    }
 
     loader.put(place::BOOT_PARAMS, params);
     loader.put(place::GDT, state::gdt(true));

@@ -37,6 +37,7 @@ fn boot(
         &BootMachine {
             memory,
             rsdp: Some(0xf_2400),
+            frame_buffer: None,
         },
     )
 }
@@ -228,6 +229,7 @@ fn what_is_not_a_kernel_is_named() {
             highmem: 0,
         },
         rsdp: None,
+        frame_buffer: None,
     };
     let error = prepare(&missing, &machine).unwrap_err();
     assert_eq!(error.to_string(), "cannot read /nonexistent/kernel");

@@ -72,9 +72,19 @@ struct Capability {
     len: usize,
 }
 
+/// Guest memory at a BAR: the guest reads and writes it without an exit. Called under the function's lock.
+pub trait BarMemory: Send + Sync {
+    /// Shows the memory at `gpa`. The error says why not.
+    fn map(&self, gpa: u64) -> Result<(), String>;
+    /// Takes it away from there.
+    fn unmap(&self, gpa: u64);
+}
+
 struct Inner {
     config: [u8; CONFIG_SIZE],
     bars: [Option<Bar>; BARS],
+    /// What is behind those BARs that are memory.
+    memory: [Option<Arc<dyn BarMemory>>; BARS],
     caps: Vec<Capability>,
     msi: Option<usize>,
     msix: Option<Msix>,
@@ -236,6 +246,7 @@ impl PciFunc {
             inner: Mutex::new(Inner {
                 config: [0; CONFIG_SIZE],
                 bars: [const { None }; BARS],
+                memory: [const { None }; BARS],
                 caps: Vec::new(),
                 msi: None,
                 msix: None,
@@ -326,6 +337,20 @@ impl PciFunc {
             }
             _ => Err(self.invalid(format_args!("BAR {index} is not free"))),
         }
+    }
+
+    /// Adds 32-bit BAR `index`, which is `memory` of `size` bytes.
+    pub fn add_memory_bar(
+        &self,
+        index: usize,
+        size: u64,
+        memory: Arc<dyn BarMemory>,
+    ) -> Result<(), BuildError> {
+        self.add_bar(index, BarType::Mem32, size)?;
+        if let Some(slot) = self.inner().memory.get_mut(index) {
+            *slot = Some(memory);
+        }
+        Ok(())
     }
 
     /// Adds a capability (id first; the byte of the link is overwritten) and answers with its offset.
@@ -582,8 +607,10 @@ impl PciFunc {
 
     fn update_decoding(self: &Arc<Self>, inner: &mut Inner) {
         let command = inner.command();
-        for (index, bar) in inner.bars.iter_mut().enumerate() {
+        let bars = inner.bars.iter_mut().zip(&inner.memory).enumerate();
+        for (index, (bar, memory)) in bars {
             let Some(bar) = bar else { continue };
+            let memory = memory.as_deref();
             let enable = if bar.kind == BarType::Io {
                 CMD_IO
             } else {
@@ -594,11 +621,11 @@ impl PciFunc {
                 continue;
             }
             if let Some(old) = bar.decoded.take() {
-                self.unregister(bar, old);
+                self.unregister(bar, memory, old);
             }
             if let Some(addr) = wanted {
                 // A guest may put BARs on top of each other or wrap them around; such a BAR does not answer.
-                match self.register(index, bar, addr) {
+                match self.register(index, bar, memory, addr) {
                     Ok(()) => bar.decoded = Some(addr),
                     Err(error) => log::debug!("{}: BAR {index}: {error}", self.name),
                 }
@@ -606,7 +633,13 @@ impl PciFunc {
         }
     }
 
-    fn register(self: &Arc<Self>, index: usize, bar: &Bar, addr: u64) -> Result<(), String> {
+    fn register(
+        self: &Arc<Self>,
+        index: usize,
+        bar: &Bar,
+        memory: Option<&dyn BarMemory>,
+        addr: u64,
+    ) -> Result<(), String> {
         let last = addr.checked_add(bar.size - 1).ok_or("wraps around")?;
         let handler = BarHandler {
             func: Arc::clone(self),
@@ -625,15 +658,22 @@ impl PciFunc {
             self.host
                 .mmio
                 .register(&self.name, addr..end, Arc::new(handler))
-                .map_err(|error| error.to_string())
+                .map_err(|error| error.to_string())?;
+            // The handler behind it keeps the place from other BARs.
+            memory
+                .map_or(Ok(()), |memory| memory.map(addr))
+                .inspect_err(|_| self.host.mmio.unregister(addr..end))
         }
     }
 
-    fn unregister(&self, bar: &Bar, addr: u64) {
+    fn unregister(&self, bar: &Bar, memory: Option<&dyn BarMemory>, addr: u64) {
         let last = addr.wrapping_add(bar.size - 1);
         if bar.kind == BarType::Io {
             self.host.inout.unregister(addr as u16..=last as u16);
         } else {
+            if let Some(memory) = memory {
+                memory.unmap(addr);
+            }
             self.host.mmio.unregister(addr..last.wrapping_add(1));
         }
     }
@@ -641,9 +681,12 @@ impl PciFunc {
     /// Takes the function off the bus: nothing answers at its BARs any more.
     pub(super) fn detach(&self) {
         let mut inner = self.inner();
-        for bar in inner.bars.iter_mut().flatten() {
-            if let Some(addr) = bar.decoded.take() {
-                self.unregister(bar, addr);
+        let Inner { bars, memory, .. } = &mut *inner;
+        for (bar, memory) in bars.iter_mut().zip(memory) {
+            if let Some(bar) = bar
+                && let Some(addr) = bar.decoded.take()
+            {
+                self.unregister(bar, memory.as_deref(), addr);
             }
         }
     }
@@ -772,6 +815,7 @@ impl PciFunc {
         let Inner {
             config,
             bars,
+            memory: _,
             caps: _,
             msi: _,
             msix,

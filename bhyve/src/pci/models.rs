@@ -1,7 +1,7 @@
 //! Every PCI model there is (the linker set `pci_devemu_set` of `usr.sbin/bhyve/pci_emul.c`).
 
 use super::{PciModel, hostbridge, lpc};
-use crate::{ahci, virtio, xhci};
+use crate::{ahci, dev, virtio, xhci};
 
 /// The models, in the order in which `-s help` lists them.
 pub static MODELS: &[PciModel] = &[
@@ -16,6 +16,7 @@ pub static MODELS: &[PciModel] = &[
     ahci::AHCI_HD,
     ahci::AHCI_CD,
     xhci::XHCI,
+    dev::fbuf::FBUF,
 ];
 
 /// Looks up a model by name.
