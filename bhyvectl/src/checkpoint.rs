@@ -6,13 +6,14 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 use vmmapi::checkpoint::{Checkpoint, Directory, Disk, Meta};
 use vmmapi::control::{ControlClient, Outcome, client_rundir};
 
 use crate::opts::Arguments;
 use crate::show::{Target, ago, date_of};
+use crate::upstream::{self, Files};
 
 pub fn checkpoint(target: &Target, path: &str) -> anyhow::Result<()> {
     request(target, path, false)
@@ -27,16 +28,43 @@ fn request(target: &Target, path: &str, suspend: bool) -> anyhow::Result<()> {
     let (directory, base) =
         Directory::of(Path::new(path)).with_context(|| format!("open the directory of {path}"))?;
     let rundir = client_rundir(target.arguments.value("rundir").map(Path::new))?;
-    let mut client = ControlClient::connect(&rundir, target.vm.name())?;
-    let bar = Bar::default();
+    let is_gone = || {
+        let there = target.vm.get_topology().map_err(|error| error.errno.0);
+        matches!(there, Err(libc::ENXIO | libc::ENOENT | libc::ECONNREFUSED))
+    };
+    let client = ControlClient::connect(&rundir, target.vm.name())?;
+    ask(client, directory, &base, suspend, is_gone)
+        .with_context(|| format!("{path} was not written"))
+}
+
+/// Asks one that answers, or, as upstream's bhyve, does not.
+fn ask(
+    mut client: ControlClient,
+    directory: Directory,
+    base: &str,
+    suspend: bool,
+    is_gone: impl Fn() -> bool,
+) -> anyhow::Result<()> {
     let fd = directory.into_fd();
-    let outcome = client.checkpoint(fd.as_fd(), &base, suspend, &mut |p| {
-        bar.show(&p.phase, p.done, p.total)
-    });
+    let mut files = Files::watch(Directory::from_fd(fd.try_clone()?), base);
+    let bar = Bar::default();
+    let outcome = client.checkpoint(
+        fd.as_fd(),
+        base,
+        suspend,
+        &mut |p| bar.show(&p.phase, p.done, p.total),
+        &mut || files.are_settled(),
+    );
     bar.end();
-    match outcome.with_context(|| format!("{path} was not written"))? {
+    match outcome? {
         Outcome::Done => Ok(()),
-        Outcome::Unconfirmed => bail!("{path}: the VM's bhyve did not say whether it was written"),
+        Outcome::Unconfirmed => {
+            files.wait()?;
+            if suspend {
+                upstream::wait_for_end(is_gone)?;
+            }
+            Ok(())
+        }
     }
 }
 
@@ -209,3 +237,6 @@ fn verify(path: &str, json: bool) -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,6 +5,7 @@
 mod checkpoint;
 mod opts;
 mod show;
+mod upstream;
 mod vendor;
 
 use std::process::ExitCode;

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use ::vmm::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::wire::{Deadline, recv_list, send_list};
 use super::{ControlError, Progress, socket_path};
@@ -16,12 +17,16 @@ use crate::nvlist::{NvList, Value};
 /// How long a peer may take for an ioctl.
 const IOCTL_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// How often a caller that waits for a checkpoint is asked whether to go on waiting, in milliseconds.
+const TICK_MS: u16 = 100;
+
 /// How a checkpoint ended that was not refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
     /// The files are complete.
     Done,
-    /// The peer closed the connection without an answer, as upstream's bhyve does: nothing is known.
+    /// The peer closed the connection without an answer, as upstream's bhyve does, or the caller did not want to wait for
+    /// one any more: nothing is known.
     Unconfirmed,
 }
 
@@ -70,13 +75,25 @@ impl ControlClient {
         recv_list(&self.stream, deadline).map_err(|error| self.system("recv", &error))
     }
 
-    /// Asks for a checkpoint of the name `filename` in the directory `dir` and waits for its end.
+    /// Whether something has come, or the peer has closed the connection; waits a moment for it.
+    fn is_readable(&self) -> Result<bool, ControlError> {
+        let mut events = [PollFd::new(self.stream.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut events, PollTimeout::from(TICK_MS)) {
+            Ok(ready) => Ok(ready != 0),
+            Err(nix::errno::Errno::EINTR) => Ok(false),
+            Err(errno) => Err(self.system("poll", &errno.into())),
+        }
+    }
+
+    /// Asks for a checkpoint of the name `filename` in the directory `dir` and waits for its end, or until `enough` says
+    /// so while nothing has ever come.
     pub fn checkpoint(
         &mut self,
         dir: BorrowedFd<'_>,
         filename: &str,
         suspend: bool,
         progress: &mut dyn FnMut(&Progress),
+        enough: &mut dyn FnMut() -> bool,
     ) -> Result<Outcome, ControlError> {
         let dir = dir
             .as_fd()
@@ -88,10 +105,17 @@ impl ControlClient {
             .with("suspend", Value::Bool(suspend))
             .with("fddir", Value::Descriptor(dir));
         self.send(&request)?;
+        let mut answers = false;
         loop {
+            while !answers && !self.is_readable()? {
+                if enough() {
+                    return Ok(Outcome::Unconfirmed);
+                }
+            }
             let Some(reply) = self.recv(None)? else {
                 return Ok(Outcome::Unconfirmed);
             };
+            answers = true;
             if let Some(error) = reply.number("error") {
                 return refusal(error, &reply).map_or(Ok(Outcome::Done), Err);
             }

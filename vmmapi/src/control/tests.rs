@@ -95,9 +95,14 @@ fn checkpoint(
     let mut seen = Vec::new();
     let directory = File::open(dir).expect("the directory");
     let outcome = ControlClient::connect(dir, "vm").and_then(|mut client| {
-        client.checkpoint(directory.as_fd(), filename, suspend, &mut |progress| {
-            seen.push(progress.clone())
-        })
+        let mut progress = |now: &Progress| seen.push(now.clone());
+        client.checkpoint(
+            directory.as_fd(),
+            filename,
+            suspend,
+            &mut progress,
+            &mut || false,
+        )
     });
     (outcome, seen)
 }

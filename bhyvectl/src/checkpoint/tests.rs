@@ -1,0 +1,92 @@
+//! A peer that behaves as upstream's bhyve does: it reads a request, writes three files in place, and answers nothing.
+
+use std::io::Read;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use super::*;
+
+const META: &str = r#"{"basic metadata": {"ncpus": 1, "vmname": "vm", "memsize": 8192, "memflags": 0},
+    "kern_structs": [{"device": "vhpet", "size": 284, "file_offset": 0}],
+    "devices": [{"device": "lpc@pci.0.31.0", "size": 16, "file_offset": 284}]}"#;
+
+fn write(dir: &Path, kern: usize) {
+    std::fs::write(dir.join("p.kern"), vec![2; kern]).unwrap();
+    std::fs::write(dir.join("p"), vec![1; 8192]).unwrap();
+    thread::sleep(Duration::from_millis(200));
+    std::fs::write(dir.join("p.meta"), META).unwrap();
+}
+
+/// Asks such a peer, which does `work` once it has the request; afterwards the VM is gone.
+fn asked(
+    suspend: bool,
+    before: impl FnOnce(&Path),
+    work: impl FnOnce(&Path, UnixStream) + Send,
+) -> (anyhow::Result<()>, bool) {
+    let dir = tempfile::tempdir().unwrap();
+    before(dir.path());
+    let listener = UnixListener::bind(dir.path().join("vm")).unwrap();
+    let gone = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let (mut stream, _) = listener.accept().unwrap();
+            assert_ne!(stream.read(&mut [0; 4096]).unwrap(), 0);
+            work(dir.path(), stream);
+            thread::sleep(Duration::from_millis(300));
+            gone.store(true, Ordering::SeqCst);
+        });
+        let client = ControlClient::connect(dir.path(), "vm").unwrap();
+        let (directory, base) = Directory::of(&dir.path().join("p")).unwrap();
+        let is_gone = || gone.load(Ordering::SeqCst);
+        let result = ask(client, directory, &base, suspend, is_gone);
+        (result, gone.load(Ordering::SeqCst))
+    })
+}
+
+#[test]
+fn the_files_of_a_peer_that_hangs_up_are_waited_for() {
+    let (result, _) = asked(false, |_| (), |dir, _| write(dir, 300));
+    result.unwrap();
+    // It may hang up before it has begun.
+    let early = |dir: &Path, stream| {
+        drop(stream);
+        thread::sleep(Duration::from_millis(300));
+        write(dir, 300);
+    };
+    asked(false, |_| (), early).0.unwrap();
+}
+
+#[test]
+fn the_end_of_a_suspended_vm_is_waited_for() {
+    let (result, gone) = asked(true, |_| (), |dir, _| write(dir, 300));
+    result.unwrap();
+    assert!(gone);
+}
+
+#[test]
+fn a_peer_that_stays_silent_is_not_waited_for_once_the_files_are_there() {
+    let silent = |dir: &Path, stream: UnixStream| {
+        write(dir, 300);
+        // Until the client has had enough.
+        let _ = (&stream).read_to_end(&mut Vec::new());
+    };
+    asked(false, |_| (), silent).0.unwrap();
+}
+
+#[test]
+fn files_that_are_missing_too_short_or_old_are_a_failure() {
+    let fails = |before: &dyn Fn(&Path), kern: Option<usize>| {
+        let work = |dir: &Path, _: UnixStream| {
+            if let Some(kern) = kern {
+                write(dir, kern);
+            }
+        };
+        let error = asked(false, before, work).0.unwrap_err().to_string();
+        assert!(error.contains("not complete"), "{error}");
+    };
+    fails(&|_| (), None);
+    fails(&|_| (), Some(299));
+    fails(&|dir| write(dir, 300), None);
+}
