@@ -180,6 +180,21 @@ fn memory_is_wired_if_asked_for() {
     assert!(wired >= 15_000, "{wired} pages");
 }
 
+/// procstat(1) marks a process in capability mode with C, in the tenth column. Suspending in it is the other test's business.
+#[test]
+#[ignore = "needs root on a FreeBSD host"]
+fn the_process_is_in_capability_mode() {
+    if !std::fs::exists("/dev/vmmctl").unwrap() {
+        println!("not on this release");
+        return;
+    }
+    let vm = Kernel::new("sandbox");
+    let guest = vm.start(&[]);
+    let flags = run("procstat", &["-h", "-s", &guest.pid().to_string()]);
+    let flags = flags.split_whitespace().nth(9).unwrap_or_default();
+    assert!(flags.starts_with('C'), "{flags:?}");
+}
+
 /// FreeBSD 15.0 and older leave the VM behind when the process is killed; newer kernels can be asked not to.
 #[test]
 #[ignore = "needs root on a FreeBSD host"]

@@ -1,0 +1,102 @@
+//! The example for rc(8): guests are suspended when the host shuts down, and go on when it boots.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use vmm_tests::bench::{SOON, program};
+use vmm_tests::{Bench, Guest, guests};
+
+/// What the script uses of FreeBSD's rc.subr(8).
+const RC_SUBR: &str = r#"
+load_rc_config() { :; }
+warn() { echo "warning: $*" >&2; }
+run_rc_command() { eval "\$${1}_cmd"; }
+"#;
+/// What it uses of daemon(8): `-f -o LOG COMMAND`.
+const DAEMON: &str = "#!/bin/sh\nlog=$3\nshift 3\n\"$@\" </dev/null >>\"$log\" 2>&1 &\n";
+
+fn rc(bench: &Bench, request: &str) -> Output {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../share/rc.d/bhyve_guests");
+    let script = std::fs::read_to_string(script).unwrap();
+    std::fs::write(bench.path("rc.subr"), RC_SUBR).unwrap();
+    std::fs::write(bench.path("daemon"), DAEMON).unwrap();
+    std::fs::set_permissions(bench.path("daemon"), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let here = script.replace("/etc/rc.subr", &bench.text("rc.subr"));
+    assert_ne!(here, script);
+    std::fs::write(bench.path("script"), here).unwrap();
+    let programs = program("bhyve");
+    let path = format!("{}:{}", bench.text(""), std::env::var("PATH").unwrap());
+    let mut command = Command::new("sh");
+    command.arg(bench.path("script")).arg(request);
+    command
+        .env("PATH", path)
+        .env("bhyve_guests_dir", bench.path("saved"))
+        .env("bhyve_guests_rundir", bench.path("run"))
+        .env("bhyve_guests_logdir", bench.path(""))
+        .env("bhyve_guests_bindir", programs.parent().unwrap())
+        .env("bhyve_guests_wait", "5");
+    command.output().unwrap()
+}
+
+fn start(bench: &Bench, name: &str) -> Guest {
+    let kernel = format!("boot.kernel={}", bench.kernel("guest", &guests::nonce()));
+    let options = ["-m", "64M", "-s", "31,lpc", "-l", "com1,stdio"];
+    let mut guest = bench.start(&[&options[..], &["-o", &kernel, name]].concat());
+    guest.expect("\n");
+    guest
+}
+
+/// The nonce of a line that the guest has printed, with which it tells itself from one that was started anew.
+fn nonce(text: &str) -> String {
+    let mut lines = text.lines().filter(|line| line.len() == 17);
+    lines.next().unwrap_or_default()[..8].to_owned()
+}
+
+fn wait_for_line(log: &Path) -> String {
+    let end = Instant::now() + SOON;
+    loop {
+        let text = std::fs::read_to_string(log).unwrap_or_default();
+        if text.lines().any(|line| line.len() == 17) {
+            return text;
+        }
+        assert!(Instant::now() < end, "{}: {text}", log.display());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn guests_outlast_the_hosts_reboot() {
+    let bench = Bench::new();
+    let mut running = ["one", "two"].map(|name| (name, start(&bench, name)));
+    let stopped = rc(&bench, "stop");
+    assert!(stopped.status.success(), "{stopped:?}");
+    for (_, guest) in &mut running {
+        assert_eq!(guest.wait().code(), Some(0));
+    }
+    // A checkpoint that was never finished is none, and one that is damaged is left to be looked at.
+    std::fs::write(bench.path("saved/three.new.meta"), "").unwrap();
+    std::fs::write(bench.path("saved/four.meta"), "").unwrap();
+    let status = rc(&bench, "status");
+    let status = String::from_utf8(status.stdout).unwrap();
+    assert_eq!(status, "running:\nsuspended: four one two\n");
+
+    let started = rc(&bench, "start");
+    let errors = String::from_utf8_lossy(&started.stderr);
+    assert!(
+        !started.status.success() && errors.contains("four was not resumed"),
+        "{started:?}"
+    );
+    for (name, guest) in &running {
+        let now = wait_for_line(&bench.path(&format!("bhyve-{name}.log")));
+        assert_eq!(nonce(&now), nonce(&guest.console()), "{name}");
+        assert!(!bench.path(&format!("saved/{name}.meta")).exists());
+        let off = bench.ctl(&[&format!("--vm={name}"), "--force-poweroff"]);
+        assert!(off.status.success(), "{off:?}");
+    }
+    let left = std::fs::read_dir(bench.path("saved")).unwrap();
+    let mut left: Vec<_> = left.map(|entry| entry.unwrap().file_name()).collect();
+    left.sort();
+    assert_eq!(left, ["four.meta", "three.new.meta"]);
+}
