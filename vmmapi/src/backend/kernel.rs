@@ -42,6 +42,8 @@ pub struct Kernel {
     /// [`Lifetime::Maker`].
     ctl: Option<Box<dyn Node>>,
     abi: Abi,
+    /// Asked for at once: a sandbox has no such variables.
+    tsc_hz: Option<u64>,
 }
 
 /// When a VM in the kernel comes to its end.
@@ -160,7 +162,10 @@ impl Kernel {
             Err(Errno::ENOTTY) => Abi::Fourteen,
             Err(errno) => return Err(error(OP, name)(errno)),
         };
+        let tsc_hz = system.sysctl_u64("machdep.tsc_freq").ok();
         Ok(Self {
+            // A kernel that does not know says 0.
+            tsc_hz: tsc_hz.filter(|hz| *hz != 0),
             system,
             name: name.to_owned(),
             node,
@@ -281,9 +286,7 @@ impl Backend for Kernel {
 
     /// The guest's TSC runs at the rate of the host's; only the offset is its own.
     fn tsc_hz(&self) -> Option<u64> {
-        let hz = self.system.sysctl_u64("machdep.tsc_freq").ok();
-        // A kernel that does not know says 0.
-        hz.filter(|hz| *hz != 0)
+        self.tsc_hz
     }
 
     fn is_software(&self) -> bool {

@@ -289,10 +289,10 @@ fn names_that_are_no_file_names_reach_no_path() {
 fn the_tsc_has_the_rate_of_the_hosts() {
     let (recorder, system) = Recorder::new(1_500_068, true);
     let kernel = Kernel::open(system, "vm").expect("opened");
-    recorder.take();
-    assert_eq!(kernel.tsc_hz(), Some(2_100_000_000));
     let asked = Call::Sysctl("machdep.tsc_freq".into(), String::new());
-    assert_eq!(recorder.take(), [asked]);
+    assert!(recorder.take().contains(&asked));
+    assert_eq!(kernel.tsc_hz(), Some(2_100_000_000));
+    assert_eq!(recorder.take(), [], "a sandbox would not answer");
     let (_, unknown) = Recorder::new(1_403_000, false);
     let kernel = Kernel::open(unknown, "vm").expect("opened");
     assert_eq!(kernel.tsc_hz(), None);
