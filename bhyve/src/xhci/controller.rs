@@ -349,8 +349,8 @@ impl Controller {
         };
         match offset {
             ..OPERATIONAL => table(&CAPABILITIES, offset),
-            ..PORT_BASE => self.read_operational(offset - OPERATIONAL),
-            ..DOORBELLS => {
+            OPERATIONAL..PORT_BASE => self.read_operational(offset - OPERATIONAL),
+            PORT_BASE..DOORBELLS => {
                 let index = (offset - PORT_BASE) / PORT_STRIDE;
                 let port = self.ports.get(index as usize);
                 port.map_or(0, |port| match offset % PORT_STRIDE {
@@ -359,8 +359,8 @@ impl Controller {
                     _ => 0,
                 })
             }
-            ..RUNTIME => 0,
-            ..EXTENDED => match offset - RUNTIME {
+            DOORBELLS..RUNTIME => 0,
+            RUNTIME..EXTENDED => match offset - RUNTIME {
                 rt::MFINDEX => self.frames.read().into(),
                 offset => self.interrupter.read(offset),
             },
@@ -385,8 +385,8 @@ impl Controller {
     fn write_register(&mut self, offset: u64, value: u32) {
         match offset {
             ..OPERATIONAL => {}
-            ..PORT_BASE => self.write_operational(offset - OPERATIONAL, value),
-            ..DOORBELLS => {
+            OPERATIONAL..PORT_BASE => self.write_operational(offset - OPERATIONAL, value),
+            PORT_BASE..DOORBELLS => {
                 let index = ((offset - PORT_BASE) / PORT_STRIDE) as usize;
                 let Some(port) = self.ports.get_mut(index) else {
                     return;
@@ -397,8 +397,8 @@ impl Controller {
                 // The link may have come back to a device that waits.
                 self.rouse();
             }
-            ..RUNTIME => self.doorbell((offset - DOORBELLS) / 4, value),
-            ..EXTENDED => self.write_runtime(offset - RUNTIME, value),
+            DOORBELLS..RUNTIME => self.doorbell((offset - DOORBELLS) / 4, value),
+            RUNTIME..EXTENDED => self.write_runtime(offset - RUNTIME, value),
             _ => {}
         }
     }

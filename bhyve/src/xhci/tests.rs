@@ -257,7 +257,7 @@ fn interrupts_wait_for_the_driver_to_be_done() {
     driver.set_op(op::USBSTS, sts::EVENT);
     driver.give(make(kind::NO_OP_COMMAND, 0, 0, 0));
     assert_eq!(pending(&driver), (0, 0), "the driver is still busy");
-    driver.set_rt(rt::ERDP_LOW, EVENTS + 16 | 8);
+    driver.set_rt(rt::ERDP_LOW, (EVENTS + 16) | 8);
     assert_eq!(pending(&driver), (1, 1), "it has not seen all");
     driver.take_events();
     assert_eq!(pending(&driver), (0, 0));

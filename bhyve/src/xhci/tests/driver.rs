@@ -73,7 +73,7 @@ impl Producer {
     }
 
     pub fn dequeue(&self) -> u64 {
-        self.base + self.index * TRB_SIZE | u64::from(self.cycle)
+        (self.base + self.index * TRB_SIZE) | u64::from(self.cycle)
     }
 }
 
