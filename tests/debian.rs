@@ -438,24 +438,25 @@ fn goes_on_in_a_new_process(bench: &Bench) {
 }
 
 /// Suspends and restores a guest `rounds` times in the middle of everything: a TCP copy and pings through a tap, a copy on
-/// its disk, both processors busy.
+/// its disk, both processors busy. The network interface is of the model `nic`.
 #[cfg(target_os = "linux")]
-fn goes_on_in_the_middle_of_everything(bench: &Bench, rounds: usize) {
+fn goes_on_in_the_middle_of_everything(
+    bench: &Bench,
+    debian: Option<Debian>,
+    nic: &str,
+    rounds: usize,
+) {
     use vmm_tests::netns::Namespace;
 
-    let Some(debian) = Debian::get() else { return };
+    let Some(debian) = debian else { return };
     let Some(namespace) = Namespace::with_tap("10.9.0.1/24") else {
         return;
     };
     let disk = ext4(bench, "disk", 256 << 20);
     let slot = format!("3,virtio-blk,{disk}");
-    let mut guest = namespace.run(|| {
-        debian.boot(
-            bench,
-            2,
-            &["-s", &slot, "-s", "4,virtio-net,tap0", "-s", "5,virtio-rnd"],
-        )
-    });
+    let net = format!("4,{nic},tap0");
+    let mut guest =
+        namespace.run(|| debian.boot(bench, 2, &["-s", &slot, "-s", &net, "-s", "5,virtio-rnd"]));
     guest.shell("ip link set eth0 up && ip addr add 10.9.0.2/24 dev eth0 && mount /dev/vda /mnt");
     guest.shell("ping -c 2 10.9.0.1");
     let nonce = guest.shell("cat /tmp/nonce").trim().to_owned();
@@ -532,7 +533,9 @@ fn goes_on_in_the_middle_of_everything(bench: &Bench, rounds: usize) {
     );
     check_copies(bench, &mut guest);
     guest.shell("umount /mnt");
-    no_complaints(&guest.shell_within("dmesg", LONG));
+    let dmesg = guest.shell_within("dmesg", LONG);
+    no_complaints(&dmesg);
+    assert!(!dmesg.contains("Link is Down"), "{dmesg}");
     guest.send("poweroff -f\n");
     assert_eq!(guest.wait().code(), Some(1));
     run("e2fsck", &["-f", "-n", &disk]);
@@ -541,33 +544,39 @@ fn goes_on_in_the_middle_of_everything(bench: &Bench, rounds: usize) {
 #[cfg(target_os = "linux")]
 #[test]
 fn goes_on_three_times() {
-    goes_on_in_the_middle_of_everything(&Bench::new(), 3);
+    goes_on_in_the_middle_of_everything(&Bench::new(), Debian::get(), "virtio-net", 3);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn goes_on_with_an_e1000() {
+    goes_on_in_the_middle_of_everything(&Bench::new(), Debian::generic(), "e1000", 2);
 }
 
 #[cfg(target_os = "linux")]
 #[test]
 #[ignore = "a long run: make soak"]
 fn goes_on_a_hundred_times() {
-    goes_on_in_the_middle_of_everything(&Bench::new(), 100);
+    goes_on_in_the_middle_of_everything(&Bench::new(), Debian::get(), "virtio-net", 100);
 }
 
 #[cfg(target_os = "linux")]
 #[test]
 #[ignore = "a long run: make soak"]
 fn goes_on_a_hundred_times_with_the_kernel_of_14() {
-    goes_on_in_the_middle_of_everything(&Bench::on("standin-14"), 100);
+    goes_on_in_the_middle_of_everything(&Bench::on("standin-14"), Debian::get(), "virtio-net", 100);
 }
 
 #[cfg(target_os = "linux")]
 #[test]
 #[ignore = "a long run: make soak"]
 fn goes_on_a_hundred_times_with_the_kernel_of_15() {
-    goes_on_in_the_middle_of_everything(&Bench::on("standin-15"), 100);
+    goes_on_in_the_middle_of_everything(&Bench::on("standin-15"), Debian::get(), "virtio-net", 100);
 }
 
 #[cfg(target_os = "linux")]
 #[test]
 #[ignore = "a long run: make soak"]
 fn goes_on_a_hundred_times_with_the_kernel_of_16() {
-    goes_on_in_the_middle_of_everything(&Bench::on("standin-16"), 100);
+    goes_on_in_the_middle_of_everything(&Bench::on("standin-16"), Debian::get(), "virtio-net", 100);
 }

@@ -85,7 +85,7 @@ const FUNCTION: &str = "pci.*.*.*.";
 const PORT: &str = "pci.*.*.*.port.*.";
 
 /// Where the names in a file begin, for those files that read variables below a node.
-const NODES: [(&str, &[&str]); 14] = [
+const NODES: [(&str, &[&str]); 16] = [
     ("ahci/mod.rs", &["", PORT]),
     ("bhyverun_machdep.rs", &["", "boot."]),
     ("block_if/options.rs", &[FUNCTION, PORT]),
@@ -100,6 +100,8 @@ const NODES: [(&str, &[&str]); 14] = [
     ("virtio/console.rs", &[PORT]),
     ("virtio/net.rs", &[FUNCTION]),
     ("xhci/mod.rs", &["pci.*.*.*.slot.*."]),
+    ("e82545/mod.rs", &[FUNCTION]),
+    ("net_utils.rs", &[FUNCTION]),
 ];
 
 /// What stands before a variable's name where it is read, without white space.

@@ -11,6 +11,7 @@ mod console;
 mod dev;
 mod device;
 mod e820;
+mod e82545;
 mod gdb;
 mod inout;
 mod iov;

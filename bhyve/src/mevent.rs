@@ -1,10 +1,11 @@
-//! The event loop of the back ends (`usr.sbin/bhyve/mevent.c`): descriptors, one thread, kqueue or epoll.
+//! The event loop of the back ends (`usr.sbin/bhyve/mevent.c`): descriptors and timers, one thread, kqueue or epoll.
 
 use polling::{Event, Events, PollMode, Poller};
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 /// What a descriptor is watched for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +33,18 @@ pub struct EventId(usize);
 
 type EventCallback = Box<dyn FnMut(Ready) + Send>;
 
+/// A timer of the loop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct TimerId(usize);
+
+type TimerCallback = Box<dyn FnMut() + Send>;
+
+struct Timer {
+    /// `None` while it does not run.
+    deadline: Option<Instant>,
+    callback: Arc<Mutex<TimerCallback>>,
+}
+
 struct Source {
     fd: Arc<OwnedFd>,
     /// `None` while disabled: the poller then does not know the descriptor, because epoll reports a hang-up even to
@@ -44,6 +57,9 @@ struct Source {
 struct Inner {
     next: u64,
     sources: HashMap<usize, Source>,
+    timers: HashMap<usize, Timer>,
+    /// The deadline that the loop waits for at most, while it waits.
+    waits_for: Option<Instant>,
     stop: bool,
 }
 
@@ -148,6 +164,60 @@ impl Mevent {
         }
     }
 
+    /// Adds a timer that does not run yet.
+    pub fn add_timer(&self, callback: impl FnMut() + Send + 'static) -> TimerId {
+        let mut inner = self.inner();
+        let key = inner.next as usize;
+        inner.next += 1;
+        let callback: TimerCallback = Box::new(callback);
+        inner.timers.insert(
+            key,
+            Timer {
+                deadline: None,
+                callback: Arc::new(Mutex::new(callback)),
+            },
+        );
+        TimerId(key)
+    }
+
+    /// Lets the timer call back once at `deadline`, whatever it was set to before, or not at all.
+    pub fn set_timer(&self, id: TimerId, deadline: Option<Instant>) {
+        let mut inner = self.inner();
+        let Some(timer) = inner.timers.get_mut(&id.0) else {
+            return;
+        };
+        timer.deadline = deadline;
+        let sooner = deadline
+            .is_some_and(|deadline| inner.waits_for.is_none_or(|waits_for| deadline < waits_for));
+        if sooner {
+            inner.waits_for = deadline;
+            drop(inner);
+            self.wake();
+        }
+    }
+
+    /// Removes a timer. As with [`Mevent::delete`], a callback that has begun may still be running.
+    pub fn delete_timer(&self, id: TimerId) {
+        self.inner().timers.remove(&id.0);
+    }
+
+    // Stops the timers that are due and answers with what they call.
+    fn due(&self) -> Vec<Arc<Mutex<TimerCallback>>> {
+        let mut inner = self.inner();
+        if inner.timers.values().all(|timer| timer.deadline.is_none()) {
+            return Vec::new();
+        }
+        let now = Instant::now();
+        inner
+            .timers
+            .values_mut()
+            .filter_map(|timer| {
+                timer.deadline.take_if(|deadline| *deadline <= now)?;
+                Some(Arc::clone(&timer.callback))
+            })
+            .collect()
+    }
+
     fn wake(&self) {
         if let Err(error) = self.poller.notify() {
             log::warn!("mevent: cannot wake the event loop: {error}");
@@ -160,19 +230,33 @@ impl Mevent {
         self.wake();
     }
 
-    /// Serves descriptors until [`Mevent::stop`].
+    /// Serves descriptors and timers until [`Mevent::stop`].
     pub fn run(&self) -> io::Result<()> {
         let mut events = Events::new();
         loop {
-            if self.inner().stop {
-                return Ok(());
-            }
+            let timeout = {
+                let mut inner = self.inner();
+                if inner.stop {
+                    return Ok(());
+                }
+                inner.waits_for = inner
+                    .timers
+                    .values()
+                    .filter_map(|timer| timer.deadline)
+                    .min();
+                inner
+                    .waits_for
+                    .map(|deadline| deadline.saturating_duration_since(Instant::now()))
+            };
             events.clear();
-            match self.poller.wait(&mut events, None) {
+            match self.poller.wait(&mut events, timeout) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 other => {
                     other?;
                 }
+            }
+            for callback in self.due() {
+                callback.lock().unwrap_or_else(PoisonError::into_inner)();
             }
             for event in events.iter() {
                 let callback = self
@@ -230,6 +314,33 @@ mod tests {
         drop(near);
         assert!(rx.recv_timeout(Duration::from_millis(30)).is_err());
         mevent.delete(id);
+        mevent.stop();
+        thread.join().unwrap();
+    }
+    #[test]
+    fn timers_call_back_once_and_in_time() {
+        let mevent = Arc::new(Mevent::new().unwrap());
+        let (tx, rx) = mpsc::channel();
+        let (later, sooner) = (tx.clone(), tx);
+        let later = mevent.add_timer(move || later.send(2).unwrap());
+        let sooner = mevent.add_timer(move || sooner.send(1).unwrap());
+        let running = Arc::clone(&mevent);
+        let thread = std::thread::spawn(move || running.run().unwrap());
+        let after = |millis| Some(Instant::now() + Duration::from_millis(millis));
+        let start = Instant::now();
+        mevent.set_timer(later, after(40));
+        mevent.set_timer(sooner, after(20));
+        let wait = || rx.recv_timeout(Duration::from_secs(10));
+        assert_eq!(wait(), Ok(1));
+        assert!(start.elapsed() >= Duration::from_millis(20));
+        assert_eq!(wait(), Ok(2));
+        assert!(start.elapsed() >= Duration::from_millis(40));
+        // Neither a timer that was stopped nor one that is gone calls.
+        mevent.set_timer(later, after(30));
+        mevent.set_timer(later, None);
+        mevent.set_timer(sooner, after(30));
+        mevent.delete_timer(sooner);
+        assert!(rx.recv_timeout(Duration::from_millis(60)).is_err());
         mevent.stop();
         thread.join().unwrap();
     }

@@ -1,5 +1,7 @@
 //! Ethernet addresses (`usr.sbin/bhyve/net_utils.c`).
 
+use crate::config::Node;
+use crate::device::BuildError;
 use crate::pci::Bdf;
 use md5::{Digest, Md5};
 use std::fmt;
@@ -18,6 +20,12 @@ pub struct MacAddr(pub [u8; 6]);
 pub struct InvalidMac(String);
 
 impl MacAddr {
+    /// The address that a device's variable `mac` gives it.
+    pub fn configured(node: &Node) -> Result<Option<Self>, BuildError> {
+        let mac = node.get("mac")?.map(|text| text.parse()).transpose();
+        mac.map_err(|error: InvalidMac| BuildError::Invalid(error.to_string()))
+    }
+
     /// The address of a function for which none is configured: always the same for a machine's name and a slot.
     pub fn generate(bdf: Bdf, vm_name: &str) -> Self {
         let [a, b, c, ..] =

@@ -1,7 +1,7 @@
 //! Every PCI model there is (the linker set `pci_devemu_set` of `usr.sbin/bhyve/pci_emul.c`).
 
 use super::{PciModel, hostbridge, lpc};
-use crate::{ahci, dev, virtio, xhci};
+use crate::{ahci, dev, e82545, virtio, xhci};
 
 /// The models, in the order in which `-s help` lists them.
 pub static MODELS: &[PciModel] = &[
@@ -10,6 +10,7 @@ pub static MODELS: &[PciModel] = &[
     lpc::LPC,
     virtio::block::VIRTIO_BLK,
     virtio::net::VIRTIO_NET,
+    e82545::E1000,
     virtio::rnd::VIRTIO_RND,
     virtio::console::VIRTIO_CONSOLE,
     ahci::AHCI,

@@ -132,11 +132,7 @@ fn build_on(
     node: &Node,
     saved: Option<&SavedBytes>,
 ) -> Result<Arc<dyn PciDevice>, BuildError> {
-    let mac = node
-        .get("mac")?
-        .map(|text| text.parse::<MacAddr>())
-        .transpose();
-    let mac = mac.map_err(|error| BuildError::Invalid(error.to_string()))?;
+    let mac = MacAddr::configured(node)?;
     let mtu = match node.get("mtu")? {
         None => None,
         Some(text) => Some(
