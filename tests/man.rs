@@ -156,7 +156,7 @@ fn sources(dir: &Path, below: &str, files: &mut Vec<(String, String)>) {
         let below = format!("{below}{name}");
         if path.is_dir() && name != "tests" {
             sources(&path, &format!("{below}/"), files);
-        } else if name.ends_with(".rs") && name != "tests.rs" {
+        } else if name.ends_with(".rs") && !["tests.rs", "fuzz.rs"].contains(&name) {
             files.push((below, std::fs::read_to_string(&path).unwrap()));
         }
     }
