@@ -1,6 +1,7 @@
 //! The test plan of the review that brought save and restore to bhyve (D19495), as one scenario over a machine's devices:
 //! the guest pings the host, copies a large file over TCP and another between its disks; it is suspended in the middle of all
-//! that and goes on in a new process, with nothing lost, nothing damaged and nothing to complain about.
+//! that and goes on in a new process, with nothing lost, nothing damaged and nothing to complain about. With a display it shows
+//! the same picture before and after, and takes keys and the pointer from VNC all along.
 
 use std::fmt;
 use std::io::Read;
@@ -11,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use crate::debian::{Debian, no_complaints};
 use crate::netns::Namespace;
+use crate::rfb::Viewer;
 use crate::{Bench, Guest};
 
 const LONG: Duration = Duration::from_secs(300);
@@ -20,6 +22,9 @@ const FILE: usize = 4_000_000;
 const DISK_SLOT: usize = 3;
 const NIC_SLOT: usize = 8;
 const CD_SLOT: usize = 12;
+/// Slots of the display and of the controller that its tablet is plugged in.
+const DISPLAY_SLOT: usize = 29;
+const USB_SLOT: usize = 30;
 
 /// A machine of the matrix.
 #[derive(Debug, Clone)]
@@ -34,6 +39,8 @@ pub struct Case {
     pub disks: usize,
     /// Whether it has a CD, which is read all the time.
     pub cd: bool,
+    /// Whether it has a display with a VNC server and a tablet.
+    pub display: bool,
     /// Virtual CPUs.
     pub cpus: usize,
     /// Whether the command line that restores names the devices, in another order.
@@ -51,6 +58,7 @@ impl Case {
             disk,
             disks: 2,
             cd: false,
+            display: false,
             cpus,
             reordered: false,
             rounds: 1,
@@ -66,10 +74,11 @@ impl fmt::Display for Case {
         };
         write!(
             f,
-            "{:<16} {:<14} {:<4} {:>5}",
+            "{:<16} {:<14} {:<3} {:<11} {:>5}",
             many(self.nics, self.nic),
             many(self.disks, self.disk),
             if self.cd { "cd" } else { "-" },
+            if self.display { "fbuf+tablet" } else { "-" },
             self.cpus
         )?;
         if self.reordered {
@@ -108,6 +117,7 @@ struct Run<'a> {
     namespace: Namespace,
     guest: Guest,
     slots: Vec<String>,
+    viewer: Option<Viewer>,
     /// What the guest has sent over TCP, when it is done.
     received: JoinHandle<Vec<u8>>,
     nonce: String,
@@ -126,6 +136,18 @@ fn slots(case: &Case, bench: &Bench) -> Vec<String> {
         .chain((0..case.nics).map(nic))
         .chain(case.cd.then_some(cd))
         .collect()
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0")
+        .and_then(|listener| listener.local_addr())
+        .expect("a free port")
+        .port()
+}
+
+/// The display's slot, with its server at `port`.
+fn display(port: u16) -> String {
+    format!("{DISPLAY_SLOT},fbuf,tcp=127.0.0.1:{port},w=640,h=480")
 }
 
 /// What a guest sends, read as fast as it comes.
@@ -157,8 +179,22 @@ impl<'a> Run<'a> {
             std::fs::write(bench.path("cd"), noise).expect("make a CD");
         }
         let slots = slots(case, &bench);
-        let more: Vec<&str> = slots.iter().flat_map(|slot| ["-s", slot]).collect();
+        let mut all = slots.clone();
+        let port = free_port();
+        if case.display {
+            all.extend([display(port), format!("{USB_SLOT},xhci,tablet")]);
+        }
+        let mut more: Vec<&str> = all.iter().flat_map(|slot| ["-s", slot]).collect();
+        if case.display {
+            // The screen shows what the kernel says; the shell is on the serial port.
+            let cmdline =
+                "boot.cmdline=console=tty0 console=ttyS0 vt.global_cursor_default=0 consoleblank=0";
+            more.extend(["-o", cmdline]);
+        }
         let guest = namespace.run(|| debian.boot(&bench, case.cpus, &more));
+        let viewer = case
+            .display
+            .then(|| namespace.run(|| Viewer::connect(port)));
         let listener = namespace
             .run(|| TcpListener::bind("10.9.0.1:7777"))
             .expect("listen on the tap");
@@ -168,6 +204,7 @@ impl<'a> Run<'a> {
             namespace,
             guest,
             slots,
+            viewer,
             received: std::thread::spawn(move || receive(listener)),
             nonce: String::new(),
         };
@@ -220,7 +257,53 @@ impl<'a> Run<'a> {
         if self.case.cd {
             guest.send("(while [ ! -e /tmp/stop ]; do echo 1 > /proc/sys/vm/drop_caches; md5sum < /dev/sr0; done > /tmp/cd 2>&1) &\n");
         }
+        if self.case.display {
+            // What keyboard and tablet say is kept, and counted later.
+            for (name, file) in [("keyboard", "keys"), ("Tablet", "pointer")] {
+                guest.shell(&format!(
+                    "device=$(grep -l {name} /sys/class/input/event*/device/name | cut -d / -f 5); \
+                     test -n \"$device\" && (cat /dev/input/$device > /tmp/{file} &)"
+                ));
+            }
+        }
         guest.shell("sleep 1; dmesg > /tmp/dmesg");
+        self.play_with_it();
+    }
+
+    /// Moves the pointer and types; both have to arrive.
+    fn play_with_it(&mut self) {
+        let Some(viewer) = &mut self.viewer else {
+            return;
+        };
+        const SIZES: &str = "wc -c < /tmp/keys; wc -c < /tmp/pointer";
+        let sizes = |guest: &mut Guest| -> Vec<u64> {
+            let printed = guest.shell(SIZES);
+            printed
+                .split_whitespace()
+                .filter_map(|n| n.parse().ok())
+                .collect()
+        };
+        let before = sizes(&mut self.guest);
+        for n in 0..10 {
+            viewer.pointer(0, 10 + n * 40, 20 + n * 30);
+            viewer.key(u32::from(b'a'));
+        }
+        let end = Instant::now() + LONG;
+        loop {
+            let after = sizes(&mut self.guest);
+            if before.len() == 2
+                && after
+                    .iter()
+                    .zip(&before)
+                    .all(|(after, before)| after > before)
+            {
+                return;
+            }
+            assert!(
+                Instant::now() < end,
+                "keys and pointer: {before:?}, then {after:?}"
+            );
+        }
     }
 
     fn number(&mut self, command: &str) -> f64 {
@@ -235,6 +318,7 @@ impl<'a> Run<'a> {
     fn round(&mut self) -> (Duration, Duration) {
         const UPTIME: &str = "cut -d ' ' -f 1 /proc/uptime";
         let (uptime, date) = (self.number(UPTIME), self.number("date +%s"));
+        let picture = self.viewer.as_mut().map(Viewer::screen);
         let started = Instant::now();
         let output = self.bench.ctl(&["--vm=vm", "--suspend=state"]);
         let suspended = started.elapsed();
@@ -244,11 +328,23 @@ impl<'a> Run<'a> {
         if self.case.reordered {
             args.extend(self.slots.iter().rev().flat_map(|slot| ["-s", slot]));
         }
+        let port = free_port();
+        let display = display(port);
+        if self.case.display {
+            args.extend(["-s", &display]);
+        }
         let started = Instant::now();
         self.guest = self.namespace.run(|| self.bench.start(&args));
         let nonce = self.guest.shell("cat /tmp/nonce");
         let restored = started.elapsed();
         assert_eq!(nonce.trim(), self.nonce);
+        if let Some(picture) = picture {
+            assert!(picture.lit() > 1000, "the screen shows nothing");
+            let mut viewer = self.namespace.run(|| Viewer::connect(port));
+            assert_eq!(viewer.screen().differences(&picture), 0, "the picture");
+            self.viewer = Some(viewer);
+            self.play_with_it();
+        }
         let (later, date_later) = (self.number(UPTIME), self.number("date +%s"));
         assert!(
             (uptime..uptime + 60.0).contains(&later),
@@ -348,8 +444,13 @@ pub fn all() -> Vec<Case> {
     let mut cases = Vec::new();
     for nic in ["virtio-net", "e1000"] {
         for disk in ["virtio-blk", "ahci-hd"] {
-            for cpus in [1, 2, 4] {
-                cases.push(Case::new(nic, disk, cpus));
+            for display in [false, true] {
+                for cpus in [1, 2, 4] {
+                    cases.push(Case {
+                        display,
+                        ..Case::new(nic, disk, cpus)
+                    });
+                }
             }
         }
     }
@@ -358,6 +459,7 @@ pub fn all() -> Vec<Case> {
             nics: 2,
             disks: 3,
             cd: true,
+            display: true,
             reordered: true,
             ..Case::new(nic, disk, 2)
         });

@@ -9,8 +9,8 @@ fn main() -> ExitCode {
     // Words on the command line pick the cases whose line contains them all.
     let words: Vec<String> = std::env::args().skip(1).collect();
     println!(
-        "{:<16} {:<14} {:<4} {:>5} {:>8} {:>11} {:>11}  result",
-        "network", "disks", "cd", "vcpus", "boot", "suspend", "restore"
+        "{:<16} {:<14} {:<3} {:<11} {:>5} {:>8} {:>11} {:>11}  result",
+        "network", "disks", "cd", "display", "vcpus", "boot", "suspend", "restore"
     );
     let mut failed = 0;
     for case in matrix::all() {
