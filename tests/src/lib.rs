@@ -6,5 +6,6 @@ pub mod guests;
 pub mod matrix;
 #[cfg_attr(not(target_os = "linux"), path = "netns_none.rs")]
 pub mod netns;
+pub mod rfb;
 
 pub use bench::{Bench, Guest};
