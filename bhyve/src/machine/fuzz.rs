@@ -100,6 +100,9 @@ fn models(dir: &Path) -> Vec<String> {
         "virtio-rnd".to_owned(),
         "virtio-net".to_owned(),
         format!("virtio-console,port={}", dir.join("port").display()),
+        format!("ahci,hd:{},cd:{}", image("hd"), image("cd")),
+        "e1000".to_owned(),
+        "xhci,tablet".to_owned(),
     ]
 }
 
