@@ -199,11 +199,10 @@ impl VirtQueue {
         self.ring.set_event_idx(on);
     }
 
-    /// Puts the queue to use.
+    /// Puts the queue to use. After an error it is where it was: a queue in use stays in use there.
     pub fn place<M: GuestMemory>(&mut self, mem: &M, at: Placement) -> Result<(), RingError> {
         let size = u64::from(self.ring.size());
         let Placement { desc, avail, used } = at;
-        self.placement = at;
         let parts = [
             (desc, 16 * size, Permissions::Read),
             (avail, 6 + 2 * size, Permissions::Read),
@@ -217,6 +216,7 @@ impl VirtQueue {
         self.ring.try_set_desc_table_address(GuestAddress(desc))?;
         self.ring.try_set_avail_ring_address(GuestAddress(avail))?;
         self.ring.try_set_used_ring_address(GuestAddress(used))?;
+        self.placement = at;
         self.ring.set_ready(true);
         Ok(())
     }
