@@ -1,7 +1,5 @@
 //! Registers and FIS types of AHCI 1.3.1 and Serial ATA, under the names of `usr.sbin/bhyve/ahci.h`.
 
-#![allow(missing_docs)] // the names are the specification's
-
 /// Most ports and most command slots of a controller.
 pub const MAX_PORTS: usize = 32;
 pub const MAX_SLOTS: u32 = 32;

@@ -2,8 +2,6 @@
 //! Family of Gigabit Ethernet Controllers Software Developer's Manual"), and the registers that do no more than keep
 //! what is written to them.
 
-#![allow(missing_docs)] // the manual's names
-
 use serde::{Deserialize, Serialize};
 
 pub const CTRL: u32 = 0x0000;

@@ -20,7 +20,6 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 /// Offsets in the configuration space.
 pub mod reg {
-    #![allow(missing_docs)]
     pub const VENDOR: u16 = 0x00;
     pub const DEVICE: u16 = 0x02;
     pub const COMMAND: u16 = 0x04;

@@ -4,7 +4,6 @@ use super::Speed;
 
 /// Types of descriptors (USB 3.0, table 9-5; HID 1.11, 7.1).
 pub mod kind {
-    #![allow(missing_docs)]
     pub const DEVICE: u8 = 1;
     pub const CONFIGURATION: u8 = 2;
     pub const STRING: u8 = 3;

@@ -53,7 +53,6 @@ pub const PROTOCOLS: [u32; 8] = [
 
 /// Offsets of operational registers.
 pub mod op {
-    #![allow(missing_docs)]
     pub const USBCMD: u64 = 0x00;
     pub const USBSTS: u64 = 0x04;
     pub const PAGESIZE: u64 = 0x08;
@@ -67,7 +66,6 @@ pub mod op {
 
 /// Offsets of runtime registers.
 pub mod rt {
-    #![allow(missing_docs)]
     pub const MFINDEX: u64 = 0x00;
     pub const IMAN: u64 = 0x20;
     pub const IMOD: u64 = 0x24;
@@ -80,7 +78,6 @@ pub mod rt {
 
 /// Bits of USBCMD.
 pub mod cmd {
-    #![allow(missing_docs)]
     pub const RUN: u32 = 1 << 0;
     pub const RESET: u32 = 1 << 1;
     pub const INTERRUPTS: u32 = 1 << 2;
@@ -93,7 +90,6 @@ pub mod cmd {
 
 /// Bits of USBSTS.
 pub mod sts {
-    #![allow(missing_docs)]
     pub const HALTED: u32 = 1 << 0;
     pub const HOST_ERROR: u32 = 1 << 2;
     pub const EVENT: u32 = 1 << 3;
@@ -105,7 +101,6 @@ pub mod sts {
 
 /// Bits of CRCR.
 pub mod crcr {
-    #![allow(missing_docs)]
     pub const CYCLE: u64 = 1 << 0;
     pub const STOP: u64 = 1 << 1;
     pub const ABORT: u64 = 1 << 2;
@@ -114,14 +109,12 @@ pub mod crcr {
 
 /// Bits of IMAN.
 pub mod iman {
-    #![allow(missing_docs)]
     pub const PENDING: u32 = 1 << 0;
     pub const ENABLE: u32 = 1 << 1;
 }
 
 /// Bits of ERDP.
 pub mod erdp {
-    #![allow(missing_docs)]
     pub const SEGMENT: u64 = 7;
     pub const BUSY: u64 = 1 << 3;
 }

@@ -9,7 +9,6 @@ pub const TRB_SIZE: u64 = 16;
 
 /// Types of TRBs.
 pub mod kind {
-    #![allow(missing_docs)]
     pub const NORMAL: u8 = 1;
     pub const SETUP: u8 = 2;
     pub const DATA: u8 = 3;
@@ -36,7 +35,6 @@ pub mod kind {
 /// Completion codes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-#[allow(missing_docs, reason = "named as in table 6-90")]
 pub enum Code {
     Success = 1,
     DataBuffer = 2,

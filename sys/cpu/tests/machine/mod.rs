@@ -1,6 +1,9 @@
 //! A minimal machine around a `Cpu` for tests: RAM, a bus that logs, and programs from iced's assembler.
 
-#![allow(dead_code)]
+#![allow(
+    dead_code,
+    reason = "the tests and the bench of the interpreter each use a part of it"
+)]
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::sync::Arc;
