@@ -3,23 +3,8 @@
 use vmm_tests::{Bench, Guest, guests};
 
 fn running(bench: &Bench) -> Guest {
-    let kernel = format!("boot.kernel={}", bench.kernel("guest", &guests::nonce()));
-    let args = [
-        "-c",
-        "cpus=2,cores=2",
-        "-m",
-        "64M",
-        "-s",
-        "0,hostbridge",
-        "-s",
-        "31,lpc",
-        "-l",
-        "com1,stdio",
-        "-o",
-        &kernel,
-        "vm",
-    ];
-    let mut guest = bench.start(&args);
+    let more = ["-c", "cpus=2,cores=2", "vm"];
+    let mut guest = bench.start(&bench.machine(&guests::nonce(), &more));
     guest.expect("\n");
     guest
 }

@@ -7,29 +7,8 @@ use vmm_tests::{Bench, Guest, guests};
 
 const PAGES: u32 = 8192;
 
-fn options(kernel: &str) -> Vec<String> {
-    let kernel = format!("boot.kernel={kernel}");
-    [
-        "-m",
-        "64M",
-        "-s",
-        "0,hostbridge",
-        "-s",
-        "31,lpc",
-        "-l",
-        "com1,stdio",
-        "-o",
-        &kernel,
-    ]
-    .map(String::from)
-    .to_vec()
-}
-
 fn start(bench: &Bench, program: &[u8], more: &[&str]) -> Guest {
-    let mut args = options(&bench.kernel("guest", program));
-    args.extend(more.iter().map(|s| s.to_string()));
-    args.push("vm".into());
-    bench.start(&args)
+    bench.start(&bench.machine(program, &[more, &["vm"]].concat()))
 }
 
 /// `bhyvectl` has to succeed and to say nothing on standard error.
@@ -242,11 +221,9 @@ fn files_are_private_and_sparse() {
 
 /// A guest of `bench` that is saved and restored in place every `every` exits, and says at its end how often.
 fn start_pulsed(bench: &Bench, program: &[u8], more: &[&str], every: u32) -> Guest {
-    let mut args = options(&bench.kernel("guest", program));
-    args.extend(["-o".into(), format!("snapshot.pulse={every}")]);
-    args.extend(more.iter().map(|s| s.to_string()));
-    args.push("vm".into());
-    let mut command = bench.bhyve(&args);
+    let pulse = format!("snapshot.pulse={every}");
+    let more = [&["-o", &pulse][..], more, &["vm"]].concat();
+    let mut command = bench.bhyve(&bench.machine(program, &more));
     command.env("BHYVE_LOG", "info");
     Guest::start(command)
 }
@@ -289,9 +266,8 @@ fn a_restored_run_equals_the_uninterrupted_one() {
             .flat_map(|o| ["-o".into(), o])
             .collect::<Vec<String>>()
     };
-    let run = |more: Vec<String>, kernel: &str| {
-        let mut args = options(kernel);
-        args.extend(["-c", "2", "-o", "vmm.clock=instructions"].map(String::from));
+    let run = |more: Vec<String>, program: &[u8]| {
+        let mut args = bench.machine(program, &["-c", "2", "-o", "vmm.clock=instructions"]);
         args.extend(more);
         args.push("vm".into());
         let mut guest = bench.start(&args);
@@ -299,9 +275,8 @@ fn a_restored_run_equals_the_uninterrupted_one() {
         guest.console()
     };
     for (name, program) in [("dirty", guests::dirty(PAGES)), ("nonce", guests::nonce())] {
-        let kernel = bench.kernel(name, &program);
-        let uninterrupted = run(at(30_000_000, &format!("{name}.a")), &kernel);
-        let mut console = run(at(12_345_678, &format!("{name}.b")), &kernel);
+        let uninterrupted = run(at(30_000_000, &format!("{name}.a")), &program);
+        let mut console = run(at(12_345_678, &format!("{name}.b")), &program);
         let mut args: Vec<String> = ["-r".into(), bench.text(&format!("{name}.b"))].into();
         args.extend(at(30_000_000, &format!("{name}.c")));
         let mut guest = bench.start(&args);

@@ -1,38 +1,15 @@
 //! The main job on real input: Debian's kernel and busybox.
 
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{Shutdown, TcpStream};
 use std::process::Command;
 use std::time::Duration;
 
 use vmm_tests::debian::{BOOT, Debian, no_complaints};
+use vmm_tests::host::{ext4, free_port, run};
 use vmm_tests::{Bench, Guest};
 
 const LONG: Duration = Duration::from_secs(300);
-
-/// An ext4 file system of `size` bytes.
-fn ext4(bench: &Bench, name: &str, size: u64) -> String {
-    let path = bench.text(name);
-    std::fs::File::create(&path)
-        .and_then(|f| f.set_len(size))
-        .expect("make an image");
-    run("mkfs.ext4", &["-q", "-F", &path]);
-    path
-}
-
-fn run(program: &str, args: &[&str]) -> String {
-    let path = format!(
-        "{}:/sbin:/usr/sbin",
-        std::env::var("PATH").unwrap_or_default()
-    );
-    let output = Command::new(program)
-        .args(args)
-        .env("PATH", path)
-        .output()
-        .unwrap_or_else(|e| panic!("{program}: {e}"));
-    assert!(output.status.success(), "{program} {args:?}: {output:?}");
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
 
 /// Bytes that no run of zeroes or of equals could be taken for, and their checksum as md5sum(1) prints it.
 fn noise(len: usize) -> Vec<u8> {
@@ -47,13 +24,6 @@ fn noise(len: usize) -> Vec<u8> {
         .flatten()
         .take(len)
         .collect()
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0")
-        .and_then(|l| l.local_addr())
-        .expect("a free port")
-        .port()
 }
 
 fn suspend(bench: &Bench, guest: &mut Guest, name: &str) {

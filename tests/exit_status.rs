@@ -12,22 +12,8 @@ fn status(program: &[u8], options: &[&str]) -> i32 {
 }
 
 fn status_on(bench: &Bench, program: &[u8], options: &[&str]) -> i32 {
-    let kernel = format!("boot.kernel={}", bench.kernel("guest", program));
-    let mut args = vec![
-        "-c",
-        "2",
-        "-m",
-        "64M",
-        "-o",
-        &kernel,
-        "-s",
-        "31,lpc",
-        "-l",
-        "com1,stdio",
-    ];
-    args.extend(options);
-    args.push("vm");
-    let mut guest = bench.start(&args);
+    let more = [&["-c", "2"][..], options, &["vm"]].concat();
+    let mut guest = bench.start(&bench.machine(program, &more));
     let status = guest.wait();
     let left: Vec<_> = std::fs::read_dir(bench.path("run")).unwrap().collect();
     assert!(left.is_empty(), "left in the rundir: {left:?}");
@@ -65,9 +51,7 @@ fn error_is_4() {
 
 /// A guest that goes on for ever, and has begun to.
 fn running(bench: &Bench) -> Guest {
-    let kernel = format!("boot.kernel={}", bench.kernel("guest", &guests::nonce()));
-    let options = ["-m", "64M", "-s", "31,lpc", "-l", "com1,stdio"];
-    let mut guest = bench.start(&[&options[..], &["-o", &kernel, "vm"]].concat());
+    let mut guest = bench.start(&bench.machine(&guests::nonce(), &["vm"]));
     guest.expect("\n");
     guest
 }

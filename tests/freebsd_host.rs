@@ -36,24 +36,9 @@ impl Kernel {
 
     /// Starts a guest that prints for ever; it has printed a line when this returns.
     fn start(&self, more: &[&str]) -> Guest {
-        let kernel = format!(
-            "boot.kernel={}",
-            self.bench.kernel("guest", &guests::nonce())
-        );
-        let mut args = vec![
-            "-H",
-            "-m",
-            "64M",
-            "-s",
-            "0,hostbridge",
-            "-s",
-            "31,lpc",
-            "-l",
-            "com1,stdio",
-        ];
-        args.extend(["-o", "vmm=kernel", "-o", &kernel]);
-        args.extend(more);
-        args.push(&self.name);
+        let fixed = ["-H", "-o", "vmm=kernel"];
+        let more = [&fixed[..], more, &[&self.name]].concat();
+        let args = self.bench.machine(&guests::nonce(), &more);
         let mut guest = self.bench.start(&args);
         guest.expect("\n");
         guest

@@ -5,33 +5,12 @@ use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::time::Instant;
 
 use vmm_tests::bench::SOON;
+use vmm_tests::host::free_port;
 use vmm_tests::{Bench, Guest, guests};
 
-/// A port that nobody listens at just now.
-fn free_port() -> u16 {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    listener.local_addr().unwrap().port()
-}
-
 fn args(bench: &Bench, debug: &str, more: &[&str]) -> Vec<String> {
-    let kernel = format!("boot.kernel={}", bench.kernel("guest", &guests::nonce()));
-    let mut args = vec![
-        "-m",
-        "64M",
-        "-s",
-        "0,hostbridge",
-        "-s",
-        "31,lpc",
-        "-l",
-        "com1,stdio",
-        "-o",
-        &kernel,
-        "-G",
-        debug,
-    ];
-    args.extend(more);
-    args.push("vm");
-    args.into_iter().map(str::to_owned).collect()
+    let more = [&["-G", debug][..], more, &["vm"]].concat();
+    bench.machine(&guests::nonce(), &more)
 }
 
 fn start(bench: &Bench, debug: &str, more: &[&str]) -> Guest {

@@ -41,9 +41,7 @@ fn rc(bench: &Bench, request: &str) -> Output {
 }
 
 fn start(bench: &Bench, name: &str) -> Guest {
-    let kernel = format!("boot.kernel={}", bench.kernel("guest", &guests::nonce()));
-    let options = ["-m", "64M", "-s", "31,lpc", "-l", "com1,stdio"];
-    let mut guest = bench.start(&[&options[..], &["-o", &kernel, name]].concat());
+    let mut guest = bench.start(&bench.machine(&guests::nonce(), &[name]));
     guest.expect("\n");
     guest
 }

@@ -28,8 +28,7 @@ fn with<'a>(more: &[&'a str]) -> Vec<&'a str> {
 }
 
 fn running(bench: &Bench, name: &str) -> Guest {
-    let kernel = format!("boot.kernel={}", bench.kernel("guest", &guests::nonce()));
-    let mut guest = bench.start(&with(&["-m", "64M", "-o", &kernel, name]));
+    let mut guest = bench.start(&bench.machine(&guests::nonce(), &[name]));
     guest.expect("\n");
     guest
 }
@@ -382,8 +381,7 @@ const HELD: &str = "holding the processors";
 
 /// A running guest whose bhyve(8) says what it does.
 fn start_telling(bench: &Bench) -> Guest {
-    let kernel = format!("boot.kernel={}", bench.kernel("guest", &guests::nonce()));
-    let mut command = bench.bhyve(&with(&["-m", "64M", "-o", &kernel, "vm"]));
+    let mut command = bench.bhyve(&bench.machine(&guests::nonce(), &["vm"]));
     command.env("BHYVE_LOG", "debug");
     let mut guest = Guest::start(command);
     guest.expect("\n");

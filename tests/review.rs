@@ -16,23 +16,13 @@ use nix::unistd::Pid;
 use vmm_tests::debian::{BOOT, Debian, no_complaints};
 use vmm_tests::{Bench, guests};
 
-fn options(kernel: &str) -> Vec<String> {
-    let kernel = format!("boot.kernel={kernel}");
-    let fixed = ["-m", "64M", "-s", "0,hostbridge", "-s", "31,lpc"];
-    let given = ["-l", "com1,stdio", "-o", &kernel];
-    fixed.into_iter().chain(given).map(String::from).collect()
-}
-
 /// vmm(4) takes names that are longer than the path of a socket can be, and two of them may begin alike.
 #[test]
 fn names_are_as_long_as_the_kernel_allows() {
     let bench = Bench::new();
-    let kernel = bench.kernel("guest", &guests::nonce());
     let names = ["a", "b"].map(|last| "n".repeat(228) + last);
     let mut running = names.each_ref().map(|name| {
-        let mut args = options(&kernel);
-        args.push(name.clone());
-        let mut guest = bench.start(&args);
+        let mut guest = bench.start(&bench.machine(&guests::nonce(), &[name]));
         guest.expect("\n");
         guest
     });
@@ -137,8 +127,7 @@ impl Drop for OnTerminal {
 #[test]
 fn newlines_are_right_on_a_raw_terminal() {
     let bench = Bench::new();
-    let mut args = options(&bench.kernel("guest", &guests::dirty(16)));
-    args.push("vm".into());
+    let args = bench.machine(&guests::dirty(16), &["vm"]);
     let mut bhyve = OnTerminal::start(bench.bhyve(&args));
     bhyve.expect("B");
     // This guest knows no power button, and bhyve says so.
@@ -169,9 +158,7 @@ fn newlines_are_right_on_a_raw_terminal() {
 #[test]
 fn progress_is_shown_on_a_terminal_only() {
     let bench = Bench::new();
-    let mut args = options(&bench.kernel("guest", &guests::dirty(8192)));
-    args.push("vm".into());
-    let mut guest = bench.start(&args);
+    let mut guest = bench.start(&bench.machine(&guests::dirty(8192), &["vm"]));
     guest.expect("B");
     let mut shown = OnTerminal::start(bench.bhyvectl(&["--vm=vm", "--checkpoint=state"]));
     shown.expect("memory");

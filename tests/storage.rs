@@ -1,10 +1,10 @@
 //! SATA disks and a CD under Debian's own driver, across a suspension in the middle of a copy.
 
-use std::process::Command;
 use std::time::Duration;
 
 use vmm_tests::Bench;
 use vmm_tests::debian::{BOOT, Debian, no_complaints};
+use vmm_tests::host::{ext4, run};
 
 const LONG: Duration = Duration::from_secs(300);
 /// Bytes of the CD: whole blocks.
@@ -20,34 +20,13 @@ const SATA_COMPLAINTS: [&str; 6] = [
     "revalidation failed",
 ];
 
-fn run(program: &str, args: &[&str]) -> String {
-    let path = format!(
-        "{}:/sbin:/usr/sbin",
-        std::env::var("PATH").unwrap_or_default()
-    );
-    let output = Command::new(program)
-        .args(args)
-        .env("PATH", path)
-        .output()
-        .unwrap_or_else(|e| panic!("{program}: {e}"));
-    assert!(output.status.success(), "{program} {args:?}: {output:?}");
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
 #[test]
 fn a_copy_between_sata_disks_goes_on_in_a_new_process() {
     let Some(debian) = Debian::generic() else {
         return;
     };
     let bench = Bench::new();
-    let disks = ["a", "b"].map(|name| {
-        let path = bench.text(name);
-        std::fs::File::create(&path)
-            .and_then(|file| file.set_len(64 << 20))
-            .expect("make an image");
-        run("mkfs.ext4", &["-q", "-F", &path]);
-        path
-    });
+    let disks = ["a", "b"].map(|name| ext4(&bench, name, 64 << 20));
     let cd = bench.text("cd");
     let content: Vec<u8> = (0..CD as u32 / 4)
         .flat_map(|n| n.wrapping_mul(0x9e37_79b1).to_le_bytes())

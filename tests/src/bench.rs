@@ -75,6 +75,15 @@ impl Bench {
         self.text(name)
     }
 
+    /// The options of a small machine that runs a guest program, with COM1 on standard input and output, and then `more`.
+    pub fn machine(&self, program: &[u8], more: &[&str]) -> Vec<String> {
+        let kernel = format!("boot.kernel={}", self.kernel("guest", program));
+        let fixed = ["-m", "64M", "-s", "0,hostbridge", "-s", "31,lpc"];
+        let given = ["-l", "com1,stdio", "-o", &kernel];
+        let all = fixed.into_iter().chain(given);
+        all.chain(more.iter().copied()).map(String::from).collect()
+    }
+
     /// `bhyve` with this bench's rundir and the arguments.
     pub fn bhyve<S: AsRef<str>>(&self, args: &[S]) -> Command {
         let mut command = Command::new(program("bhyve"));

@@ -71,20 +71,7 @@ fn debian_guest(bench: &Bench, debian: &Debian) {
 
 fn own_guest(bench: &Bench) {
     say("It writes a nonce that is in its memory only, and counts");
-    let kernel = format!("boot.kernel={}", bench.kernel("guest", &guests::nonce()));
-    let args = [
-        "-m",
-        "512M",
-        "-s",
-        "0,hostbridge",
-        "-s",
-        "31,lpc",
-        "-l",
-        "com1,stdio",
-        "-o",
-        &kernel,
-        "vm",
-    ];
+    let args = bench.machine(&guests::nonce(), &["-m", "512M", "vm"]);
     let mut guest = bench.start(&args);
     guest.expect("\n");
     live(&mut guest, for_a_while());

@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod debian;
 pub mod guests;
+pub mod host;
 pub mod matrix;
 #[cfg_attr(not(target_os = "linux"), path = "netns_none.rs")]
 pub mod netns;

@@ -6,11 +6,11 @@
 use std::fmt;
 use std::io::Read;
 use std::net::TcpListener;
-use std::process::Command;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::debian::{Debian, no_complaints};
+use crate::host::{ext4, free_port, run};
 use crate::netns::Namespace;
 use crate::rfb::Viewer;
 use crate::{Bench, Guest};
@@ -102,17 +102,6 @@ pub struct Times {
     pub restore: Duration,
 }
 
-fn run(program: &str, args: &[&str]) -> String {
-    let path = std::env::var("PATH").unwrap_or_default();
-    let output = Command::new(program)
-        .args(args)
-        .env("PATH", format!("{path}:/sbin:/usr/sbin"))
-        .output()
-        .unwrap_or_else(|e| panic!("{program}: {e}"));
-    assert!(output.status.success(), "{program} {args:?}: {output:?}");
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
 /// A running case.
 struct Run<'a> {
     case: &'a Case,
@@ -139,13 +128,6 @@ fn slots(case: &Case, bench: &Bench) -> Vec<String> {
         .chain((0..case.nics).map(nic))
         .chain(case.cd.then_some(cd))
         .collect()
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0")
-        .and_then(|listener| listener.local_addr())
-        .expect("a free port")
-        .port()
 }
 
 /// The display's slot, with its server at `port`.
@@ -182,11 +164,7 @@ impl<'a> Run<'a> {
     fn start(case: &'a Case, debian: &Debian, namespace: Namespace) -> Run<'a> {
         let bench = case.vmm.map_or_else(Bench::new, Bench::on);
         for n in 0..case.disks {
-            let path = bench.path(&format!("disk{n}"));
-            std::fs::File::create(&path)
-                .and_then(|file| file.set_len(64 << 20))
-                .expect("make an image");
-            run("mkfs.ext4", &["-q", "-F", &bench.text(&format!("disk{n}"))]);
+            ext4(&bench, &format!("disk{n}"), 64 << 20);
         }
         if case.cd {
             // Any bytes will do: the guest reads the device.

@@ -6,6 +6,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use vmm_tests::debian::{BOOT, Debian};
+use vmm_tests::host::image;
 use vmm_tests::{Bench, Guest};
 
 const MIB: usize = 1 << 20;
@@ -13,6 +14,8 @@ const MIB: usize = 1 << 20;
 const DISK: usize = 128;
 /// MiB that are sent over TCP.
 const STREAM: usize = 64;
+/// Bytes of the disk.
+const IMAGE: u64 = (2 * DISK * MIB) as u64;
 const LONG: Duration = Duration::from_secs(300);
 
 /// The models of a machine as either program calls them, and what Linux calls the disk.
@@ -85,16 +88,9 @@ fn rates(guest: &mut Guest, node: &str) -> Rates {
     [written, read, receiver.join().expect("all of it came")]
 }
 
-fn image(bench: &Bench) -> String {
-    std::fs::File::create(bench.path("disk"))
-        .and_then(|file| file.set_len((2 * DISK * MIB) as u64))
-        .expect("make an image");
-    bench.text("disk")
-}
-
 fn ours(debian: &Debian, models: &Models) -> Rates {
     let bench = Bench::new();
-    let disk = format!("3,{},{}", models.disk, image(&bench));
+    let disk = format!("3,{},{}", models.disk, image(&bench, "disk", IMAGE));
     let nic = format!("4,{},slirp,open", models.nic);
     let mut guest = debian.boot(&bench, 1, &["-s", &disk, "-s", &nic]);
     rates(&mut guest, models.node)
@@ -107,7 +103,10 @@ fn qemus(debian: &Debian, models: &Models) -> Rates {
         .args(["-append", "console=ttyS0", "-netdev", "user,id=net"])
         .args(["-device", models.qemu_nic])
         .arg("-drive")
-        .arg(format!("file={},format=raw,if=none,id=disk", image(&bench)))
+        .arg(format!(
+            "file={},format=raw,if=none,id=disk",
+            image(&bench, "disk", IMAGE)
+        ))
         .arg("-device")
         .args(models.qemu_disk.split(' '))
         .arg("-kernel")

@@ -19,8 +19,8 @@ use crate::config::Node;
 use crate::device::{
     BuildCtx, BuildError, Clock, Device, SaveError, SavedBytes, SavedState, StateError,
 };
-use crate::mevent::{EventId, Interest, Mevent, TimerId};
-use crate::net_backends::{self, MAX_FRAME, NetBackend};
+use crate::mevent::{Mevent, TimerId};
+use crate::net_backends::{self, MAX_FRAME, NetBackend, Watch};
 use crate::net_utils::MacAddr;
 use crate::pci::bar::BarType;
 use crate::pci::func::{PciFunc, PciIds};
@@ -82,8 +82,7 @@ struct Core {
     time: Stopwatch,
     link_changed: bool,
     frame: Vec<u8>,
-    /// The back end's descriptor, and whether it is watched.
-    event: Option<(EventId, bool)>,
+    watch: Watch,
     /// The timer and what it is set to.
     timer: Option<(TimerId, Option<u64>)>,
 }
@@ -152,13 +151,7 @@ fn build_on(
     func.add_bar(BAR_FLASH, BarType::Mem32, FLASH_LEN)?;
     func.add_bar(BAR_IO, BarType::Io, IO_LEN)?;
     func.set_intx();
-    let link_up = backend.fd().is_some();
-    if link_up && ctx.clock == Clock::Instructions {
-        log::warn!(
-            "{}: what comes from a network is not repeatable",
-            func.name()
-        );
-    }
+    let link_up = net_backends::is_plugged(&*backend, ctx.clock, func.name());
     let MacAddr(address) = mac.unwrap_or_else(|| MacAddr::generate(func.bdf(), ctx.vm_name));
     let inner = Arc::new(Inner {
         port: Port {
@@ -177,7 +170,7 @@ fn build_on(
             },
             link_changed: false,
             frame: Vec::new(),
-            event: None,
+            watch: Watch::default(),
             timer: None,
         }),
     });
@@ -203,21 +196,12 @@ impl Inner {
             }
         });
         core.timer = Some((timer, None));
-        let Some(fd) = self.port.backend.fd() else {
-            return Ok(());
-        };
         let this = Arc::downgrade(self);
-        let failed = |error| BuildError::host("cannot watch the network backend", error);
-        let event = mevent
-            .add(fd, Interest::Read, move |_| {
-                if let Some(this) = this.upgrade() {
-                    this.frames_came();
-                }
-            })
-            .map_err(failed)?;
-        // Not watched for the moment: the guest has no room yet.
-        mevent.disable(event).map_err(failed)?;
-        core.event = Some((event, false));
+        core.watch = Watch::new(mevent, &*self.port.backend, move || {
+            if let Some(this) = this.upgrade() {
+                this.frames_came();
+            }
+        })?;
         Ok(())
     }
 
@@ -241,7 +225,7 @@ impl Inner {
             time,
             link_changed: _,
             frame: _,
-            event,
+            watch,
             timer,
         } = core;
         if !nic.running {
@@ -262,23 +246,13 @@ impl Inner {
             *set = deadline;
             mevent.set_timer(*id, deadline.and_then(|deadline| time.instant(deadline)));
         }
-        self.watch(&mevent, event, nic.has_room());
+        self.watch(&mevent, watch, nic.has_room());
     }
 
-    fn watch(&self, mevent: &Mevent, event: &mut Option<(EventId, bool)>, wanted: bool) {
-        let Some((id, on)) = event.as_mut().filter(|(_, on)| *on != wanted) else {
-            return;
-        };
-        let result = if wanted {
-            mevent.enable(*id, Interest::Read)
-        } else {
-            mevent.disable(*id)
-        };
-        match result {
-            Ok(()) => *on = wanted,
-            Err(error) => self
-                .port
-                .complain(format_args!("cannot watch the network backend: {error}")),
+    fn watch(&self, mevent: &Mevent, watch: &mut Watch, wanted: bool) {
+        if let Err(error) = watch.set(mevent, wanted) {
+            self.port
+                .complain(format_args!("cannot watch the network backend: {error}"));
         }
     }
 
@@ -306,7 +280,7 @@ impl Inner {
         self.settle(&mut core);
         if failed && let Some(mevent) = self.mevent.upgrade() {
             // Until the driver does something: asking again at once would bring the same answer.
-            self.watch(&mevent, &mut core.event, false);
+            self.watch(&mevent, &mut core.watch, false);
         }
     }
 }
@@ -315,9 +289,7 @@ impl Drop for E82545 {
     fn drop(&mut self) {
         let mut core = self.inner.core();
         if let Some(mevent) = self.inner.mevent.upgrade() {
-            if let Some((event, _)) = core.event.take() {
-                mevent.delete(event);
-            }
+            core.watch.end(&mevent);
             if let Some((timer, _)) = core.timer.take() {
                 mevent.delete_timer(timer);
             }
@@ -336,14 +308,14 @@ impl Device for E82545 {
         let Core {
             nic,
             time,
-            event,
+            watch,
             timer,
             ..
         } = &mut *core;
         nic.now = time.now();
         nic.running = false;
         if let Some(mevent) = self.inner.mevent.upgrade() {
-            self.inner.watch(&mevent, event, false);
+            self.inner.watch(&mevent, watch, false);
             if let Some((id, set)) = timer {
                 *set = None;
                 mevent.set_timer(*id, None);

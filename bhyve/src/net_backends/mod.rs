@@ -2,9 +2,12 @@
 
 mod slirp;
 mod tap;
+mod watch;
+
+pub use watch::Watch;
 
 use crate::config::{ConfigError, Node};
-use crate::device::BuildError;
+use crate::device::{BuildError, Clock};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -47,6 +50,15 @@ pub fn open(node: &Node) -> Result<Box<dyn NetBackend>, BuildError> {
     Err(BuildError::Invalid(format!(
         "unknown network backend \"{kind}\""
     )))
+}
+
+/// Whether the cable of the device `name` is plugged in. What comes through it is the end of a repeatable run.
+pub fn is_plugged(backend: &dyn NetBackend, clock: Clock, name: &str) -> bool {
+    let plugged = backend.fd().is_some();
+    if plugged && clock == Clock::Instructions {
+        log::warn!("{name}: what comes from a network is not repeatable");
+    }
+    plugged
 }
 
 /// No back end: the link is down.

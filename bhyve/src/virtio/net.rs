@@ -8,10 +8,10 @@ use super::queue::{Chain, RingError, VirtQueue};
 use super::transport::{Model, Transport};
 use super::{VirtioDevice, VirtioPci, read_bytes};
 use crate::config::Node;
-use crate::device::{BuildCtx, BuildError, Clock, SaveError, SavedBytes, StateError};
+use crate::device::{BuildCtx, BuildError, SaveError, SavedBytes, StateError};
 use crate::iov;
-use crate::mevent::{EventId, Interest, Mevent};
-use crate::net_backends::{self, MAX_FRAME, NetBackend};
+use crate::mevent::Mevent;
+use crate::net_backends::{self, MAX_FRAME, NetBackend, Watch};
 use crate::net_utils::MacAddr;
 use crate::pci::func::PciFunc;
 use crate::pci::{PciDevice, PciModel};
@@ -106,12 +106,6 @@ struct Tx {
     segment: Vec<u8>,
 }
 
-#[derive(Default)]
-struct Watch {
-    event: Option<EventId>,
-    on: bool,
-}
-
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -140,13 +134,7 @@ fn build_on(
                 .ok_or_else(|| BuildError::Invalid(format!("invalid mtu \"{text}\"")))?,
         ),
     };
-    let link_up = backend.fd().is_some();
-    if link_up && ctx.clock == Clock::Instructions {
-        log::warn!(
-            "{}: what comes from a network is not repeatable",
-            func.name()
-        );
-    }
+    let link_up = net_backends::is_plugged(&*backend, ctx.clock, func.name());
     let mut features =
         OFFLOADS | 1 << VIRTIO_NET_F_MAC | 1 << VIRTIO_NET_F_STATUS | 1 << VIRTIO_NET_F_MRG_RXBUF;
     if mtu.is_some() {
@@ -189,36 +177,22 @@ fn parse_mtu(text: &str) -> Option<u16> {
 }
 
 impl Net {
-    // Not watched for the moment: the guest has no room yet.
     fn watch_backend(&self) -> Result<(), BuildError> {
-        let Some(fd) = self.inner.backend.fd() else {
-            return Ok(());
-        };
         let (inner, mevent) = (Arc::downgrade(&self.inner), Arc::downgrade(&self.mevent));
-        let failed = |error| BuildError::host("cannot watch the network backend", error);
-        let mut watch = lock(&self.inner.watch);
-        let event = self
-            .mevent
-            .add(fd, Interest::Read, move |_| {
-                if let (Some(inner), Some(mevent)) = (inner.upgrade(), mevent.upgrade()) {
-                    inner.frames_came(&mevent);
-                }
-            })
-            .map_err(failed)?;
-        self.mevent.disable(event).map_err(failed)?;
-        *watch = Watch {
-            event: Some(event),
-            on: false,
+        let frames_came = move || {
+            if let (Some(inner), Some(mevent)) = (inner.upgrade(), mevent.upgrade()) {
+                inner.frames_came(&mevent);
+            }
         };
+        let mut watch = lock(&self.inner.watch);
+        *watch = Watch::new(&self.mevent, &*self.inner.backend, frames_came)?;
         Ok(())
     }
 }
 
 impl Drop for Net {
     fn drop(&mut self) {
-        if let Some(event) = lock(&self.inner.watch).event.take() {
-            self.mevent.delete(event);
-        }
+        lock(&self.inner.watch).end(&self.mevent);
     }
 }
 
@@ -233,21 +207,11 @@ impl Inner {
     }
 
     fn watch(&self, mevent: &Mevent, on: bool) {
-        let mut watch = lock(&self.watch);
-        let Some(event) = watch.event.filter(|_| watch.on != on) else {
-            return;
-        };
-        let result = if on {
-            mevent.enable(event, Interest::Read)
-        } else {
-            mevent.disable(event)
-        };
-        match result {
-            Ok(()) => watch.on = on,
-            Err(error) => log::warn!(
+        if let Err(error) = lock(&self.watch).set(mevent, on) {
+            log::warn!(
                 "{}: cannot watch the network backend: {error}",
                 self.transport.name()
-            ),
+            );
         }
     }
 

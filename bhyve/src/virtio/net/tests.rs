@@ -1,6 +1,7 @@
 //! Frames both ways against a back end of the test's own, and the NAT if its library is there.
 
 use super::*;
+use crate::device::Clock;
 use crate::virtio::testing::{BUFFERS, Bench, Driver, Interface, seg};
 use proptest::prelude::*;
 use std::io::{Read, Write};
