@@ -23,6 +23,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
+use vmmapi::sandbox::{self, Purpose};
 
 const DEFAULT_ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const DEFAULT_PORT: u16 = 5900;
@@ -112,6 +113,7 @@ impl Server {
         let listener = TcpListener::bind(address)
             // A viewer may be gone between poll and accept.
             .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
+            .and_then(|listener| sandbox::limit(&listener, Purpose::Listener).map(|()| listener))
             .map_err(|error| BuildError::host(format!("cannot listen on {address}"), error))?;
         let host = |error| BuildError::host("cannot start the VNC server", error);
         let (bell, ring) = UnixStream::pair().map_err(host)?;

@@ -1,0 +1,110 @@
+//! Debian's installer on the frame buffer, driven through VNC, before a suspend and after the restore. The console of an
+//! ordinary guest is the matrix's business.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use vmm_tests::host::free_port;
+use vmm_tests::rfb::{RETURN, Screen, Viewer};
+use vmm_tests::{Bench, Guest};
+
+/// For what takes seconds on an idle machine.
+const LONG: Duration = Duration::from_secs(300);
+/// Of an installer, which unpacks and probes a lot.
+const VERY_LONG: Duration = Duration::from_secs(1200);
+
+fn suspend(bench: &Bench, guest: &mut Guest) {
+    let output = bench.ctl(&["--vm=vm", "--suspend=p"]);
+    assert!(output.status.success(), "{output:?}\n{}", guest.errors());
+    assert_eq!(guest.wait().code(), Some(0));
+}
+
+/// Continues, with a server on another port than before.
+fn restore(bench: &Bench, slot: &str) -> (Guest, Viewer) {
+    let port = free_port();
+    let slot = format!("{slot},fbuf,tcp=127.0.0.1:{port}");
+    let guest = bench.start(&["-r", "p", "-s", &slot, "vm"]);
+    (guest, Viewer::connect(port))
+}
+
+/// Keeps the pictures if somebody wants to see them.
+fn keep(screen: &Screen, name: &str) {
+    if let Ok(dir) = std::env::var("SCREENS") {
+        let path = Path::new(&dir).join(name);
+        screen.write_png(&path).expect("a picture to keep");
+    }
+}
+
+/// Debian's installer: its own kernel and initrd, as its package has them. None where there is no apt.
+fn installer(bench: &Bench) -> Option<(PathBuf, PathBuf)> {
+    let script = "apt-get -qq -o APT::Sandbox::User=root download debian-installer-12-netboot-amd64 \
+                  && dpkg-deb -x debian-installer-12-netboot-amd64_*.deb installer";
+    let status = Command::new("sh")
+        .args(["-c", script])
+        .current_dir(bench.path("."))
+        .status();
+    if !status.is_ok_and(|status| status.success()) {
+        eprintln!("skipped: there is no Debian installer to be had here");
+        return None;
+    }
+    let files = bench
+        .path("installer/usr/lib/debian-installer/images/12/amd64/text/debian-installer/amd64");
+    Some((files.join("linux"), files.join("initrd.gz")))
+}
+
+#[test]
+#[ignore = "a long run, of an installer that is fetched: make soak"]
+fn the_installer_survives_a_restore() {
+    let bench = Bench::new();
+    let Some((kernel, initrd)) = installer(&bench) else {
+        return;
+    };
+    let port = free_port();
+    let slot = format!("29,fbuf,tcp=127.0.0.1:{port},w=800,h=600");
+    let kernel = format!("boot.kernel={}", kernel.display());
+    let initrd = format!("boot.initrd={}", initrd.display());
+    let cmdline = "boot.cmdline=console=ttyS0 console=tty0 vga=788 vt.global_cursor_default=0";
+    let fixed = ["-m", "1G", "-s", "0,hostbridge", "-s", "31,lpc"];
+    let given = [
+        "-l",
+        "com1,stdio",
+        "-s",
+        &slot,
+        "-o",
+        &kernel,
+        "-o",
+        &initrd,
+    ];
+    let args = [&fixed[..], &given, &["-o", cmdline, "vm"]].concat();
+    let mut guest = bench.start(&args);
+    let mut viewer = Viewer::connect(port);
+    // A dialogue is a grey box over a third of the screen and more, where the kernel's messages are grey on black.
+    let grey = |screen: &Screen| {
+        screen
+            .pixels
+            .iter()
+            .filter(|p| **p & 0xff_ffff == 0xaa_aaaa)
+            .count()
+    };
+    let dialogue = |screen: &Screen| grey(screen) > screen.pixels.len() / 4;
+    let first = viewer.wait_for(VERY_LONG, dialogue);
+    keep(&first, "installer-1.png");
+    // The language; then the country.
+    viewer.key(RETURN);
+    let second = viewer.wait_for(LONG, |screen| {
+        dialogue(screen) && screen.differences(&first) > 1000
+    });
+    keep(&second, "installer-2.png");
+    suspend(&bench, &mut guest);
+
+    let (_guest, mut viewer) = restore(&bench, "29");
+    let after = viewer.screen();
+    keep(&after, "installer-2-after.png");
+    assert_eq!(after.differences(&second), 0);
+    viewer.key(RETURN);
+    let third = viewer.wait_for(LONG, |screen| {
+        dialogue(screen) && screen.differences(&second) > 1000
+    });
+    keep(&third, "installer-3.png");
+}
