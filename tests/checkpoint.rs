@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::{FileExt, MetadataExt};
+use std::time::{Duration, Instant};
 
 use vmm_tests::{Bench, Guest, guests};
 
@@ -257,6 +258,17 @@ fn a_guest_does_not_notice_that_it_is_saved_and_restored_in_place() {
 }
 
 /// With the repeatable clock, a run that was stopped and went on elsewhere equals one that never was, to the last byte.
+/// The processor that powers off is about to be held, and the other one waits for it to see the end.
+#[test]
+fn a_guest_that_ends_is_not_waited_for() {
+    for bench in Bench::for_each_vmm() {
+        let started = Instant::now();
+        let mut guest = start_pulsed(&bench, &guests::poweroff_with_two(), &["-c", "2"], 1);
+        assert_eq!(guest.wait().code(), Some(1), "{}", guest.errors());
+        assert!(started.elapsed() < Duration::from_secs(5));
+    }
+}
+
 #[test]
 fn a_restored_run_equals_the_uninterrupted_one() {
     let bench = Bench::new();

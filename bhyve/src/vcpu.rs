@@ -15,7 +15,7 @@ use vmmapi::Vm;
 
 const KIND: &str = "vcpus";
 const VERSION: u32 = 1;
-/// How often a parked vCPU looks whether the VM has ended.
+/// How often a parked vCPU, and who waits for all to rest, looks whether the VM has ended.
 const LOOK_IN: Duration = Duration::from_millis(10);
 
 /// Why the VM stops running.
@@ -272,12 +272,24 @@ impl Vcpus {
             if left.is_zero() {
                 return Err(RestError::Stuck(running));
             }
-            state = self
+            let waited = self
                 .changed
-                .wait_timeout(state, left)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+                .wait_timeout(state, left.min(LOOK_IN))
+                .unwrap_or_else(PoisonError::into_inner);
+            state = waited.0;
+            if waited.1.timed_out() && self.awaits_end(&state)? {
+                return Err(RestError::Ended);
+            }
         }
+    }
+
+    /// Whether all that do not rest are in VM_RUN still because the VM is suspended, where each waits for all others to see
+    /// it: those that rest have to go on for that.
+    fn awaits_end(&self, state: &State) -> Result<bool, vmmapi::Error> {
+        let suspended = self.vm.suspended_cpus()?;
+        let ids = state.resting.iter().enumerate();
+        let mut running = ids.filter(|(_, resting)| !**resting).peekable();
+        Ok(running.peek().is_some() && running.all(|(id, _)| suspended.contains(id)))
     }
 
     /// Marks all as held before their threads start, as a restore needs it.

@@ -112,6 +112,29 @@ pub fn nonce() -> Vec<u8> {
     })
 }
 
+/// A guest that starts a second processor, which then does nothing without end, and powers off as [`poweroff`] does.
+pub fn poweroff_with_two() -> Vec<u8> {
+    /// Where the second one begins, and the local APIC's interrupt command register.
+    const TRAMPOLINE: u32 = 0x8000;
+    const ICR: u32 = 0xfee0_0300;
+    assemble(|a| {
+        let mut delay = a.create_label();
+        // jmp $
+        a.mov(word_ptr(TRAMPOLINE), 0xfeeb)?;
+        // INIT and STARTUP to all but this one.
+        a.mov(dword_ptr(ICR), 0xc_4500)?;
+        a.mov(dword_ptr(ICR), 0xc_4600 | TRAMPOLINE >> 12)?;
+        a.mov(ecx, 10_000_000)?;
+        a.set_label(&mut delay)?;
+        a.dec(ecx)?;
+        a.jnz(delay)?;
+        a.mov(edx, 0x404)?;
+        a.mov(eax, (5 << 10) | (1 << 13))?;
+        a.out(dx, ax)?;
+        halt(a)
+    })
+}
+
 /// A guest that powers off through ACPI's PM1 control register (SLP_TYP 5, SLP_EN).
 pub fn poweroff() -> Vec<u8> {
     assemble(|a| {

@@ -67,8 +67,8 @@ impl Due {
             match result {
                 Ok(()) => pulses += 1,
                 Err(_) if machine.vcpus().ended().is_some() => break,
-                // The processors are on their way to a checkpoint's thread.
-                Err(SnapshotError::Rest(RestError::Busy)) => {
+                // The processors are on their way to a checkpoint's thread, or to the end.
+                Err(SnapshotError::Rest(RestError::Busy | RestError::Ended)) => {
                     self.busy.store(false, Ordering::Release)
                 }
                 Err(error) => fail(machine, &error),
