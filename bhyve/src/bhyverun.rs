@@ -14,6 +14,7 @@ use std::error::Error as StdError;
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::io::Write as _;
+use std::process::ExitCode;
 use std::sync::Arc;
 use vmmapi::abi;
 
@@ -61,9 +62,15 @@ impl RunError {
     }
 }
 
-/// Runs the program with these arguments and answers with its exit status.
-pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
+/// Runs the program with these arguments, without its name, and answers with its exit status. The terminal is as it was.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     init_log();
+    let status = serve(args);
+    cleanup::run();
+    ExitCode::from(status)
+}
+
+fn serve(args: impl IntoIterator<Item = OsString>) -> u8 {
     let invocation = match opts::parse(args) {
         Ok(Request::Help) => {
             eprint!("{}", opts::usage());
