@@ -7,7 +7,7 @@ use crate::dev::pm::{
     ACPI_DISABLE, ACPI_ENABLE, PM1A_CNT, PM1A_EVT, RESET_PORT, RESET_VALUE, SCI_IRQ, SMI_CMD,
 };
 use crate::e820::{BIOS_TABLES, ECAM};
-use crate::pci::bar::BusWindows;
+use crate::pci::windows::BusWindows;
 use crate::pci::{Bdf, SlotRoute};
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};

@@ -5,8 +5,8 @@ use super::{AcpiMachine, HPET, OEM_ID, OEM_REVISION, table_id};
 use crate::dev::pm::{PM1A_EVT, RESET_PORT, SLP_TYP_S5, SMI_CMD};
 use crate::e820::ECAM;
 use crate::pci::Bdf;
-use crate::pci::bar::BusWindows;
 use crate::pci::lpc::COM_PORTS;
+use crate::pci::windows::BusWindows;
 use acpi_tables::aml::{
     AddressSpace, AddressSpaceCacheable, And, Arg, Device, EISAName, Field, FieldAccessType,
     FieldEntry, FieldLockRule, FieldUpdateRule, IO, If, LessThan, Local, Memory32Fixed, Method,

@@ -7,9 +7,9 @@ use crate::device::{Clock, SavedBytes};
 use crate::inout::Inout;
 use crate::mem::Mmio;
 use crate::mevent::Mevent;
-use crate::pci::bar::Windows;
 use crate::pci::func::FuncHost;
 use crate::pci::irq::PciIrq;
+use crate::pci::windows::Windows;
 use std::collections::BTreeMap;
 use vmmapi::{Choice, CreateOptions, Vm};
 

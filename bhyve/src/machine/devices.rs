@@ -10,11 +10,11 @@ use crate::device::{BuildCtx, Device, SaveError, SavedBytes, SavedState, StateEr
 use crate::inout::Inout;
 use crate::mem::Mmio;
 use crate::mevent::Mevent;
-use crate::pci::bar::Windows;
 use crate::pci::cfg::PciConfigSpace;
 use crate::pci::func::FuncHost;
 use crate::pci::intx::MsiSink;
 use crate::pci::irq::PciIrq;
+use crate::pci::windows::Windows;
 use crate::pci::{PciBus, States};
 use crate::snapshot::restore::Restore;
 use std::io;

@@ -6,7 +6,7 @@
 use super::*;
 use crate::device::{SavedBytes, StateError};
 use crate::opts::{self, Request};
-use crate::pci::bar::ECAM_BASE;
+use crate::pci::windows::ECAM_BASE;
 use std::path::Path;
 use std::time::Duration;
 

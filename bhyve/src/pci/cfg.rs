@@ -1,7 +1,7 @@
 //! The two ways to the configuration space: the ports 0xcf8 and 0xcfc, and the memory window at 0xe0000000
 //! (`pci_emul_cfgaddr`, `pci_emul_cfgdata` and `pci_emul_ecfg_handler` of `usr.sbin/bhyve/pci_emul.c`).
 
-use super::bar::{ECAM_BASE, ECAM_SIZE};
+use super::windows::{ECAM_BASE, ECAM_SIZE};
 use super::{Bdf, PciBus};
 use crate::device::{BuildError, Device, SaveError, SavedBytes, SavedState, StateError};
 use crate::inout::{Inout, PortHandler, all_ones};

@@ -10,17 +10,18 @@ pub mod lpc;
 pub mod models;
 pub mod msi;
 pub mod slot;
+pub mod windows;
 
 use crate::block_if::DiskIdentity;
 use crate::config::{ConfigError, Node};
 use crate::device::{BuildCtx, BuildError, Device, SaveError, SavedBytes, SavedState, StateError};
-use bar::{BusWindows, Windows};
 use func::{FuncHost, PciFunc};
 use intx::IntxRoute;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::sync::Arc;
+use windows::{BusWindows, Windows};
 
 /// Bus, slot (device) and function.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

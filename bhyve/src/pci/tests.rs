@@ -1,7 +1,8 @@
 //! One function on a bus with nothing else, driven as a guest drives it.
 
 use super::bar::BarType;
-use super::func::{FuncHost, PciFunc, PciIds, reg};
+use super::func::space::reg;
+use super::func::{FuncHost, PciFunc, PciIds};
 use super::intx::{IntxRoute, IntxRouter, MsiSink};
 use super::{Bdf, PciDevice};
 use crate::device::{Device, SaveError, SavedBytes, SavedState, StateError};
