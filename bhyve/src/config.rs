@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// How deep `%(x)` may lead to further `%(y)`, as upstream.
@@ -57,6 +58,8 @@ const VALUE_AND_NODE: [&str; 1] = ["vmm"];
 #[derive(Debug, Default)]
 struct Entry {
     value: Option<String>,
+    /// Whether anybody has asked for the value.
+    read: AtomicBool,
     children: BTreeMap<String, Entry>,
 }
 
@@ -136,7 +139,9 @@ impl Config {
     /// The value as it was set, without expansion.
     pub fn raw(&self, path: &str) -> Option<String> {
         let root = self.read();
-        lookup(&root, path)?.value.clone()
+        let entry = lookup(&root, path)?;
+        entry.read.store(true, Ordering::Relaxed);
+        entry.value.clone()
     }
 
     /// The value with every `%(x)` replaced by that variable's value and `%%` by a percent sign.
@@ -219,6 +224,15 @@ impl Config {
         lookup(&root, path).map_or_else(Vec::new, |entry| entry.children.keys().cloned().collect())
     }
 
+    /// The variables at and below `path` that are set, and that nobody has asked for until now.
+    pub fn unread(&self, path: &str) -> Vec<String> {
+        let mut out = Vec::new();
+        if let Some(entry) = lookup(&self.read(), path) {
+            list_unread(entry, path, &mut out);
+        }
+        out
+    }
+
     /// Every variable as a line `path=value`, unexpanded, in a stable order; [`Config::load`] reads it back.
     pub fn dump(&self) -> String {
         let mut out = String::new();
@@ -247,12 +261,25 @@ fn dump_entry(entry: &Entry, path: &str, out: &mut String) {
         let _ = writeln!(out, "{path}={value}");
     }
     for (name, child) in &entry.children {
-        let below = if path.is_empty() {
-            name.clone()
-        } else {
-            format!("{path}.{name}")
-        };
-        dump_entry(child, &below, out);
+        dump_entry(child, &join(path, name), out);
+    }
+}
+
+fn list_unread(entry: &Entry, path: &str, out: &mut Vec<String>) {
+    if entry.value.is_some() && !entry.read.load(Ordering::Relaxed) {
+        out.push(path.to_owned());
+    }
+    for (name, child) in &entry.children {
+        list_unread(child, &join(path, name), out);
+    }
+}
+
+/// The path of what is called `name` below `path`.
+fn join(path: &str, name: &str) -> String {
+    if path.is_empty() {
+        name.to_owned()
+    } else {
+        format!("{path}.{name}")
     }
 }
 
@@ -310,11 +337,7 @@ impl Node {
     }
 
     fn full(&self, name: &str) -> String {
-        if self.path.is_empty() {
-            name.to_owned()
-        } else {
-            format!("{}.{name}", self.path)
-        }
+        join(&self.path, name)
     }
 
     /// See [`Config::set`].
@@ -397,6 +420,21 @@ mod tests {
             again.load(&config.dump()).unwrap();
             assert_eq!(again.dump(), "vmm=vmm\nvmm.clock=vmm.clock\n");
         }
+    }
+
+    #[test]
+    fn what_nobody_asks_for_is_known() {
+        let config = Config::new();
+        config
+            .load("pci.0.3.0.device=e1000\npci.0.3.0.speling=1\npci.0.3.0.path=%(disk)\nother=1\ndisk=d\n")
+            .unwrap();
+        assert_eq!(config.unread("disk"), ["disk"]);
+        let node = config.node("pci.0.3.0");
+        node.get("device").unwrap();
+        node.get("path").unwrap();
+        assert_eq!(config.unread("pci"), ["pci.0.3.0.speling"]);
+        assert_eq!(config.unread("disk"), [""; 0]);
+        assert_eq!(config.unread("nothing"), [""; 0]);
     }
 
     #[test]

@@ -202,6 +202,10 @@ impl Machine {
             restore.load_memory(vm)?;
         }
         let devices = Devices::build(vm, &config, &options, &mevent, &inout, &mmio, restore)?;
+        // As upstream, no error: but a misspelt option should not go unnoticed.
+        for path in config.unread("pci") {
+            log::warn!("{path}: the device has no such option, which is ignored");
+        }
         let mark = restore
             .filter(|_| devices.has_writable_device())
             .map(Restore::mark);

@@ -246,8 +246,7 @@ fn open(
     if kind == Kind::Cd && node.get("path")?.is_none_or(|path| path.is_empty()) {
         return Ok(None);
     }
-    let others = ["type", "ser", "rev", "model", "nmrr", "bootindex"];
-    let mut options = Options::from_node(node, &others)?;
+    let mut options = Options::from_node(node)?;
     if kind == Kind::Cd {
         options.read_only = true;
         if options

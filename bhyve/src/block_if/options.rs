@@ -22,17 +22,6 @@ pub struct Options {
     pub sector_size: Option<(u32, u32)>,
 }
 
-/// Variables that a disk knows.
-const KNOWN: [&str; 7] = [
-    "path",
-    "nocache",
-    "direct",
-    "sync",
-    "ro",
-    "nodelete",
-    "sectorsize",
-];
-
 /// Takes a command line's `PATH[,option[=value]]...` apart into variables of `node`.
 pub fn parse_legacy(node: &Node, opts: &str) -> Result<(), ConfigError> {
     let (path, rest) = opts.split_once(',').unwrap_or((opts, ""));
@@ -47,17 +36,8 @@ pub fn parse_legacy(node: &Node, opts: &str) -> Result<(), ConfigError> {
 }
 
 impl Options {
-    /// Reads the variables of `node`. `others` are those of the device around the disk; a variable that nobody knows is
-    /// pointed out in the log and otherwise ignored, as it always was.
-    pub fn from_node(node: &Node, others: &[&str]) -> Result<Self, BuildError> {
-        for name in node.children() {
-            if !KNOWN.contains(&name.as_str()) && !others.contains(&name.as_str()) {
-                log::warn!(
-                    "{}: unknown block device option \"{name}\" ignored",
-                    node.path()
-                );
-            }
-        }
+    /// Reads the variables of `node`.
+    pub fn from_node(node: &Node) -> Result<Self, BuildError> {
         let path = node
             .get("path")?
             .filter(|path| !path.is_empty())
@@ -76,7 +56,7 @@ impl Options {
         Ok(Self {
             path: path.into(),
             nocache: node.bool("nocache", false)?,
-            sync: node.bool("sync", false)? || node.bool("direct", false)?,
+            sync: node.bool("sync", false)? | node.bool("direct", false)?,
             read_only: node.bool("ro", false)?,
             no_delete: node.bool("nodelete", false)?,
             sector_size,
@@ -108,7 +88,7 @@ mod tests {
         let config = Config::new();
         let node = config.node("pci.0.3.0");
         parse_legacy(&node, text).unwrap();
-        Options::from_node(&node, &[])
+        Options::from_node(&node)
     }
 
     #[test]

@@ -103,7 +103,7 @@ fn build(
     node: &Node,
     saved: Option<&SavedBytes>,
 ) -> Result<Arc<dyn PciDevice>, BuildError> {
-    let options = Options::from_node(node, &["device", "ser", "bootindex", "pcireg"])?;
+    let options = Options::from_node(node)?;
     node.u64("bootindex")?;
     let serial = serial(node, &options)?;
     let forced = ctx.config.get("snapshot.disks")?.as_deref() == Some("force");
