@@ -1,6 +1,15 @@
 //! bhyvectl(8) on a running VM: what tools parse is byte for byte as upstream prints it.
 
-use vmm_tests::{Bench, Guest, guests};
+use vmm_tests::bench::Once;
+use vmm_tests::{Bench, Guest, guests, on_each_vmm};
+
+on_each_vmm!(
+    registers,
+    registers_can_be_set,
+    the_machine,
+    statistics,
+    all_of_it,
+);
 
 fn running(bench: &Bench) -> Guest {
     let more = ["-c", "cpus=2,cores=2", "vm"];
@@ -31,142 +40,124 @@ fn shape(text: &str) -> String {
         .collect()
 }
 
-#[test]
-fn registers() {
-    for bench in Bench::for_each_vmm() {
-        let _guest = running(&bench);
-        assert_eq!(
-            ctl(&bench, &["--get-cr0"]),
-            "cr0[0]\t\t0x0000000000000033\n"
-        );
-        assert_eq!(ctl(&bench, &["--get-cs"]).len(), "cs[0]\t\t0x0010\n".len());
-        assert!(ctl(&bench, &["--get-rip"]).starts_with("rip[0]\t\t0x00000000001"));
-        assert!(
-            ctl(&bench, &["--get-desc-cs"])
-                .starts_with("cs desc[0]\t0x0000000000000000/0xffffffff/0x0000c09")
-        );
-        assert_eq!(ctl(&bench, &["--get-desc-idtr"]).matches('/').count(), 1);
-        // Registers of a vCPU that was never started are those of a reset.
-        assert_eq!(
-            ctl(&bench, &["--cpu=1", "--get-rdx"]).trim_end().len(),
-            "rdx[1]\t\t0x0000000000000000".len()
-        );
-        // Several in one call, in the order of the usage text.
-        let both = ctl(&bench, &["--get-rflags", "--get-rax"]);
-        assert!(
-            both.starts_with("rax[0]\t\t0x") && both.contains("\nrflags[0]\t\t0x"),
-            "{both}"
-        );
-    }
+fn registers(bench: &Bench) {
+    let _guest = running(bench);
+    assert_eq!(ctl(bench, &["--get-cr0"]), "cr0[0]\t\t0x0000000000000033\n");
+    assert_eq!(ctl(bench, &["--get-cs"]).len(), "cs[0]\t\t0x0010\n".len());
+    assert!(ctl(bench, &["--get-rip"]).starts_with("rip[0]\t\t0x00000000001"));
+    assert!(
+        ctl(bench, &["--get-desc-cs"])
+            .starts_with("cs desc[0]\t0x0000000000000000/0xffffffff/0x0000c09")
+    );
+    assert_eq!(ctl(bench, &["--get-desc-idtr"]).matches('/').count(), 1);
+    // Registers of a vCPU that was never started are those of a reset.
+    assert_eq!(
+        ctl(bench, &["--cpu=1", "--get-rdx"]).trim_end().len(),
+        "rdx[1]\t\t0x0000000000000000".len()
+    );
+    // Several in one call, in the order of the usage text.
+    let both = ctl(bench, &["--get-rflags", "--get-rax"]);
+    assert!(
+        both.starts_with("rax[0]\t\t0x") && both.contains("\nrflags[0]\t\t0x"),
+        "{both}"
+    );
 }
 
-#[test]
-fn registers_can_be_set() {
-    for bench in Bench::for_each_vmm() {
-        let _guest = running(&bench);
-        // The guest does not use DR0.
-        assert_eq!(
-            ctl(&bench, &["--set-dr0=0x1234", "--get-dr0"]),
-            "dr0[0]\t\t0x0000000000001234\n"
-        );
-        let gs = [
-            "--desc-base=0x5000",
-            "--desc-limit=0xff",
-            "--desc-access=0x93",
-            "--set-desc-gs",
-            "--get-desc-gs",
-        ];
-        assert_eq!(
-            ctl(&bench, &gs),
-            "gs desc[0]\t0x0000000000005000/0x000000ff/0x00000093\n"
-        );
-    }
+fn registers_can_be_set(bench: &Bench) {
+    let _guest = running(bench);
+    // The guest does not use DR0.
+    assert_eq!(
+        ctl(bench, &["--set-dr0=0x1234", "--get-dr0"]),
+        "dr0[0]\t\t0x0000000000001234\n"
+    );
+    let gs = [
+        "--desc-base=0x5000",
+        "--desc-limit=0xff",
+        "--desc-access=0x93",
+        "--set-desc-gs",
+        "--get-desc-gs",
+    ];
+    assert_eq!(
+        ctl(bench, &gs),
+        "gs desc[0]\t0x0000000000005000/0x000000ff/0x00000093\n"
+    );
 }
 
-#[test]
-fn the_machine() {
-    for bench in Bench::for_each_vmm() {
-        let _guest = running(&bench);
-        assert_eq!(ctl(&bench, &["--get-active-cpus"]), "active cpus:\t 0, 1\n");
-        assert_eq!(
-            ctl(&bench, &["--get-suspended-cpus"]),
-            "suspended cpus:\t (none)\n"
-        );
-        let topology = ctl(&bench, &["--get-cpu-topology"]);
-        assert!(
-            topology.starts_with("cpu_topology:\tsockets=1, cores=2, threads=1, maxcpus="),
-            "{topology}"
-        );
-        assert_eq!(
-            ctl(&bench, &["--get-memseg"]),
-            "ID  Length      Name\n0   65536KB     sysmem\n"
-        );
-        let memmap = "Address     Length      Segment     Offset      Prot  Flags\n\
-                  0           65536KB     sysmem      0           RWX   \n";
-        assert_eq!(ctl(&bench, &["--get-memmap"]), memmap);
-        assert_eq!(
-            ctl(&bench, &["--capname=hlt_exit", "--getcap"]),
-            "Capability \"hlt_exit\" is not set on vcpu 0\n"
-        );
-        assert!(ctl(&bench, &["--get-rtc-time"]).starts_with("rtc time 0x"));
-        assert_eq!(
-            shape(&ctl(&bench, &["--rtc-nvram-offset=20", "--get-rtc-nvram"])),
-            "rtc nvram[###]: #x##"
-        );
-    }
+fn the_machine(bench: &Bench) {
+    let _guest = running(bench);
+    assert_eq!(ctl(bench, &["--get-active-cpus"]), "active cpus:\t 0, 1\n");
+    assert_eq!(
+        ctl(bench, &["--get-suspended-cpus"]),
+        "suspended cpus:\t (none)\n"
+    );
+    let topology = ctl(bench, &["--get-cpu-topology"]);
+    assert!(
+        topology.starts_with("cpu_topology:\tsockets=1, cores=2, threads=1, maxcpus="),
+        "{topology}"
+    );
+    assert_eq!(
+        ctl(bench, &["--get-memseg"]),
+        "ID  Length      Name\n0   65536KB     sysmem\n"
+    );
+    let memmap = "Address     Length      Segment     Offset      Prot  Flags\n\
+              0           65536KB     sysmem      0           RWX   \n";
+    assert_eq!(ctl(bench, &["--get-memmap"]), memmap);
+    assert_eq!(
+        ctl(bench, &["--capname=hlt_exit", "--getcap"]),
+        "Capability \"hlt_exit\" is not set on vcpu 0\n"
+    );
+    assert!(ctl(bench, &["--get-rtc-time"]).starts_with("rtc time 0x"));
+    assert_eq!(
+        shape(&ctl(bench, &["--rtc-nvram-offset=20", "--get-rtc-nvram"])),
+        "rtc nvram[###]: #x##"
+    );
 }
 
 /// vm-bhyve takes the third word of this line for a number of bytes.
-#[test]
-fn statistics() {
-    for bench in Bench::for_each_vmm() {
-        let _guest = running(&bench);
-        let stats = ctl(&bench, &["--get-stats"]);
-        assert!(stats.starts_with("vcpu0 stats:\n"), "{stats}");
-        let resident = stats
-            .lines()
-            .find(|l| l.contains("Resident memory"))
-            .expect("resident memory");
-        let bytes: u64 = resident
-            .split_whitespace()
-            .nth(2)
-            .expect("a third word")
-            .parse()
-            .expect("a number");
-        assert!((4096..64 << 20).contains(&bytes), "{resident}");
-        assert_eq!(
-            resident.find('\t'),
-            Some(40),
-            "names are padded to 40 columns: {resident}"
-        );
-    }
+fn statistics(bench: &Bench) {
+    let _guest = running(bench);
+    let stats = ctl(bench, &["--get-stats"]);
+    assert!(stats.starts_with("vcpu0 stats:\n"), "{stats}");
+    let resident = stats
+        .lines()
+        .find(|l| l.contains("Resident memory"))
+        .expect("resident memory");
+    let bytes: u64 = resident
+        .split_whitespace()
+        .nth(2)
+        .expect("a third word")
+        .parse()
+        .expect("a number");
+    assert!((4096..64 << 20).contains(&bytes), "{resident}");
+    assert_eq!(
+        resident.find('\t'),
+        Some(40),
+        "names are padded to 40 columns: {resident}"
+    );
 }
 
-#[test]
-fn all_of_it() {
-    for bench in Bench::for_each_vmm() {
-        let mut guest = running(&bench);
-        let all = ctl(&bench, &["--get-all"]);
-        for part in [
-            "efer[0]",
-            "gdtr[0]",
-            "tr[0]",
-            "x2apic_state[0]",
-            "pending:\tn/a",
-            "active cpus:",
-            "vcpu0 stats:",
-            "cpu_topology:",
-        ] {
-            assert!(all.contains(part), "{part} is not in\n{all}");
-        }
-        guest.expect("\n");
+fn all_of_it(bench: &Bench) {
+    let mut guest = running(bench);
+    let all = ctl(bench, &["--get-all"]);
+    for part in [
+        "efer[0]",
+        "gdtr[0]",
+        "tr[0]",
+        "x2apic_state[0]",
+        "pending:\tn/a",
+        "active cpus:",
+        "vcpu0 stats:",
+        "cpu_topology:",
+    ] {
+        assert!(all.contains(part), "{part} is not in\n{all}");
     }
+    guest.expect("\n");
 }
 
 /// Clients search this text for options.
 #[test]
 fn usage() {
-    let output = Bench::new().ctl(&["--destroy"]);
+    let output = Bench::once(Once::NoGuest).ctl(&["--destroy"]);
     assert_eq!(output.status.code(), Some(1));
     let usage = String::from_utf8(output.stderr).unwrap();
     for line in [

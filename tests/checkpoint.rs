@@ -4,7 +4,20 @@ use std::collections::BTreeSet;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::time::{Duration, Instant};
 
-use vmm_tests::{Bench, Guest, guests};
+use vmm_tests::bench::Once;
+use vmm_tests::{Bench, Guest, guests, on_each_vmm};
+
+on_each_vmm!(
+    a_suspended_guest_goes_on_in_a_new_process,
+    memory_is_of_one_moment,
+    a_state_without_disks_may_be_resumed_again_and_again,
+    the_new_process_may_have_another_name,
+    files_are_private_and_sparse,
+    a_guest_does_not_notice_that_it_is_saved_and_restored_in_place,
+    a_guest_that_ends_is_not_waited_for,
+);
+#[cfg(target_os = "linux")]
+on_each_vmm!(memory_is_wired_and_in_core_dumps_if_asked_for);
 
 const PAGES: u32 = 8192;
 
@@ -45,59 +58,53 @@ fn lines(text: &str) -> Vec<(String, u32)> {
     text.lines().filter(whole).map(parse).collect()
 }
 
-#[test]
-fn a_suspended_guest_goes_on_in_a_new_process() {
-    for bench in Bench::for_each_vmm() {
-        let mut first = start(&bench, &guests::nonce(), &[]);
-        for _ in 0..5 {
-            first.expect("\n");
-        }
-        ctl(&bench, &["--vm=vm", "--suspend=state"]);
-        assert_eq!(first.wait().code(), Some(0));
-        let mut second = bench.start(&["-r", "state"]);
-        for _ in 0..5 {
-            second.expect("\n");
-        }
-        // Nothing of the console is lost or repeated: the two halves are one text.
-        let all = lines(&format!("{}{}", first.console(), second.console()));
-        let nonces: BTreeSet<_> = all.iter().map(|l| &l.0).collect();
-        assert_eq!(nonces.len(), 1, "{all:?}");
-        assert!(all.iter().zip(1..).all(|(line, n)| line.1 == n), "{all:?}");
-        // The nonce does tell a guest that was started anew.
-        drop(second);
-        let mut anew = start(&bench, &guests::nonce(), &[]);
-        anew.expect("\n");
-        assert_ne!(lines(&anew.console())[0].0, all[0].0);
+fn a_suspended_guest_goes_on_in_a_new_process(bench: &Bench) {
+    let mut first = start(bench, &guests::nonce(), &[]);
+    for _ in 0..5 {
+        first.expect("\n");
     }
+    ctl(bench, &["--vm=vm", "--suspend=state"]);
+    assert_eq!(first.wait().code(), Some(0));
+    let mut second = bench.start(&["-r", "state"]);
+    for _ in 0..5 {
+        second.expect("\n");
+    }
+    // Nothing of the console is lost or repeated: the two halves are one text.
+    let all = lines(&format!("{}{}", first.console(), second.console()));
+    let nonces: BTreeSet<_> = all.iter().map(|l| &l.0).collect();
+    assert_eq!(nonces.len(), 1, "{all:?}");
+    assert!(all.iter().zip(1..).all(|(line, n)| line.1 == n), "{all:?}");
+    // The nonce does tell a guest that was started anew.
+    drop(second);
+    let mut anew = start(bench, &guests::nonce(), &[]);
+    anew.expect("\n");
+    assert_ne!(lines(&anew.console())[0].0, all[0].0);
 }
 
-#[test]
-fn memory_is_of_one_moment() {
-    for bench in Bench::for_each_vmm() {
-        let mut guest = start(&bench, &guests::dirty(PAGES), &[]);
-        for round in 0..5 {
-            guest.expect("B");
-            let name = format!("c{round}");
-            ctl(&bench, &["--vm=vm", &format!("--checkpoint={name}")]);
-            assert!(guest.is_running());
-            let bytes = window(&bench, &name);
-            assert!(
-                guests::is_step_shaped(&bytes),
-                "checkpoint {round}: {bytes:?}"
-            );
-        }
-        ctl(&bench, &["--vm=vm", "--suspend", "s0"]);
+fn memory_is_of_one_moment(bench: &Bench) {
+    let mut guest = start(bench, &guests::dirty(PAGES), &[]);
+    for round in 0..5 {
+        guest.expect("B");
+        let name = format!("c{round}");
+        ctl(bench, &["--vm=vm", &format!("--checkpoint={name}")]);
+        assert!(guest.is_running());
+        let bytes = window(bench, &name);
+        assert!(
+            guests::is_step_shaped(&bytes),
+            "checkpoint {round}: {bytes:?}"
+        );
+    }
+    ctl(bench, &["--vm=vm", "--suspend", "s0"]);
+    assert_eq!(guest.wait().code(), Some(0));
+    for round in 0..5 {
+        let mut guest = bench.start(&["-r", &format!("s{round}")]);
+        guest.expect("B");
+        ctl(bench, &["--vm=vm", &format!("--suspend=s{}", round + 1)]);
         assert_eq!(guest.wait().code(), Some(0));
-        for round in 0..5 {
-            let mut guest = bench.start(&["-r", &format!("s{round}")]);
-            guest.expect("B");
-            ctl(&bench, &["--vm=vm", &format!("--suspend=s{}", round + 1)]);
-            assert_eq!(guest.wait().code(), Some(0));
-            assert!(
-                guests::is_step_shaped(&window(&bench, &format!("s{}", round + 1))),
-                "restored {round} times"
-            );
-        }
+        assert!(
+            guests::is_step_shaped(&window(bench, &format!("s{}", round + 1))),
+            "restored {round} times"
+        );
     }
 }
 
@@ -117,11 +124,9 @@ fn guest_memory(guest: &Guest) -> (Vec<String>, u64) {
 
 /// `-S` and `-C` do what they say, and a checkpoint's configuration says them again.
 #[cfg(target_os = "linux")]
-#[test]
-fn memory_is_wired_and_in_core_dumps_if_asked_for() {
+fn memory_is_wired_and_in_core_dumps_if_asked_for(bench: &Bench) {
     let has = |flags: &[String], flag: &str| flags.iter().any(|found| found == flag);
-    let bench = Bench::new();
-    let mut guest = start(&bench, &guests::nonce(), &[]);
+    let mut guest = start(bench, &guests::nonce(), &[]);
     guest.expect("\n");
     let (flags, locked) = guest_memory(&guest);
     assert!(
@@ -129,7 +134,7 @@ fn memory_is_wired_and_in_core_dumps_if_asked_for() {
         "{flags:?} {locked}"
     );
     drop(guest);
-    let mut guest = start(&bench, &guests::nonce(), &["-S", "-C"]);
+    let mut guest = start(bench, &guests::nonce(), &["-S", "-C"]);
     guest.expect("\n");
     let all = 64 << 10;
     let both = |guest: &Guest| {
@@ -140,7 +145,7 @@ fn memory_is_wired_and_in_core_dumps_if_asked_for() {
         );
     };
     both(&guest);
-    ctl(&bench, &["--vm=vm", "--suspend=state"]);
+    ctl(bench, &["--vm=vm", "--suspend=state"]);
     guest.wait();
     let mut guest = bench.start(&["-r", "state"]);
     guest.expect("\n");
@@ -156,122 +161,112 @@ fn memory_is_wired_and_in_core_dumps_if_asked_for() {
     );
 }
 
-#[test]
-fn a_state_without_disks_may_be_resumed_again_and_again() {
-    for bench in Bench::for_each_vmm() {
-        let mut guest = start(&bench, &guests::nonce(), &[]);
+fn a_state_without_disks_may_be_resumed_again_and_again(bench: &Bench) {
+    let mut guest = start(bench, &guests::nonce(), &[]);
+    guest.expect("\n");
+    ctl(bench, &["--suspend=state", "--vm=vm"]);
+    guest.wait();
+    let first_line = |mut guest: Guest| {
         guest.expect("\n");
-        ctl(&bench, &["--suspend=state", "--vm=vm"]);
-        guest.wait();
-        let first_line = |mut guest: Guest| {
-            guest.expect("\n");
-            guest.expect("\n");
-            lines(&guest.console())[0].clone()
-        };
-        assert_eq!(
-            first_line(bench.start(&["-r", "state"])),
-            first_line(bench.start(&["-r", "state"]))
-        );
-    }
+        guest.expect("\n");
+        lines(&guest.console())[0].clone()
+    };
+    assert_eq!(
+        first_line(bench.start(&["-r", "state"])),
+        first_line(bench.start(&["-r", "state"]))
+    );
 }
 
-#[test]
-fn the_new_process_may_have_another_name() {
-    for bench in Bench::for_each_vmm() {
-        let mut guest = start(&bench, &guests::nonce(), &[]);
-        guest.expect("\n");
-        ctl(&bench, &["--suspend=state", "--vm=vm"]);
-        guest.wait();
-        let mut guest = bench.start(&["-r", "state", "other"]);
-        guest.expect("\n");
-        ctl(&bench, &["--vm=other", "--force-poweroff"]);
-        assert_eq!(guest.wait().code(), Some(1));
-    }
+fn the_new_process_may_have_another_name(bench: &Bench) {
+    let mut guest = start(bench, &guests::nonce(), &[]);
+    guest.expect("\n");
+    ctl(bench, &["--suspend=state", "--vm=vm"]);
+    guest.wait();
+    let mut guest = bench.start(&["-r", "state", "other"]);
+    guest.expect("\n");
+    ctl(bench, &["--vm=other", "--force-poweroff"]);
+    assert_eq!(guest.wait().code(), Some(1));
 }
 
-#[test]
-fn files_are_private_and_sparse() {
-    for bench in Bench::for_each_vmm() {
-        let mut guest = start(&bench, &guests::nonce(), &[]);
-        guest.expect("\n");
-        ctl(&bench, &["--vm=vm", "--suspend=state"]);
-        guest.wait();
-        for name in ["state", "state.kern", "state.dev", "state.meta"] {
-            let mode = std::fs::metadata(bench.path(name)).unwrap().mode();
-            assert_eq!(mode & 0o077, 0, "{name} can be read by others");
-        }
-        let memory = std::fs::metadata(bench.path("state")).unwrap();
-        assert_eq!(memory.size(), 64 << 20);
-        assert!(
-            memory.blocks() * 512 < 1 << 20,
-            "{} bytes for a guest that used three pages",
-            memory.blocks() * 512
-        );
-        let info = ctl(&bench, &["--checkpoint-info=state"]);
-        assert!(
-            info.contains("vm") && info.contains("lpc@pci.0.31.0"),
-            "{info}"
-        );
-        let json: serde_json::Value =
-            serde_json::from_str(&ctl(&bench, &["--checkpoint-info=state", "--json"]))
-                .expect("JSON");
-        assert!(json.is_object());
-        ctl(&bench, &["--checkpoint-verify=state"]);
+fn files_are_private_and_sparse(bench: &Bench) {
+    let mut guest = start(bench, &guests::nonce(), &[]);
+    guest.expect("\n");
+    ctl(bench, &["--vm=vm", "--suspend=state"]);
+    guest.wait();
+    for name in ["state", "state.kern", "state.dev", "state.meta"] {
+        let mode = std::fs::metadata(bench.path(name)).unwrap().mode();
+        assert_eq!(mode & 0o077, 0, "{name} can be read by others");
     }
+    let memory = std::fs::metadata(bench.path("state")).unwrap();
+    assert_eq!(memory.size(), 64 << 20);
+    assert!(
+        memory.blocks() * 512 < 1 << 20,
+        "{} bytes for a guest that used three pages",
+        memory.blocks() * 512
+    );
+    let info = ctl(bench, &["--checkpoint-info=state"]);
+    assert!(
+        info.contains("vm") && info.contains("lpc@pci.0.31.0"),
+        "{info}"
+    );
+    let json: serde_json::Value =
+        serde_json::from_str(&ctl(bench, &["--checkpoint-info=state", "--json"])).expect("JSON");
+    assert!(json.is_object());
+    ctl(bench, &["--checkpoint-verify=state"]);
 }
 
 /// A guest of `bench` that is saved and restored in place every `every` exits, and says at its end how often.
 fn start_pulsed(bench: &Bench, program: &[u8], more: &[&str], every: u32) -> Guest {
     let pulse = format!("snapshot.pulse={every}");
     let more = [&["-o", &pulse][..], more, &["vm"]].concat();
-    let mut command = bench.bhyve(&bench.machine(program, &more));
-    command.env("BHYVE_LOG", "info");
-    Guest::start(command)
+    bench.start_telling("info", &bench.machine(program, &more))
+}
+
+fn a_guest_does_not_notice_that_it_is_saved_and_restored_in_place(bench: &Bench) {
+    goes_on_with_pulses(bench, &[]);
 }
 
 #[test]
-fn a_guest_does_not_notice_that_it_is_saved_and_restored_in_place() {
-    let by_instructions = ["-o", "vmm.clock=instructions"];
-    let on_each = Bench::for_each_vmm().map(|bench| (bench, &[][..]));
-    for (bench, clock) in on_each.chain([(Bench::new(), &by_instructions[..])]) {
-        let mut guest = start_pulsed(&bench, &guests::nonce(), clock, 40);
-        for _ in 0..200 {
-            guest.expect("\n");
-        }
-        ctl(&bench, &["--vm=vm", "--force-poweroff"]);
-        assert_eq!(guest.wait().code(), Some(1), "{}", guest.errors());
-        let all = lines(&guest.console());
-        let nonces: BTreeSet<_> = all.iter().map(|l| &l.0).collect();
-        assert_eq!(nonces.len(), 1, "{all:?}");
-        assert!(all.iter().zip(1..).all(|(line, n)| line.1 == n), "{all:?}");
-        assert!(guest.pulses() >= 50, "{}", guest.errors());
+fn nor_does_a_guest_with_the_repeatable_clock() {
+    let bench = Bench::once(Once::InstructionClock);
+    goes_on_with_pulses(&bench, &["-o", "vmm.clock=instructions"]);
+}
 
-        let mut guest = start_pulsed(&bench, &guests::dirty(PAGES), clock, 1);
-        for _ in 0..20 {
-            guest.expect("B");
-        }
-        ctl(&bench, &["--vm=vm", "--suspend=state"]);
-        assert_eq!(guest.wait().code(), Some(0), "{}", guest.errors());
-        assert!(guests::is_step_shaped(&window(&bench, "state")));
-        assert!(guest.pulses() >= 10, "{}", guest.errors());
+fn goes_on_with_pulses(bench: &Bench, clock: &[&str]) {
+    let mut guest = start_pulsed(bench, &guests::nonce(), clock, 40);
+    for _ in 0..200 {
+        guest.expect("\n");
     }
+    ctl(bench, &["--vm=vm", "--force-poweroff"]);
+    assert_eq!(guest.wait().code(), Some(1), "{}", guest.errors());
+    let all = lines(&guest.console());
+    let nonces: BTreeSet<_> = all.iter().map(|l| &l.0).collect();
+    assert_eq!(nonces.len(), 1, "{all:?}");
+    assert!(all.iter().zip(1..).all(|(line, n)| line.1 == n), "{all:?}");
+    assert!(guest.pulses() >= 50, "{}", guest.errors());
+
+    let mut guest = start_pulsed(bench, &guests::dirty(PAGES), clock, 1);
+    for _ in 0..20 {
+        guest.expect("B");
+    }
+    ctl(bench, &["--vm=vm", "--suspend=state"]);
+    assert_eq!(guest.wait().code(), Some(0), "{}", guest.errors());
+    assert!(guests::is_step_shaped(&window(bench, "state")));
+    assert!(guest.pulses() >= 10, "{}", guest.errors());
+}
+
+/// The processor that powers off is about to be held, and the other one waits for it to see the end.
+fn a_guest_that_ends_is_not_waited_for(bench: &Bench) {
+    let started = Instant::now();
+    let mut guest = start_pulsed(bench, &guests::poweroff_with_two(), &["-c", "2"], 1);
+    assert_eq!(guest.wait().code(), Some(1), "{}", guest.errors());
+    assert!(started.elapsed() < Duration::from_secs(5));
 }
 
 /// With the repeatable clock, a run that was stopped and went on elsewhere equals one that never was, to the last byte.
-/// The processor that powers off is about to be held, and the other one waits for it to see the end.
-#[test]
-fn a_guest_that_ends_is_not_waited_for() {
-    for bench in Bench::for_each_vmm() {
-        let started = Instant::now();
-        let mut guest = start_pulsed(&bench, &guests::poweroff_with_two(), &["-c", "2"], 1);
-        assert_eq!(guest.wait().code(), Some(1), "{}", guest.errors());
-        assert!(started.elapsed() < Duration::from_secs(5));
-    }
-}
-
 #[test]
 fn a_restored_run_equals_the_uninterrupted_one() {
-    let bench = Bench::new();
+    let bench = Bench::once(Once::InstructionClock);
     let at = |n: u64, file: &str| {
         [format!("snapshot.at={n}"), format!("snapshot.file={file}")]
             .into_iter()

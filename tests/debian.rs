@@ -5,9 +5,19 @@ use std::net::{Shutdown, TcpStream};
 use std::process::Command;
 use std::time::Duration;
 
+use vmm_tests::bench::Once;
 use vmm_tests::debian::{BOOT, Debian, no_complaints};
 use vmm_tests::host::{ext4, free_port, run};
-use vmm_tests::{Bench, Guest};
+use vmm_tests::{Bench, Guest, on_each_vmm};
+
+on_each_vmm!(
+    boots_with_one_cpu_and_obeys_the_power_button,
+    boots_with_two_cpus_and_moves_data,
+    boots_with_four_cpus,
+    virtio_serves_drivers_of_either_interface,
+    boots_while_it_is_saved_and_restored_in_place,
+    a_suspended_debian_goes_on_in_a_new_process,
+);
 
 const LONG: Duration = Duration::from_secs(300);
 
@@ -37,13 +47,12 @@ fn suspend(bench: &Bench, guest: &mut Guest, name: &str) {
     assert_eq!(guest.wait().code(), Some(0));
 }
 
-fn boots(cpus: usize) {
-    let Some(debian) = Debian::get() else { return };
-    let bench = Bench::new();
-    let disk = ext4(&bench, "disk", 64 << 20);
+/// Boots with a disk, a network and an entropy source, and looks at all of them.
+fn boots(bench: &Bench, debian: &Debian, cpus: usize) -> Guest {
+    let disk = ext4(bench, "disk", 64 << 20);
     let slot = format!("3,virtio-blk,{disk}");
     let mut guest = debian.boot(
-        &bench,
+        bench,
         cpus,
         &[
             "-s",
@@ -67,32 +76,28 @@ fn boots(cpus: usize) {
     guest.shell("mount /dev/vda /mnt && dd if=/dev/urandom of=/mnt/file bs=1M count=8 && sync && umount /mnt");
     run("e2fsck", &["-f", "-n", &disk]);
     no_complaints(&guest.console());
+    guest
+}
+
+fn boots_with_one_cpu_and_obeys_the_power_button(bench: &Bench) {
+    let Some(debian) = Debian::get() else { return };
+    let mut guest = boots(bench, &debian, 1);
+    guest.signal(libc::SIGTERM);
+    assert_eq!(guest.wait().code(), Some(1), "{}", guest.console());
+}
+
+fn boots_with_four_cpus(bench: &Bench) {
+    let Some(debian) = Debian::get() else { return };
+    let mut guest = boots(bench, &debian, 4);
     guest.send("poweroff -f\n");
     assert_eq!(guest.wait().code(), Some(1));
 }
 
-#[test]
-fn boots_with_one_cpu() {
-    boots(1);
-}
-
-#[test]
-fn boots_with_two_cpus() {
-    boots(2);
-}
-
-#[test]
-fn boots_with_four_cpus() {
-    boots(4);
-}
-
 /// The driver takes virtio 1.x by itself, and the legacy interface of the very same devices when it is told to.
-#[test]
-fn virtio_serves_drivers_of_either_interface() {
+fn virtio_serves_drivers_of_either_interface(bench: &Bench) {
     const FEATURES: &str = "cut -c 33 /sys/bus/virtio/devices/*/features | sort -u";
     let Some(debian) = Debian::get() else { return };
-    let bench = Bench::new();
-    let disk = ext4(&bench, "disk", 64 << 20);
+    let disk = ext4(bench, "disk", 64 << 20);
     let slot = format!("3,virtio-blk,{disk}");
     let more = [
         "-s",
@@ -102,7 +107,7 @@ fn virtio_serves_drivers_of_either_interface() {
         "-s",
         "5,virtio-rnd",
     ];
-    let mut guest = debian.boot(&bench, 1, &more);
+    let mut guest = debian.boot(bench, 1, &more);
     let up = "ip link set eth0 up && ip addr add 10.0.2.15/24 dev eth0";
     for (round, version_1) in ["1", "0"].into_iter().enumerate() {
         assert_eq!(guest.shell(FEATURES).trim(), version_1);
@@ -113,7 +118,7 @@ fn virtio_serves_drivers_of_either_interface() {
         ));
         guest.shell("cat /mnt/file* | md5sum > /tmp/sum; ping -c 2 10.0.2.2");
         let name = format!("state{round}");
-        suspend(&bench, &mut guest, &name);
+        suspend(bench, &mut guest, &name);
         guest = bench.start(&["-r", &name]);
         guest.send("\n");
         guest.expect_within("guest# ", BOOT);
@@ -132,11 +137,9 @@ fn virtio_serves_drivers_of_either_interface() {
 }
 
 /// The whole state is saved and restored in place some hundreds of times while Linux boots and uses its devices.
-#[test]
-fn boots_while_it_is_saved_and_restored_in_place() {
+fn boots_while_it_is_saved_and_restored_in_place(bench: &Bench) {
     let Some(debian) = Debian::get() else { return };
-    let bench = Bench::new();
-    let disk = ext4(&bench, "disk", 64 << 20);
+    let disk = ext4(bench, "disk", 64 << 20);
     let mut args = debian.options(2);
     let slot = format!("3,virtio-blk,{disk}");
     for more in [
@@ -148,9 +151,7 @@ fn boots_while_it_is_saved_and_restored_in_place() {
         args.extend(more.map(String::from));
     }
     args.push("vm".into());
-    let mut command = bench.bhyve(&args);
-    command.env("BHYVE_LOG", "info");
-    let mut guest = Guest::start(command);
+    let mut guest = bench.start_telling("info", &args);
     guest.expect_within("guest# ", BOOT);
     guest.shell("mount /dev/vda /mnt && dd if=/dev/urandom of=/mnt/file bs=1M count=8 && sync && umount /mnt");
     guest.shell("head -c 64 /dev/hwrng | wc -c");
@@ -170,7 +171,7 @@ fn a_restored_boot_equals_the_uninterrupted_one() {
     const STOP: u64 = 150_000_000;
     const END: u64 = 500_000_000;
     let Some(debian) = Debian::get() else { return };
-    let bench = Bench::new();
+    let bench = Bench::once(Once::InstructionClock);
     let disk = ext4(&bench, "disk", 64 << 20);
     let slot = format!("3,virtio-blk,{disk},ro");
     let to = |at: u64, file: &str| {
@@ -215,25 +216,14 @@ fn a_restored_boot_equals_the_uninterrupted_one() {
     }
 }
 
-#[test]
-fn sigterm_is_the_power_button() {
-    let Some(debian) = Debian::get() else { return };
-    let bench = Bench::new();
-    let mut guest = debian.boot(&bench, 1, &[]);
-    guest.signal(libc::SIGTERM);
-    assert_eq!(guest.wait().code(), Some(1), "{}", guest.console());
-}
-
 /// 64 MiB over TCP each way with slirp, and 256 MiB to a disk.
-#[test]
-fn moves_data() {
+fn boots_with_two_cpus_and_moves_data(bench: &Bench) {
     let Some(debian) = Debian::get() else { return };
-    let bench = Bench::new();
-    let disk = ext4(&bench, "disk", 400 << 20);
+    let disk = ext4(bench, "disk", 400 << 20);
     let port = free_port();
     let slot = format!("3,virtio-blk,{disk}");
     let net = format!("4,virtio-net,slirp,hostfwd=tcp:127.0.0.1:{port}-:7777,open");
-    let mut guest = debian.boot(&bench, 2, &["-s", &slot, "-s", &net]);
+    let mut guest = debian.boot(bench, 2, &["-s", &slot, "-s", &net]);
     guest.shell("ip link set eth0 up && ip addr add 10.0.2.15/24 dev eth0 && ip route add default via 10.0.2.2");
     let sent = noise(64 << 20);
     std::fs::write(bench.path("sent"), &sent).unwrap();
@@ -321,27 +311,7 @@ fn check_copies(bench: &Bench, guest: &mut Guest) {
     guest.shell("test $(md5sum /mnt/b | cut -c 1-32) = $(cat /tmp/sum)");
 }
 
-#[test]
-fn a_suspended_debian_goes_on_in_a_new_process() {
-    goes_on_in_a_new_process(&Bench::new());
-}
-
-#[test]
-fn a_suspended_debian_goes_on_with_the_kernel_of_14() {
-    goes_on_in_a_new_process(&Bench::on("standin-14"));
-}
-
-#[test]
-fn a_suspended_debian_goes_on_with_the_kernel_of_15() {
-    goes_on_in_a_new_process(&Bench::on("standin-15"));
-}
-
-#[test]
-fn a_suspended_debian_goes_on_with_the_kernel_of_16() {
-    goes_on_in_a_new_process(&Bench::on("standin-16"));
-}
-
-fn goes_on_in_a_new_process(bench: &Bench) {
+fn a_suspended_debian_goes_on_in_a_new_process(bench: &Bench) {
     let Some(debian) = Debian::get() else { return };
     let disk = ext4(bench, "disk", 256 << 20);
     let slot = format!("3,virtio-blk,{disk}");

@@ -7,7 +7,12 @@ use std::time::Duration;
 
 use vmm_tests::host::free_port;
 use vmm_tests::rfb::{RETURN, Screen, Viewer};
-use vmm_tests::{Bench, Guest};
+use vmm_tests::{Bench, Guest, on_each_vmm};
+
+on_each_vmm!(
+    #[ignore = "a long run, of an installer that is fetched: make soak"]
+    the_installer_survives_a_restore,
+);
 
 /// For what takes seconds on an idle machine.
 const LONG: Duration = Duration::from_secs(300);
@@ -53,11 +58,8 @@ fn installer(bench: &Bench) -> Option<(PathBuf, PathBuf)> {
     Some((files.join("linux"), files.join("initrd.gz")))
 }
 
-#[test]
-#[ignore = "a long run, of an installer that is fetched: make soak"]
-fn the_installer_survives_a_restore() {
-    let bench = Bench::new();
-    let Some((kernel, initrd)) = installer(&bench) else {
+fn the_installer_survives_a_restore(bench: &Bench) {
+    let Some((kernel, initrd)) = installer(bench) else {
         return;
     };
     let port = free_port();
@@ -96,9 +98,9 @@ fn the_installer_survives_a_restore() {
         dialogue(screen) && screen.differences(&first) > 1000
     });
     keep(&second, "installer-2.png");
-    suspend(&bench, &mut guest);
+    suspend(bench, &mut guest);
 
-    let (_guest, mut viewer) = restore(&bench, "29");
+    let (_guest, mut viewer) = restore(bench, "29");
     let after = viewer.screen();
     keep(&after, "installer-2-after.png");
     assert_eq!(after.differences(&second), 0);

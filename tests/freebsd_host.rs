@@ -5,7 +5,7 @@
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use vmm_tests::bench::{SOON, program};
+use vmm_tests::bench::{Once, SOON, program};
 use vmm_tests::{Bench, Guest, guests};
 
 /// What a command prints. It has to succeed.
@@ -29,14 +29,14 @@ struct Kernel {
 impl Kernel {
     fn new(test: &str) -> Kernel {
         Kernel {
-            bench: Bench::new(),
+            bench: Bench::once(Once::On("kernel")),
             name: format!("check-{test}-{}", std::process::id()),
         }
     }
 
     /// Starts a guest that prints for ever; it has printed a line when this returns.
     fn start(&self, more: &[&str]) -> Guest {
-        let fixed = ["-H", "-o", "vmm=kernel"];
+        let fixed = ["-H"];
         let more = [&fixed[..], more, &[&self.name]].concat();
         let args = self.bench.machine(&guests::nonce(), &more);
         let mut guest = self.bench.start(&args);

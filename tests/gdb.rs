@@ -4,9 +4,14 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::time::Instant;
 
-use vmm_tests::bench::SOON;
+use vmm_tests::bench::{Once, SOON};
 use vmm_tests::host::free_port;
-use vmm_tests::{Bench, Guest, guests};
+use vmm_tests::{Bench, Guest, guests, on_each_vmm};
+
+on_each_vmm!(
+    a_guest_is_debugged_from_its_first_instruction_on,
+    a_stopped_guest_stays_stopped_through_a_checkpoint_that_knows_nothing_of_it,
+);
 
 fn args(bench: &Bench, debug: &str, more: &[&str]) -> Vec<String> {
     let more = [&["-G", debug][..], more, &["vm"]].concat();
@@ -103,157 +108,151 @@ fn find(debugger: &mut Debugger, from: u64, code: &str) -> u64 {
     from + at as u64 / 2
 }
 
-#[test]
-fn a_guest_is_debugged_from_its_first_instruction_on() {
-    for bench in Bench::for_each_vmm() {
-        let port = free_port();
-        let mut guest = start(&bench, &format!("w127.0.0.1:{port}"), &["-c", "2"]);
-        let mut debugger = Debugger::attach(port);
-        assert_eq!(debugger.ask("?"), "T05thread:1;");
-        assert_eq!(debugger.ask("qfThreadInfo"), "m1,2");
-        assert_eq!(
-            debugger.ask("qThreadExtraInfo,2"),
-            hex("vcpu 1, not started")
-        );
-        assert!(
-            debugger
-                .ask("qXfer:features:read:target.xml:0,fff")
-                .contains("i386:x86-64")
-        );
-        assert_eq!(guest.console(), "");
+fn a_guest_is_debugged_from_its_first_instruction_on(bench: &Bench) {
+    let port = free_port();
+    let mut guest = start(bench, &format!("w127.0.0.1:{port}"), &["-c", "2"]);
+    let mut debugger = Debugger::attach(port);
+    assert_eq!(debugger.ask("?"), "T05thread:1;");
+    assert_eq!(debugger.ask("qfThreadInfo"), "m1,2");
+    assert_eq!(
+        debugger.ask("qThreadExtraInfo,2"),
+        hex("vcpu 1, not started")
+    );
+    assert!(
+        debugger
+            .ask("qXfer:features:read:target.xml:0,fff")
+            .contains("i386:x86-64")
+    );
+    assert_eq!(guest.console(), "");
 
-        // `mov esp, imm32` and `rdtsc`.
-        let entry = debugger.rip();
-        let start = debugger.ask(&format!("m{entry:x},7"));
-        assert!(
-            start.starts_with("bc") && start.ends_with("0f31"),
-            "{start}"
-        );
-        assert_eq!(debugger.ask("vCont;s:1"), "T05thread:1;");
-        assert_eq!(debugger.rip(), entry + 5);
-        assert_eq!(debugger.general(7), 0x10_0000);
+    // `mov esp, imm32` and `rdtsc`.
+    let entry = debugger.rip();
+    let start = debugger.ask(&format!("m{entry:x},7"));
+    assert!(
+        start.starts_with("bc") && start.ends_with("0f31"),
+        "{start}"
+    );
+    assert_eq!(debugger.ask("vCont;s:1"), "T05thread:1;");
+    assert_eq!(debugger.rip(), entry + 5);
+    assert_eq!(debugger.general(7), 0x10_0000);
 
-        // `out dx, al`, which userland completes: a step over it is one instruction, too. The breakpoint is not to be seen.
-        let out = find(&mut debugger, entry, "ee49");
-        assert_eq!(debugger.ask(&format!("Z0,{out:x},1")), "OK");
-        assert_eq!(debugger.ask(&format!("m{out:x},2")), "ee49");
-        assert_eq!(debugger.ask("vCont;c"), "T05swbreak:;thread:1;");
-        assert_eq!(debugger.rip(), out);
-        let letter = debugger.general(0) as u8 as char;
-        assert_eq!(guest.console(), "");
-        assert_eq!(debugger.ask(&format!("z0,{out:x},1")), "OK");
-        assert_eq!(debugger.ask("vCont;s:1;c"), "T05thread:1;");
-        assert_eq!(debugger.rip(), out + 1);
-        guest.expect(&letter.to_string());
+    // `out dx, al`, which userland completes: a step over it is one instruction, too. The breakpoint is not to be seen.
+    let out = find(&mut debugger, entry, "ee49");
+    assert_eq!(debugger.ask(&format!("Z0,{out:x},1")), "OK");
+    assert_eq!(debugger.ask(&format!("m{out:x},2")), "ee49");
+    assert_eq!(debugger.ask("vCont;c"), "T05swbreak:;thread:1;");
+    assert_eq!(debugger.rip(), out);
+    let letter = debugger.general(0) as u8 as char;
+    assert_eq!(guest.console(), "");
+    assert_eq!(debugger.ask(&format!("z0,{out:x},1")), "OK");
+    assert_eq!(debugger.ask("vCont;s:1;c"), "T05thread:1;");
+    assert_eq!(debugger.rip(), out + 1);
+    guest.expect(&letter.to_string());
 
-        // A register and memory that it writes show in what the guest does. The second digit of the nonce is written next.
-        assert_eq!(
-            debugger.ask(&format!("M{:x},4:78563412", guests::WINDOW)),
-            "OK"
-        );
-        assert_eq!(
-            debugger.ask(&format!("m{:x},4", guests::WINDOW)),
-            "78563412"
-        );
-        assert_eq!(debugger.ask("P2=0100000000000000"), "OK");
-        assert_eq!(debugger.ask("p2"), "0100000000000000");
+    // A register and memory that it writes show in what the guest does. The second digit of the nonce is written next.
+    assert_eq!(
+        debugger.ask(&format!("M{:x},4:78563412", guests::WINDOW)),
+        "OK"
+    );
+    assert_eq!(
+        debugger.ask(&format!("m{:x},4", guests::WINDOW)),
+        "78563412"
+    );
+    assert_eq!(debugger.ask("P2=0100000000000000"), "OK");
+    assert_eq!(debugger.ask("p2"), "0100000000000000");
 
-        // Nonsense is refused, and nothing else happens.
-        for nonsense in [
-            "mffffffffffffffff,ffffffffffffffff",
-            "m",
-            "M0,4:00",
-            "P2=00",
-            "Pffffffff=00",
-            "p-1",
-            "G00",
-            "Hg7f",
-            "T0",
-            "vCont;c:99",
-            "vCont;",
-            "Z0,fffffffffffffff0,1",
-            "qXfer:features:read:target.xml:fffff,10",
-        ] {
-            assert_eq!(debugger.ask(nonsense), "E01", "{nonsense}");
-        }
-        for unknown in ["vMustReplyEmpty", "X", "", "Z1,0,1", "é"] {
-            assert_eq!(debugger.ask(unknown), "", "{unknown}");
-        }
-
-        debugger.send("vCont;c");
-        guest.expect("\n12345678 ");
-        debugger.0.write_all(b"\x03").unwrap();
-        assert_eq!(debugger.answer(), "T02thread:1;");
-        let before = guest.console();
-        std::thread::sleep(std::time::Duration::from_millis(200));
-        assert_eq!(guest.console(), before, "the guest is not stopped");
-
-        // A second debugger is sent away.
-        let mut second = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
-        second.set_read_timeout(Some(SOON)).unwrap();
-        assert_eq!(second.read(&mut [0]).unwrap_or(0), 0);
-
-        // A debugger that goes, however it does, leaves nothing behind.
-        assert_eq!(debugger.ask(&format!("Z0,{out:x},1")), "OK");
-        assert_eq!(debugger.ask("D"), "OK");
-        guest.expect("12345678 ");
-        guest.expect("\n12345678 ");
-        let mut debugger = Debugger::attach(port);
-        assert_eq!(debugger.ask(&format!("m{out:x},2")), "ee49");
-        assert_eq!(debugger.ask(&format!("Z0,{out:x},1")), "OK");
-        drop(debugger);
-        guest.expect("\n12345678 ");
-        guest.expect("\n12345678 ");
-        let mut debugger = Debugger::attach(port);
-        debugger.send("k");
-        assert_eq!(guest.wait().code(), Some(1));
-        assert_eq!(guest.errors(), "");
+    // Nonsense is refused, and nothing else happens.
+    for nonsense in [
+        "mffffffffffffffff,ffffffffffffffff",
+        "m",
+        "M0,4:00",
+        "P2=00",
+        "Pffffffff=00",
+        "p-1",
+        "G00",
+        "Hg7f",
+        "T0",
+        "vCont;c:99",
+        "vCont;",
+        "Z0,fffffffffffffff0,1",
+        "qXfer:features:read:target.xml:fffff,10",
+    ] {
+        assert_eq!(debugger.ask(nonsense), "E01", "{nonsense}");
     }
+    for unknown in ["vMustReplyEmpty", "X", "", "Z1,0,1", "é"] {
+        assert_eq!(debugger.ask(unknown), "", "{unknown}");
+    }
+
+    debugger.send("vCont;c");
+    guest.expect("\n12345678 ");
+    debugger.0.write_all(b"\x03").unwrap();
+    assert_eq!(debugger.answer(), "T02thread:1;");
+    let before = guest.console();
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    assert_eq!(guest.console(), before, "the guest is not stopped");
+
+    // A second debugger is sent away.
+    let mut second = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
+    second.set_read_timeout(Some(SOON)).unwrap();
+    assert_eq!(second.read(&mut [0]).unwrap_or(0), 0);
+
+    // A debugger that goes, however it does, leaves nothing behind.
+    assert_eq!(debugger.ask(&format!("Z0,{out:x},1")), "OK");
+    assert_eq!(debugger.ask("D"), "OK");
+    guest.expect("12345678 ");
+    guest.expect("\n12345678 ");
+    let mut debugger = Debugger::attach(port);
+    assert_eq!(debugger.ask(&format!("m{out:x},2")), "ee49");
+    assert_eq!(debugger.ask(&format!("Z0,{out:x},1")), "OK");
+    drop(debugger);
+    guest.expect("\n12345678 ");
+    guest.expect("\n12345678 ");
+    let mut debugger = Debugger::attach(port);
+    debugger.send("k");
+    assert_eq!(guest.wait().code(), Some(1));
+    assert_eq!(guest.errors(), "");
 }
 
 fn hex(text: &str) -> String {
     text.bytes().map(|byte| format!("{byte:02x}")).collect()
 }
 
-#[test]
-fn a_stopped_guest_stays_stopped_through_a_checkpoint_that_knows_nothing_of_it() {
-    for bench in Bench::for_each_vmm() {
-        let port = free_port();
-        let mut guest = start(&bench, &format!("127.0.0.1:{port}"), &[]);
-        guest.expect("\n");
-        let mut debugger = Debugger::attach(port);
-        let rip = debugger.rip();
-        // Breakpoints all over the program.
-        let start = rip & !0xfff;
-        let code = debugger.ask(&format!("m{start:x},c0"));
-        for offset in 0x60..0xc0 {
-            assert_eq!(debugger.ask(&format!("Z0,{:x},1", start + offset)), "OK");
-        }
-        let file = bench.text("p");
-        let output = bench.ctl(&["--vm=vm", &format!("--checkpoint={file}")]);
-        assert!(output.status.success(), "{output:?}");
-        let before = guest.console();
-        std::thread::sleep(std::time::Duration::from_millis(200));
-        assert_eq!(
-            guest.console(),
-            before,
-            "the checkpoint has let the guest go"
-        );
-        assert_eq!(debugger.rip(), rip);
-        assert_eq!(debugger.ask(&format!("m{start:x},c0")), code);
-
-        // What continues from it is not debugged, and meets no breakpoint.
-        let mut copy = bench.start(&["-r", &file, "copy"]);
-        copy.expect("\n");
-        copy.expect("\n");
-        drop(debugger);
-        guest.expect("\n");
+fn a_stopped_guest_stays_stopped_through_a_checkpoint_that_knows_nothing_of_it(bench: &Bench) {
+    let port = free_port();
+    let mut guest = start(bench, &format!("127.0.0.1:{port}"), &[]);
+    guest.expect("\n");
+    let mut debugger = Debugger::attach(port);
+    let rip = debugger.rip();
+    // Breakpoints all over the program.
+    let start = rip & !0xfff;
+    let code = debugger.ask(&format!("m{start:x},c0"));
+    for offset in 0x60..0xc0 {
+        assert_eq!(debugger.ask(&format!("Z0,{:x},1", start + offset)), "OK");
     }
+    let file = bench.text("p");
+    let output = bench.ctl(&["--vm=vm", &format!("--checkpoint={file}")]);
+    assert!(output.status.success(), "{output:?}");
+    let before = guest.console();
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    assert_eq!(
+        guest.console(),
+        before,
+        "the checkpoint has let the guest go"
+    );
+    assert_eq!(debugger.rip(), rip);
+    assert_eq!(debugger.ask(&format!("m{start:x},c0")), code);
+
+    // What continues from it is not debugged, and meets no breakpoint.
+    let mut copy = bench.start(&["-r", &file, "copy"]);
+    copy.expect("\n");
+    copy.expect("\n");
+    drop(debugger);
+    guest.expect("\n");
 }
 
 #[test]
 fn what_cannot_be_served_is_named() {
-    let bench = Bench::new();
+    let bench = Bench::once(Once::NoGuest);
     let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let place = taken.local_addr().unwrap().to_string();
     for (debug, more, named) in [

@@ -111,6 +111,29 @@ fn every_dependency_has_its_reason() {
     }
 }
 
+/// Every test that starts a guest runs on each vmm, the kernels that are stood in for included, or says which [`Once`] it is, which
+/// the bench sees to. So a test has no other way to a bench than these two.
+///
+/// [`Once`]: vmm_tests::bench::Once
+#[test]
+fn guests_run_on_each_vmm() {
+    let mut on_each = 0;
+    for entry in std::fs::read_dir(workspace().join("tests")).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        // This file talks of what it forbids.
+        if path.extension().is_none_or(|e| e != "rs") || path.ends_with("layers.rs") {
+            continue;
+        }
+        let text = std::fs::read_to_string(&path).expect("a source file");
+        for other in ["Bench::new", "Bench::on(", "Bench::default", "Guest::start"] {
+            let found = text.find(other);
+            assert!(found.is_none(), "{}: {other}", path.display());
+        }
+        on_each += text.matches("on_each_vmm!(").count();
+    }
+    assert!(on_each >= 10, "{on_each} files have tests on each vmm");
+}
+
 /// Where the systems differ, and in what. Everything else is the same code on all of them.
 const SYSTEM_SPECIFIC: [(&str, &str); 9] = [
     ("bhyve/src/block_if/host.rs", "size and discard of disks"),

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use vmm_tests::Bench;
+use vmm_tests::bench::Once;
 
 fn page(name: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -32,7 +33,7 @@ fn compare(page: &str, documented: &BTreeSet<String>, real: &BTreeSet<String>) {
 
 #[test]
 fn bhyvectl_8() {
-    let output = Bench::new().ctl::<&str>(&[]);
+    let output = Bench::once(Once::NoGuest).ctl::<&str>(&[]);
     assert_eq!(output.status.code(), Some(1));
     let usage = String::from_utf8(output.stderr).unwrap();
     let options = usage.lines().filter_map(|line| line.split("--").nth(1));
@@ -45,7 +46,7 @@ fn bhyvectl_8() {
 
 #[test]
 fn bhyve_8() {
-    let output = Bench::new().run(&["-h"]);
+    let output = Bench::once(Once::NoGuest).run(&["-h"]);
     assert_eq!(output.status.code(), Some(0));
     let usage = String::from_utf8(output.stderr).unwrap();
     let real = usage
@@ -59,7 +60,7 @@ fn bhyve_8() {
 #[test]
 fn devices_are_in_bhyve_8() {
     for (option, list) in [("-s", "Device"), ("-l", "Lpc")] {
-        let output = Bench::new().run(&[option, "help"]);
+        let output = Bench::once(Once::NoGuest).run(&[option, "help"]);
         assert_eq!(output.status.code(), Some(0), "{option}");
         let real: BTreeSet<_> = String::from_utf8(output.stdout)
             .unwrap()

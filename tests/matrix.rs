@@ -1,64 +1,48 @@
 //! The part of the matrix that is run on every change: every device of it, with several of one model. `make matrix` runs all.
 
 use vmm_tests::matrix::{Case, play};
+use vmm_tests::{Bench, on_each_vmm};
 
-#[test]
-fn virtio_devices_go_on() {
-    play(&Case {
+on_each_vmm!(
+    virtio_devices_go_on,
+    two_nics_three_disks_a_cd_and_a_display_go_on,
+    an_e1000_goes_on,
+    #[ignore = "a long run: make soak"]
+    goes_on_a_hundred_times,
+);
+
+fn virtio_devices_go_on(bench: &Bench) {
+    let case = Case {
         rounds: 3,
         ..Case::new("virtio-net", "virtio-blk", 2)
-    });
+    };
+    play(bench, &case);
 }
 
-#[test]
-fn two_nics_three_disks_a_cd_and_a_display_go_on() {
-    play(&Case {
+fn two_nics_three_disks_a_cd_and_a_display_go_on(bench: &Bench) {
+    let case = Case {
         nics: 2,
         disks: 3,
         cd: true,
         display: true,
         reordered: true,
         ..Case::new("e1000", "ahci-hd", 2)
-    });
+    };
+    play(bench, &case);
 }
 
-/// With FreeBSD's kernel, which is stood in for, or on the software vmm.
-fn a_hundred_rounds(vmm: Option<&'static str>) {
-    play(&Case {
-        rounds: 100,
-        vmm,
-        ..Case::new("virtio-net", "virtio-blk", 2)
-    });
-}
-
-#[test]
-fn an_e1000_goes_on() {
-    play(&Case {
+fn an_e1000_goes_on(bench: &Bench) {
+    let case = Case {
         rounds: 2,
         ..Case::new("e1000", "virtio-blk", 2)
-    });
+    };
+    play(bench, &case);
 }
 
-#[test]
-#[ignore = "a long run: make soak"]
-fn goes_on_a_hundred_times() {
-    a_hundred_rounds(None);
-}
-
-#[test]
-#[ignore = "a long run: make soak"]
-fn goes_on_a_hundred_times_with_the_kernel_of_14() {
-    a_hundred_rounds(Some("standin-14"));
-}
-
-#[test]
-#[ignore = "a long run: make soak"]
-fn goes_on_a_hundred_times_with_the_kernel_of_15() {
-    a_hundred_rounds(Some("standin-15"));
-}
-
-#[test]
-#[ignore = "a long run: make soak"]
-fn goes_on_a_hundred_times_with_the_kernel_of_16() {
-    a_hundred_rounds(Some("standin-16"));
+fn goes_on_a_hundred_times(bench: &Bench) {
+    let case = Case {
+        rounds: 100,
+        ..Case::new("virtio-net", "virtio-blk", 2)
+    };
+    play(bench, &case);
 }

@@ -2,8 +2,24 @@
 
 use std::process::Output;
 
-use vmm_tests::{Bench, Guest, guests};
+use vmm_tests::bench::Once;
+use vmm_tests::{Bench, Guest, guests, on_each_vmm};
 use vmmapi::checkpoint::{CpuContract, Meta};
+
+on_each_vmm!(
+    command_lines,
+    a_name_in_use,
+    a_checkpoint_that_cannot_be_written,
+    a_full_disk,
+    damaged_checkpoints,
+    machines_that_are_not_the_checkpoints,
+    processors_that_are_not_the_checkpoints,
+    disks_that_have_moved_on,
+);
+#[cfg(target_os = "linux")]
+on_each_vmm!(memory_that_cannot_be_wired);
+#[cfg(target_os = "linux")]
+on_each_vmm!(devices_that_a_guest_has_gone_on_with);
 
 /// One line on standard error that contains every one of `named`, and that exit status.
 fn refused(output: &Output, status: i32, named: &[&str]) {
@@ -33,9 +49,7 @@ fn running(bench: &Bench, name: &str) -> Guest {
     guest
 }
 
-#[test]
-fn command_lines() {
-    let bench = Bench::new();
+fn command_lines(bench: &Bench) {
     let kernel = bench.kernel("guest", &guests::nonce());
     let boot = format!("boot.kernel={kernel}");
     bench.kernel("text", b"this is no kernel, whatever it says");
@@ -90,9 +104,7 @@ fn command_lines() {
 
 /// With a privilege that lets it lock what it likes, there is nothing to refuse: it is given up first.
 #[cfg(target_os = "linux")]
-#[test]
-fn memory_that_cannot_be_wired() {
-    let bench = Bench::new();
+fn memory_that_cannot_be_wired(bench: &Bench) {
     let kernel = format!("boot.kernel={}", bench.kernel("guest", &guests::nonce()));
     let bhyve = bench.bhyve(&with(&["-S", "-m", "64M", "-o", &kernel, "vm"]));
     let script = "ulimit -l 1024; drop=; [ $(id -u) = 0 ] && drop='setpriv --bounding-set=-ipc_lock'; exec $drop \"$@\"";
@@ -108,24 +120,21 @@ fn memory_that_cannot_be_wired() {
     assert!(left.is_empty(), "left in the rundir: {left:?}");
 }
 
-#[test]
-fn a_name_in_use() {
-    for bench in Bench::for_each_vmm() {
-        let mut guest = running(&bench, "vm");
-        let kernel = format!("boot.kernel={}", bench.text("guest"));
-        refused(
-            &bench.run(&with(&["-m", "64M", "-o", &kernel, "vm"])),
-            4,
-            &["vm", "in use"],
-        );
-        assert!(guest.is_running());
-        guest.expect("\n");
-    }
+fn a_name_in_use(bench: &Bench) {
+    let mut guest = running(bench, "vm");
+    let kernel = format!("boot.kernel={}", bench.text("guest"));
+    refused(
+        &bench.run(&with(&["-m", "64M", "-o", &kernel, "vm"])),
+        4,
+        &["vm", "in use"],
+    );
+    assert!(guest.is_running());
+    guest.expect("\n");
 }
 
 #[test]
 fn vms_that_are_not_there() {
-    let bench = Bench::new();
+    let bench = Bench::once(Once::NoGuest);
     for option in [
         "--destroy",
         "--get-all",
@@ -140,59 +149,51 @@ fn vms_that_are_not_there() {
     }
 }
 
-#[test]
-fn a_checkpoint_that_cannot_be_written() {
-    for bench in Bench::for_each_vmm() {
-        let mut guest = running(&bench, "vm");
-        let good = bench.ctl(&["--vm=vm", "--checkpoint=state"]);
-        assert!(good.status.success(), "{good:?}");
-        refused(
-            &bench.ctl(&["--vm=vm", "--suspend=/nowhere/at/all/state"]),
-            1,
-            &["/nowhere/at/all"],
-        );
-        // A directory has the name that the memory is to have.
-        std::fs::create_dir(bench.path("dir.new")).unwrap();
-        refused(&bench.ctl(&["--vm=vm", "--suspend=dir"]), 1, &["dir"]);
-        guest.expect("\n");
-        assert!(guest.is_running());
-        let verified = bench.ctl(&["--checkpoint-verify=state"]);
-        assert!(verified.status.success(), "{verified:?}");
-    }
+fn a_checkpoint_that_cannot_be_written(bench: &Bench) {
+    let mut guest = running(bench, "vm");
+    let good = bench.ctl(&["--vm=vm", "--checkpoint=state"]);
+    assert!(good.status.success(), "{good:?}");
+    refused(
+        &bench.ctl(&["--vm=vm", "--suspend=/nowhere/at/all/state"]),
+        1,
+        &["/nowhere/at/all"],
+    );
+    // A directory has the name that the memory is to have.
+    std::fs::create_dir(bench.path("dir.new")).unwrap();
+    refused(&bench.ctl(&["--vm=vm", "--suspend=dir"]), 1, &["dir"]);
+    guest.expect("\n");
+    assert!(guest.is_running());
+    let verified = bench.ctl(&["--checkpoint-verify=state"]);
+    assert!(verified.status.success(), "{verified:?}");
 }
 
-#[test]
-fn a_full_disk() {
-    for bench in Bench::for_each_vmm() {
-        let mount = bench.path("full");
-        std::fs::create_dir(&mount).unwrap();
-        let mounted = std::process::Command::new("mount")
-            .args(["-t", "tmpfs", "-o", "size=16k", "none"])
-            .arg(&mount)
-            .output();
-        if !mounted.is_ok_and(|o| o.status.success()) {
-            eprintln!("skipped: this user cannot mount a small file system");
-            return;
-        }
-        let mut guest = running(&bench, "vm");
-        let output = bench.ctl(&["--vm=vm", "--suspend=full/state"]);
-        let left = std::fs::read_dir(&mount).unwrap().count();
-        let unmounted = std::process::Command::new("umount").arg(&mount).status();
-        refused(&output, 1, &["state", "No space left"]);
-        assert_eq!(left, 0, "something is left of the checkpoint that failed");
-        assert!(unmounted.is_ok_and(|s| s.success()));
-        guest.expect("\n");
-        let good = bench.ctl(&["--vm=vm", "--suspend=state"]);
-        assert!(good.status.success(), "{good:?}");
-        assert_eq!(guest.wait().code(), Some(0));
+fn a_full_disk(bench: &Bench) {
+    let mount = bench.path("full");
+    std::fs::create_dir(&mount).unwrap();
+    let mounted = std::process::Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=16k", "none"])
+        .arg(&mount)
+        .output();
+    if !mounted.is_ok_and(|o| o.status.success()) {
+        eprintln!("skipped: this user cannot mount a small file system");
+        return;
     }
+    let mut guest = running(bench, "vm");
+    let output = bench.ctl(&["--vm=vm", "--suspend=full/state"]);
+    let left = std::fs::read_dir(&mount).unwrap().count();
+    let unmounted = std::process::Command::new("umount").arg(&mount).status();
+    refused(&output, 1, &["state", "No space left"]);
+    assert_eq!(left, 0, "something is left of the checkpoint that failed");
+    assert!(unmounted.is_ok_and(|s| s.success()));
+    guest.expect("\n");
+    let good = bench.ctl(&["--vm=vm", "--suspend=state"]);
+    assert!(good.status.success(), "{good:?}");
+    assert_eq!(guest.wait().code(), Some(0));
 }
 
-#[test]
-fn damaged_checkpoints() {
-    let bench = Bench::new();
+fn damaged_checkpoints(bench: &Bench) {
     for name in ["a", "b"] {
-        let mut guest = running(&bench, name);
+        let mut guest = running(bench, name);
         assert!(
             bench
                 .ctl(&[&format!("--vm={name}"), &format!("--suspend={name}")])
@@ -226,10 +227,8 @@ fn damaged_checkpoints() {
     guest.expect("\n");
 }
 
-#[test]
-fn machines_that_are_not_the_checkpoints() {
-    let bench = Bench::new();
-    let mut guest = running(&bench, "vm");
+fn machines_that_are_not_the_checkpoints(bench: &Bench) {
+    let mut guest = running(bench, "vm");
     assert!(bench.ctl(&["--vm=vm", "--suspend=state"]).status.success());
     guest.wait();
     for (options, named) in [
@@ -252,16 +251,20 @@ fn machines_that_are_not_the_checkpoints() {
 }
 
 /// A guest goes on only with the processor that it was told it has.
-#[test]
-fn processors_that_are_not_the_checkpoints() {
-    let bench = Bench::new();
-    let mut guest = running(&bench, "vm");
+fn processors_that_are_not_the_checkpoints(bench: &Bench) {
+    let mut guest = running(bench, "vm");
     assert!(bench.ctl(&["--vm=vm", "--suspend=state"]).status.success());
     guest.wait();
     let path = bench.path("state.meta");
     let good = std::fs::read(&path).unwrap();
     let meta = Meta::from_text("state.meta", &good).unwrap();
-    for leaf in ["0.0=", "1.0=", "7.0=", "d.0=", "40000000.0=", "80000001.0="] {
+    // A kernel does not tell what it adds to the host's processor.
+    let (other, own) = match meta.cpu.vmm.as_str() {
+        "kernel" => ("soft", None),
+        _ => ("kernel", Some("40000000.0=")),
+    };
+    let leaves = ["0.0=", "1.0=", "7.0=", "d.0=", "80000001.0="];
+    for leaf in leaves.into_iter().chain(own) {
         let known = meta.cpu.cpuid.iter().any(|entry| entry.starts_with(leaf));
         assert!(known, "{leaf} is not in {:?}", meta.cpu.cpuid);
     }
@@ -277,7 +280,7 @@ fn processors_that_are_not_the_checkpoints() {
         &["GenuineIntel", "AuthenticAMD"],
     );
     refused_with(&|cpu| cpu.layout = "vmx".to_owned(), &["vmx", "svm"]);
-    refused_with(&|cpu| cpu.vmm = "kernel".to_owned(), &["kernel", "soft"]);
+    refused_with(&|cpu| cpu.vmm = other.to_owned(), &["kernel", "soft"]);
     refused_with(&|cpu| cpu.tsc_hz *= 2, &["TSC", "2000000000", "1000000000"]);
     // One feature more or less, in any word of any leaf.
     for index in 0..meta.cpu.cpuid.len() {
@@ -311,32 +314,29 @@ fn flip(entry: &mut String, word: usize) {
 }
 
 /// Stale memory never meets a newer disk.
-#[test]
-fn disks_that_have_moved_on() {
-    for bench in Bench::for_each_vmm() {
-        let disk = bench.text("disk");
-        std::fs::write(&disk, vec![0; 1 << 20]).unwrap();
-        let kernel = format!("boot.kernel={}", bench.kernel("guest", &guests::nonce()));
-        let slot = format!("3,virtio-blk,{disk}");
-        let mut guest = bench.start(&with(&["-m", "64M", "-o", &kernel, "-s", &slot, "vm"]));
-        guest.expect("\n");
-        assert!(bench.ctl(&["--vm=vm", "--suspend=state"]).status.success());
-        guest.wait();
-        let mut guest = bench.start(&["-r", "state"]);
-        guest.expect("\n");
-        drop(guest);
-        std::fs::write(&disk, vec![1; 1 << 20]).unwrap();
-        refused(
-            &bench.run(&["-r", "state"]),
-            1,
-            &[&disk, "snapshot.disks=force"],
-        );
-        std::fs::write(&disk, vec![1; 2 << 20]).unwrap();
-        refused(&bench.run(&["-r", "state"]), 1, &[&disk]);
-        std::fs::write(&disk, vec![1; 1 << 20]).unwrap();
-        let mut guest = bench.start(&["-o", "snapshot.disks=force", "-r", "state"]);
-        guest.expect("\n");
-    }
+fn disks_that_have_moved_on(bench: &Bench) {
+    let disk = bench.text("disk");
+    std::fs::write(&disk, vec![0; 1 << 20]).unwrap();
+    let kernel = format!("boot.kernel={}", bench.kernel("guest", &guests::nonce()));
+    let slot = format!("3,virtio-blk,{disk}");
+    let mut guest = bench.start(&with(&["-m", "64M", "-o", &kernel, "-s", &slot, "vm"]));
+    guest.expect("\n");
+    assert!(bench.ctl(&["--vm=vm", "--suspend=state"]).status.success());
+    guest.wait();
+    let mut guest = bench.start(&["-r", "state"]);
+    guest.expect("\n");
+    drop(guest);
+    std::fs::write(&disk, vec![1; 1 << 20]).unwrap();
+    refused(
+        &bench.run(&["-r", "state"]),
+        1,
+        &[&disk, "snapshot.disks=force"],
+    );
+    std::fs::write(&disk, vec![1; 2 << 20]).unwrap();
+    refused(&bench.run(&["-r", "state"]), 1, &[&disk]);
+    std::fs::write(&disk, vec![1; 1 << 20]).unwrap();
+    let mut guest = bench.start(&["-o", "snapshot.disks=force", "-r", "state"]);
+    guest.expect("\n");
 }
 
 /// A kernel without `options BHYVE_SNAPSHOT`, as FreeBSD ships it, saves nothing; that is found out before the guest is
@@ -349,8 +349,8 @@ fn a_generic_kernel() {
         "standin-15-generic",
         "standin-16-generic",
     ] {
-        let bench = Bench::on(vmm);
-        let mut guest = start_telling(&bench);
+        let bench = Bench::once(Once::On(vmm));
+        let mut guest = telling(&bench);
         for option in ["--checkpoint=state", "--suspend=state"] {
             refused(&bench.ctl(&["--vm=vm", option]), 1, &["state", LACKS]);
         }
@@ -365,8 +365,8 @@ fn a_generic_kernel() {
         assert_eq!(left.count(), 0);
     }
     // Where it can be done, the guest is held, and says so.
-    let bench = Bench::on("standin-15");
-    let mut guest = start_telling(&bench);
+    let bench = Bench::once(Once::On("standin-15"));
+    let mut guest = telling(&bench);
     let good = bench.ctl(&["--vm=vm", "--suspend=state"]);
     assert!(good.status.success(), "{good:?}");
     assert_eq!(guest.wait().code(), Some(0));
@@ -380,10 +380,8 @@ fn a_generic_kernel() {
 const HELD: &str = "holding the processors";
 
 /// A running guest whose bhyve(8) says what it does.
-fn start_telling(bench: &Bench) -> Guest {
-    let mut command = bench.bhyve(&bench.machine(&guests::nonce(), &["vm"]));
-    command.env("BHYVE_LOG", "debug");
-    let mut guest = Guest::start(command);
+fn telling(bench: &Bench) -> Guest {
+    let mut guest = bench.start_telling("debug", &bench.machine(&guests::nonce(), &["vm"]));
     guest.expect("\n");
     guest
 }
@@ -391,7 +389,7 @@ fn start_telling(bench: &Bench) -> Guest {
 /// FreeBSD 13's vmm(4) has another ABI, and is past its end of life.
 #[test]
 fn an_old_kernel() {
-    let bench = Bench::on("standin-13");
+    let bench = Bench::once(Once::On("standin-13"));
     let kernel = format!("boot.kernel={}", bench.kernel("guest", &guests::nonce()));
     let output = bench.run(&with(&["-m", "64M", "-o", &kernel, "vm"]));
     refused(&output, 4, &["FreeBSD 13", "too old"]);
@@ -401,7 +399,7 @@ fn an_old_kernel() {
 #[test]
 fn a_checkpoint_of_another_vmm() {
     for (from, to) in [("standin-14", "soft"), ("soft", "standin-15")] {
-        let bench = Bench::on(from);
+        let bench = Bench::once(Once::On(from));
         let mut guest = running(&bench, "vm");
         assert!(bench.ctl(&["--vm=vm", "--suspend=state"]).status.success());
         guest.wait();
@@ -444,9 +442,7 @@ impl Drop for Loop {
 
 /// A device does not tell when it was written: whoever goes on with it says so beside the checkpoint.
 #[cfg(target_os = "linux")]
-#[test]
-fn devices_that_a_guest_has_gone_on_with() {
-    let bench = Bench::new();
+fn devices_that_a_guest_has_gone_on_with(bench: &Bench) {
     let image = bench.text("disk");
     std::fs::write(&image, vec![0; 1 << 20]).unwrap();
     let Some(device) = Loop::new(&image) else {

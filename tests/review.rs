@@ -1,25 +1,25 @@
 //! What reviewers of FreeBSD's save and restore (D19495) objected to, as far as it takes whole programs to show that it is
 //! different here. docs/review.md lists all of it and where the rest is held.
 
-use std::fs::File;
-use std::io::Read;
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
-use std::time::{Duration, Instant};
 
-use nix::pty::openpty;
 use nix::sys::signal::{Signal, kill};
-use nix::sys::termios::{LocalFlags, OutputFlags, Termios, tcgetattr};
+use nix::sys::termios::{LocalFlags, OutputFlags};
 use nix::unistd::Pid;
 
 use vmm_tests::debian::{BOOT, Debian, no_complaints};
-use vmm_tests::{Bench, guests};
+use vmm_tests::terminal::OnTerminal;
+use vmm_tests::{Bench, guests, on_each_vmm};
+
+on_each_vmm!(
+    names_are_as_long_as_the_kernel_allows,
+    processors_that_were_never_started_stay_unstarted,
+    newlines_are_right_on_a_raw_terminal,
+    progress_is_shown_on_a_terminal_only,
+);
 
 /// vmm(4) takes names that are longer than the path of a socket can be, and two of them may begin alike.
-#[test]
-fn names_are_as_long_as_the_kernel_allows() {
-    let bench = Bench::new();
+fn names_are_as_long_as_the_kernel_allows(bench: &Bench) {
     let names = ["a", "b"].map(|last| "n".repeat(228) + last);
     let mut running = names.each_ref().map(|name| {
         let mut guest = bench.start(&bench.machine(&guests::nonce(), &[name]));
@@ -46,12 +46,10 @@ fn names_are_as_long_as_the_kernel_allows() {
 }
 
 /// A processor that the guest has not started does not run after a restore, and the guest can start it then.
-#[test]
-fn processors_that_were_never_started_stay_unstarted() {
+fn processors_that_were_never_started_stay_unstarted(bench: &Bench) {
     let Some(debian) = Debian::get() else { return };
-    let bench = Bench::new();
     let cmdline = ["-o", "boot.cmdline=console=ttyS0 maxcpus=1"];
-    let mut guest = debian.boot(&bench, 2, &cmdline);
+    let mut guest = debian.boot(bench, 2, &cmdline);
     assert_eq!(guest.shell("nproc").trim(), "1");
     let output = bench.ctl(&["--vm=vm", "--suspend=state"]);
     assert!(output.status.success(), "{output:?}");
@@ -73,65 +71,13 @@ fn processors_that_were_never_started_stay_unstarted() {
     no_complaints(&guest.console());
 }
 
-/// A program on a terminal of its own.
-struct OnTerminal {
-    child: Child,
-    master: File,
-    slave: OwnedFd,
-    text: Vec<u8>,
-}
-
-impl OnTerminal {
-    fn start(mut command: std::process::Command) -> OnTerminal {
-        let pty = openpty(None, None).expect("a pseudo terminal");
-        let end = || Stdio::from(pty.slave.try_clone().expect("a descriptor"));
-        let child = command
-            .stdin(end())
-            .stdout(end())
-            .stderr(end())
-            .spawn()
-            .unwrap_or_else(|e| panic!("{command:?}: {e}"));
-        OnTerminal {
-            child,
-            master: pty.master.into(),
-            slave: pty.slave,
-            text: Vec::new(),
-        }
-    }
-
-    fn settings(&self) -> Termios {
-        tcgetattr(&self.slave).expect("a terminal has settings")
-    }
-
-    /// Reads until the text has come.
-    fn expect(&mut self, text: &str) {
-        let deadline = Instant::now() + Duration::from_secs(60);
-        while !String::from_utf8_lossy(&self.text).contains(text) {
-            assert!(Instant::now() < deadline, "no {text:?} in what was shown");
-            let mut buffer = [0; 4096];
-            let n = self.master.read(&mut buffer).expect("the terminal speaks");
-            self.text.extend(&buffer[..n]);
-        }
-    }
-}
-
-impl Drop for OnTerminal {
-    fn drop(&mut self) {
-        // Whether it has ended by itself is the tests' business.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 /// While the guest has the terminal it is raw, our own lines end in CR LF, and at the end everything is as it was.
-#[test]
-fn newlines_are_right_on_a_raw_terminal() {
-    let bench = Bench::new();
+fn newlines_are_right_on_a_raw_terminal(bench: &Bench) {
     let args = bench.machine(&guests::dirty(16), &["vm"]);
     let mut bhyve = OnTerminal::start(bench.bhyve(&args));
     bhyve.expect("B");
     // This guest knows no power button, and bhyve says so.
-    let pid = i32::try_from(bhyve.child.id()).expect("a process ID");
+    let pid = i32::try_from(bhyve.pid()).expect("a process ID");
     kill(Pid::from_raw(pid), Signal::SIGTERM).expect("it runs");
     bhyve.expect("power button");
     bhyve.expect("\n");
@@ -139,30 +85,29 @@ fn newlines_are_right_on_a_raw_terminal() {
     assert!(!raw.local_flags.contains(LocalFlags::ICANON));
     assert!(!raw.output_flags.contains(OutputFlags::OPOST));
     // This guest writes no newline, so every one is of our own.
-    let lines = bhyve.text.iter().enumerate().filter(|(_, b)| **b == b'\n');
+    let lines = bhyve
+        .text()
+        .iter()
+        .enumerate()
+        .filter(|(_, b)| **b == b'\n');
     for (at, _) in lines {
-        assert_eq!(bhyve.text[at - 1], b'\r');
+        assert_eq!(bhyve.text()[at - 1], b'\r');
     }
     let output = bench.ctl(&["--vm=vm", "--force-poweroff"]);
     assert!(output.status.success(), "{output:?}");
-    // Somebody has to read, or the guest's output keeps the process from ending.
-    let mut master = bhyve.master.try_clone().expect("a descriptor");
-    std::thread::spawn(move || while matches!(master.read(&mut [0; 4096]), Ok(n) if n > 0) {});
-    assert_eq!(bhyve.child.wait().expect("it ends").code(), Some(1));
+    assert_eq!(bhyve.wait().code(), Some(1));
     let after = bhyve.settings();
     assert!(after.local_flags.contains(LocalFlags::ICANON));
     assert!(after.output_flags.contains(OutputFlags::OPOST));
 }
 
 /// bhyvectl draws how far it is on a terminal, and writes nothing of it elsewhere.
-#[test]
-fn progress_is_shown_on_a_terminal_only() {
-    let bench = Bench::new();
+fn progress_is_shown_on_a_terminal_only(bench: &Bench) {
     let mut guest = bench.start(&bench.machine(&guests::dirty(8192), &["vm"]));
     guest.expect("B");
     let mut shown = OnTerminal::start(bench.bhyvectl(&["--vm=vm", "--checkpoint=state"]));
     shown.expect("memory");
-    assert!(shown.child.wait().expect("it ends").success());
+    assert!(shown.wait().success());
     let output = bench.ctl(&["--vm=vm", "--checkpoint=state"]);
     assert!(output.status.success(), "{output:?}");
     assert!(

@@ -1,7 +1,9 @@
 //! A guest with a USB controller, before a suspend and after the restore.
 
-use vmm_tests::Bench;
 use vmm_tests::debian::{Debian, no_complaints};
+use vmm_tests::{Bench, on_each_vmm};
+
+on_each_vmm!(tablets_in_both_kinds_of_ports_survive_a_restore);
 
 /// Lines that the kernel writes when a device goes away, comes back or does not answer.
 const TROUBLE: &str = "dmesg | grep -c -E 'usb.*(disconnect|reset|not accepting|error)|xhci_hcd.*(WARN|ERROR|HC died|[Tt]imeout|reset)'";
@@ -9,14 +11,12 @@ const TROUBLE: &str = "dmesg | grep -c -E 'usb.*(disconnect|reset|not accepting|
 /// The tablets' input devices, in the order of their numbers.
 const TABLETS: &str = "grep -l 'HID Tablet' /sys/class/input/event*/device/name";
 
-#[test]
-fn tablets_in_both_kinds_of_ports_survive_a_restore() {
+fn tablets_in_both_kinds_of_ports_survive_a_restore(bench: &Bench) {
     let Some(debian) = Debian::generic() else {
         return;
     };
-    let bench = Bench::new();
     let slot = "5,xhci,tablet,tablet=usb=2";
-    let mut guest = debian.boot(&bench, 1, &["-s", slot]);
+    let mut guest = debian.boot(bench, 1, &["-s", slot]);
     let up = format!("while [ $({TABLETS} | wc -l) != 2 ]; do usleep 100000; done");
     guest.shell(&up);
     let speeds = guest.shell("dmesg | grep -o 'new [a-zA-Z-]* USB device'");

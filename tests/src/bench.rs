@@ -14,11 +14,59 @@ pub const SOON: Duration = Duration::from_secs(60);
 /// The kernels that are stood in for, by what bhyve(8) calls them: guests must fare there as on the software vmm.
 pub const KERNELS: [&str; 3] = ["standin-14", "standin-15", "standin-16"];
 
+/// Makes tests of functions that take a `&Bench`: each of them runs on bhyve's own choice of a vmm, and on each of [`KERNELS`].
+///
+/// `on_each_vmm!(poweroff_is_1)` makes the tests `poweroff_is_1::default`, `poweroff_is_1::freebsd_14` and so on. An attribute
+/// before a name, such as `#[ignore = "…"]`, is that of its tests. What cannot run on each says which [`Once`] it is.
+#[macro_export]
+macro_rules! on_each_vmm {
+    ($($(#[$attribute:meta])* $name:ident),+ $(,)?) => {$(
+        mod $name {
+            #[test]
+            $(#[$attribute])*
+            fn default() {
+                super::$name(&$crate::Bench::new());
+            }
+
+            #[test]
+            $(#[$attribute])*
+            fn freebsd_14() {
+                super::$name(&$crate::Bench::on($crate::bench::KERNELS[0]));
+            }
+
+            #[test]
+            $(#[$attribute])*
+            fn freebsd_15() {
+                super::$name(&$crate::Bench::on($crate::bench::KERNELS[1]));
+            }
+
+            #[test]
+            $(#[$attribute])*
+            fn freebsd_16() {
+                super::$name(&$crate::Bench::on($crate::bench::KERNELS[2]));
+            }
+        }
+    )+};
+}
+
+/// Why a test does not run on each vmm. There are no other reasons; `tests/layers.rs` holds the tests to them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Once {
+    /// No guest is started: what is shown is said before there is a VM.
+    NoGuest,
+    /// `vmm.clock=instructions` is the software vmm's. A kernel's guests run on the host's processor, which nobody can stop after a
+    /// given number of instructions, and by the host's clock.
+    InstructionClock,
+    /// It is about this very vmm, by what bhyve(8) calls it.
+    On(&'static str),
+}
+
 /// A temporary directory, and the programs under test.
 pub struct Bench {
     dir: TempDir,
     /// What VMs run on, if not on bhyve's own choice.
     vmm: Option<&'static str>,
+    once: Option<Once>,
 }
 
 impl Default for Bench {
@@ -32,22 +80,31 @@ impl Bench {
     pub fn new() -> Bench {
         let dir = tempfile::tempdir().expect("a temporary directory");
         std::fs::create_dir(dir.path().join("run")).expect("a rundir");
-        Bench { dir, vmm: None }
+        Bench {
+            dir,
+            vmm: None,
+            once: None,
+        }
     }
 
     /// The same, whose VMs run on `vmm`.
     pub fn on(vmm: &'static str) -> Bench {
-        // Shown if the test fails.
-        eprintln!("vmm={vmm}");
         Bench {
             vmm: Some(vmm),
             ..Bench::new()
         }
     }
 
-    /// One bench after the other: with bhyve's own choice of a vmm, and with each of [`KERNELS`].
-    pub fn for_each_vmm() -> impl Iterator<Item = Bench> {
-        std::iter::once_with(Bench::new).chain(KERNELS.into_iter().map(Bench::on))
+    /// The bench of a test that is not one of [`on_each_vmm`], with the reason.
+    pub fn once(why: Once) -> Bench {
+        let bench = match why {
+            Once::On(vmm) => Bench::on(vmm),
+            Once::NoGuest | Once::InstructionClock => Bench::new(),
+        };
+        Bench {
+            once: Some(why),
+            ..bench
+        }
     }
 
     /// Whether VMs run on a kernel, or what stands in for one. Its checkpoints have no FPU state, so that a guest must not be
@@ -121,7 +178,27 @@ impl Bench {
 
     /// Starts a VM whose COM1 is the process's standard input and output, unless the arguments say otherwise.
     pub fn start<S: AsRef<str>>(&self, args: &[S]) -> Guest {
+        self.check(args);
         Guest::start(self.bhyve(args))
+    }
+
+    /// The same, with bhyve(8) saying as much of what it does as this level of its log.
+    pub fn start_telling<S: AsRef<str>>(&self, level: &str, args: &[S]) -> Guest {
+        self.check(args);
+        let mut command = self.bhyve(args);
+        command.env("BHYVE_LOG", level);
+        Guest::start(command)
+    }
+
+    /// Whether the test is what it says that it is.
+    fn check<S: AsRef<str>>(&self, args: &[S]) {
+        let has = |wanted| args.iter().any(|arg| arg.as_ref() == wanted);
+        let fits = match self.once {
+            Some(Once::NoGuest) => false,
+            Some(Once::InstructionClock) => has("vmm.clock=instructions") || has("-r"),
+            Some(Once::On(_)) | None => true,
+        };
+        assert!(fits, "it is not {:?}: it is to run on each vmm", self.once);
     }
 }
 

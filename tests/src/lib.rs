@@ -8,5 +8,6 @@ pub mod matrix;
 #[cfg_attr(not(target_os = "linux"), path = "netns_none.rs")]
 pub mod netns;
 pub mod rfb;
+pub mod terminal;
 
 pub use bench::{Bench, Guest};

@@ -3,7 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
-use vmm_tests::matrix;
+use vmm_tests::{Bench, matrix};
 
 fn main() -> ExitCode {
     // Words on the command line pick the cases whose line contains them all.
@@ -18,7 +18,7 @@ fn main() -> ExitCode {
         if !words.iter().all(|word| line.contains(word.as_str())) {
             continue;
         }
-        match catch_unwind(AssertUnwindSafe(|| matrix::play(&case))) {
+        match catch_unwind(AssertUnwindSafe(|| matrix::play(&Bench::new(), &case))) {
             Ok(Some(times)) => println!(
                 "{line} {:>6.1} s {:>8} ms {:>8} ms  ok",
                 times.boot.as_secs_f64(),
