@@ -8,8 +8,10 @@ use std::time::Duration;
 
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
+use vmmapi::abi::VM_SYSMEM;
 use vmmapi::checkpoint::{Checkpoint, Directory, Disk, Meta};
 use vmmapi::control::{ControlClient, Outcome, client_rundir};
+use vmmapi::{Errno, Vm};
 
 use crate::opts::Arguments;
 use crate::show::{Target, ago, date_of};
@@ -33,8 +35,38 @@ fn request(target: &Target, path: &str, suspend: bool) -> anyhow::Result<()> {
         matches!(there, Err(libc::ENXIO | libc::ENOENT | libc::ECONNREFUSED))
     };
     let client = ControlClient::connect(&rundir, target.vm.name())?;
-    ask(client, directory, &base, suspend, is_gone)
-        .with_context(|| format!("{path} was not written"))
+    let vm = Known {
+        is_gone: &is_gone,
+        memory: &|| memory(&target.vm).unwrap_or_default(),
+        patience: upstream::PATIENCE,
+    };
+    ask(client, directory, &base, suspend, &vm).with_context(|| format!("{path} was not written"))
+}
+
+/// How much memory a VM has, in bytes.
+fn memory(vm: &Vm) -> Result<u64, vmmapi::Error> {
+    let (mut gpa, mut sum) = (0, 0u64);
+    loop {
+        match vm.mmap_getnext(gpa) {
+            Ok(map) => {
+                if map.segid == VM_SYSMEM {
+                    sum = sum.saturating_add(map.len);
+                }
+                gpa = map.gpa.saturating_add(map.len);
+            }
+            Err(error) if error.errno == Errno::ENOENT => return Ok(sum),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// What can be known of a VM whose bhyve does not answer.
+struct Known<'a> {
+    is_gone: &'a dyn Fn() -> bool,
+    /// How much memory it has, in bytes; 0 if even that is not known.
+    memory: &'a dyn Fn() -> u64,
+    /// How long it may do nothing that can be seen.
+    patience: Duration,
 }
 
 /// Asks one that answers, or, as upstream's bhyve, does not.
@@ -43,29 +75,41 @@ fn ask(
     directory: Directory,
     base: &str,
     suspend: bool,
-    is_gone: impl Fn() -> bool,
+    vm: &Known<'_>,
 ) -> anyhow::Result<()> {
     let fd = directory.into_fd();
-    let mut files = Files::watch(Directory::from_fd(fd.try_clone()?), base);
+    let mut files = Files::watch(Directory::from_fd(fd.try_clone()?), base, vm.patience);
     let bar = Bar::default();
+    let memory = OnceCell::new();
+    let show_written = |written| {
+        if written != 0 {
+            bar.show("memory", written, *memory.get_or_init(vm.memory));
+        }
+    };
     let outcome = client.checkpoint(
         fd.as_fd(),
         base,
         suspend,
         &mut |p| bar.show(&p.phase, p.done, p.total),
-        &mut || files.are_settled(),
+        &mut || {
+            let settled = files.are_settled();
+            show_written(files.written());
+            settled
+        },
     );
-    bar.end();
-    match outcome? {
-        Outcome::Done => Ok(()),
-        Outcome::Unconfirmed => {
-            files.wait()?;
+    let result = match outcome {
+        Ok(Outcome::Done) => Ok(()),
+        Ok(Outcome::Unconfirmed) => files.wait(show_written).and_then(|()| {
             if suspend {
-                upstream::wait_for_end(is_gone)?;
+                upstream::wait_for_end(vm.is_gone)
+            } else {
+                Ok(())
             }
-            Ok(())
-        }
-    }
+        }),
+        Err(error) => Err(error.into()),
+    };
+    bar.end();
+    result
 }
 
 /// A progress bar, on a terminal only, and only once there is something to show.

@@ -15,6 +15,9 @@ const TICK: Duration = Duration::from_millis(100);
 const SETTLED: Duration = Duration::from_secs(1);
 /// How long nothing may change before a peer that has hung up is taken to have failed.
 const SILENCE: Duration = Duration::from_secs(3);
+/// How long nothing may change before a peer that is still there is not waited for any more. A bhyve of ours has answered long
+/// before, and upstream's writes all the time.
+pub const PATIENCE: Duration = Duration::from_secs(60);
 /// How long the VM may stay after its state is written.
 const GOING: Duration = Duration::from_secs(60);
 const SUFFIXES: [&str; 3] = ["", ".kern", ".meta"];
@@ -30,17 +33,19 @@ pub struct Files {
     before: Stamps,
     now: Stamps,
     changed: Instant,
+    patience: Duration,
 }
 
 impl Files {
-    /// To be made before the request is sent.
-    pub fn watch(directory: Directory, base: &str) -> Self {
+    /// To be made before the request is sent; `patience` is [`PATIENCE`].
+    pub fn watch(directory: Directory, base: &str, patience: Duration) -> Self {
         let mut files = Self {
             directory,
             base: base.to_owned(),
             before: [None; 3],
             now: [None; 3],
             changed: Instant::now(),
+            patience,
         };
         files.look();
         files.before = files.now;
@@ -63,16 +68,32 @@ impl Files {
         }
     }
 
-    /// Whether all three are new and as long as they are to be.
-    fn is_complete(&self) -> bool {
-        let new = self.now.iter().zip(&self.before);
-        let new = new
-            .clone()
-            .all(|(now, before)| now.is_some() && now != before);
-        new && self.lengths().is_some_and(|lengths| {
-            let found = self.now.map(|stamp| stamp.map_or(0, |stamp| stamp.2));
-            found[..2] == lengths
-        })
+    /// Why they are not all three new and as long as they are to be.
+    fn missing(&self) -> Option<String> {
+        let name = |suffix| format!("{}{suffix}", self.base);
+        for ((suffix, now), before) in SUFFIXES.into_iter().zip(self.now).zip(self.before) {
+            if now.is_none() || now == before {
+                return Some(format!("{} was not written", name(suffix)));
+            }
+        }
+        let Some(lengths) = self.lengths() else {
+            return Some(format!("{} is not whole", name(".meta")));
+        };
+        let files = SUFFIXES.into_iter().zip(self.now).zip(lengths);
+        files
+            .map(|((suffix, stamp), length)| (suffix, stamp.map_or(0, |stamp| stamp.2), length))
+            .find(|(_, found, length)| found != length)
+            .map(|(suffix, found, length)| {
+                format!("{} has {found} bytes, not {length}", name(suffix))
+            })
+    }
+
+    /// How much of the memory is written, in bytes.
+    pub fn written(&self) -> u64 {
+        match (self.now[0], self.before[0]) {
+            (Some(now), before) if Some(now) != before => now.2,
+            _ => 0,
+        }
     }
 
     /// How long memory and structs are, by the description.
@@ -86,21 +107,24 @@ impl Files {
         lengths(&serde_json::from_str(&text).ok()?)
     }
 
-    /// Whether the files are complete and nobody writes to them any more.
+    /// Whether there is nothing more to come of a peer that is silent: the files are complete and nobody writes to them any
+    /// more, or nobody has for a long time.
     pub fn are_settled(&mut self) -> bool {
         self.look();
-        self.changed.elapsed() >= SETTLED && self.is_complete()
+        let quiet = self.changed.elapsed();
+        quiet >= self.patience || quiet >= SETTLED && self.missing().is_none()
     }
 
     /// Waits for them after the peer has hung up, and brings them to stable storage, which the peer does not.
-    pub fn wait(&mut self) -> anyhow::Result<()> {
+    pub fn wait(&mut self, show: impl Fn(u64)) -> anyhow::Result<()> {
         loop {
             self.look();
-            if self.is_complete() {
+            show(self.written());
+            let Some(missing) = self.missing() else {
                 break;
-            }
+            };
             if self.changed.elapsed() >= SILENCE {
-                bail!("the VM's bhyve does not answer, and the files are not complete");
+                bail!("the VM's bhyve does not answer, and {missing}");
             }
             std::thread::sleep(TICK);
         }

@@ -83,6 +83,12 @@ impl ControlHandler for Control {
             suspend,
             dir,
         } = request;
+        // At once, so that the client knows one that answers from one that does not.
+        progress(Progress {
+            done: 0,
+            total: 0,
+            phase: "pausing".to_owned(),
+        });
         let afterwards = if suspend {
             Afterwards::Stay
         } else {

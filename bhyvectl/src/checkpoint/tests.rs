@@ -39,8 +39,12 @@ fn asked(
         });
         let client = ControlClient::connect(dir.path(), "vm").unwrap();
         let (directory, base) = Directory::of(&dir.path().join("p")).unwrap();
-        let is_gone = || gone.load(Ordering::SeqCst);
-        let result = ask(client, directory, &base, suspend, is_gone);
+        let vm = Known {
+            is_gone: &|| gone.load(Ordering::SeqCst),
+            memory: &|| 8192,
+            patience: Duration::from_secs(2),
+        };
+        let result = ask(client, directory, &base, suspend, &vm);
         (result, gone.load(Ordering::SeqCst))
     })
 }
@@ -76,17 +80,29 @@ fn a_peer_that_stays_silent_is_not_waited_for_once_the_files_are_there() {
 }
 
 #[test]
+fn a_peer_that_stays_silent_and_writes_nothing_is_not_waited_for_without_end() {
+    let silent = |_: &Path, stream: UnixStream| {
+        let _ = (&stream).read_to_end(&mut Vec::new());
+    };
+    let error = asked(false, |_| (), silent).0.unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "the VM's bhyve does not answer, and p was not written"
+    );
+}
+
+#[test]
 fn files_that_are_missing_too_short_or_old_are_a_failure() {
-    let fails = |before: &dyn Fn(&Path), kern: Option<usize>| {
+    let fails = |before: &dyn Fn(&Path), kern: Option<usize>, why: &str| {
         let work = |dir: &Path, _: UnixStream| {
             if let Some(kern) = kern {
                 write(dir, kern);
             }
         };
         let error = asked(false, before, work).0.unwrap_err().to_string();
-        assert!(error.contains("not complete"), "{error}");
+        assert!(error.ends_with(why), "{error}");
     };
-    fails(&|_| (), None);
-    fails(&|_| (), Some(299));
-    fails(&|dir| write(dir, 300), None);
+    fails(&|_| (), None, "p was not written");
+    fails(&|_| (), Some(299), "p.kern has 299 bytes, not 300");
+    fails(&|dir| write(dir, 300), None, "p was not written");
 }
