@@ -8,6 +8,7 @@ mod show;
 mod upstream;
 mod vendor;
 
+use std::path::Path;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -33,8 +34,11 @@ fn run(arguments: &opts::Arguments) -> anyhow::Result<()> {
     if let Some(done) = checkpoint::without_vm(arguments) {
         return done;
     }
+    let rundir = arguments.value("rundir").map(Path::new);
+    if arguments.value("list").is_some() {
+        return show::list(rundir);
+    }
     let name = arguments.vm();
-    let rundir = arguments.value("rundir").map(Into::into);
     let opened = if arguments.value("create").is_some() {
         // A software VM lives in its bhyve, so only the kernel can have one that no bhyve has made.
         let kernel = vmmapi::CreateOptions {
@@ -46,7 +50,7 @@ fn run(arguments: &opts::Arguments) -> anyhow::Result<()> {
         vmmapi::Vm::open(
             name,
             &vmmapi::OpenOptions {
-                rundir,
+                rundir: rundir.map(Path::to_owned),
                 ..Default::default()
             },
         )

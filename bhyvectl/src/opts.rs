@@ -362,6 +362,11 @@ pub fn table() -> Vec<Opt> {
         "check every byte of a checkpoint; needs no VM",
     );
     t.parameter(
+        "list",
+        None,
+        "the names of the VMs that have a control socket; needs no VM",
+    );
+    t.parameter(
         "json",
         None,
         "make --checkpoint-info and --checkpoint-verify print JSON",
@@ -457,11 +462,11 @@ pub fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Arguments, Exi
         value.map(|value| (opt.name.clone(), value))
     };
     let arguments = Arguments(table.iter().filter_map(given).collect());
-    let of_files = ["checkpoint-info", "checkpoint-verify"]
+    let of_none = ["checkpoint-info", "checkpoint-verify", "list"]
         .iter()
         .any(|o| arguments.value(o).is_some());
     let both = arguments.value("checkpoint").is_some() && arguments.value("suspend").is_some();
-    if both || (arguments.value("vm").is_none() && !of_files) {
+    if both || (arguments.value("vm").is_none() && !of_none) {
         return Err(usage(&table));
     }
     Ok(arguments)

@@ -1,13 +1,28 @@
 //! What the options do to a VM, and how it is printed: byte for byte as upstream, since tools parse it.
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use vmmapi::abi::*;
+use vmmapi::control::{client_rundir, running};
 use vmmapi::{CpuSet, Errno, Vcpu, Vm, capability_name, capability_type};
 
 use crate::opts::{Arguments, number};
 use crate::vendor::{Field, Format};
+
+/// The names of the VMs that have a control socket, one on each line.
+pub fn list(rundir: Option<&Path>) -> anyhow::Result<()> {
+    for name in running(&client_rundir(rundir)?)? {
+        // It would look like two.
+        if name.contains('\n') {
+            log::warn!("left out: {name:?}");
+        } else {
+            println!("{name}");
+        }
+    }
+    Ok(())
+}
 
 /// What the options are about.
 pub struct Target<'a> {

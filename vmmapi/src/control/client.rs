@@ -16,6 +16,8 @@ use crate::nvlist::{NvList, Value};
 
 /// How long a peer may take for an ioctl.
 const IOCTL_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long it may take to tell its VM's name.
+const NAME_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How often a caller that waits for a checkpoint is asked whether to go on waiting, in milliseconds.
 const TICK_MS: u16 = 100;
@@ -136,6 +138,15 @@ impl ControlClient {
                 }
             }
         }
+    }
+
+    /// The VM's name.
+    pub fn name(&mut self) -> Result<String, ControlError> {
+        self.send(&NvList::new().with("cmd", Value::String("name".into())))?;
+        let reply = self.recv(Some(Instant::now() + NAME_TIMEOUT))?;
+        let name = reply.as_ref().and_then(|reply| reply.string("name"));
+        name.map(str::to_owned)
+            .ok_or_else(|| ControlError::Protocol("the VM's process does not tell its name".into()))
     }
 
     /// Has a request of vmm(4) carried out by the VM's process. `arg` and `buffers` are replaced by what comes back.

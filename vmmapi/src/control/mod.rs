@@ -7,7 +7,8 @@
 //! - in the end one list with the number `error` (FreeBSD's errno, 0 for success) and the string `message`.
 //!
 //! `ioctl` carries a request to a VM of the software vmm: the number `request`, the binary `arg` and one binary `bufN` for
-//! each pointer in it; the answer has them as they are after the request. Unknown commands are answered with EOPNOTSUPP.
+//! each pointer in it; the answer has them as they are after the request. `name` is answered with the string `name`, which the
+//! socket's may not be. Unknown commands are answered with EOPNOTSUPP.
 
 mod client;
 mod rundir;
@@ -23,7 +24,7 @@ use ::vmm::Errno;
 use crate::backend::Backend;
 
 pub use client::{ControlClient, Outcome};
-pub use rundir::{client_rundir, server_rundir, socket_path};
+pub use rundir::{client_rundir, running, server_rundir, socket_path};
 pub use server::ControlServer;
 
 /// Why the control socket does not work.

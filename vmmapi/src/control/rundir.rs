@@ -13,7 +13,7 @@ use ::vmm::Errno;
 use nix::unistd::{AccessFlags, access, geteuid};
 use uuid::Uuid;
 
-use super::ControlError;
+use super::{ControlClient, ControlError};
 use crate::errno::from_io;
 
 const ROOT_RUN_DIR: &str = "/var/run/bhyve";
@@ -89,6 +89,25 @@ fn socket_name(name: &str) -> String {
         return name.to_owned();
     }
     Uuid::new_v5(&Uuid::NAMESPACE_OID, name.as_bytes()).to_string()
+}
+
+/// The names of the VMs whose processes listen in `rundir`, in order.
+pub fn running(rundir: &Path) -> Result<Vec<String>, ControlError> {
+    let entries = std::fs::read_dir(rundir).map_err(|error| unfit(rundir, &error))?;
+    // A name that is no text is none of a VM's.
+    let sockets = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let name_of = |socket: String| {
+        // One that nobody listens at is left over from a VM that is gone.
+        let mut client = ControlClient::connect(rundir, &socket).ok()?;
+        if Uuid::try_parse(&socket).is_err() {
+            return Some(socket);
+        }
+        // A digest, or a VM that is called like one; upstream's bhyve tells no names, and has no digests.
+        Some(client.name().unwrap_or(socket))
+    };
+    let mut names: Vec<_> = sockets.filter_map(name_of).collect();
+    names.sort();
+    Ok(names)
 }
 
 /// The path of a VM's socket. Upstream cuts off what does not fit; here a run directory that is too long is an error.

@@ -74,10 +74,14 @@ impl ControlServer {
             .map_err(|error| system("cap_rights_limit", &error))?;
         sandbox::limit(&listener, Purpose::Listener)
             .map_err(|error| system("cap_rights_limit", &error))?;
+        let vm = Arc::new(Served {
+            name: name.to_owned(),
+            handler,
+        });
         let (wake, woken) = UnixStream::pair().map_err(|error| system("socketpair", &error))?;
         let thread = std::thread::Builder::new()
             .name(format!("control {name}"))
-            .spawn(move || accept_loop(&listener, &woken, &handler))
+            .spawn(move || accept_loop(&listener, &woken, &vm))
             .map_err(|error| system("thread", &error))?;
         Ok(Self {
             identity: (metadata.dev(), metadata.ino()),
@@ -154,7 +158,13 @@ fn bind(rundir: &Path, path: &Path) -> Result<UnixListener, ControlError> {
     UnixListener::bind(path).map_err(|error| system("bind", &error))
 }
 
-fn accept_loop(listener: &UnixListener, woken: &UnixStream, handler: &Arc<dyn ControlHandler>) {
+/// The VM that clients ask for.
+struct Served {
+    name: String,
+    handler: Arc<dyn ControlHandler>,
+}
+
+fn accept_loop(listener: &UnixListener, woken: &UnixStream, vm: &Arc<Served>) {
     let clients = Arc::new(AtomicUsize::new(0));
     loop {
         let mut events = [
@@ -173,7 +183,7 @@ fn accept_loop(listener: &UnixListener, woken: &UnixStream, handler: &Arc<dyn Co
             return;
         }
         match listener.accept() {
-            Ok((stream, _)) => serve(stream, handler, &clients),
+            Ok((stream, _)) => serve(stream, vm, &clients),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => {
                 log::warn!("control socket: accept: {error}");
@@ -192,19 +202,19 @@ impl Drop for Slot {
     }
 }
 
-fn serve(stream: UnixStream, handler: &Arc<dyn ControlHandler>, clients: &Arc<AtomicUsize>) {
+fn serve(stream: UnixStream, vm: &Arc<Served>, clients: &Arc<AtomicUsize>) {
     let others = clients.fetch_add(1, Ordering::Relaxed);
     let slot = Slot(clients.clone());
     if others >= MAX_CLIENTS {
         log::warn!("control socket: more than {MAX_CLIENTS} connections");
         return;
     }
-    let handler = handler.clone();
+    let vm = Arc::clone(vm);
     let served = std::thread::Builder::new()
         .name("control client".into())
         .spawn(move || {
             let _slot = slot;
-            if let Err(error) = converse(&stream, &*handler) {
+            if let Err(error) = converse(&stream, &vm) {
                 log::debug!("control socket: {error}");
             }
         });
@@ -214,7 +224,8 @@ fn serve(stream: UnixStream, handler: &Arc<dyn ControlHandler>, clients: &Arc<At
 }
 
 /// Serves the requests of one connection until the client closes it or falls silent.
-fn converse(stream: &UnixStream, handler: &dyn ControlHandler) -> io::Result<()> {
+fn converse(stream: &UnixStream, vm: &Served) -> io::Result<()> {
+    let handler = &*vm.handler;
     // Accepted sockets inherit the listener's mode on FreeBSD.
     stream.set_nonblocking(false)?;
     stream.set_write_timeout(Some(CLIENT_TIMEOUT))?;
@@ -233,6 +244,10 @@ fn converse(stream: &UnixStream, handler: &dyn ControlHandler) -> io::Result<()>
         match request.string("cmd") {
             Some("checkpoint") => serve_checkpoint(stream, handler, &mut request)?,
             Some("ioctl") => send_list(stream, &serve_ioctl(handler, &request))?,
+            Some("name") => {
+                let name = Value::String(vm.name.clone());
+                send_list(stream, &result(Ok(())).with("name", name))?;
+            }
             Some(cmd) => {
                 let message = format!("unknown command \"{cmd}\"");
                 send_list(
