@@ -22,7 +22,7 @@ use crate::snapshot::restore::{Restore, RestoreError, ResumeMark};
 use crate::vcpu::{End, Vcpus};
 use crate::vmexit::VcpuThread;
 use crate::xmsr::Vendor;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use vmmapi::abi;
@@ -357,15 +357,9 @@ impl Machine {
         let config = self.config.dump();
         let mut lines = config.lines().filter_map(|line| line.split_once('='));
         let is_backend = |name: &str| name.ends_with(".backend") || name.ends_with(".type");
-        if lines.any(|(name, value)| is_backend(name) && value == "slirp") {
-            return Some("the network back end slirp makes connections for the guest");
-        }
-        if self.vm.kind() == Kind::Kernel && !Path::new("/dev/vmmctl").exists() {
-            return Some(
-                "FreeBSD 14 destroys virtual machines by a sysctl that is out of reach there",
-            );
-        }
-        None
+        lines
+            .any(|(name, value)| is_backend(name) && value == "slirp")
+            .then_some("the network back end slirp makes connections for the guest")
     }
 
     fn start_threads(self: &Arc<Self>) -> Result<(), MachineError> {

@@ -17,7 +17,8 @@ use vmm_abi::{
 };
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::system::{Node, System};
+use super::deputy::Unasked;
+use super::system::{Later, Node, System};
 use super::{Backend, HostMapping, Kind};
 use crate::error::Error;
 
@@ -41,6 +42,8 @@ pub struct Kernel {
     /// /dev/vmmctl, kept by whoever made the VM: a sandbox lets nobody open it later, and closing it destroys a VM of
     /// [`Lifetime::Maker`].
     ctl: Option<Box<dyn Node>>,
+    /// What destroys the VM where there is no /dev/vmmctl, had by whoever made it, for the same reason.
+    destroyer: Option<Later>,
     abi: Abi,
     /// Asked for at once: a sandbox has no such variables.
     tsc_hz: Option<u64>,
@@ -51,7 +54,8 @@ pub struct Kernel {
 pub enum Lifetime {
     /// When somebody destroys it.
     Destroyed,
-    /// When its maker closes it, too, however that comes to pass, if the kernel has such VMs. (FreeBSD 15.0 has not yet.)
+    /// When its maker closes it, too, however that comes to pass. (The kernel of FreeBSD 15.0 does not do that; that of 14 does
+    /// not either, but there is a [`Deputy`](super::deputy::Deputy) for it.)
     Maker,
 }
 
@@ -105,21 +109,41 @@ impl Kernel {
         const OP: &str = "vm_create";
         refuse_old(&*system, OP)?;
         let error = told_of_jail(&*system, OP, name);
-        let ctl = match system.open("/dev/vmmctl") {
+        let (ctl, destroyer) = match system.open("/dev/vmmctl") {
             Ok(ctl) => {
                 Self::create_by(&*ctl, name, lifetime).map_err(&error)?;
-                Some(ctl)
+                (Some(ctl), None)
             }
             Err(Errno::ENOENT) => {
-                system.sysctl_write("hw.vmm.create", name).map_err(&error)?;
-                None
+                let destroyer = Self::create_by_sysctl(&*system, name, lifetime);
+                (None, Some(destroyer.map_err(&error)?))
             }
             Err(errno) => return Err(error(errno)),
         };
         Ok(Self {
             ctl,
+            destroyer,
             ..Self::open(system, name)?
         })
+    }
+
+    fn create_by_sysctl(
+        system: &dyn System,
+        name: &str,
+        lifetime: Lifetime,
+    ) -> Result<Later, Errno> {
+        let unasked = match lifetime {
+            Lifetime::Destroyed => Unasked::Nothing,
+            Lifetime::Maker => Unasked::Act,
+        };
+        system.sysctl_write("hw.vmm.create", name)?;
+        let destroyer = system.sysctl_write_later("hw.vmm.destroy", name, unasked);
+        if destroyer.is_err()
+            && let Err(errno) = system.sysctl_write("hw.vmm.destroy", name)
+        {
+            log::debug!("{name}: destroy: {errno}");
+        }
+        destroyer
     }
 
     fn create_by(ctl: &dyn Node, name: &str, lifetime: Lifetime) -> Result<(), Errno> {
@@ -170,6 +194,7 @@ impl Kernel {
             name: name.to_owned(),
             node,
             ctl: None,
+            destroyer: None,
             abi,
         })
     }
@@ -303,6 +328,9 @@ impl Backend for Kernel {
         };
         if let Some(ctl) = &self.ctl {
             return destroy_by(&**ctl);
+        }
+        if let Some(destroyer) = &self.destroyer {
+            return destroyer();
         }
         match self.system.open("/dev/vmmctl") {
             Ok(ctl) => destroy_by(&*ctl),

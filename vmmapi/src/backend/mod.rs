@@ -1,5 +1,6 @@
 //! Who carries out the requests: the kernel, the software vmm in this process, or the process that has the VM.
 
+mod deputy;
 mod kernel;
 mod mapping;
 mod pointers;

@@ -14,7 +14,8 @@ use vmm_abi::{
 };
 use zerocopy::FromBytes;
 
-use super::system::{Node, System};
+use super::deputy::Unasked;
+use super::system::{Later, Node, System};
 use super::{HostMapping, Soft};
 use node::{DevmemNode, VmNode};
 
@@ -108,6 +109,17 @@ impl System for StandIn {
             "hw.vmm.destroy" => ::vmm::destroy(value),
             _ => Err(Errno::ENOENT),
         }
+    }
+
+    /// This process is in no sandbox, and its VMs end with it.
+    fn sysctl_write_later(
+        &self,
+        name: &str,
+        value: &str,
+        _unasked: Unasked,
+    ) -> Result<Later, Errno> {
+        let (system, name, value) = (self.clone(), name.to_owned(), value.to_owned());
+        Ok(Box::new(move || system.sysctl_write(&name, &value)))
     }
 
     fn sysctl_u32(&self, name: &str) -> Result<u32, Errno> {

@@ -1,5 +1,6 @@
 //! The system calls that the kernel back end needs. Behind them is the host, or a stand-in.
 
+use std::ffi::{CStr, CString};
 use std::fs::{File, OpenOptions};
 use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
@@ -7,6 +8,7 @@ use std::ptr::NonNull;
 use ::vmm::Errno;
 use vmm_abi::{VM_REQUESTS, VMMCTL_REQUESTS, v14};
 
+use super::deputy::{Deputy, Unasked};
 use super::{HostMapping, check_buffers, clear_pointers};
 use crate::errno::from_io;
 use crate::sandbox::{self, Purpose};
@@ -17,6 +19,10 @@ pub trait System: Send + Sync {
     fn open(&self, path: &str) -> Result<Box<dyn Node>, Errno>;
     /// sysctlbyname(3): sets a string.
     fn sysctl_write(&self, name: &str, value: &str) -> Result<(), Errno>;
+    /// The same, prepared now and done later, when a sandbox may not let this process do it any more. Should this process end
+    /// before, it is done or not as `unasked` says.
+    fn sysctl_write_later(&self, name: &str, value: &str, unasked: Unasked)
+    -> Result<Later, Errno>;
     /// sysctlbyname(3): gets a 32-bit number.
     fn sysctl_u32(&self, name: &str) -> Result<u32, Errno>;
     /// sysctlbyname(3): gets a 64-bit number.
@@ -27,6 +33,9 @@ pub trait System: Send + Sync {
         false
     }
 }
+
+/// Something that is done when it is called, once.
+pub type Later = Box<dyn Fn() -> Result<(), Errno> + Send + Sync>;
 
 /// An open device.
 pub trait Node: Send + Sync {
@@ -54,24 +63,25 @@ impl System for Host {
         }
     }
 
-    #[cfg(target_os = "freebsd")]
     fn sysctl_write(&self, name: &str, value: &str) -> Result<(), Errno> {
-        let name = std::ffi::CString::new(name).map_err(|_| Errno::EINVAL)?;
-        // SAFETY: the name is NUL-terminated, and the new value is as long as is said.
-        let result = unsafe {
-            libc::sysctlbyname(
-                name.as_ptr(),
-                std::ptr::null_mut(),
-                std::ptr::null_mut(),
-                value.as_ptr().cast(),
-                value.len(),
-            )
-        };
-        if result == 0 {
-            Ok(())
-        } else {
-            Err(Errno::last())
+        let name = CString::new(name).map_err(|_| Errno::EINVAL)?;
+        match set_string(&name, value.as_bytes()) {
+            0 => Ok(()),
+            errno => Err(Errno(errno)),
         }
+    }
+
+    fn sysctl_write_later(
+        &self,
+        name: &str,
+        value: &str,
+        unasked: Unasked,
+    ) -> Result<Later, Errno> {
+        let name = CString::new(name).map_err(|_| Errno::EINVAL)?;
+        let value = value.as_bytes().to_owned();
+        let deputy = Deputy::new(unasked, move || set_string(&name, &value));
+        let deputy = deputy.map_err(|error| from_io(&error))?;
+        Ok(Box::new(move || deputy.act()))
     }
 
     #[cfg(target_os = "freebsd")]
@@ -82,12 +92,6 @@ impl System for Host {
     #[cfg(target_os = "freebsd")]
     fn sysctl_u64(&self, name: &str) -> Result<u64, Errno> {
         sysctl_bytes(name).map(u64::from_ne_bytes)
-    }
-
-    /// Other systems have no such variables.
-    #[cfg(not(target_os = "freebsd"))]
-    fn sysctl_write(&self, _name: &str, _value: &str) -> Result<(), Errno> {
-        Err(Errno::ENOENT)
     }
 
     /// Other systems have no such variables.
@@ -103,10 +107,35 @@ impl System for Host {
     }
 }
 
+/// Sets a variable; 0 or an errno. It is called after a fork, too, so it allocates nothing.
+#[cfg(target_os = "freebsd")]
+fn set_string(name: &CStr, value: &[u8]) -> i32 {
+    // SAFETY: the name is NUL-terminated, and the new value is as long as is said.
+    let result = unsafe {
+        libc::sysctlbyname(
+            name.as_ptr(),
+            std::ptr::null_mut(),
+            std::ptr::null_mut(),
+            value.as_ptr().cast(),
+            value.len(),
+        )
+    };
+    match result {
+        0 => 0,
+        _ => Errno::last().0,
+    }
+}
+
+/// Other systems have no such variables.
+#[cfg(not(target_os = "freebsd"))]
+fn set_string(_name: &CStr, _value: &[u8]) -> i32 {
+    libc::ENOENT
+}
+
 /// The value of a variable that has `N` bytes; `EINVAL` if it has another size.
 #[cfg(target_os = "freebsd")]
 fn sysctl_bytes<const N: usize>(name: &str) -> Result<[u8; N], Errno> {
-    let name = std::ffi::CString::new(name).map_err(|_| Errno::EINVAL)?;
+    let name = CString::new(name).map_err(|_| Errno::EINVAL)?;
     let (mut value, mut len) = ([0u8; N], N);
     // SAFETY: the name is NUL-terminated, and the kernel writes at most `len` bytes to the value.
     let result = unsafe {

@@ -12,6 +12,7 @@ use crate::Vm;
 enum Call {
     Open(String),
     Sysctl(String, String),
+    Later(String, String, Unasked),
     Ioctl(u64, Vec<u8>),
 }
 
@@ -24,6 +25,8 @@ struct Recorder {
     flags: bool,
     /// Whether this is a jail, which may not use vmm(4).
     jailed: bool,
+    /// Whether it has room for another process.
+    forks: bool,
     calls: Arc<Mutex<Vec<Call>>>,
 }
 
@@ -34,6 +37,7 @@ impl Recorder {
             ctl,
             flags: false,
             jailed: false,
+            forks: true,
             calls: Arc::default(),
         };
         (recorder.clone(), Arc::new(recorder))
@@ -66,6 +70,21 @@ impl System for Recorder {
             Err(Errno::EPERM)
         } else {
             Ok(())
+        }
+    }
+
+    fn sysctl_write_later(
+        &self,
+        name: &str,
+        value: &str,
+        unasked: Unasked,
+    ) -> Result<Later, Errno> {
+        self.note(Call::Later(name.to_owned(), value.to_owned(), unasked));
+        if self.forks {
+            let (system, name, value) = (self.clone(), name.to_owned(), value.to_owned());
+            Ok(Box::new(move || system.sysctl_write(&name, &value)))
+        } else {
+            Err(Errno(libc::EAGAIN))
         }
     }
 
@@ -259,6 +278,40 @@ fn fourteen_is_asked_by_sysctl_and_in_its_own_forms() {
             .take()
             .contains(&Call::Sysctl("hw.vmm.destroy".into(), "vm".into()))
     );
+}
+
+/// The sysctl is out of reach of a process in capability mode, which this one may be in when it destroys the VM.
+#[test]
+fn on_fourteen_the_end_is_prepared_at_the_beginning() {
+    let sysctl = |name: &str| Call::Sysctl(name.into(), "vm".into());
+    for (lifetime, unasked) in [
+        (Lifetime::Destroyed, Unasked::Nothing),
+        (Lifetime::Maker, Unasked::Act),
+    ] {
+        let (recorder, system) = Recorder::new(1_403_000, false);
+        let kernel = Kernel::create(system, "vm", lifetime).expect("made");
+        let later = Call::Later("hw.vmm.destroy".into(), "vm".into(), unasked);
+        assert_eq!(recorder.take()[1..3], [sysctl("hw.vmm.create"), later]);
+        kernel.destroy().expect("destroyed");
+        assert_eq!(recorder.take(), [sysctl("hw.vmm.destroy")]);
+    }
+    // A VM that could not be destroyed later is not made.
+    let (mut recorder, _) = Recorder::new(1_403_000, false);
+    recorder.forks = false;
+    let error = Kernel::create(Arc::new(recorder.clone()), "vm", Lifetime::Destroyed);
+    assert_eq!(error.err().expect("refused").errno, Errno(libc::EAGAIN));
+    assert_eq!(
+        recorder.take().last(),
+        Some(&sysctl("hw.vmm.destroy")),
+        "it is left behind"
+    );
+    // Who has only opened it destroys it by itself, for it is in no sandbox.
+    let (recorder, system) = Recorder::new(1_403_000, false);
+    let kernel = Kernel::open(system, "vm").expect("opened");
+    recorder.take();
+    kernel.destroy().expect("destroyed");
+    let open = Call::Open("/dev/vmmctl".into());
+    assert_eq!(recorder.take(), [open, sysctl("hw.vmm.destroy")]);
 }
 
 #[test]

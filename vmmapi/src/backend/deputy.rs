@@ -1,0 +1,128 @@
+//! A process that does one thing for this one, later, when this one has given up the means to do it: FreeBSD 14 destroys VMs by a
+//! sysctl, which is out of reach in capability mode. Upstream's bhyve has no such process, and leaves its VMs behind there.
+
+use std::io::{self, Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::sync::{Mutex, PoisonError};
+
+use ::vmm::Errno;
+use nix::sys::signal::SigSet;
+use nix::unistd::{ForkResult, fork};
+
+/// The process's end of the line to its deputy, which ends when this does.
+#[derive(Debug)]
+pub struct Deputy(Mutex<UnixStream>);
+
+/// What a deputy does when nobody is left to ask it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unasked {
+    /// Nothing.
+    Nothing,
+    /// What it is there for.
+    Act,
+}
+
+impl Deputy {
+    /// Makes one that is to do `work`, which answers with an errno or 0.
+    ///
+    /// This process may have other threads, so `work` must do with what a signal's handler may: above all, it allocates nothing.
+    pub fn new(unasked: Unasked, work: impl FnOnce() -> i32) -> io::Result<Self> {
+        let (ours, theirs) = UnixStream::pair()?;
+        // SAFETY: the child calls nothing but what may be called after a fork in a process with threads: `serve` only makes
+        // system calls, `work` is required to, and neither returns.
+        match unsafe { fork() }? {
+            ForkResult::Parent { .. } => Ok(Self(Mutex::new(ours))),
+            ForkResult::Child => serve(&theirs, unasked, work),
+        }
+    }
+
+    /// Has it done. A second time there is nobody to ask: `ESRCH`.
+    pub fn act(&self) -> Result<(), Errno> {
+        let mut stream = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut errno = [0; size_of::<i32>()];
+        let asked = stream
+            .write_all(&[1])
+            .and_then(|()| stream.read_exact(&mut errno));
+        match (asked, i32::from_ne_bytes(errno)) {
+            (Err(_), _) => Err(Errno(libc::ESRCH)),
+            (Ok(()), 0) => Ok(()),
+            (Ok(()), errno) => Err(Errno(errno)),
+        }
+    }
+}
+
+/// The deputy's life.
+fn serve(stream: &UnixStream, unasked: Unasked, work: impl FnOnce() -> i32) -> ! {
+    // It goes when the other process does, whatever is sent to both; should this fail, a signal ends it early.
+    let _ = SigSet::all().thread_block();
+    // It keeps no file, socket or terminal of the other process open. Nothing here needs more than the line, as descriptor 0.
+    // SAFETY: these take integers. The descriptors are of this process, which uses none of them but 0 from here on.
+    unsafe {
+        libc::dup2(stream.as_raw_fd(), 0);
+        libc::close_range(1, libc::c_uint::MAX, 0);
+    }
+    let mut byte = 0u8;
+    let asked = loop {
+        // SAFETY: the buffer is one byte, and lives.
+        match unsafe { libc::read(0, (&raw mut byte).cast(), 1) } {
+            -1 if Errno::last() == Errno(libc::EINTR) => {}
+            read => break read == 1,
+        }
+    };
+    if asked || unasked == Unasked::Act {
+        let errno = work().to_ne_bytes();
+        // Whoever asked may be gone by now.
+        // SAFETY: the buffer is as long as is said, and lives.
+        let _ = unsafe { libc::write(0, errno.as_ptr().cast(), errno.len()) };
+    }
+    // SAFETY: nothing of this process is left to be done; what the other one has registered for its exit is its own business.
+    unsafe { libc::_exit(0) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::CString;
+    use std::os::unix::ffi::OsStrExt;
+    use std::path::Path;
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    #[test]
+    fn another_process_does_it_and_tells_what_came_of_it() {
+        // SAFETY: no arguments.
+        let deputy = Deputy::new(Unasked::Nothing, || unsafe { libc::getpid() }).expect("a child");
+        let Err(Errno(pid)) = deputy.act() else {
+            panic!("its process ID is not 0")
+        };
+        assert_ne!(u32::try_from(pid), Ok(std::process::id()));
+        assert_eq!(deputy.act(), Err(Errno(libc::ESRCH)), "it is gone");
+        let good = Deputy::new(Unasked::Nothing, || 0).expect("a child");
+        assert_eq!(good.act(), Ok(()));
+    }
+
+    /// Makes a deputy that makes a file, and lets go of it.
+    fn forsaken(unasked: Unasked, file: &Path) {
+        let name = CString::new(file.as_os_str().as_bytes()).expect("no NUL");
+        // SAFETY: the name is NUL-terminated.
+        let make =
+            move || unsafe { libc::open(name.as_ptr(), libc::O_CREAT | libc::O_RDWR, 0o600) };
+        drop(Deputy::new(unasked, make).expect("a child"));
+    }
+
+    #[test]
+    fn nobody_left_to_ask_it_is_an_order_or_is_not() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (idle, made) = (dir.path().join("idle"), dir.path().join("made"));
+        forsaken(Unasked::Nothing, &idle);
+        forsaken(Unasked::Act, &made);
+        let end = Instant::now() + Duration::from_secs(60);
+        while !made.exists() {
+            assert!(Instant::now() < end, "it has done nothing");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        std::thread::sleep(Duration::from_millis(100));
+        assert!(!idle.exists());
+    }
+}
