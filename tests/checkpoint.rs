@@ -108,6 +108,19 @@ fn memory_is_of_one_moment(bench: &Bench) {
     }
 }
 
+/// Where there is no kernel's vmm, bhyve's own choice is the software vmm.
+#[cfg(not(target_os = "freebsd"))]
+#[test]
+fn no_vmm_need_be_named() {
+    let bench = Bench::once(Once::On("auto"));
+    let mut guest = start(&bench, &guests::nonce(), &[]);
+    guest.expect("\n");
+    ctl(&bench, &["--vm=vm", "--suspend=state"]);
+    guest.wait();
+    bench.start(&["-r", "state"]).expect("\n");
+    bench.start(&["-o", "vmm=soft", "-r", "state"]).expect("\n");
+}
+
 /// What Linux says about the guest's memory in a process: the flags of its mapping, and how much of it is locked, in KiB.
 #[cfg(target_os = "linux")]
 fn guest_memory(guest: &Guest) -> (Vec<String>, u64) {

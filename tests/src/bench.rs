@@ -14,9 +14,9 @@ pub const SOON: Duration = Duration::from_secs(60);
 /// The kernels that are stood in for, by what bhyve(8) calls them: guests must fare there as on the software vmm.
 pub const KERNELS: [&str; 3] = ["standin-14", "standin-15", "standin-16"];
 
-/// Makes tests of functions that take a `&Bench`: each of them runs on bhyve's own choice of a vmm, and on each of [`KERNELS`].
+/// Makes tests of functions that take a `&Bench`: each of them runs on the software vmm, and on each of [`KERNELS`].
 ///
-/// `on_each_vmm!(poweroff_is_1)` makes the tests `poweroff_is_1::default`, `poweroff_is_1::freebsd_14` and so on. An attribute
+/// `on_each_vmm!(poweroff_is_1)` makes the tests `poweroff_is_1::soft`, `poweroff_is_1::freebsd_14` and so on. An attribute
 /// before a name, such as `#[ignore = "…"]`, is that of its tests. What cannot run on each says which [`Once`] it is.
 #[macro_export]
 macro_rules! on_each_vmm {
@@ -24,7 +24,7 @@ macro_rules! on_each_vmm {
         mod $name {
             #[test]
             $(#[$attribute])*
-            fn default() {
+            fn soft() {
                 super::$name(&$crate::Bench::new());
             }
 
@@ -64,8 +64,8 @@ pub enum Once {
 /// A temporary directory, and the programs under test.
 pub struct Bench {
     dir: TempDir,
-    /// What VMs run on, if not on bhyve's own choice.
-    vmm: Option<&'static str>,
+    /// What VMs run on.
+    vmm: &'static str,
     once: Option<Once>,
 }
 
@@ -76,13 +76,14 @@ impl Default for Bench {
 }
 
 impl Bench {
-    /// A new, empty directory with an empty `run` in it.
+    /// A new, empty directory with an empty `run` in it. VMs run on the software vmm, even if there is a kernel's, which has one
+    /// VM of a name for all tests.
     pub fn new() -> Bench {
         let dir = tempfile::tempdir().expect("a temporary directory");
         std::fs::create_dir(dir.path().join("run")).expect("a rundir");
         Bench {
             dir,
-            vmm: None,
+            vmm: "soft",
             once: None,
         }
     }
@@ -90,7 +91,7 @@ impl Bench {
     /// The same, whose VMs run on `vmm`.
     pub fn on(vmm: &'static str) -> Bench {
         Bench {
-            vmm: Some(vmm),
+            vmm,
             ..Bench::new()
         }
     }
@@ -110,7 +111,7 @@ impl Bench {
     /// Whether VMs run on a kernel, or what stands in for one. Its checkpoints have no FPU state, so that a guest must not be
     /// computing with the FPU when it is suspended.
     pub fn is_kernel(&self) -> bool {
-        self.vmm.is_some_and(|vmm| KERNELS.contains(&vmm))
+        KERNELS.contains(&self.vmm)
     }
 
     /// A path in the directory.
@@ -146,11 +147,9 @@ impl Bench {
         let mut command = Command::new(program("bhyve"));
         command
             .arg("-o")
-            .arg(format!("rundir={}", self.text("run")));
-        if let Some(vmm) = self.vmm {
-            command.arg("-o").arg(format!("vmm={vmm}"));
-        }
-        command
+            .arg(format!("rundir={}", self.text("run")))
+            .arg("-o")
+            .arg(format!("vmm={}", self.vmm))
             .args(args.iter().map(AsRef::as_ref))
             .current_dir(self.dir.path());
         command
