@@ -149,7 +149,7 @@ pub fn boot(ctx: &BuildCtx<'_>, bus: &PciBus, cpus: u32) -> Result<Option<BootSt
     let machine = BootMachine {
         memory,
         rsdp,
-        frame_buffer: ctx.console.frame_buffer(),
+        screen: ctx.console.boot_screen(),
     };
     let image = load::prepare(&files, &machine).map_err(|error| match error {
         LoadError::Read { path, source } => {

@@ -69,7 +69,31 @@ impl Geometry {
     }
 }
 
-/// Where a kernel that is booted without firmware finds the picture's memory.
+/// What a kernel that is booted without firmware finds to write on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BootScreen {
+    /// Pixels.
+    Linear(FrameBuffer),
+    /// Text of a VGA's.
+    Text(TextScreen),
+}
+
+/// Characters and attributes, one byte each, row by row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TextScreen {
+    /// Guest physical address of the first character.
+    pub gpa: u64,
+    /// The BIOS's number of the mode.
+    pub mode: u8,
+    /// Characters of a row.
+    pub columns: u8,
+    /// Rows.
+    pub rows: u8,
+    /// Rows of pixels of a character.
+    pub points: u8,
+}
+
+/// Where a picture's memory is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FrameBuffer {
     /// Guest physical address of the first pixel; pixels are 0x00RRGGBB, little-endian, rows follow each other.
@@ -96,7 +120,7 @@ pub trait Picture: Send + Sync {
     /// Makes `image` what it shows at present.
     fn capture(&self, image: &mut Image);
     /// Where the guest finds it; `None` while it does not answer or has no pixels.
-    fn frame_buffer(&self) -> Option<FrameBuffer>;
+    fn boot_screen(&self) -> Option<BootScreen>;
 }
 
 enum Event {
@@ -184,9 +208,9 @@ impl Console {
         self.picture.get().is_some()
     }
 
-    /// Where a kernel finds the picture's memory.
-    pub fn frame_buffer(&self) -> Option<FrameBuffer> {
-        self.picture()?.frame_buffer()
+    /// What a kernel finds to write on.
+    pub fn boot_screen(&self) -> Option<BootScreen> {
+        self.picture()?.boot_screen()
     }
 
     fn picture(&self) -> Option<Arc<dyn Picture>> {

@@ -4,6 +4,7 @@
 use crate::config::{Config, ConfigError};
 use crate::console::Console;
 use crate::inout::Inout;
+use crate::mem::Mmio;
 use crate::mevent::Mevent;
 use crate::pci::irq::PciIrq;
 use serde::Serialize;
@@ -218,6 +219,8 @@ pub struct BuildCtx<'a> {
     pub mevent: &'a Arc<Mevent>,
     /// I/O ports.
     pub inout: &'a Arc<Inout>,
+    /// Memory that devices answer for.
+    pub mmio: &'a Arc<Mmio>,
     /// The routes of legacy PCI interrupts.
     pub intx: &'a Arc<PciIrq>,
     /// The graphical console.

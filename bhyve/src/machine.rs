@@ -283,6 +283,7 @@ impl Machine {
             config: &self.config,
             mevent: &self.mevent,
             inout: &self.inout,
+            mmio: &self.mmio,
             intx: self.devices.pirq(),
             console: self.devices.console(),
             clock: self.options.clock,

@@ -6,6 +6,7 @@
 //! through volatile copies and atomics, never through references. [`GuestMemory`] is also a guest memory in the sense of the
 //! vm-memory crate, so that virtio-queue works on it.
 
+use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 use vm_memory::bitmap::{BS, Bitmap, BitmapSlice, WithBitmapSlice};
@@ -73,6 +74,8 @@ pub struct Region {
     gpa: u64,
     mapping: HostMapping,
     writes: WriteReporter,
+    /// Offsets where a device answers instead.
+    hidden: OnceLock<Range<usize>>,
 }
 
 impl Region {
@@ -82,6 +85,7 @@ impl Region {
             gpa,
             mapping,
             writes: WriteReporter { backend, gpa },
+            hidden: OnceLock::new(),
         }
     }
 
@@ -97,11 +101,31 @@ impl Region {
 
     /// The offset of a range that lies wholly in this region.
     fn offset_of(&self, gpa: u64, len: u64) -> Option<usize> {
-        let offset = gpa.checked_sub(self.gpa)?;
-        let end = offset.checked_add(len)?;
-        (end <= self.size())
-            .then(|| usize::try_from(offset).ok())
-            .flatten()
+        let offset = usize::try_from(gpa.checked_sub(self.gpa)?).ok()?;
+        self.has(offset, usize::try_from(len).ok()?)
+            .then_some(offset)
+    }
+
+    /// Whether all of these bytes are in the region, and none is hidden.
+    fn has(&self, offset: usize, len: usize) -> bool {
+        let Some(end) = offset.checked_add(len) else {
+            return false;
+        };
+        let apart = |hidden: &Range<usize>| end <= hidden.start || hidden.end <= offset;
+        end <= self.mapping.len() && self.hidden.get().is_none_or(apart)
+    }
+
+    /// Hides as much of a range of guest physical addresses as is in this region.
+    fn hide(&self, range: &Range<u64>) -> Result<(), Errno> {
+        let offset = |gpa: u64| {
+            usize::try_from(gpa.saturating_sub(self.gpa))
+                .map_or(self.mapping.len(), |offset| offset.min(self.mapping.len()))
+        };
+        let hidden = offset(range.start)..offset(range.end);
+        if hidden.is_empty() {
+            return Ok(());
+        }
+        self.hidden.set(hidden).map_err(|_| Errno::EBUSY)
     }
 
     fn slice(
@@ -109,7 +133,7 @@ impl Region {
         offset: usize,
         len: usize,
     ) -> Option<VolatileSlice<'_, WriteReporterSlice<'_>>> {
-        if offset.checked_add(len)? > self.mapping.len() {
+        if !self.has(offset, len) {
             return None;
         }
         // SAFETY: the range was just found to lie in the mapping, which lives as long as this region; all other users
@@ -128,6 +152,13 @@ impl Region {
 impl GuestMemory {
     pub(crate) fn set_regions(&self, regions: Vec<Region>) -> Result<(), Errno> {
         self.regions.set(regions).map_err(|_| Errno::EBUSY)
+    }
+
+    /// Hides a range, once; see [`crate::Vm::hide_sysmem`].
+    pub(crate) fn hide(&self, range: Range<u64>) -> Result<(), Errno> {
+        self.regions()
+            .iter()
+            .try_for_each(|region| region.hide(&range))
     }
 
     /// The regions, ascending; none before `setup_memory`.

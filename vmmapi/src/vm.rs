@@ -273,10 +273,58 @@ impl Vm {
 
     /// The parts of system memory in `[gpa, gpa + len)` that may hold anything but zeros, ascending.
     pub fn populated(&self, gpa: u64, len: u64) -> Result<Vec<Range<u64>>> {
-        let found = self.inner.backend.populated(gpa, len);
-        found.map_err(|errno| {
-            Error::new("populated", format!("gpa {gpa:#x}, length {len:#x}"), errno)
-        })
+        let error =
+            |errno| Error::new("populated", format!("gpa {gpa:#x}, length {len:#x}"), errno);
+        let end = gpa.checked_add(len).ok_or_else(|| error(Errno::EINVAL))?;
+        let mut found = Vec::new();
+        for map in self.mappings()? {
+            let (from, to) = (map.gpa.max(gpa), map.gpa.saturating_add(map.len).min(end));
+            if from >= to {
+                continue;
+            }
+            let populated = self.inner.backend.populated(from, to - from);
+            found.extend(populated.map_err(error)?);
+        }
+        Ok(found)
+    }
+
+    /// Every mapping, ascending.
+    fn mappings(&self) -> Result<Vec<VmMemmap>> {
+        let mut maps = Vec::new();
+        let mut gpa = 0;
+        loop {
+            match self.mmap_getnext(gpa) {
+                Ok(map) => {
+                    gpa = map.gpa.saturating_add(map.len.max(1));
+                    maps.push(map);
+                }
+                Err(error) if error.errno == Errno::ENOENT => return Ok(maps),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Takes a range out of system memory, once: the guest's accesses there come out as those to a device do, and
+    /// [`GuestMemory`] has nothing there. No vCPU may be running.
+    pub fn hide_sysmem(&self, range: Range<u64>) -> Result<()> {
+        let error = |errno| Error::new("hide_sysmem", format!("{range:#x?}"), errno);
+        self.inner.memory.hide(range.clone()).map_err(error)?;
+        for map in self.mappings()? {
+            let end = map.gpa.saturating_add(map.len);
+            if map.segid != VM_SYSMEM || map.gpa >= range.end || range.start >= end {
+                continue;
+            }
+            self.munmap_memseg(map.gpa, map.len)?;
+            let rest = [map.gpa..range.start.min(end), range.end.max(map.gpa)..end];
+            for part in rest.into_iter().filter(|part| !part.is_empty()) {
+                // An offset in a segment is never negative.
+                let segoff = map.segoff.unsigned_abs() + (part.start - map.gpa);
+                let flags = map.flags & VM_MEMMAP_F_WIRED;
+                let len = part.end - part.start;
+                self.mmap_memseg_flags(part.start, map.segid, segoff, len, map.prot, flags)?;
+            }
+        }
+        Ok(())
     }
 
     /// Says that guest memory was written other than through [`GuestMemory`].

@@ -240,6 +240,49 @@ fn a_guest_runs_and_its_port_accesses_come_out() {
     }
 }
 
+#[test]
+fn hidden_memory_is_a_devices() {
+    // mov ax, 0x8000; mov ds, ax; mov al, [0x3000]
+    const PROGRAM: &[u8] = &[0xb8, 0x00, 0x80, 0x8e, 0xd8, 0xa0, 0x00, 0x30];
+    const HIDDEN: std::ops::Range<u64> = 0x8_2000..0x8_4000;
+    for backend in LOCAL {
+        let TestVm(vm) = &TestVm::with_memory(backend);
+        vm.memory().write(0x8_4000, &[7]).expect("in lowmem");
+        vm.hide_sysmem(HIDDEN).expect("it is there");
+        let maps = [0, HIDDEN.start].map(|gpa| vm.mmap_getnext(gpa).expect("a mapping"));
+        assert_eq!(
+            maps.map(|map| (map.gpa, map.len, map.segoff)),
+            [
+                (0, HIDDEN.start, 0),
+                (HIDDEN.end, LOWMEM - HIDDEN.end, HIDDEN.end as i64)
+            ],
+            "{backend:?}"
+        );
+        let memory = vm.memory();
+        assert_eq!(memory.lowmem_size(), LOWMEM);
+        assert_eq!(memory.read_obj::<u8>(HIDDEN.end), Ok(7));
+        for (gpa, len) in [
+            (HIDDEN.start, 1),
+            (HIDDEN.end - 1, 2),
+            (HIDDEN.start - 1, 2),
+            (0, LOWMEM as usize),
+        ] {
+            assert!(memory.slice(gpa, len).is_err(), "{gpa:#x}");
+        }
+        let populated = vm.populated(0, LOWMEM).expect("known");
+        assert!(populated.iter().any(|range| range.contains(&HIDDEN.end)));
+        let hides =
+            |range: &std::ops::Range<u64>| range.start < HIDDEN.end && HIDDEN.start < range.end;
+        assert!(!populated.iter().any(hides), "{populated:x?}");
+
+        let exit = run(&load(vm, PROGRAM));
+        assert_eq!(exit.exitcode, VM_EXITCODE_INST_EMUL, "{backend:?}");
+        assert_eq!(exit.inst_emul().gpa, 0x8_3000);
+        let again = vm.hide_sysmem(HIDDEN).map_err(|error| error.errno);
+        assert_eq!(again, Err(Errno::EBUSY));
+    }
+}
+
 /// The errors that vmm(4) has for requests that come at the wrong time.
 #[test]
 fn requests_at_the_wrong_time_are_refused_as_by_the_kernel() {

@@ -89,6 +89,7 @@ impl Pc {
             config: &self.config,
             mevent: &self.mevent,
             inout: &self.inout,
+            mmio: &self.mmio,
             intx: &self.pirq,
             console: &self.console,
             clock: Clock::Instructions,

@@ -1,11 +1,15 @@
 //! The frame buffer of a graphical console (`usr.sbin/bhyve/pci_fbuf.c`): BAR 0 has the mode's registers, BAR 1 is the
 //! picture's memory, a device segment of the vmm's that the guest writes without an exit.
 //!
-//! The picture belongs to the checkpoint, as pages of the device's record; pages of zeroes are left out. VGA registers and
-//! text mode are not there: `vga` must be `off`, which is also the default here (upstream's is `io`).
+//! The picture belongs to the checkpoint, as pages of the device's record; pages of zeroes are left out.
+//!
+//! Beside it there may be a VGA, whose picture is seen instead while the guest uses it. As upstream, that is from when a
+//! mode is set in its graphics controller, or a size of 0 in the registers here, until a size is set here. There is no
+//! firmware that sets a mode of VGA's, so with `vga=on` the machine starts in one.
 
 use crate::config::Node;
-use crate::console::{FrameBuffer, Geometry, Image, Picture};
+use crate::console::{BootScreen, FrameBuffer, Geometry, Image, Picture, TextScreen};
+use crate::dev::vga::{Extent, Vga, VgaState, bios};
 use crate::device::{BuildCtx, BuildError, Device, SaveError, SavedBytes, SavedState, StateError};
 use crate::mem::all_ones;
 use crate::pci::bar::BarType;
@@ -73,7 +77,7 @@ const REG_DEPTH: usize = 8;
 const DEPTH: u16 = 32;
 
 const KIND: &str = "fbuf";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// What a checkpoint keeps.
 #[derive(Serialize, Deserialize)]
@@ -81,6 +85,7 @@ struct FbufState {
     regs: Vec<u8>,
     /// Pages of the picture's memory by number, ascending; those that are missing are zero.
     pages: Vec<(u32, Vec<u8>)>,
+    vga: Option<VgaState>,
 }
 
 fn parse(node: &Node, options: &str) -> Result<(), String> {
@@ -178,7 +183,9 @@ impl BarMemory for Frame {
 /// What viewers look at.
 struct Screen {
     frame: Arc<Frame>,
+    /// Locked before the VGA's.
     regs: Mutex<[u8; REGS_SIZE]>,
+    vga: Option<Arc<Vga>>,
 }
 
 impl Screen {
@@ -188,12 +195,25 @@ impl Screen {
 
     /// The mode that the guest has set, as far as there is memory for it; `None` without pixels.
     fn mode(&self) -> Option<Geometry> {
-        let regs = self.regs();
+        let mode = size_of(&self.regs());
         let mode = Geometry {
-            width: u16_at(&regs, REG_WIDTH).min(MAX.width),
-            height: u16_at(&regs, REG_HEIGHT).min(MAX.height),
+            width: mode.width.min(MAX.width),
+            height: mode.height.min(MAX.height),
         };
         (mode.width != 0 && mode.height != 0).then_some(mode)
+    }
+
+    /// The VGA, while it is its picture that is seen.
+    fn vga(&self) -> Option<&Vga> {
+        self.vga.as_deref().filter(|vga| vga.is_shown())
+    }
+}
+
+/// What the registers say of the picture's size.
+fn size_of(regs: &[u8; REGS_SIZE]) -> Geometry {
+    Geometry {
+        width: u16_at(regs, REG_WIDTH),
+        height: u16_at(regs, REG_HEIGHT),
     }
 }
 
@@ -203,10 +223,16 @@ fn u16_at(regs: &[u8; REGS_SIZE], at: usize) -> u16 {
 
 impl Picture for Screen {
     fn geometry(&self) -> Geometry {
-        self.mode().unwrap_or(BLANK)
+        match self.vga() {
+            Some(vga) => vga.geometry(),
+            None => self.mode().unwrap_or(BLANK),
+        }
     }
 
     fn capture(&self, image: &mut Image) {
+        if let Some(vga) = self.vga() {
+            return vga.capture(image);
+        }
         let mode = self.mode();
         image.geometry = mode.unwrap_or(BLANK);
         image.pixels.resize(image.geometry.pixels(), 0);
@@ -221,12 +247,21 @@ impl Picture for Screen {
         }
     }
 
-    fn frame_buffer(&self) -> Option<FrameBuffer> {
-        Some(FrameBuffer {
+    fn boot_screen(&self) -> Option<BootScreen> {
+        if self.vga().is_some() {
+            return Some(BootScreen::Text(TextScreen {
+                gpa: bios::TEXT,
+                mode: bios::MODE,
+                columns: bios::COLUMNS,
+                rows: bios::ROWS,
+                points: bios::POINTS,
+            }));
+        }
+        Some(BootScreen::Linear(FrameBuffer {
             gpa: (*self.frame.gpa())?,
             size: FB_SIZE,
             geometry: self.mode()?,
-        })
+        }))
     }
 }
 
@@ -280,19 +315,16 @@ fn build(
     node: &Node,
     saved: Option<&SavedBytes>,
 ) -> Result<Arc<dyn PciDevice>, BuildError> {
-    match node.get("vga")?.as_deref() {
-        None | Some("off") => {}
-        Some(mode @ ("on" | "io")) => {
-            return Err(BuildError::Invalid(format!(
-                "vga={mode}: there is no VGA, only vga=off"
-            )));
-        }
+    let extent = match node.get("vga")?.as_deref() {
+        Some("off") => None,
+        None | Some("io") => Some(Extent::Registers),
+        Some("on") => Some(Extent::Full),
         Some(other) => {
             return Err(BuildError::Invalid(format!(
                 "vga={other} is not on, io or off"
             )));
         }
-    }
+    };
     let initial = Geometry {
         width: side(node, "w", MIN.width, DEFAULT.width, MAX.width)?,
         height: side(node, "h", MIN.height, DEFAULT.height, MAX.height)?,
@@ -304,7 +336,11 @@ fn build(
         ));
     }
     let frame = Arc::new(Frame::new(ctx.vm, FB_SIZE)?);
-    let fbuf = assemble(func, frame, initial, saved)?;
+    let vga = extent.map(|extent| Arc::new(Vga::new(extent)));
+    if let Some(vga) = &vga {
+        vga.register(ctx)?;
+    }
+    let fbuf = assemble(func, frame, vga, initial, saved)?;
     let picture = Arc::downgrade(&fbuf.screen);
     ctx.console.set_picture(picture);
     let server = Server::start(options, Arc::clone(ctx.console))?;
@@ -317,6 +353,7 @@ fn build(
 fn assemble(
     func: Arc<PciFunc>,
     frame: Arc<Frame>,
+    vga: Option<Arc<Vga>>,
     initial: Geometry,
     saved: Option<&SavedBytes>,
 ) -> Result<Fbuf, BuildError> {
@@ -327,6 +364,7 @@ fn assemble(
     let screen = Arc::new(Screen {
         frame,
         regs: Mutex::new(initial_regs(initial)),
+        vga,
     });
     if let Some(saved) = saved {
         restore(&screen, saved)?;
@@ -340,10 +378,22 @@ fn assemble(
 }
 
 fn restore(screen: &Screen, saved: &SavedBytes) -> Result<(), StateError> {
-    let FbufState { regs, pages } = saved.decode(KIND, VERSION)?;
+    let FbufState { regs, pages, vga } = saved.decode(KIND, VERSION)?;
     let regs = regs
         .try_into()
         .map_err(|_| StateError::Invalid("the registers have another size".to_owned()))?;
+    match (&screen.vga, vga) {
+        (Some(vga), Some(state)) => vga.restore(state)?,
+        (None, None) => {}
+        (Some(_), None) => {
+            let what = "it was saved with vga=off";
+            return Err(StateError::Invalid(what.to_owned()));
+        }
+        (None, Some(_)) => {
+            let what = "it was saved with another vga than off";
+            return Err(StateError::Invalid(what.to_owned()));
+        }
+    }
     screen.frame.fill(&pages)?;
     *screen.regs() = regs;
     Ok(())
@@ -365,10 +415,15 @@ impl Device for Fbuf {
             initial: _,
             server: _,
         } = self;
-        let Screen { frame, regs: _ } = &**screen;
+        let Screen {
+            frame,
+            regs: _,
+            vga,
+        } = &**screen;
         let state = FbufState {
             regs: screen.regs().to_vec(),
             pages: frame.pages()?,
+            vga: vga.as_deref().map(Vga::save),
         };
         SavedState::encode(KIND, VERSION, &state)
     }
@@ -380,6 +435,9 @@ impl Device for Fbuf {
         *self.screen.regs() = initial_regs(self.initial);
         if let Err(error) = self.screen.frame.fill(&[]) {
             log::debug!("{}: {error}", self.name());
+        }
+        if let Some(vga) = &self.screen.vga {
+            vga.reset();
         }
     }
 }
@@ -407,12 +465,24 @@ impl PciDevice for Fbuf {
         let Some(end) = at.checked_add(size.into()) else {
             return;
         };
-        if let Some(bytes) = regs.get_mut(at..end).filter(|_| bar == REGS_BAR) {
-            let value = (value & all_ones(size)).to_le_bytes();
-            bytes
-                .iter_mut()
-                .zip(value)
-                .for_each(|(to, from)| *to = from);
+        let Some(bytes) = regs.get_mut(at..end).filter(|_| bar == REGS_BAR) else {
+            return;
+        };
+        let value = (value & all_ones(size)).to_le_bytes();
+        bytes
+            .iter_mut()
+            .zip(value)
+            .for_each(|(to, from)| *to = from);
+        if let Some(vga) = &self.screen.vga {
+            match size_of(&regs) {
+                Geometry {
+                    width: 0,
+                    height: 0,
+                } => vga.show(true),
+                Geometry { width, height } if width != 0 && height != 0 => vga.show(false),
+                // A size of which one half is there.
+                _ => {}
+            }
         }
     }
 

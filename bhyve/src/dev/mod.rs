@@ -1,4 +1,5 @@
-//! Devices that are no virtio devices: serial ports, keyboard controller, clock, power management and the frame buffer.
+//! Devices that are no virtio devices: serial ports, keyboard controller, clock, power management, the frame
+//! buffer and its VGA.
 
 pub mod atkbdc;
 pub mod fbuf;
@@ -8,3 +9,4 @@ pub mod ps2mouse;
 pub mod rtc;
 pub mod uart;
 pub mod uart_backend;
+pub mod vga;

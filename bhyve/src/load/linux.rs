@@ -4,7 +4,7 @@ use super::bytes::{put, u16_at, u32_at, u64_at};
 use super::elf::{Elf, is_elf};
 use super::state::{self, BootState};
 use super::{LoadError, Loader, decompress, place};
-use crate::console::FrameBuffer;
+use crate::console::{BootScreen, FrameBuffer, TextScreen};
 use std::ops::Range;
 
 // Offsets that are the same in the bzImage and in the boot parameters ("zero page").
@@ -31,7 +31,12 @@ const HEADER_END: usize = 0x290;
 
 // Offsets of the boot parameters only.
 /// `struct screen_info` (include/uapi/linux/screen_info.h of Linux) is at their beginning.
+const ORIG_VIDEO_MODE: usize = 0x06;
+const ORIG_VIDEO_COLS: usize = 0x07;
+const ORIG_VIDEO_EGA_BX: usize = 0x0a;
+const ORIG_VIDEO_LINES: usize = 0x0e;
 const ORIG_VIDEO_IS_VGA: usize = 0x0f;
+const ORIG_VIDEO_POINTS: usize = 0x10;
 const LFB_WIDTH: usize = 0x12;
 const LFB_HEIGHT: usize = 0x14;
 const LFB_DEPTH: usize = 0x16;
@@ -49,6 +54,10 @@ const BOOT_PARAMS_SIZE: usize = 0x1000;
 
 /// A linear frame buffer of a VESA mode: what vesafb and its successors draw on.
 const VIDEO_TYPE_VLFB: u8 = 0x23;
+/// A VGA, as opposed to an EGA.
+const IS_VGA: u8 = 1;
+/// What a BIOS says of an EGA's memory and monitor: 256 KiB, in colour.
+const EGA_INFO: u16 = 0x0003;
 /// One byte each, 0x00RRGGBB.
 const COLOURS: [u8; 8] = [8, 16, 8, 8, 8, 0, 8, 24];
 
@@ -212,8 +221,26 @@ pub(super) fn load_vmlinux(
     finish(loader, &SetupHeader::synthetic(), elf.entry)
 }
 
+/// Describes the text that a real BIOS would have set up.
+fn tell_text(params: &mut [u8], screen: TextScreen) {
+    let TextScreen {
+        // It follows from the mode.
+        gpa: _,
+        mode,
+        columns,
+        rows,
+        points,
+    } = screen;
+    put(params, ORIG_VIDEO_MODE, [mode]);
+    put(params, ORIG_VIDEO_COLS, [columns]);
+    put(params, ORIG_VIDEO_EGA_BX, EGA_INFO.to_le_bytes());
+    put(params, ORIG_VIDEO_LINES, [rows]);
+    put(params, ORIG_VIDEO_IS_VGA, [IS_VGA]);
+    put(params, ORIG_VIDEO_POINTS, u16::from(points).to_le_bytes());
+}
+
 /// Describes the frame buffer. A real BIOS would have set its mode.
-fn tell_screen(params: &mut [u8], screen: FrameBuffer) {
+fn tell_frame_buffer(params: &mut [u8], screen: FrameBuffer) {
     let FrameBuffer {
         gpa,
         size,
@@ -284,8 +311,10 @@ fn finish(
         .unwrap_or_default();
     params[E820_TABLE..E820_TABLE + table.len()].copy_from_slice(table);
 
-    if let Some(screen) = loader.machine.frame_buffer {
-        tell_screen(&mut params, screen);
+    match loader.machine.screen {
+        Some(BootScreen::Text(screen)) => tell_text(&mut params, screen),
+        Some(BootScreen::Linear(screen)) => tell_frame_buffer(&mut params, screen),
+        None => {}
     }
 
     loader.put(place::BOOT_PARAMS, params);

@@ -17,7 +17,7 @@ mod state;
 pub use elf::ElfError;
 pub use state::{BootState, SegmentState, TableState};
 
-use crate::console::FrameBuffer;
+use crate::console::BootScreen;
 use crate::e820::{E820, MemoryLayout};
 use std::io;
 use std::ops::Range;
@@ -41,8 +41,8 @@ pub struct BootMachine {
     pub memory: MemoryLayout,
     /// Where the ACPI tables begin, if there are any.
     pub rsdp: Option<u64>,
-    /// What it may draw on.
-    pub frame_buffer: Option<FrameBuffer>,
+    /// What it may write on.
+    pub screen: Option<BootScreen>,
 }
 
 /// Bytes and the guest physical address where they go.

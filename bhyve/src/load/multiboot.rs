@@ -5,20 +5,28 @@ use super::bytes::{put, u32_at};
 use super::elf::Elf;
 use super::state::{self, BootState};
 use super::{LoadError, Loader, place};
+use crate::console::{BootScreen, FrameBuffer, Geometry, TextScreen};
 use crate::e820::BASE_MEMORY_END;
 
 const HEADER_MAGIC: u32 = 0x1bad_b002;
 const LOADER_MAGIC: u64 = 0x2bad_b002;
 /// The header lies within the first 8 KiB, at a multiple of 4.
 const SEARCH: usize = 8192;
-/// Bits 0-15 must be understood: page-aligned modules and memory information are, video modes are not.
+/// Bits 0-15 must be understood: page-aligned modules and memory information are.
 const KNOWN_FLAGS: u32 = 0b011;
+/// The kernel has to know of the screen; what it would like to have is beside the point.
+const VIDEO_FLAG: u32 = 0b100;
 
 const INFO_SIZE: usize = 116;
 const INFO_MEMORY: u32 = 1 << 0;
 const INFO_CMDLINE: u32 = 1 << 2;
 const INFO_MODULES: u32 = 1 << 3;
 const INFO_MEMORY_MAP: u32 = 1 << 6;
+const INFO_SCREEN: u32 = 1 << 12;
+/// The screen: address, bytes of a row, columns, rows, bits, kind, and for pixels position and size of each colour.
+const SCREEN: usize = 88;
+const SCREEN_PIXELS: u8 = 1;
+const SCREEN_TEXT: u8 = 2;
 const MODULE: u64 = place::INFO + 0x80;
 const MEMORY_MAP: u64 = place::INFO + 0xa0;
 const MEMORY_MAP_ENTRY: usize = 24;
@@ -41,12 +49,45 @@ pub(super) fn has_header(kernel: &[u8]) -> bool {
     header_flags(kernel).is_some()
 }
 
+fn tell_screen(info: &mut [u8], screen: BootScreen) {
+    let (gpa, pitch, columns, rows, kind, colours) = match screen {
+        BootScreen::Text(TextScreen {
+            gpa,
+            columns,
+            rows,
+            mode: _,
+            points: _,
+        }) => {
+            let pitch = u32::from(columns) * 2;
+            let kind = [16, SCREEN_TEXT];
+            (gpa, pitch, columns.into(), rows.into(), kind, [0; 6])
+        }
+        BootScreen::Linear(FrameBuffer {
+            gpa,
+            geometry: Geometry { width, height },
+            size: _,
+        }) => {
+            let colours = [16, 8, 8, 8, 0, 8];
+            let (width, height) = (u32::from(width), u32::from(height));
+            (gpa, width * 4, width, height, [32, SCREEN_PIXELS], colours)
+        }
+    };
+    put(info, SCREEN, gpa.to_le_bytes());
+    put(info, SCREEN + 8, pitch.to_le_bytes());
+    put(info, SCREEN + 12, columns.to_le_bytes());
+    put(info, SCREEN + 16, rows.to_le_bytes());
+    put(info, SCREEN + 20, kind);
+    put(info, SCREEN + 22, colours);
+}
+
 pub(super) fn load(
     loader: &mut Loader<'_>,
     elf: &Elf,
     kernel: &[u8],
 ) -> Result<BootState, LoadError> {
-    let unknown = header_flags(kernel).unwrap_or(0) & 0xffff & !KNOWN_FLAGS;
+    let screen = loader.machine.screen;
+    let known = KNOWN_FLAGS | screen.map_or(0, |_| VIDEO_FLAG);
+    let unknown = header_flags(kernel).unwrap_or(0) & 0xffff & !known;
     if unknown != 0 {
         return Err(loader.bad_kernel(format!(
             "its multiboot header asks for {unknown:#x}, which is not available"
@@ -82,6 +123,10 @@ pub(super) fn load(
         map.extend(entry.range.start.to_le_bytes());
         map.extend((entry.range.end - entry.range.start).to_le_bytes());
         map.extend((entry.kind as u32).to_le_bytes());
+    }
+    if let Some(screen) = screen {
+        flags |= INFO_SCREEN;
+        tell_screen(&mut info, screen);
     }
     put(&mut info, 0, flags.to_le_bytes());
     put(&mut info, 44, (map.len() as u32).to_le_bytes());

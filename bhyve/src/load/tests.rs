@@ -1,8 +1,9 @@
 //! Tests of the loader with kernels made up for it.
 
-use super::bytes::{u32_at, u64_at};
+use super::bytes::{u16_at, u32_at, u64_at};
 use super::elf::tests::synthetic;
 use super::*;
+use crate::console::{FrameBuffer, Geometry, TextScreen};
 use std::io::Write;
 use tempfile::NamedTempFile;
 
@@ -21,6 +22,16 @@ fn boot(
     cmdline: &str,
     lowmem: u64,
 ) -> Result<BootImage, LoadError> {
+    boot_on(kernel, initrd, cmdline, lowmem, None)
+}
+
+fn boot_on(
+    kernel: &[u8],
+    initrd: Option<&[u8]>,
+    cmdline: &str,
+    lowmem: u64,
+    screen: Option<BootScreen>,
+) -> Result<BootImage, LoadError> {
     let kernel = file(kernel);
     let initrd = initrd.map(file);
     let files = BootFiles {
@@ -37,7 +48,7 @@ fn boot(
         &BootMachine {
             memory,
             rsdp: Some(0xf_2400),
-            frame_buffer: None,
+            screen,
         },
     )
 }
@@ -171,13 +182,44 @@ fn pvh() {
     assert_eq!(map.len(), u32_at(info, 48).unwrap() as usize * 24);
 }
 
+/// A multiboot kernel's header with these flags.
+fn multiboot_header(flags: u32) -> Vec<u8> {
+    let sum = 0_u32.wrapping_sub(0x1bad_b002 + flags);
+    let words = [0x1bad_b002, flags, sum];
+    words.into_iter().flat_map(u32::to_le_bytes).collect()
+}
+
+#[test]
+fn multiboot_is_told_of_the_screen() {
+    let told = |flags, screen| {
+        let kernel = synthetic(MIB, &multiboot_header(flags), 0x1000, None);
+        let image = boot_on(&kernel, None, "", 32 * MIB, screen)?;
+        Ok::<_, LoadError>(at(&image, image.state.rbx).to_vec())
+    };
+    const TOLD: u32 = 1 << 12;
+    let flags = |info: &[u8]| u32_at(info, 0).unwrap() & TOLD;
+    let text = told(3, Some(TEXT)).unwrap();
+    assert_eq!(flags(&text), TOLD);
+    let numbers = |info: &[u8]| [96, 100, 104].map(|at| u32_at(info, at).unwrap());
+    assert_eq!(u64_at(&text, 88), Some(0xb_8000));
+    assert_eq!(numbers(&text), [160, 80, 25]);
+    assert_eq!(text[108..110], [16, 2]);
+    let pixels = told(7, Some(PIXELS)).unwrap();
+    assert_eq!(u64_at(&pixels, 88), Some(0xc200_0000));
+    assert_eq!(numbers(&pixels), [4096, 1024, 768]);
+    assert_eq!(pixels[108..], [32, 1, 16, 8, 8, 8, 0, 8]);
+    let none = told(3, None).unwrap();
+    assert_eq!(flags(&none), 0);
+    assert!(none[88..].iter().all(|byte| *byte == 0));
+    // Who must have a screen is not booted without.
+    let error = told(7, None).unwrap_err().to_string();
+    assert!(error.contains("asks for 0x4"), "{error}");
+}
+
 #[test]
 fn multiboot_and_vmlinux() {
-    let mut code = 0x1bad_b002_u32.to_le_bytes().to_vec();
-    code.extend(3_u32.to_le_bytes());
-    code.extend(0u32.wrapping_sub(0x1bad_b002 + 3).to_le_bytes());
     let image = boot(
-        &synthetic(MIB, &code, 0x1000, None),
+        &synthetic(MIB, &multiboot_header(3), 0x1000, None),
         None,
         "hello",
         32 * MIB,
@@ -200,6 +242,46 @@ fn multiboot_and_vmlinux() {
         u32_at(at(&image, image.state.rsi), 0x202),
         Some(u32::from_le_bytes(*b"HdrS"))
     );
+}
+
+const TEXT: BootScreen = BootScreen::Text(TextScreen {
+    gpa: 0xb_8000,
+    mode: 3,
+    columns: 80,
+    rows: 25,
+    points: 16,
+});
+const PIXELS: BootScreen = BootScreen::Linear(FrameBuffer {
+    gpa: 0xc200_0000,
+    size: 32 << 20,
+    geometry: Geometry {
+        width: 1024,
+        height: 768,
+    },
+});
+
+#[test]
+fn linux_is_told_of_the_screen() {
+    let info = |screen| {
+        let image = boot_on(
+            &synthetic(MIB, b"code", 0x1000, None),
+            None,
+            "",
+            32 * MIB,
+            screen,
+        );
+        let image = image.unwrap();
+        at(&image, image.state.rsi)[..0x40].to_vec()
+    };
+    let text = info(Some(TEXT));
+    // Mode, columns, lines, "is a VGA", and points.
+    assert_eq!((text[6], text[7], text[14], text[15]), (3, 80, 25, 1));
+    assert_eq!(u16_at(&text, 16), Some(16));
+    let pixels = info(Some(PIXELS));
+    assert_eq!(pixels[15], 0x23);
+    assert_eq!(u32_at(&pixels, 0x12), Some(768 << 16 | 1024));
+    assert_eq!(u32_at(&pixels, 0x18), Some(0xc200_0000));
+    assert_eq!(info(None), [0; 0x40]);
 }
 
 #[test]
@@ -229,7 +311,7 @@ fn what_is_not_a_kernel_is_named() {
             highmem: 0,
         },
         rsdp: None,
-        frame_buffer: None,
+        screen: None,
     };
     let error = prepare(&missing, &machine).unwrap_err();
     assert_eq!(error.to_string(), "cannot read /nonexistent/kernel");

@@ -79,6 +79,7 @@ impl Devices {
             config,
             mevent,
             inout,
+            mmio,
             intx: &pirq,
             console: &console,
             clock: options.clock,

@@ -2,7 +2,7 @@
 
 use super::pixel::PixelFormat;
 use super::*;
-use crate::console::{FrameBuffer, Geometry, Image, KeyEvent, Keyboard, Picture};
+use crate::console::{BootScreen, Geometry, Image, KeyEvent, Keyboard, Picture};
 use flate2::{Decompress, FlushDecompress};
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -16,7 +16,7 @@ impl Picture for Canvas {
     fn capture(&self, image: &mut Image) {
         *image = self.0.lock().unwrap().clone();
     }
-    fn frame_buffer(&self) -> Option<FrameBuffer> {
+    fn boot_screen(&self) -> Option<BootScreen> {
         None
     }
 }

@@ -137,6 +137,7 @@ impl Bench {
             config: &self.config,
             mevent: &self.mevent,
             inout: &inout,
+            mmio: &mmio,
             intx: &intx,
             console: &self.console,
             clock: self.clock,

@@ -2,18 +2,29 @@
 
 use super::*;
 use crate::device::Clock;
+use crate::inout::PortHandler;
+use crate::mem::MmioHandler;
 use crate::virtio::testing::Bench;
 
 /// Small enough for a thousand checkpoints.
 const SMALL: u64 = 64 << 10;
 
 fn device(bench: &Bench, saved: Option<&SavedBytes>) -> (Arc<dyn PciDevice>, Arc<Screen>) {
+    device_with(bench, saved, None)
+}
+
+fn device_with(
+    bench: &Bench,
+    saved: Option<&SavedBytes>,
+    extent: Option<Extent>,
+) -> (Arc<dyn PciDevice>, Arc<Screen>) {
+    let vga = extent.map(|extent| Arc::new(Vga::new(extent)));
     let mut screen = None;
     let driver = bench
         .build_with(
             |ctx, func, _, saved| {
                 let frame = Arc::new(Frame::new(ctx.vm, SMALL)?);
-                let fbuf = assemble(func, frame, DEFAULT, saved)?;
+                let fbuf = assemble(func, frame, vga.clone(), DEFAULT, saved)?;
                 screen = Some(Arc::clone(&fbuf.screen));
                 Ok(Arc::new(fbuf))
             },
@@ -134,6 +145,7 @@ fn broken_states_are_refused() {
         let state = FbufState {
             regs: vec![0; regs],
             pages,
+            vga: None,
         };
         let saved = SavedState::encode(KIND, VERSION, &state).unwrap();
         assert!(device.restore(&saved.into()).is_err());
@@ -141,10 +153,64 @@ fn broken_states_are_refused() {
 }
 
 #[test]
+fn the_vga_is_seen_while_it_is_used() {
+    let bench = Bench::new(Clock::Instructions);
+    let (device, screen) = device_with(&bench, None, Some(Extent::Full));
+    let vga = screen.vga.clone().unwrap();
+    let mode = |value: u32| PortHandler::write(&*vga, 0x3ce, 2, value << 8 | 5);
+    assert!(matches!(
+        screen.boot_screen(),
+        Some(BootScreen::Text(TextScreen {
+            gpa: 0xb_8000,
+            columns: 80,
+            rows: 25,
+            ..
+        }))
+    ));
+    assert_eq!(screen.geometry(), BLANK);
+    // A size makes it the linear picture's turn, and half a size nothing.
+    device.bar_write(REGS_BAR, 4, 2, 800);
+    assert_eq!(screen.geometry().width, 800);
+    mode(0x10);
+    assert_eq!(screen.geometry(), BLANK);
+    device.bar_write(REGS_BAR, 4, 4, 600 << 16 | 800);
+    assert_eq!(screen.geometry().height, 600);
+    device.bar_write(REGS_BAR, 4, 2, 0);
+    assert!(!vga.is_shown());
+    device.bar_write(REGS_BAR, 6, 2, 0);
+    assert!(vga.is_shown());
+    let mut image = Image::default();
+    MmioHandler::write(&*vga, 0x1_8000, 2, 0x07db);
+    screen.capture(&mut image);
+    assert_eq!(image.pixels[0], 0xaa_aaaa);
+
+    let saved = SavedBytes::from(device.save().unwrap());
+    let other = Bench::new(Clock::Instructions);
+    let (twin, twin_screen) = device_with(&other, Some(&saved), Some(Extent::Full));
+    let mut twin_image = Image::default();
+    twin_screen.capture(&mut twin_image);
+    assert!(image == twin_image);
+    device.reset();
+    screen.capture(&mut image);
+    assert_eq!(image.pixels[0], 0);
+    assert_eq!(saved, twin.save().unwrap().into());
+
+    // With registers only, the picture stays the linear one.
+    let other = Bench::new(Clock::Instructions);
+    let (device, screen) = device_with(&other, None, Some(Extent::Registers));
+    let vga = screen.vga.clone().unwrap();
+    PortHandler::write(&*vga, 0x3ce, 2, 0x1005);
+    assert_eq!(screen.geometry(), DEFAULT);
+    assert!(device.restore(&saved).is_err());
+    let other = Bench::new(Clock::Instructions);
+    let (device, _screen) = self::device(&other, None);
+    let error = device.restore(&saved).unwrap_err().to_string();
+    assert!(error.contains("vga"), "{error}");
+}
+
+#[test]
 fn bad_options_are_refused_by_name() {
     for (options, complaint) in [
-        ("vga=on", "vga=on: there is no VGA"),
-        ("vga=io", "vga=io: there is no VGA"),
         ("vga=maybe", "vga=maybe is not"),
         ("w=639", "w=639 is not between 640 and 3840"),
         ("h=2161", "h=2161 is not between 480 and 2160"),

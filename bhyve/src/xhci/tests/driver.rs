@@ -3,7 +3,7 @@
 use super::super::regs::{DOORBELLS, OPERATIONAL, PORT_BASE, PORT_STRIDE, RUNTIME, cmd, op, rt};
 use super::super::trb::{Code, TRB_SIZE, Trb, kind};
 use super::super::{PORTS, XHCI};
-use crate::console::{Console, FrameBuffer, Geometry, Image, Picture, PtrEvent};
+use crate::console::{BootScreen, Console, Geometry, Image, Picture, PtrEvent};
 use crate::device::{Clock, SavedBytes};
 use crate::pci::PciDevice;
 use crate::virtio::testing::Bench;
@@ -35,7 +35,7 @@ impl Picture for Screen {
     fn capture(&self, image: &mut Image) {
         *image = Image::default();
     }
-    fn frame_buffer(&self) -> Option<FrameBuffer> {
+    fn boot_screen(&self) -> Option<BootScreen> {
         None
     }
 }
