@@ -1,14 +1,16 @@
-//! Debian's installer on the frame buffer, driven through VNC, before a suspend and after the restore. The console of an
-//! ordinary guest is the matrix's business.
+//! Debian's text console on a VGA, and its installer on the frame buffer, driven through VNC, before a suspend and after the
+//! restore. The console of an ordinary guest on the frame buffer is the matrix's business.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use vmm_tests::debian::{Debian, no_complaints};
 use vmm_tests::host::free_port;
 use vmm_tests::rfb::{RETURN, Screen, Viewer};
 use vmm_tests::{Bench, Guest, on_each_vmm};
 
+on_each_vmm!(a_text_console_survives_a_restore);
 on_each_vmm!(
     #[ignore = "a long run, of an installer that is fetched: make soak"]
     the_installer_survives_a_restore,
@@ -25,10 +27,10 @@ fn suspend(bench: &Bench, guest: &mut Guest) {
     assert_eq!(guest.wait().code(), Some(0));
 }
 
-/// Continues, with a server on another port than before.
-fn restore(bench: &Bench, slot: &str) -> (Guest, Viewer) {
+/// Continues, with a server on another port than before and these options.
+fn restore(bench: &Bench, slot: &str, options: &str) -> (Guest, Viewer) {
     let port = free_port();
-    let slot = format!("{slot},fbuf,tcp=127.0.0.1:{port}");
+    let slot = format!("{slot},fbuf,tcp=127.0.0.1:{port}{options}");
     let guest = bench.start(&["-r", "p", "-s", &slot, "vm"]);
     (guest, Viewer::connect(port))
 }
@@ -56,6 +58,45 @@ fn installer(bench: &Bench) -> Option<(PathBuf, PathBuf)> {
     let files = bench
         .path("installer/usr/lib/debian-installer/images/12/amd64/text/debian-installer/amd64");
     Some((files.join("linux"), files.join("initrd.gz")))
+}
+
+/// Types a command into the shell on the screen, and waits for the line that it prints.
+fn command(guest: &mut Guest, viewer: &mut Viewer, command: &str, prints: &str) -> Screen {
+    let before = viewer.screen();
+    viewer.type_text(command);
+    viewer.type_text("\n");
+    let after = viewer.wait_for(LONG, |screen| screen.differences(&before) > 100);
+    // The kernel's own view of its screen.
+    let text = guest.shell("fold -w 80 /dev/vcs1");
+    let line = |line: &str| line.trim() == prints;
+    assert!(text.lines().any(line), "{text}");
+    after
+}
+
+fn a_text_console_survives_a_restore(bench: &Bench) {
+    let Some(debian) = Debian::generic() else {
+        return;
+    };
+    let port = free_port();
+    let slot = format!("29,fbuf,tcp=127.0.0.1:{port},vga=on");
+    let cmdline =
+        "boot.cmdline=console=tty0 console=ttyS0 vt.global_cursor_default=0 consoleblank=0";
+    let mut guest = debian.boot(bench, 1, &["-s", &slot, "-o", cmdline]);
+    guest.shell("setsid sh < /dev/tty1 > /dev/tty1 2>&1 &");
+    let mut viewer = Viewer::connect(port);
+    let screen = viewer.wait_for(LONG, |screen| screen.lit() > 1000);
+    assert_eq!((screen.width, screen.height), (720, 400));
+    let before = command(&mut guest, &mut viewer, "uname", "Linux");
+    keep(&before, "vga-1.png");
+    suspend(bench, &mut guest);
+
+    let (mut guest, mut viewer) = restore(bench, "29", ",vga=on");
+    let after = viewer.screen();
+    keep(&after, "vga-2.png");
+    assert_eq!(after.differences(&before), 0);
+    let last = command(&mut guest, &mut viewer, "uname -m", "x86_64");
+    keep(&last, "vga-3.png");
+    no_complaints(&guest.console());
 }
 
 fn the_installer_survives_a_restore(bench: &Bench) {
@@ -100,7 +141,7 @@ fn the_installer_survives_a_restore(bench: &Bench) {
     keep(&second, "installer-2.png");
     suspend(bench, &mut guest);
 
-    let (_guest, mut viewer) = restore(bench, "29");
+    let (_guest, mut viewer) = restore(bench, "29", "");
     let after = viewer.screen();
     keep(&after, "installer-2-after.png");
     assert_eq!(after.differences(&second), 0);

@@ -133,7 +133,7 @@ impl Vga {
         let chip = self.chip().clone();
         let blinks = self.since.elapsed().as_millis() / BLINK.as_millis();
         let blink = Blink {
-            cursor: blinks % 2 == 0,
+            cursor: blinks.is_multiple_of(2),
             text: blinks % 4 < 2,
         };
         chip.draw(blink, image);

@@ -67,7 +67,7 @@ pub struct Blink {
     pub text: bool,
 }
 
-/// A byte of a font, and the column of dots where it begins.
+/// What the display makes of the planes.
 struct Raster<'a> {
     chip: &'a Chip,
     blink: Blink,
@@ -110,7 +110,7 @@ impl Chip {
     pub fn geometry(&self) -> Geometry {
         let crtc = &self.crtc.regs;
         let columns = usize::from(crtc[DISPLAY_END]) + 1;
-        let width = columns * self.dots() << self.halved();
+        let width = (columns * self.dots()) << self.halved();
         let above = bit(crtc[OVERFLOW], 1) << 8 | bit(crtc[OVERFLOW], 6) << 9;
         let half_lines = usize::from(crtc[CRTC_MODE] & MODE_HALF_LINES != 0);
         let height = (usize::from(crtc[LINES_END]) + above + 1) << half_lines;

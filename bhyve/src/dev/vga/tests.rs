@@ -485,7 +485,7 @@ fn act(chance: &mut Chance, vgas: &[&Vga]) -> Vec<u64> {
                 vga,
                 SEQ,
                 (a % 6) as u8,
-                byte | u8::from(a >> 8 & 7 != 0) * 3,
+                if a >> 8 & 7 == 0 { byte } else { byte | 3 },
             ),
             3 => set(vga, GFX, (a % 10) as u8, byte),
             4 => set(vga, CRTC, (a % 26) as u8, byte),
@@ -557,7 +557,8 @@ fn a_restored_twin_behaves_the_same() {
 #[test]
 fn broken_states_are_refused() {
     let good = full().save();
-    let breaks: [(&str, fn(&mut VgaState)); 10] = [
+    type Break = fn(&mut VgaState);
+    let breaks: [(&str, Break); 10] = [
         ("registers", |state| state.seq.1[1] = 0x40),
         ("registers", |state| state.gfx.0 = 0x10),
         ("registers", |state| state.attr.1[0] = 0x40),
