@@ -168,6 +168,55 @@ fn copy(a: &mut CodeAssembler) {
     a.jmp(top).unwrap();
 }
 
+/// As a kernel's code is: thousands of functions, each short and seldom in the nearest cache, called from everywhere; with
+/// ftrace's NOPs, saved registers, loads, tests and branches.
+fn wide(a: &mut CodeAssembler) {
+    const FUNCTIONS: usize = 3000;
+    let mut seed = 1u32;
+    let mut random = |below: u32| {
+        seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (seed >> 8) % below
+    };
+    let mut top = a.create_label();
+    let mut functions: Vec<_> = (0..FUNCTIONS).map(|_| a.create_label()).collect();
+    a.mov(rdi, 0x20_0000u64).unwrap();
+    a.set_label(&mut top).unwrap();
+    for _ in 0..FUNCTIONS {
+        let callee = functions[random(FUNCTIONS as u32) as usize];
+        a.mov(ebx, random(0x8_0000)).unwrap();
+        a.call(callee).unwrap();
+    }
+    a.jmp(top).unwrap();
+    for (n, function) in functions.iter_mut().enumerate() {
+        let mut skip = a.create_label();
+        let mut out = a.create_label();
+        a.set_label(function).unwrap();
+        a.db(&[0x0f, 0x1f, 0x44, 0x00, 0x00]).unwrap();
+        a.push(rbp).unwrap();
+        a.push(rbx).unwrap();
+        a.mov(rbp, rdi).unwrap();
+        a.mov(rax, qword_ptr(rdi + rbx)).unwrap();
+        a.test(rax, rax).unwrap();
+        if n % 3 == 0 {
+            a.jne(out).unwrap();
+        } else {
+            a.je(skip).unwrap();
+        }
+        a.lea(rdx, qword_ptr(rax + rbx * 8 + 0x10)).unwrap();
+        a.mov(ecx, dword_ptr(rbp + 0x40)).unwrap();
+        a.and(ecx, 0xff).unwrap();
+        a.cmp(ecx, n as u32).unwrap();
+        a.je(out).unwrap();
+        a.set_label(&mut skip).unwrap();
+        a.mov(qword_ptr(rbp + rbx + 8), rdx).unwrap();
+        a.xor(eax, eax).unwrap();
+        a.set_label(&mut out).unwrap();
+        a.pop(rbx).unwrap();
+        a.pop(rbp).unwrap();
+        a.ret().unwrap();
+    }
+}
+
 fn sse(a: &mut CodeAssembler) {
     let mut top = a.create_label();
     a.set_label(&mut top).unwrap();
@@ -190,6 +239,7 @@ fn main() {
     measure("call/ret", n, guest(calls));
     measure("indirect", n, guest(indirect));
     measure("branches", n, guest(chains));
+    measure("wide", n, guest(wide));
     measure("syscall", n / 10, guest(syscalls));
     measure("page fault", n / 10, guest(faults));
     measure("sse", n / 4, guest(sse));

@@ -2,13 +2,15 @@
 //!
 //! A block never leaves its page, so it is valid as long as the page's generation is the one it was made under; when that has
 //! changed, it is compared with the bytes it was made from before it is thrown away (data in the same page is the usual reason).
+//! An instruction that straddles pages is a block of its own, which depends on both.
 //! Blocks remember their successors; such a link holds while the key (mapping epoch, mode, privilege) is the one it was made under,
 //! and for the RIP that it was made for: a page may be mapped at several addresses, with different neighbours.
 
+use std::ops::Range;
 use std::sync::atomic::Ordering;
 
 use crate::cpu::Cpu;
-use crate::decode::{self, Floats, MAX_OPS, Mode};
+use crate::decode::{self, MAX_OPS, Mode};
 use crate::fpu;
 use crate::host;
 use crate::mem::PageMeta;
@@ -22,13 +24,10 @@ const CAPACITY: usize = 2 << 20;
 const HEADS: usize = 1 << 16;
 const JUMPS: usize = 1 << 12;
 const NONE: u32 = u32::MAX;
-/// The block for an instruction that straddles pages, made anew every time.
-const SCRATCH: u32 = 0;
-/// Indices of the scratch block's floating point operations start here.
-const SCRATCH_FLOATS: u64 = 1 << 32;
 
-/// A remembered successor.
+/// A remembered successor. Packed, so that a block's running part is one cache line.
 #[derive(Clone, Copy)]
+#[repr(C, packed(4))]
 pub(crate) struct Link {
     pub key: u64,
     pub rip: u64,
@@ -41,17 +40,36 @@ const NO_LINK: Link = Link {
     block: NONE,
 };
 
+/// What is needed to run a block: a kernel's code is seldom in the nearest cache, so this is one line of it.
+#[repr(C, align(64))]
 pub(crate) struct Block {
     pub first: *const Op,
+    /// The page that the block lies in; none if its only instruction straddles two.
     pub meta: *const PageMeta,
     pub links: [Link; 2],
     pub generation: u32,
     /// Instructions.
     pub n: u32,
-    bytes: (u32, u32),
+}
+
+const _: () = assert!(size_of::<Block>() == 64);
+
+/// What is needed to find a block.
+#[derive(Clone, Copy)]
+struct Source {
     phys: u64,
-    mode: u8,
+    /// Start and length of the bytes that it was made from.
+    bytes: (u32, u32),
     chain: u32,
+    mode: u8,
+    /// Where its only instruction ends, if not in the page where it begins.
+    tail: Option<Tail>,
+}
+
+#[derive(Clone, Copy)]
+struct Tail {
+    gpa: u64,
+    generation: u32,
 }
 
 #[derive(Clone, Copy)]
@@ -64,11 +82,13 @@ struct Jump {
 /// The block cache of one processor.
 pub(crate) struct Blocks {
     list: Vec<Block>,
+    /// Parallel to `list`.
+    sources: Vec<Source>,
     ops: Vec<Op>,
-    scratch: Vec<Op>,
     bytes: Vec<u8>,
     floats: Vec<fpu::Op>,
-    scratch_floats: Vec<fpu::Op>,
+    /// Where conditional branches lead when they are taken.
+    exits: Vec<Link>,
     heads: Box<[u32; HEADS]>,
     jumps: Box<[Jump; JUMPS]>,
     /// The page of the running block, unless it ends with its first instruction.
@@ -77,13 +97,13 @@ pub(crate) struct Blocks {
 
 impl Blocks {
     pub fn new() -> Self {
-        let mut blocks = Blocks {
+        Blocks {
             list: Vec::new(),
+            sources: Vec::new(),
             ops: Vec::new(),
-            scratch: Vec::with_capacity(4),
             bytes: Vec::new(),
             floats: Vec::new(),
-            scratch_floats: Vec::new(),
+            exits: Vec::new(),
             heads: Box::new([NONE; HEADS]),
             jumps: Box::new(
                 [Jump {
@@ -93,28 +113,17 @@ impl Blocks {
                 }; JUMPS],
             ),
             running: core::ptr::null(),
-        };
-        blocks.clear();
-        blocks
+        }
     }
 
     /// Throws all blocks away. None may be running.
     pub fn clear(&mut self) {
         self.list.clear();
-        self.list.push(Block {
-            first: core::ptr::null(),
-            meta: core::ptr::null(),
-            links: [NO_LINK; 2],
-            generation: 0,
-            n: 0,
-            bytes: (0, 0),
-            phys: 0,
-            mode: 0,
-            chain: NONE,
-        });
+        self.sources.clear();
         self.ops.clear();
         self.bytes.clear();
         self.floats.clear();
+        self.exits.clear();
         self.heads.fill(NONE);
         self.jumps.fill(Jump {
             la: 0,
@@ -127,11 +136,7 @@ impl Blocks {
     /// An x87, MMX or SSE operation.
     #[inline(always)]
     pub fn float(&self, index: u64) -> Option<&fpu::Op> {
-        if index >= SCRATCH_FLOATS {
-            self.scratch_floats.get((index - SCRATCH_FLOATS) as usize)
-        } else {
-            self.floats.get(index as usize)
-        }
+        self.floats.get(index as usize)
     }
 
     /// Whether the running block lies in this page and goes on after the current instruction.
@@ -164,22 +169,35 @@ impl Blocks {
     }
 
     pub fn link(&mut self, from: u32, arm: usize, link: Link) {
-        // The scratch block is another one every time.
-        if link.block != SCRATCH
-            && from != SCRATCH
-            && let Some(slot) = self
-                .list
-                .get_mut(from as usize)
-                .and_then(|b| b.links.get_mut(arm))
-        {
+        let links = self.list.get_mut(from as usize).map(|b| &mut b.links);
+        if let Some(slot) = links.and_then(|links| links.get_mut(arm)) {
             *slot = link;
         }
     }
 
-    /// Whether the code of a block is what it was made from.
+    /// Where exit `exit` leads.
+    #[inline(always)]
+    pub fn exit(&self, exit: u32) -> Link {
+        self.exits.get(exit as usize).copied().unwrap_or(NO_LINK)
+    }
+
+    pub fn link_exit(&mut self, exit: u32, link: Link) {
+        if let Some(slot) = self.exits.get_mut(exit as usize) {
+            *slot = link;
+        }
+    }
+
+    /// Remembers one more successor of a block whose last instruction finds its target by itself: the last two are kept.
+    pub fn link_also(&mut self, from: u32, link: Link) {
+        if let Some(block) = self.list.get_mut(from as usize) {
+            block.links = [link, block.links[0]];
+        }
+    }
+
+    /// Whether the code of a block is what it was made from. For a block that lies in two pages, that takes a longer look.
     #[inline(always)]
     pub fn fresh(block: &Block) -> bool {
-        // SAFETY: blocks are thrown away before the map that owns the metadata is let go. The scratch block has none.
+        // SAFETY: blocks are thrown away before the map that owns the metadata is let go.
         !block.meta.is_null()
             && unsafe { &*block.meta }.generation.load(Ordering::Acquire) == block.generation
     }
@@ -211,9 +229,7 @@ impl Cpu {
             return Ok(jump.block);
         }
         let block = self.find_block_slow(la, Mode::of(key))?;
-        if block != SCRATCH {
-            self.blocks.jumps[slot] = Jump { la, key, block };
-        }
+        self.blocks.jumps[slot] = Jump { la, key, block };
         Ok(block)
     }
 
@@ -230,44 +246,69 @@ impl Cpu {
         let phys = page.gpa | la & 0xfff;
         let head = Blocks::head(phys, mode.bits());
         let mut at = self.blocks.heads[head];
-        while let Some(block) = self.blocks.list.get(at as usize) {
-            if block.phys == phys && block.mode == mode.bits() {
-                if Blocks::fresh(block) || self.revalidate(at, &page) {
+        while let Some(source) = self.blocks.sources.get(at as usize) {
+            if source.phys == phys && source.mode == mode.bits() {
+                if self.revalidate(at, la, &page, mode)? {
                     return Ok(at);
                 }
                 break;
             }
-            at = block.chain;
+            at = source.chain;
         }
         self.make_block(la, phys, &page, mode)
     }
 
-    /// Compares a block of a page that has changed with the page.
-    fn revalidate(&mut self, b: u32, page: &CodePage) -> bool {
-        self.protect_code(page.meta);
-        // SAFETY: the current map owns the metadata.
-        let generation = unsafe { &*page.meta }.generation.load(Ordering::Acquire);
-        let Some(block) = self.blocks.list.get_mut(b as usize) else {
-            return false;
-        };
-        let (start, len) = block.bytes;
-        let Some(old) = self
-            .blocks
-            .bytes
-            .get(start as usize..(start + len) as usize)
+    /// Whether block `b`, found at `la`, may be run. Where a page has changed, it is compared with what the block was made from.
+    fn revalidate(
+        &mut self,
+        b: u32,
+        la: u64,
+        page: &CodePage,
+        mode: Mode,
+    ) -> Result<bool, Trapped> {
+        let at = b as usize;
+        let (Some(block), Some(&source)) = (self.blocks.list.get(at), self.blocks.sources.get(at))
         else {
-            return false;
+            return Ok(false);
         };
-        let from = page.host.wrapping_add((block.phys & 0xfff) as usize);
-        // SAFETY: a block does not leave its page, which is mapped.
-        let same = old
-            .iter()
-            .enumerate()
-            .all(|(i, &byte)| byte == unsafe { host::load::<0>(from.wrapping_add(i)) } as u8);
-        if same {
-            block.generation = generation;
+        let (start, len) = (source.bytes.0 as usize, source.bytes.1 as usize);
+        let offset = (source.phys & 0xfff) as usize;
+        let here = len.min(0x1000 - offset);
+        if generation(page) != block.generation {
+            let Some(generation) = self.unchanged(page, offset, start..start + here) else {
+                return Ok(false);
+            };
+            self.blocks.list[at].generation = generation;
         }
-        same
+        // The first part says that the instruction goes on in the next page; only then is that looked at.
+        let Some(tail) = source.tail else {
+            return Ok(true);
+        };
+        let next = self.fetch_page(next_page(la, mode))?;
+        if next.gpa != tail.gpa || generation(&next) != tail.generation {
+            let Some(generation) = self.unchanged(&next, 0, start + here..start + len) else {
+                return Ok(false);
+            };
+            self.blocks.sources[at].tail = Some(Tail {
+                gpa: next.gpa,
+                generation,
+            });
+        }
+        Ok(true)
+    }
+
+    /// Compares a page from `offset` on with some of the bytes that blocks were made from: if they are the same, the generation
+    /// of the page for which that holds.
+    fn unchanged(&mut self, page: &CodePage, offset: usize, bytes: Range<usize>) -> Option<u32> {
+        self.protect_code(page.meta);
+        let generation = generation(page);
+        let old = self.blocks.bytes.get(bytes)?;
+        let from = page.host.wrapping_add(offset);
+        old.iter()
+            .enumerate()
+            // SAFETY: a part of a block does not leave its page, which is mapped.
+            .all(|(i, &byte)| byte == unsafe { host::load::<0>(from.wrapping_add(i)) } as u8)
+            .then_some(generation)
     }
 
     fn make_block(
@@ -282,88 +323,122 @@ impl Cpu {
             self.blocks.ops.reserve_exact(CAPACITY);
         }
         self.protect_code(page.meta);
-        // SAFETY: the current map owns the metadata. (The generation is read before the code.)
-        let generation = unsafe { &*page.meta }.generation.load(Ordering::Acquire);
+        // The generation is read before the code.
+        let generation = generation(page);
         let offset = (la & 0xfff) as usize;
         let room = (0x1000 - offset).min(decode::MAX_BYTES);
         let mut code = [0u8; decode::MAX_BYTES];
-        for (i, byte) in code.iter_mut().enumerate().take(room) {
-            // SAFETY: the page is mapped and the offset lies in it.
-            *byte = unsafe { host::load::<0>(page.host.wrapping_add(offset + i)) } as u8;
+        let code = code.get_mut(..room).unwrap_or_default();
+        read_code(page, offset, code);
+        let source = Source {
+            phys,
+            bytes: (0, 0),
+            chain: NONE,
+            mode: mode.bits(),
+            tail: None,
+        };
+        match self.lower(code, mode, page.meta, generation, source) {
+            Some(b) => Ok(b),
+            None => self.make_straddling(la, page, code, generation, source, mode),
         }
-        let code = code.get(..room).unwrap_or_default();
-        let start = self.blocks.ops.len();
+    }
+
+    /// Lowers `code` and adds the block; `None` if not even the first instruction is complete.
+    fn lower(
+        &mut self,
+        code: &[u8],
+        mode: Mode,
+        meta: *const PageMeta,
+        generation: u32,
+        source: Source,
+    ) -> Option<u32> {
+        let blocks = &mut self.blocks;
+        let start = blocks.ops.len();
+        let exits = blocks.exits.len();
         let lowered = decode::lower_block(
             code,
             mode,
-            &mut self.blocks.ops,
-            &mut Floats {
-                list: &mut self.blocks.floats,
-                base: 0,
-            },
+            &mut blocks.ops,
+            &mut blocks.floats,
+            exits as u32,
         );
         if lowered.n == 0 {
-            self.blocks.ops.truncate(start);
-            return self.make_straddling(la, mode, code);
+            blocks.ops.truncate(start);
+            return None;
         }
-        let bytes = (self.blocks.bytes.len() as u32, lowered.bytes as u32);
-        self.blocks
+        blocks.exits.resize(exits + lowered.exits, NO_LINK);
+        let head = Blocks::head(source.phys, source.mode);
+        let b = blocks.list.len() as u32;
+        blocks.sources.push(Source {
+            bytes: (blocks.bytes.len() as u32, lowered.bytes as u32),
+            chain: blocks.heads[head],
+            ..source
+        });
+        blocks
             .bytes
             .extend_from_slice(code.get(..lowered.bytes).unwrap_or_default());
-        let head = Blocks::head(phys, mode.bits());
-        let b = self.blocks.list.len() as u32;
-        self.blocks.list.push(Block {
-            first: self.blocks.ops.as_ptr().wrapping_add(start),
-            meta: page.meta,
+        blocks.list.push(Block {
+            first: blocks.ops.as_ptr().wrapping_add(start),
+            meta,
             links: [NO_LINK; 2],
             generation,
             n: lowered.n,
-            bytes,
-            phys,
-            mode: mode.bits(),
-            chain: self.blocks.heads[head],
         });
-        self.blocks.heads[head] = b;
-        Ok(b)
+        blocks.heads[head] = b;
+        Some(b)
     }
 
-    /// The first instruction does not end in its page.
-    fn make_straddling(&mut self, la: u64, mode: Mode, first: &[u8]) -> Result<u32, Trapped> {
+    /// The first instruction does not end in its page, of which `first` is what is left: it makes a block of its own.
+    fn make_straddling(
+        &mut self,
+        la: u64,
+        page: &CodePage,
+        first: &[u8],
+        generation: u32,
+        source: Source,
+        mode: Mode,
+    ) -> Result<u32, Trapped> {
+        debug_assert_eq!(page.gpa, source.phys & !0xfff);
         let mut code = [0u8; 15];
-        let n = first.len().min(15);
-        for (to, from) in code.iter_mut().zip(first) {
-            *to = *from;
-        }
-        if n < 15 {
-            let next = la.wrapping_add(n as u64);
-            let next = if mode.long() {
-                next
-            } else {
-                next & 0xffff_ffff
-            };
-            let page = self.fetch_page(next)?;
-            for (i, to) in code.iter_mut().skip(n).enumerate() {
-                // SAFETY: the page is mapped and at most 15 bytes of it are read.
-                *to = unsafe { host::load::<0>(page.host.wrapping_add(i)) } as u8;
-            }
-        }
-        self.blocks.scratch.clear();
-        self.blocks.scratch_floats.clear();
-        let mut floats = Floats {
-            list: &mut self.blocks.scratch_floats,
-            base: SCRATCH_FLOATS,
+        let n = first.len().min(code.len());
+        let (head, rest) = code.split_at_mut(n);
+        head.copy_from_slice(first.get(..n).unwrap_or_default());
+        let next = self.fetch_page(next_page(la, mode))?;
+        self.protect_code(next.meta);
+        let tail = Tail {
+            gpa: next.gpa,
+            generation: self::generation(&next),
         };
-        let lowered =
-            decode::lower_block(&code, mode.single(), &mut self.blocks.scratch, &mut floats);
-        if lowered.n == 0 {
-            // Too long to be an instruction.
-            return Err(self.fault(vector::GP, Some(0)));
-        }
-        let first = self.blocks.scratch.as_ptr();
-        if let Some(block) = self.blocks.list.first_mut() {
-            block.first = first;
-            block.n = 1;
-        }
-        Ok(SCRATCH)
+        read_code(&next, 0, rest);
+        let source = Source {
+            tail: Some(tail),
+            ..source
+        };
+        // Too long to be an instruction, if it is not complete now.
+        self.lower(&code, mode.single(), core::ptr::null(), generation, source)
+            .ok_or_else(|| self.fault(vector::GP, Some(0)))
+    }
+}
+
+fn generation(page: &CodePage) -> u32 {
+    // SAFETY: the current map owns the metadata.
+    unsafe { &*page.meta }.generation.load(Ordering::Acquire)
+}
+
+/// The address of the page behind that of `la`.
+fn next_page(la: u64, mode: Mode) -> u64 {
+    let next = (la | 0xfff).wrapping_add(1);
+    if mode.long() {
+        next
+    } else {
+        next & 0xffff_ffff
+    }
+}
+
+/// Reads code of a page; `offset` and the length of `to` do not lead out of it.
+fn read_code(page: &CodePage, offset: usize, to: &mut [u8]) {
+    for (i, byte) in to.iter_mut().enumerate() {
+        // SAFETY: the page is mapped, and the caller's promise.
+        *byte = unsafe { host::load::<0>(page.host.wrapping_add(offset + i)) } as u8;
     }
 }

@@ -91,6 +91,8 @@ pub struct Cpu {
     pub(crate) blocked: bool,
     /// Data breakpoints that the current instruction has hit.
     pub(crate) data_break: u64,
+    /// The exit by which the last block was left, if it was by one.
+    pub(crate) exit_taken: u32,
     /// An exit that an instruction which has retired calls for.
     pub(crate) exit: Option<Exit>,
     pub(crate) trap: Trap,
@@ -155,6 +157,7 @@ impl Cpu {
             poll_due: false,
             blocked: false,
             data_break: 0,
+            exit_taken: 0,
             exit: None,
             trap: Trap::None,
             at: At::default(),

@@ -3,10 +3,10 @@
 //! A block is a row of operations. Each handler ends by calling the next operation's handler; compiled with optimisation that is
 //! a jump, and without it the depth is bounded by the length of a block.
 
-use crate::cpu::Cpu;
+use crate::cpu::{Cpu, slot};
 
 /// How a block ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub(crate) enum Status {
     /// All retired; RIP is the fall-through successor.
@@ -15,10 +15,12 @@ pub(crate) enum Status {
     Taken = 1,
     /// All retired; RIP and perhaps the mode were computed.
     Elsewhere = 2,
+    /// A conditional branch was taken amidst the block: all up to it has retired. Its exit is noted in `Cpu::exit_taken`.
+    Aside = 3,
     /// The operation noted in `Cpu::at` did not retire: see `Cpu::trap`.
-    Trapped = 3,
+    Trapped = 4,
     /// A part of the operation noted in `Cpu::at` has retired as an instruction; it is to be executed again.
-    Again = 4,
+    Again = 5,
 }
 
 pub(crate) type Handler = fn(&mut Cpu, OpRef) -> Status;
@@ -52,6 +54,25 @@ pub(crate) struct Op {
     pub am: u8,
     /// Small extra operand.
     pub x: u8,
+}
+
+const _: () = assert!(size_of::<Op>() == 32);
+
+impl Op {
+    /// Whether the address of the memory operand is a register and a displacement, without anything to check or to cut.
+    pub fn is_plain(&self) -> bool {
+        self.index == slot::ZERO && self.seg == slot::ZERO && self.am & am::SPECIAL == 0
+    }
+
+    /// The number of a conditional branch's exit, for which it has the place of a memory operand.
+    #[inline(always)]
+    pub fn exit(&self) -> u32 {
+        u32::from_le_bytes([self.base, self.index, self.scale, self.seg])
+    }
+
+    pub fn set_exit(&mut self, exit: u32) {
+        [self.base, self.index, self.scale, self.seg] = exit.to_le_bytes();
+    }
 }
 
 /// Bits of `Op::am`.

@@ -3,6 +3,7 @@
 use crate::block::{Blocks, Link};
 use crate::bus::{Bus, Event, Poll, Window};
 use crate::cpu::{Cpu, slot};
+use crate::decode::Mode;
 use crate::exit::Exit;
 use crate::op::Status;
 use crate::signals::Signals;
@@ -64,51 +65,44 @@ impl Cpu {
             self.blocks.enter(meta);
             self.regs[usize::from(slot::BLOCK)] = self.rip;
             let status = (start.f)(self, start);
-            let arm = match status {
-                Status::Next => 0,
-                Status::Taken => 1,
-                Status::Elsewhere => {
-                    self.retired = self.retired.wrapping_add(n);
-                    if self.slow || self.signals.pending() || self.retired >= self.end {
-                        self.slow = true;
-                        return None;
-                    }
-                    at = match self.find_block(false) {
-                        Ok(block) => block,
-                        Err(Trapped) => return self.handle_trap(0),
-                    };
-                    continue;
-                }
-                Status::Trapped | Status::Again => return self.interrupted(status),
-            };
+            // Compared one after the other: a jump table would be one more jump to mispredict for every block.
+            if status > Status::Aside {
+                return self.interrupted(status);
+            }
             self.retired = self.retired.wrapping_add(n);
             if self.slow || self.signals.pending() || self.retired >= self.end {
                 self.slow = true;
                 return None;
             }
-            let key = self.key;
-            let link = self.blocks.get(at)?.links[arm];
+            let (key, rip) = (self.key, self.rip);
+            let block = self.blocks.get(at)?;
+            let link = match status {
+                Status::Aside => self.blocks.exit(self.exit_taken),
+                Status::Next => block.links[0],
+                Status::Elsewhere if block.links[0].rip == rip => block.links[0],
+                _ => block.links[1],
+            };
             if link.key == key
-                && link.rip == self.rip
+                && link.rip == rip
                 && self.blocks.get(link.block).is_some_and(Blocks::fresh)
             {
                 at = link.block;
                 continue;
             }
-            let to = match self.find_block(false) {
+            let block = match self.find_block(false) {
                 Ok(block) => block,
                 Err(Trapped) => return self.handle_trap(0),
             };
-            self.blocks.link(
-                at,
-                arm,
-                Link {
-                    key,
-                    rip: self.rip,
-                    block: to,
-                },
-            );
-            at = to;
+            let link = Link { key, rip, block };
+            match status {
+                Status::Aside => self.blocks.link_exit(self.exit_taken, link),
+                Status::Next => self.blocks.link(at, 0, link),
+                // Outside of 64-bit code RIP alone does not say where: there is the base of CS.
+                Status::Elsewhere if !Mode::of(key).long() => {}
+                Status::Elsewhere => self.blocks.link_also(at, link),
+                _ => self.blocks.link(at, 1, link),
+            }
+            at = block;
         }
     }
 

@@ -367,6 +367,64 @@ fn instruction_that_straddles_pages() {
     }
 }
 
+#[test]
+fn straddling_instruction_that_changes() {
+    let mut m = Machine::long();
+    // MOV EAX, imm32 with two bytes in the first page; HLT.
+    m.ram
+        .write(0x10_0ffe, &[0xb8, 0x11, 0x22, 0x33, 0x44, 0xf4]);
+    let mut run = |write: Option<(u64, &[u8])>| {
+        if let Some((at, bytes)) = write {
+            m.ram.write(at, bytes);
+            m.mem.mark_written(at, bytes.len() as u64);
+        }
+        m.cpu.set(Reg::Rip, 0x10_0ffe);
+        assert_eq!(m.run(), Exit::Hlt);
+        (m.cpu.get(Reg::Rax), m.cpu.get(Reg::Rcx))
+    };
+    assert_eq!(run(None), (0x4433_2211, 0));
+    assert_eq!(run(None), (0x4433_2211, 0));
+    assert_eq!(run(Some((0x10_1000, &[0x55]))), (0x4433_5511, 0));
+    assert_eq!(run(Some((0x10_0fff, &[0x66]))), (0x4433_5566, 0));
+    // Beside it, in either page.
+    assert_eq!(run(Some((0x10_0ffd, &[0]))), (0x4433_5566, 0));
+    assert_eq!(run(Some((0x10_1005, &[0]))), (0x4433_5566, 0));
+    // HLT; and MOV ECX instead.
+    assert_eq!(run(Some((0x10_0ffe, &[0xb9]))), (0x4433_5566, 0x4433_5566));
+    assert_eq!(run(Some((0x10_0ffe, &[0xf4]))), (0x4433_5566, 0x4433_5566));
+}
+
+/// A row of conditional branches, each of them taken in its time.
+#[test]
+fn branches_that_leave_the_middle() {
+    let m = long_both(|a| {
+        let mut top = a.create_label();
+        a.xor(eax, eax).unwrap();
+        a.xor(ecx, ecx).unwrap();
+        a.set_label(&mut top).unwrap();
+        for n in 0..9 {
+            let mut over = a.create_label();
+            a.nop().unwrap();
+            a.mov(edx, ecx).unwrap();
+            a.and(edx, 15).unwrap();
+            if n % 2 == 0 {
+                a.cmp(edx, n).unwrap();
+            } else {
+                a.sub(edx, n).unwrap();
+            }
+            a.je(over).unwrap();
+            a.add(eax, 1 << n).unwrap();
+            a.set_label(&mut over).unwrap();
+        }
+        a.inc(ecx).unwrap();
+        a.cmp(ecx, 160).unwrap();
+        a.jne(top).unwrap();
+        a.hlt().unwrap();
+    });
+    assert_eq!(m.cpu.get(Reg::Rax), 511 * 150);
+    assert_eq!(m.cpu.retired(), 3 + 160 * (9 * 6 + 3) - 90);
+}
+
 /// Maps one 4 KiB page at 1 GiB + `n` pages in a machine from `Machine::long`.
 fn map_page(m: &Machine, n: u64, entry: u64) {
     let (pd, pt) = (0xa000, 0xb000);
@@ -478,9 +536,10 @@ fn one_page_of_code_at_two_addresses() {
     ] {
         map_page(&m, n, page | 7);
     }
-    m.ram.write(0x30_0ffe, &[0x90, 0x90]);
-    m.ram.write(0x30_1000, &[0x83, 0xc0, 1, 0xc3]);
-    m.ram.write(0x30_2000, &[0x83, 0xc0, 16, 0xc3]);
+    // ADD EAX begins in the first page and ends in the other.
+    m.ram.write(0x30_0ffe, &[0x90, 0x83]);
+    m.ram.write(0x30_1000, &[0xc0, 1, 0xc3]);
+    m.ram.write(0x30_2000, &[0xc0, 16, 0xc3]);
     m.load(64, |a| {
         let mut top = a.create_label();
         a.xor(eax, eax).unwrap();

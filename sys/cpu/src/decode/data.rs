@@ -189,11 +189,11 @@ impl Lower<'_> {
             }
             (OpKind::Register, OpKind::Memory) => Op {
                 r: self.reg(0),
-                ..self.memory(self.op(mov::rm_handler(s)))
+                ..self.memory_by(|plain| mov::rm_handler(plain, s))
             },
             (OpKind::Memory, OpKind::Register) => Op {
                 s: self.reg(1),
-                ..self.memory(self.op(mov::mr_handler(s)))
+                ..self.memory_by(|plain| mov::mr_handler(plain, s))
             },
             (OpKind::Memory, _) => Op {
                 imm: self.imm(1),
@@ -284,7 +284,7 @@ impl Lower<'_> {
                 if self.size(0) == self.size(1) || self.size(0) == 1 {
                     // Without REX.W it is a plain move.
                     let s = self.size(0);
-                    let op = self.source(1, mov::rr_handler(s), mov::rm_handler(s));
+                    let op = self.source(1, mov::rr_handler(s), mov::rm_handler(false, s));
                     Op {
                         r: self.reg(0),
                         ..op

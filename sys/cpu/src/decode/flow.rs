@@ -31,10 +31,9 @@ impl Lower<'_> {
         use Mnemonic as M;
         let i = self.i;
         if let Some(c) = near_condition(i) {
-            return Some((
-                self.near(control::jcc_handler(self.wide_branch(), c)),
-                Flow::End,
-            ));
+            let wide = self.wide_branch();
+            let flow = if wide { Flow::Branch } else { Flow::End };
+            return Some((self.near(control::jcc_handler(wide, c)), flow));
         }
         let op = match i.mnemonic() {
             M::Jmp if matches!(i.op0_kind(), OpKind::FarBranch16 | OpKind::FarBranch32) => {

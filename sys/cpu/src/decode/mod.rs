@@ -15,6 +15,9 @@ use crate::op::{Handler, Op, am};
 
 /// Operations (and instructions) in a block at most.
 pub(crate) const MAX_OPS: usize = 64;
+/// Conditional branches in a block at most, each of which may leave it: the more there are, the more often code is lowered again
+/// because something leads into its middle.
+const MAX_BRANCHES: usize = 4;
 /// Bytes that a block's code may have.
 pub(crate) const MAX_BYTES: usize = MAX_OPS * 15;
 
@@ -64,13 +67,6 @@ impl Mode {
     }
 }
 
-/// Where the x87, MMX and SSE operations go.
-pub(crate) struct Floats<'a> {
-    pub list: &'a mut Vec<fpu::Op>,
-    /// Added to indices.
-    pub base: u64,
-}
-
 /// What `lower_block` made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Lowered {
@@ -78,6 +74,8 @@ pub(crate) struct Lowered {
     pub n: u32,
     /// Their length in bytes.
     pub bytes: usize,
+    /// Conditional branches by which the block may be left early.
+    pub exits: usize,
 }
 
 /// Whether more may follow in the block.
@@ -85,6 +83,10 @@ pub(crate) struct Lowered {
 enum Flow {
     More,
     End,
+    /// More, where the branch is not taken.
+    Branch,
+    /// More, and the instruction itself needs no operation.
+    Nothing,
 }
 
 /// A comparison that a conditional jump may be fused with.
@@ -95,12 +97,14 @@ struct Comparison {
     size: u8,
 }
 
-/// Lowers code up to the end of the block or of `code`, and appends it to `ops`.
+/// Lowers code up to the end of the block or of `code`, and appends it to `ops`; x87, MMX and SSE operations go to `floats`.
+/// Conditional branches in 64-bit code, which go on to the next operation unless they are taken, get exits from `exits` on.
 pub(crate) fn lower_block(
     code: &[u8],
     mode: Mode,
     ops: &mut Vec<Op>,
-    floats: &mut Floats,
+    floats: &mut Vec<fpu::Op>,
+    exits: u32,
 ) -> Lowered {
     let options = DecoderOptions::AMD | DecoderOptions::NO_MPFX_0FBC | DecoderOptions::NO_MPFX_0FBD;
     let mut decoder = Decoder::with_ip(mode.bitness(), code, 0, options);
@@ -109,8 +113,10 @@ pub(crate) fn lower_block(
     let mut n = 0;
     let mut bytes = 0;
     let mut comparison = None;
+    let mut branches = [0; MAX_BRANCHES];
+    let mut exits_used = 0;
     let mut flow = Flow::More;
-    while n < most && flow == Flow::More {
+    while n < most && flow != Flow::End {
         decoder.decode_out(&mut instruction);
         if decoder.last_error() == DecoderError::NoMoreBytes {
             break;
@@ -132,31 +138,52 @@ pub(crate) fn lower_block(
             last.disp = last.imm as i32;
             last.imm = instruction.near_branch64();
             last.len += instruction.len() as u8;
-            break;
+            flow = Flow::Branch;
+        } else {
+            // The decoder gives up after as many bytes as an instruction may have, which the processor calls #GP and not #UD.
+            // An instruction of that very length may be invalid for its prefixes, which the decoder can be told to overlook.
+            let too_long = instruction.is_invalid() && instruction.len() == MAX_LEN && {
+                let from = code
+                    .get(bytes.saturating_sub(MAX_LEN)..)
+                    .unwrap_or_default();
+                Decoder::new(
+                    mode.bitness(),
+                    from,
+                    options | DecoderOptions::NO_INVALID_CHECK,
+                )
+                .decode()
+                .is_invalid()
+            };
+            let lower = Lower {
+                i: &instruction,
+                place,
+                too_long,
+            };
+            let (op, then) = lower.lower(floats);
+            comparison = lower.comparison();
+            if then != Flow::Nothing {
+                ops.push(op);
+            }
+            flow = then;
         }
-        // The decoder gives up after as many bytes as an instruction may have, which the processor calls #GP and not #UD.
-        // An instruction of that very length may be invalid for its prefixes, which the decoder can be told to overlook.
-        let too_long = instruction.is_invalid() && instruction.len() == MAX_LEN && {
-            let from = code
-                .get(bytes.saturating_sub(MAX_LEN)..)
-                .unwrap_or_default();
-            Decoder::new(
-                mode.bitness(),
-                from,
-                options | DecoderOptions::NO_INVALID_CHECK,
-            )
-            .decode()
-            .is_invalid()
-        };
-        let lower = Lower {
-            i: &instruction,
-            place,
-            too_long,
-        };
-        let (op, then) = lower.lower(floats);
-        comparison = lower.comparison();
-        ops.push(op);
-        flow = then;
+        if flow == Flow::Branch
+            && let Some(branch) = branches.get_mut(exits_used)
+            && let Some(op) = ops.last_mut()
+        {
+            op.set_exit(exits + exits_used as u32);
+            // How many have retired when it is taken; see below.
+            op.x = n as u8;
+            exits_used += 1;
+            *branch = ops.len() - 1;
+            if exits_used == MAX_BRANCHES {
+                flow = Flow::End;
+            }
+        }
+    }
+    for &branch in branches.iter().take(exits_used) {
+        if let Some(op) = ops.get_mut(branch) {
+            op.x = n as u8 - op.x;
+        }
     }
     // Even behind an operation that ends the block: so no handler's `next` can leave the row.
     if n != 0 {
@@ -171,7 +198,11 @@ pub(crate) fn lower_block(
             ..blank(f)
         });
     }
-    Lowered { n, bytes }
+    Lowered {
+        n,
+        bytes,
+        exits: exits_used,
+    }
 }
 
 fn blank(f: Handler) -> Op {
@@ -355,6 +386,15 @@ impl Lower<'_> {
         op
     }
 
+    /// [`Lower::memory`] with the handler that is made for whether the operand is plain.
+    fn memory_by(&self, f: impl Fn(bool) -> Handler) -> Op {
+        let op = self.memory(self.op(f(false)));
+        Op {
+            f: f(op.is_plain()),
+            ..op
+        }
+    }
+
     /// An operand that is a register (into `s`) or memory (`f_memory` then).
     fn source(&self, operand: u32, f_register: Handler, f_memory: Handler) -> Op {
         if self.is_memory(operand) {
@@ -411,7 +451,7 @@ impl Lower<'_> {
         })
     }
 
-    fn lower(&self, floats: &mut Floats) -> (Op, Flow) {
+    fn lower(&self, floats: &mut Vec<fpu::Op>) -> (Op, Flow) {
         if self.i.code() == Code::INVALID {
             return if self.too_long {
                 (self.op(misc::forbidden), Flow::End)

@@ -2,7 +2,7 @@
 
 use iced_x86::{Code, Mnemonic, OpKind};
 
-use super::{Floats, Flow, Lower};
+use super::{Flow, Lower};
 use crate::fpu;
 use crate::interp::{bcd, float, misc, mov, system};
 use crate::op::{Handler, Op};
@@ -23,8 +23,11 @@ impl Lower<'_> {
             | M::Prefetchnta
             | M::Prefetcht0
             | M::Prefetcht1
-            | M::Prefetcht2 => self.op(misc::nop),
-            M::Mfence | M::Lfence | M::Sfence | M::Serialize => self.op(misc::fence),
+            | M::Prefetcht2
+            // Loads are in order among themselves, and so are stores, by what memory is here: there is nothing to wait for.
+            | M::Lfence
+            | M::Sfence => return Some((self.op(misc::nop), Flow::Nothing)),
+            M::Mfence | M::Serialize => self.op(misc::fence),
             M::Pause => self.op(misc::pause),
             M::Hlt => return Some(self.ending(misc::hlt)),
             M::Clc => self.op(misc::clc),
@@ -297,9 +300,9 @@ impl Lower<'_> {
         Some((op, Flow::More))
     }
 
-    pub(super) fn float(&self, operation: fpu::Op, floats: &mut Floats) -> (Op, Flow) {
-        let imm = floats.base + floats.list.len() as u64;
-        floats.list.push(operation);
+    pub(super) fn float(&self, operation: fpu::Op, floats: &mut Vec<fpu::Op>) -> (Op, Flow) {
+        let imm = floats.len() as u64;
+        floats.push(operation);
         let i = self.i;
         let flags = i.rflags_read() | i.rflags_modified() != 0;
         let f = float::handler(operation.access() != fpu::Access::None, flags);

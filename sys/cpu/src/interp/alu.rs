@@ -1,7 +1,7 @@
 //! Two-operand arithmetic and logic, INC, DEC, NEG, NOT, and the pairs of a comparison and a conditional jump.
 
 use crate::cpu::Cpu;
-use crate::interp::{bits, by_condition, by_kind, by_size, sext, zext};
+use crate::interp::{bits, by_condition, by_kind, by_size, control, sext, zext};
 use crate::mmu::Place;
 use crate::op::{Handler, Op, OpRef, Status, get, go_on, next};
 use crate::state::flag;
@@ -325,27 +325,16 @@ fn clear<const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
     next(cpu, op)
 }
 
-#[inline(always)]
-fn branch<const C: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
-    if cpu.condition::<C>() {
-        cpu.rip = cpu.regs[usize::from(crate::cpu::slot::BLOCK)].wrapping_add(op.imm);
-        Status::Taken
-    } else {
-        cpu.rip = cpu.next_rip(&op);
-        Status::Next
-    }
-}
-
 /// CMP or TEST of registers and Jcc, 64-bit code.
 fn fused_rr<const K: u8, const S: u8, const C: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
     cpu.alu::<K, S>(cpu.rd::<S>(op.r), cpu.rd::<S>(op.s));
-    branch::<C>(cpu, op)
+    control::jcc::<C>(cpu, op)
 }
 
 /// CMP or TEST of a register with an immediate (in `disp`) and Jcc, 64-bit code.
 fn fused_ri<const K: u8, const S: u8, const C: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
     cpu.alu::<K, S>(cpu.rd::<S>(op.r), zext::<S>(i64::from(op.disp) as u64));
-    branch::<C>(cpu, op)
+    control::jcc::<C>(cpu, op)
 }
 
 /// The forms of a two-operand instruction.

@@ -4,7 +4,7 @@
 
 use crate::cpu::{Cpu, slot};
 use crate::interp::by_condition;
-use crate::op::{Handler, Op, OpRef, Status, get};
+use crate::op::{Handler, Op, OpRef, Status, get, next};
 use crate::state::Seg;
 use crate::trap::Trapped;
 
@@ -70,14 +70,17 @@ pub(crate) fn jmp_legacy(cpu: &mut Cpu, op: OpRef) -> Status {
     Status::Taken
 }
 
-fn jcc<const C: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
-    if cpu.condition::<C>() {
-        cpu.rip = target(cpu, &op);
-        Status::Taken
-    } else {
-        cpu.rip = cpu.next_rip(&op);
-        Status::Next
+/// Jcc in 64-bit code. The block goes on where it is not taken; `x` says how many of the block's instructions are left out
+/// where it is.
+#[inline(always)]
+pub(crate) fn jcc<const C: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
+    if !cpu.condition::<C>() {
+        return next(cpu, op);
     }
+    cpu.rip = target(cpu, &op);
+    cpu.retired = cpu.retired.wrapping_sub(u64::from(op.x));
+    cpu.exit_taken = op.exit();
+    Status::Aside
 }
 
 fn jcc_legacy<const C: u8>(cpu: &mut Cpu, op: OpRef) -> Status {

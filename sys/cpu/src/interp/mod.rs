@@ -129,30 +129,41 @@ impl Cpu {
         Ok(if self.code64() { la } else { la & 0xffff_ffff })
     }
 
-    /// The memory operand, if its address needs no checks and the TLB has it for reading.
+    /// The linear address of a memory operand, if it needs no checks. Most are [`Op::is_plain`], which handlers for those say.
     #[inline(always)]
-    pub(crate) fn quick_read<const S: u8>(&self, op: &Op) -> Option<Place<S>> {
+    fn quick_linear<const PLAIN: bool>(&self, op: &Op) -> Option<u64> {
+        if PLAIN {
+            let base = self.regs[usize::from(op.base)];
+            return Some(base.wrapping_add(i64::from(op.disp) as u64));
+        }
         let la = self
             .raw_offset(op)
             .wrapping_add(self.regs[usize::from(op.seg)]);
-        if op.am & am::SPECIAL != 0 {
-            None
-        } else {
-            self.readable::<S>(la)
-        }
+        (op.am & am::SPECIAL == 0).then_some(la)
+    }
+
+    /// The memory operand, if its address needs no checks and the TLB has it for reading.
+    #[inline(always)]
+    pub(crate) fn quick_read<const S: u8>(&self, op: &Op) -> Option<Place<S>> {
+        self.readable::<S>(self.quick_linear::<false>(op)?)
     }
 
     /// The same, for writing.
     #[inline(always)]
     pub(crate) fn quick_write<const S: u8>(&self, op: &Op) -> Option<Place<S>> {
-        let la = self
-            .raw_offset(op)
-            .wrapping_add(self.regs[usize::from(op.seg)]);
-        if op.am & am::SPECIAL != 0 {
-            None
-        } else {
-            self.writable::<S>(la)
-        }
+        self.writable::<S>(self.quick_linear::<false>(op)?)
+    }
+
+    /// [`Cpu::quick_read`] for an operation that may be known to be plain.
+    #[inline(always)]
+    pub(crate) fn plain_read<const PLAIN: bool, const S: u8>(&self, op: &Op) -> Option<Place<S>> {
+        self.readable::<S>(self.quick_linear::<PLAIN>(op)?)
+    }
+
+    /// [`Cpu::quick_write`] for an operation that may be known to be plain.
+    #[inline(always)]
+    pub(crate) fn plain_write<const PLAIN: bool, const S: u8>(&self, op: &Op) -> Option<Place<S>> {
+        self.writable::<S>(self.quick_linear::<PLAIN>(op)?)
     }
 
     /// Reads the memory operand.

@@ -14,8 +14,8 @@ fn ri<const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
     next(cpu, op)
 }
 
-fn rm<const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
-    let Some(place) = cpu.quick_read::<S>(&op) else {
+fn rm<const PLAIN: bool, const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
+    let Some(place) = cpu.plain_read::<PLAIN, S>(&op) else {
         return rm_slow::<S>(cpu, op);
     };
     cpu.wr::<S>(op.r, place.load());
@@ -30,8 +30,8 @@ fn rm_slow<const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
     next(cpu, op)
 }
 
-fn mr<const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
-    let Some(place) = cpu.quick_write::<S>(&op) else {
+fn mr<const PLAIN: bool, const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
+    let Some(place) = cpu.plain_write::<PLAIN, S>(&op) else {
         return mr_slow::<S>(cpu, op);
     };
     place.store(cpu.rd::<S>(op.s));
@@ -67,12 +67,22 @@ pub(crate) fn ri_handler(s: u8) -> Handler {
     by_size!(s, ri)
 }
 
-pub(crate) fn rm_handler(s: u8) -> Handler {
-    by_size!(s, rm)
+/// `plain` is [`crate::op::Op::is_plain`].
+pub(crate) fn rm_handler(plain: bool, s: u8) -> Handler {
+    if plain {
+        by_size!(s, rm, true)
+    } else {
+        by_size!(s, rm, false)
+    }
 }
 
-pub(crate) fn mr_handler(s: u8) -> Handler {
-    by_size!(s, mr)
+/// `plain` is [`crate::op::Op::is_plain`].
+pub(crate) fn mr_handler(plain: bool, s: u8) -> Handler {
+    if plain {
+        by_size!(s, mr, true)
+    } else {
+        by_size!(s, mr, false)
+    }
 }
 
 pub(crate) fn mi_handler(s: u8) -> Handler {

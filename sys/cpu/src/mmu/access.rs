@@ -73,19 +73,13 @@ impl Cpu {
     /// The host address for a write of `size` bytes that does not leave its page, if the fast path applies.
     #[inline(always)]
     pub(crate) fn write_pointer(&self, la: u64, size: u64) -> Option<*mut u8> {
-        let entry =
-            &self.tlb.data[(self.tlb.table + (la >> 12) as usize % ENTRIES) % (ENTRIES * 4)];
-        (entry.write == (la.wrapping_add(size - 1) & PAGE_MASK | self.tlb.generation))
-            .then(|| la.wrapping_add(entry.addend) as *mut u8)
+        self.tlb.write_pointer(self.tlb.table / ENTRIES, la, size)
     }
 
     /// The host address for a read of `size` bytes that does not leave its page, if the fast path applies.
     #[inline(always)]
     pub(crate) fn read_pointer(&self, la: u64, size: u64) -> Option<*const u8> {
-        let entry =
-            &self.tlb.data[(self.tlb.table + (la >> 12) as usize % ENTRIES) % (ENTRIES * 4)];
-        (entry.read == (la.wrapping_add(size - 1) & PAGE_MASK | self.tlb.generation))
-            .then(|| la.wrapping_add(entry.addend) as *const u8)
+        self.tlb.read_pointer(self.tlb.table / ENTRIES, la, size)
     }
 
     #[cold]
@@ -365,6 +359,10 @@ impl Cpu {
         let la = self.wrap(la);
         let mut value = 0;
         let size = 1u64 << log;
+        if let Some(p) = self.tlb.read_pointer(table::KERNEL, la, size) {
+            // SAFETY: the TLB has the page, which the access does not leave.
+            return Ok(unsafe { load_sized(p, log) });
+        }
         if 0x1000 - (la & 0xfff) >= size {
             return Ok(match self.fill(la, false, table::KERNEL, false)? {
                 // SAFETY: `fill` returned the host address of RAM that the access does not leave.
@@ -389,6 +387,11 @@ impl Cpu {
         let la = self.wrap(la);
         let table = if user { table::USER } else { table::KERNEL };
         let size = 1u64 << log;
+        if let Some(p) = self.tlb.write_pointer(table, la, size) {
+            // SAFETY: the TLB has the page for writing, and the access does not leave it.
+            unsafe { store_sized(p, value, log) };
+            return Ok(());
+        }
         if 0x1000 - (la & 0xfff) >= size {
             if let Target::Ram(p, meta) = self.fill(la, true, table, false)? {
                 // SAFETY: `fill` returned the host address of writable RAM that the access does not leave.

@@ -142,6 +142,22 @@ impl Tlb {
         }
     }
 
+    /// The host address for a read of `size` bytes through one of the tables, if they lie in a page that it has.
+    #[inline(always)]
+    pub(super) fn read_pointer(&self, table: usize, la: u64, size: u64) -> Option<*const u8> {
+        let entry = &self.data[(table * ENTRIES + (la >> 12) as usize % ENTRIES) % (ENTRIES * 4)];
+        (entry.read == (la.wrapping_add(size - 1) & PAGE_MASK | self.generation))
+            .then(|| la.wrapping_add(entry.addend) as *const u8)
+    }
+
+    /// [`Tlb::read_pointer`] for a write.
+    #[inline(always)]
+    pub(super) fn write_pointer(&self, table: usize, la: u64, size: u64) -> Option<*mut u8> {
+        let entry = &self.data[(table * ENTRIES + (la >> 12) as usize % ENTRIES) % (ENTRIES * 4)];
+        (entry.write == (la.wrapping_add(size - 1) & PAGE_MASK | self.generation))
+            .then(|| la.wrapping_add(entry.addend) as *mut u8)
+    }
+
     /// Forgets every write tag. A page that meanwhile holds decoded code may have been written through one.
     fn drop_writes(&mut self) {
         for entry in self.data.iter_mut() {
