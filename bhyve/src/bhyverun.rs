@@ -5,6 +5,7 @@ use crate::config::{Config, ConfigError};
 use crate::gdb::{Endpoint, GdbError};
 use crate::machine::{Machine, MachineError};
 use crate::monitor::{self, Role};
+use crate::net_backends::slirp_helper;
 use crate::opts::{self, Invocation, Request};
 use crate::proctitle;
 use crate::signals;
@@ -65,7 +66,12 @@ impl RunError {
 /// Runs the program with these arguments, without its name, and answers with its exit status. The terminal is as it was.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     init_log();
-    let status = serve(args);
+    let mut args = args.into_iter().peekable();
+    let status = if args.peek().is_some_and(|arg| arg == slirp_helper::ARGUMENT) {
+        slirp_helper::main()
+    } else {
+        serve(args)
+    };
     cleanup::run();
     ExitCode::from(status)
 }

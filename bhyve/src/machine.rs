@@ -340,27 +340,10 @@ impl Machine {
     /// Gives up all of the host that is not open. No thread of the guest's runs yet, and no request of a client has been
     /// answered with more than what is open.
     fn confine(&self) -> Result<(), MachineError> {
-        if !sandbox::AVAILABLE {
-            return Ok(());
-        }
-        if let Some(why) = self.open_ended() {
-            log::warn!("no capability mode: {why}");
-            return Ok(());
-        }
         sandbox::enter().map_err(|source| MachineError::Host {
             what: "enter capability mode",
             source,
         })
-    }
-
-    /// What takes more of the host than what can be opened before.
-    fn open_ended(&self) -> Option<&'static str> {
-        let config = self.config.dump();
-        let mut lines = config.lines().filter_map(|line| line.split_once('='));
-        let is_backend = |name: &str| name.ends_with(".backend") || name.ends_with(".type");
-        lines
-            .any(|(name, value)| is_backend(name) && value == "slirp")
-            .then_some("the network back end slirp makes connections for the guest")
     }
 
     fn start_threads(self: &Arc<Self>) -> Result<(), MachineError> {

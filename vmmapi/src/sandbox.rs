@@ -25,9 +25,6 @@ pub enum Purpose {
     Listener,
 }
 
-/// Whether this system has sandboxes at all.
-pub const AVAILABLE: bool = cfg!(target_os = "freebsd");
-
 /// Takes from a descriptor, and from what is opened through it, all rights that `purpose` does not need.
 pub fn limit(fd: impl AsFd, purpose: Purpose) -> io::Result<()> {
     sys::limit(fd, purpose)

@@ -4,6 +4,7 @@ mod slirp;
 mod tap;
 mod watch;
 
+pub use slirp::helper as slirp_helper;
 pub use watch::Watch;
 
 use crate::config::{ConfigError, Node};

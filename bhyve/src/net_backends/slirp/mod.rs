@@ -1,11 +1,13 @@
 //! User-mode NAT through libslirp (`usr.sbin/bhyve/slirp/` and `net_backend_slirp.c`).
 //!
 //! The guest is 10.0.2.15 by DHCP, the gateway 10.0.2.2, the name server 10.0.2.3. Without `open` nothing goes further than
-//! that, but forwarded ports lead in. The library is not safe for threads, so that one thread has it to itself, and talks
-//! with the device through a socket pair that carries one frame at a time, as upstream's helper process does.
+//! that, but forwarded ports lead in. The library makes connections for the guest, which a process in capability mode cannot, and
+//! is C that reads what the guest sends. So a process of its own has it, as upstream, and talks with the device through a socket
+//! pair that carries one frame at a time.
 
 mod ffi;
 mod forward;
+pub mod helper;
 mod service;
 
 use super::{FramePipe, NetBackend};
@@ -14,12 +16,10 @@ use crate::device::BuildError;
 use nix::sys::socket::{
     AddressFamily, Shutdown, SockFlag, SockType, setsockopt, shutdown, socketpair, sockopt,
 };
-use service::Service;
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::process::Child;
 use std::sync::Arc;
-use std::sync::mpsc;
-use std::thread::JoinHandle;
 
 /// Room for the frames of a large TCP window in each direction, in bytes.
 const SOCKET_BUFFER: usize = 1 << 20;
@@ -29,47 +29,25 @@ const SEND_WAIT: u16 = 10;
 /// The device's end.
 pub struct Slirp {
     pipe: FramePipe,
-    thread: Option<JoinHandle<()>>,
+    helper: Child,
 }
 
 impl Slirp {
-    /// Starts the service with the variables `hostfwd` and `open` of `node`.
+    /// Starts the helper with the variables `hostfwd` and `open` of `node`.
     pub fn open(node: &Node) -> Result<Self, BuildError> {
-        let forwards = match node.get("hostfwd")? {
-            None => Vec::new(),
-            Some(list) => forward::parse(&list).map_err(|entry| {
-                BuildError::Invalid(format!("slirp: invalid hostfwd rule \"{entry}\""))
-            })?,
-        };
+        let forwards = node.get("hostfwd")?.unwrap_or_default();
+        forward::parse(&forwards).map_err(|entry| {
+            BuildError::Invalid(format!("slirp: invalid hostfwd rule \"{entry}\""))
+        })?;
         let restricted = !node.bool("open", false)?;
-        let failed = |error| BuildError::host("slirp: cannot start the service", error);
+        let failed = |error| BuildError::host("slirp: cannot start the helper process", error);
         let (device, service) = pair().map_err(failed)?;
-        let (report, outcome) = mpsc::sync_channel(1);
-        // The library is opened, used and closed on this one thread.
-        let thread = std::thread::Builder::new()
-            .name("slirp".to_owned())
-            .spawn(
-                move || match Service::start(service, restricted, &forwards) {
-                    Ok(mut service) => {
-                        // The receiver waits for exactly this.
-                        let _ = report.send(Ok(()));
-                        service.run();
-                    }
-                    Err(error) => {
-                        let _ = report.send(Err(error));
-                    }
-                },
-            )
-            .map_err(failed)?;
-        let this = Self {
+        let helper = helper::start(&device, service, restricted, &forwards).map_err(failed)?;
+        let helper = helper.map_err(|error| BuildError::Invalid(format!("slirp: {error}")))?;
+        Ok(Self {
             pipe: FramePipe::new(device).map_err(failed)?,
-            thread: Some(thread),
-        };
-        match outcome.recv() {
-            Ok(Ok(())) => Ok(this),
-            Ok(Err(error)) => Err(BuildError::Invalid(format!("slirp: {error}"))),
-            Err(_) => Err(failed(ErrorKind::BrokenPipe.into())),
-        }
+            helper,
+        })
     }
 }
 
@@ -110,13 +88,13 @@ impl NetBackend for Slirp {
 
 impl Drop for Slirp {
     fn drop(&mut self) {
-        // The service ends when its other end does.
+        // The helper ends when its other end does.
         if let Err(error) = shutdown(self.pipe.fd.as_raw_fd(), Shutdown::Both) {
-            log::debug!("slirp: cannot tell the service to end: {error}");
+            log::debug!("slirp: cannot tell the helper to end: {error}");
         }
-        if let Some(thread) = self.thread.take() {
-            // A service that panicked has said so already.
-            let _ = thread.join();
+        // In capability mode nobody can wait for a process, but then this one ends, too.
+        if let Err(error) = self.helper.wait() {
+            log::debug!("slirp: {error}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The thread that has libslirp to itself: an event loop over the device's socket, the library's sockets and its timers.
+//! What has libslirp to itself, which is not safe for threads: an event loop over the device's socket, the library's sockets and its timers.
 
 use super::ffi::{self, Api, Callbacks, Config, Instance, TimerCb};
 use super::forward::Forward;
