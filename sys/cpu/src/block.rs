@@ -3,7 +3,7 @@
 //! A block never leaves its page, so it is valid as long as the page's generation is the one it was made under; when that has
 //! changed, it is compared with the bytes it was made from before it is thrown away (data in the same page is the usual reason).
 //! An instruction that straddles pages is a block of its own, which depends on both.
-//! Blocks remember their successors; such a link holds while the key (mapping epoch, mode, privilege) is the one it was made under,
+//! Blocks remember their successors; what an exit says holds while the key (mapping epoch, mode, privilege) is the one it was made under,
 //! and for the RIP that it was made for: a page may be mapped at several addresses, with different neighbours.
 
 use std::ops::Range;
@@ -22,37 +22,58 @@ use crate::trap::{Trapped, vector};
 /// Operations in the cache; when they are used up, everything is thrown away.
 const CAPACITY: usize = 2 << 20;
 const HEADS: usize = 1 << 16;
-const JUMPS: usize = 1 << 12;
+const JUMPS: usize = 1 << 13;
 const NONE: u32 = u32::MAX;
 
-/// A remembered successor. Packed, so that a block's running part is one cache line.
+/// How a block is entered.
 #[derive(Clone, Copy)]
-#[repr(C, packed(4))]
-pub(crate) struct Link {
-    pub key: u64,
-    pub rip: u64,
-    pub block: u32,
-}
-
-const NO_LINK: Link = Link {
-    key: 0,
-    rip: 0,
-    block: NONE,
-};
-
-/// What is needed to run a block: a kernel's code is seldom in the nearest cache, so this is one line of it.
-#[repr(C, align(64))]
-pub(crate) struct Block {
-    pub first: *const Op,
+pub(crate) struct Entry {
+    first: *const Op,
     /// The page that the block lies in; none if its only instruction straddles two.
     pub meta: *const PageMeta,
-    pub links: [Link; 2],
-    pub generation: u32,
+    generation: u32,
+    /// The number of its first exit; see [`Exit`].
+    pub exits: u32,
     /// Instructions.
     pub n: u32,
 }
 
-const _: () = assert!(size_of::<Block>() == 64);
+/// A way out of a block, and how what it last led to is entered, as long as key and RIP are these. A kernel's code is seldom in
+/// the nearest cache, so all that is needed to get from block to block is one line of it.
+///
+/// Every block has an exit for each of the ways in which it can end ([`exit`]), and one for each conditional branch before.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+pub(crate) struct Exit {
+    pub key: u64,
+    pub rip: u64,
+    pub entry: Entry,
+}
+
+const _: () = assert!(size_of::<Exit>() == 64);
+
+/// Exits at the end of a block, from [`Entry::exits`] on.
+pub(crate) mod exit {
+    /// By falling through, and the last place that a block led to which finds it by itself.
+    pub const NEXT: u32 = 0;
+    /// By a branch, and the last place but one.
+    pub const TAKEN: u32 = 1;
+    /// How many there are.
+    pub const COUNT: u32 = 2;
+}
+
+/// No key is 0.
+const NOWHERE: Exit = Exit {
+    key: 0,
+    rip: 0,
+    entry: Entry {
+        first: core::ptr::null(),
+        meta: core::ptr::null(),
+        generation: 0,
+        exits: 0,
+        n: 0,
+    },
+};
 
 /// What is needed to find a block.
 #[derive(Clone, Copy)]
@@ -81,24 +102,41 @@ struct Jump {
 
 /// The block cache of one processor.
 pub(crate) struct Blocks {
-    list: Vec<Block>,
-    /// Parallel to `list`.
+    entries: Vec<Entry>,
+    /// Parallel to `entries`.
     sources: Vec<Source>,
     ops: Vec<Op>,
     bytes: Vec<u8>,
     floats: Vec<fpu::Op>,
-    /// Where conditional branches lead when they are taken.
-    exits: Vec<Link>,
+    exits: Vec<Exit>,
     heads: Box<[u32; HEADS]>,
     jumps: Box<[Jump; JUMPS]>,
     /// The page of the running block, unless it ends with its first instruction.
     running: *const PageMeta,
 }
 
+impl Entry {
+    /// Where the operations start. The block must be one of the cache, not one that was thrown away.
+    #[inline(always)]
+    pub fn start(&self) -> OpRef {
+        // SAFETY: `first` points at the operations of a lowered block, which end with one that ends the block, in a vector
+        // that neither moves nor shrinks while a block runs.
+        unsafe { OpRef::new(self.first) }
+    }
+
+    /// Whether the code is what the block was made from. For a block that lies in two pages, that takes a longer look.
+    #[inline(always)]
+    pub fn is_fresh(&self) -> bool {
+        // SAFETY: blocks are thrown away before the map that owns the metadata is let go.
+        !self.meta.is_null()
+            && unsafe { &*self.meta }.generation.load(Ordering::Acquire) == self.generation
+    }
+}
+
 impl Blocks {
     pub fn new() -> Self {
         Blocks {
-            list: Vec::new(),
+            entries: Vec::new(),
             sources: Vec::new(),
             ops: Vec::new(),
             bytes: Vec::new(),
@@ -118,7 +156,7 @@ impl Blocks {
 
     /// Throws all blocks away. None may be running.
     pub fn clear(&mut self) {
-        self.list.clear();
+        self.entries.clear();
         self.sources.clear();
         self.ops.clear();
         self.bytes.clear();
@@ -156,50 +194,21 @@ impl Blocks {
     }
 
     #[inline(always)]
-    pub fn get(&self, b: u32) -> Option<&Block> {
-        self.list.get(b as usize)
+    pub fn get(&self, b: u32) -> Option<Entry> {
+        self.entries.get(b as usize).copied()
     }
 
-    /// Where the operations of block `b` start.
+    /// An exit by its number.
     #[inline(always)]
-    pub fn start(block: &Block) -> OpRef {
-        // SAFETY: `first` points at the operations of a lowered block, which end with one that ends the block, in a vector
-        // that neither moves nor shrinks while a block runs.
-        unsafe { OpRef::new(block.first) }
+    pub fn exit(&self, number: u32) -> Option<&Exit> {
+        self.exits.get(number as usize)
     }
 
-    pub fn link(&mut self, from: u32, arm: usize, link: Link) {
-        let links = self.list.get_mut(from as usize).map(|b| &mut b.links);
-        if let Some(slot) = links.and_then(|links| links.get_mut(arm)) {
-            *slot = link;
+    /// Remembers where an exit led.
+    pub fn link(&mut self, number: u32, to: Exit) {
+        if let Some(exit) = self.exits.get_mut(number as usize) {
+            *exit = to;
         }
-    }
-
-    /// Where exit `exit` leads.
-    #[inline(always)]
-    pub fn exit(&self, exit: u32) -> Link {
-        self.exits.get(exit as usize).copied().unwrap_or(NO_LINK)
-    }
-
-    pub fn link_exit(&mut self, exit: u32, link: Link) {
-        if let Some(slot) = self.exits.get_mut(exit as usize) {
-            *slot = link;
-        }
-    }
-
-    /// Remembers one more successor of a block whose last instruction finds its target by itself: the last two are kept.
-    pub fn link_also(&mut self, from: u32, link: Link) {
-        if let Some(block) = self.list.get_mut(from as usize) {
-            block.links = [link, block.links[0]];
-        }
-    }
-
-    /// Whether the code of a block is what it was made from. For a block that lies in two pages, that takes a longer look.
-    #[inline(always)]
-    pub fn fresh(block: &Block) -> bool {
-        // SAFETY: blocks are thrown away before the map that owns the metadata is let go.
-        !block.meta.is_null()
-            && unsafe { &*block.meta }.generation.load(Ordering::Acquire) == block.generation
     }
 
     fn head(phys: u64, mode: u8) -> usize {
@@ -224,7 +233,7 @@ impl Cpu {
         let jump = self.blocks.jumps[slot];
         if jump.la == la
             && jump.key == key
-            && self.blocks.get(jump.block).is_some_and(Blocks::fresh)
+            && self.blocks.get(jump.block).is_some_and(|b| b.is_fresh())
         {
             return Ok(jump.block);
         }
@@ -267,8 +276,7 @@ impl Cpu {
         mode: Mode,
     ) -> Result<bool, Trapped> {
         let at = b as usize;
-        let (Some(block), Some(&source)) = (self.blocks.list.get(at), self.blocks.sources.get(at))
-        else {
+        let (Some(block), Some(&source)) = (self.blocks.get(b), self.blocks.sources.get(at)) else {
             return Ok(false);
         };
         let (start, len) = (source.bytes.0 as usize, source.bytes.1 as usize);
@@ -278,7 +286,7 @@ impl Cpu {
             let Some(generation) = self.unchanged(page, offset, start..start + here) else {
                 return Ok(false);
             };
-            self.blocks.list[at].generation = generation;
+            self.blocks.entries[at].generation = generation;
         }
         // The first part says that the instruction goes on in the next page; only then is that looked at.
         let Some(tail) = source.tail else {
@@ -360,15 +368,16 @@ impl Cpu {
             mode,
             &mut blocks.ops,
             &mut blocks.floats,
-            exits as u32,
+            exits as u32 + exit::COUNT,
         );
         if lowered.n == 0 {
             blocks.ops.truncate(start);
             return None;
         }
-        blocks.exits.resize(exits + lowered.exits, NO_LINK);
+        let all_exits = exits + exit::COUNT as usize + lowered.exits;
+        blocks.exits.resize(all_exits, NOWHERE);
         let head = Blocks::head(source.phys, source.mode);
-        let b = blocks.list.len() as u32;
+        let b = blocks.entries.len() as u32;
         blocks.sources.push(Source {
             bytes: (blocks.bytes.len() as u32, lowered.bytes as u32),
             chain: blocks.heads[head],
@@ -377,11 +386,11 @@ impl Cpu {
         blocks
             .bytes
             .extend_from_slice(code.get(..lowered.bytes).unwrap_or_default());
-        blocks.list.push(Block {
+        blocks.entries.push(Entry {
             first: blocks.ops.as_ptr().wrapping_add(start),
             meta,
-            links: [NO_LINK; 2],
             generation,
+            exits: exits as u32,
             n: lowered.n,
         });
         blocks.heads[head] = b;

@@ -1,6 +1,6 @@
 //! The execution loop: block after block, and what is seen to between them.
 
-use crate::block::{Blocks, Link};
+use crate::block::{self, Entry, exit};
 use crate::bus::{Bus, Event, Poll, Window};
 use crate::cpu::{Cpu, slot};
 use crate::decode::Mode;
@@ -53,17 +53,17 @@ impl Cpu {
         }
     }
 
-    /// Runs blocks along their links, until something is to be seen to.
+    /// Runs block after block, until something is to be seen to.
     fn chain(&mut self, first: u32) -> Option<Exit> {
-        let mut at = first;
+        let mut block = self.blocks.get(first)?;
         loop {
-            let block = self.blocks.get(at)?;
-            let (n, meta, start) = (u64::from(block.n), block.meta, Blocks::start(block));
+            let n = u64::from(block.n);
             if n > self.end.wrapping_sub(self.retired) {
                 return self.step();
             }
-            self.blocks.enter(meta);
+            self.blocks.enter(block.meta);
             self.regs[usize::from(slot::BLOCK)] = self.rip;
+            let start = block.start();
             let status = (start.f)(self, start);
             // Compared one after the other: a jump table would be one more jump to mispredict for every block.
             if status > Status::Aside {
@@ -74,36 +74,53 @@ impl Cpu {
                 self.slow = true;
                 return None;
             }
-            let (key, rip) = (self.key, self.rip);
-            let block = self.blocks.get(at)?;
-            let link = match status {
-                Status::Aside => self.blocks.exit(self.exit_taken),
-                Status::Next => block.links[0],
-                Status::Elsewhere if block.links[0].rip == rip => block.links[0],
-                _ => block.links[1],
+            let number = match status {
+                Status::Aside => self.exit_taken,
+                Status::Taken => block.exits + exit::TAKEN,
+                _ => block.exits + exit::NEXT,
             };
-            if link.key == key
-                && link.rip == rip
-                && self.blocks.get(link.block).is_some_and(Blocks::fresh)
-            {
-                at = link.block;
+            if let Some(next) = self.follow(number) {
+                block = next;
                 continue;
             }
-            let block = match self.find_block(false) {
-                Ok(block) => block,
+            if status == Status::Elsewhere
+                && let Some(next) = self.follow(block.exits + exit::TAKEN)
+            {
+                block = next;
+                continue;
+            }
+            let (key, rip) = (self.key, self.rip);
+            let found = match self.find_block(false) {
+                Ok(found) => self.blocks.get(found)?,
                 Err(Trapped) => return self.handle_trap(0),
             };
-            let link = Link { key, rip, block };
-            match status {
-                Status::Aside => self.blocks.link_exit(self.exit_taken, link),
-                Status::Next => self.blocks.link(at, 0, link),
-                // Outside of 64-bit code RIP alone does not say where: there is the base of CS.
-                Status::Elsewhere if !Mode::of(key).long() => {}
-                Status::Elsewhere => self.blocks.link_also(at, link),
-                _ => self.blocks.link(at, 1, link),
+            // Outside of 64-bit code RIP alone does not say where an instruction leads that finds the place by itself: there is
+            // the base of CS.
+            if status != Status::Elsewhere || Mode::of(key).long() {
+                if status == Status::Elsewhere
+                    && let Some(last) = self.blocks.exit(number).copied()
+                {
+                    self.blocks.link(block.exits + exit::TAKEN, last);
+                }
+                self.blocks.link(
+                    number,
+                    block::Exit {
+                        key,
+                        rip,
+                        entry: found,
+                    },
+                );
             }
-            at = block;
+            block = found;
         }
+    }
+
+    /// What an exit leads to, if it leads to RIP.
+    #[inline(always)]
+    fn follow(&self, number: u32) -> Option<Entry> {
+        let exit = self.blocks.exit(number)?;
+        (exit.key == self.key && exit.rip == self.rip && exit.entry.is_fresh())
+            .then_some(exit.entry)
     }
 
     /// The operation at `self.at` did not complete, or not all of it.
@@ -158,7 +175,7 @@ impl Cpu {
             Ok(block) => block,
             Err(Trapped) => return self.handle_trap(0),
         };
-        let start = Blocks::start(self.blocks.get(block)?);
+        let start = self.blocks.get(block)?.start();
         self.blocks.enter(core::ptr::null());
         self.regs[usize::from(slot::BLOCK)] = self.rip;
         // IRET and POPF set the flag for the instruction after them.

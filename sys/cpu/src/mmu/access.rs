@@ -2,7 +2,7 @@
 
 use core::ptr::NonNull;
 
-use super::tlb::{Data, ENTRIES, Place, Target, table};
+use super::tlb::{Place, Target, table};
 use crate::bus::Reply;
 use crate::cpu::Cpu;
 use crate::exit::{Exit, Mmio};
@@ -13,15 +13,10 @@ use crate::state::{Seg, cr0, flag};
 use crate::trap::{Trap, Trapped, vector};
 
 impl Cpu {
-    #[inline(always)]
-    fn entry(&self, la: u64) -> &Data {
-        &self.tlb.data[(self.tlb.table + (la >> 12) as usize % ENTRIES) % (ENTRIES * 4)]
-    }
-
     /// `1 << S` readable bytes at `la`, if the TLB has them.
     #[inline(always)]
     pub(crate) fn readable<const S: u8>(&self, la: u64) -> Option<Place<S>> {
-        let entry = self.entry(la);
+        let entry = self.tlb.data.entry(la);
         if entry.read != (la.wrapping_add((1 << S) - 1) & PAGE_MASK | self.tlb.generation) {
             return None;
         }
@@ -34,7 +29,7 @@ impl Cpu {
     /// `1 << S` writable bytes at `la`, if the TLB has them.
     #[inline(always)]
     pub(crate) fn writable<const S: u8>(&self, la: u64) -> Option<Place<S>> {
-        let entry = self.entry(la);
+        let entry = self.tlb.data.entry(la);
         if entry.write != (la.wrapping_add((1 << S) - 1) & PAGE_MASK | self.tlb.generation) {
             return None;
         }
@@ -73,19 +68,19 @@ impl Cpu {
     /// The host address for a write of `size` bytes that does not leave its page, if the fast path applies.
     #[inline(always)]
     pub(crate) fn write_pointer(&self, la: u64, size: u64) -> Option<*mut u8> {
-        self.tlb.write_pointer(self.tlb.table / ENTRIES, la, size)
+        self.tlb.write_pointer(self.tlb.data.entry(la), la, size)
     }
 
     /// The host address for a read of `size` bytes that does not leave its page, if the fast path applies.
     #[inline(always)]
     pub(crate) fn read_pointer(&self, la: u64, size: u64) -> Option<*const u8> {
-        self.tlb.read_pointer(self.tlb.table / ENTRIES, la, size)
+        self.tlb.read_pointer(self.tlb.data.entry(la), la, size)
     }
 
     #[cold]
     #[inline(never)]
     fn load_slow(&mut self, la: u64, log: u8, op: &Op) -> Result<u64, Trapped> {
-        let table = self.tlb.table / ENTRIES;
+        let table = self.tlb.data.number();
         self.check_alignment(la, log)?;
         self.watch(la, 1 << log, false);
         self.read_linear(la, log, table, op)
@@ -94,14 +89,14 @@ impl Cpu {
     #[cold]
     #[inline(never)]
     fn store_slow(&mut self, la: u64, value: u64, log: u8, op: &Op) -> Result<(), Trapped> {
-        let table = self.tlb.table / ENTRIES;
+        let table = self.tlb.data.number();
         self.check_alignment(la, log)?;
         self.watch(la, 1 << log, true);
         self.write_linear(la, value, log, table, op)
     }
 
     fn check_alignment(&mut self, la: u64, log: u8) -> Result<(), Trapped> {
-        if self.tlb.table == table::USER_CHECKED * ENTRIES && la & ((1 << log) - 1) != 0 {
+        if self.tlb.data.number() == table::USER_CHECKED && la & ((1 << log) - 1) != 0 {
             return Err(self.fault(vector::AC, Some(0)));
         }
         Ok(())
@@ -244,7 +239,7 @@ impl Cpu {
         size: u64,
         op: &Op,
     ) -> Result<Option<(*mut u8, *const PageMeta)>, Trapped> {
-        let table = self.tlb.table / ENTRIES;
+        let table = self.tlb.data.number();
         let stack = op.am & am::STACK != 0;
         self.watch(la, size, true);
         let in_page = 0x1000 - (la & 0xfff);
@@ -280,7 +275,7 @@ impl Cpu {
         size: u64,
         op: &Op,
     ) -> Result<Option<*const u8>, Trapped> {
-        let table = self.tlb.table / ENTRIES;
+        let table = self.tlb.data.number();
         let stack = op.am & am::STACK != 0;
         self.watch(la, size, false);
         let in_page = 0x1000 - (la & 0xfff);
@@ -359,7 +354,8 @@ impl Cpu {
         let la = self.wrap(la);
         let mut value = 0;
         let size = 1u64 << log;
-        if let Some(p) = self.tlb.read_pointer(table::KERNEL, la, size) {
+        let entry = self.tlb.data.entry_of(table::KERNEL, la);
+        if let Some(p) = self.tlb.read_pointer(entry, la, size) {
             // SAFETY: the TLB has the page, which the access does not leave.
             return Ok(unsafe { load_sized(p, log) });
         }
@@ -387,7 +383,8 @@ impl Cpu {
         let la = self.wrap(la);
         let table = if user { table::USER } else { table::KERNEL };
         let size = 1u64 << log;
-        if let Some(p) = self.tlb.write_pointer(table, la, size) {
+        let entry = self.tlb.data.entry_of(table, la);
+        if let Some(p) = self.tlb.write_pointer(entry, la, size) {
             // SAFETY: the TLB has the page for writing, and the access does not leave it.
             unsafe { store_sized(p, value, log) };
             return Ok(());

@@ -13,7 +13,9 @@ use crate::mmu::{Access, Paging, walk};
 use crate::state::{cr0, cr4, efer, flag};
 use crate::trap::{Trap, Trapped, vector};
 
-pub(super) const ENTRIES: usize = 512;
+pub(super) const ENTRIES: usize = 1024;
+/// As many as in [`table`].
+const TABLES: usize = 4;
 const GENERATIONS: u64 = 0xfff;
 /// No address has this tag: it is not page-aligned plus a generation below `GENERATIONS`.
 const NO_TAG: u64 = u64::MAX;
@@ -38,6 +40,77 @@ pub(crate) struct Data {
     /// Host address minus linear address.
     pub(super) addend: u64,
     meta: *const PageMeta,
+}
+
+const NO_DATA: Data = Data {
+    read: NO_TAG,
+    write: NO_TAG,
+    addend: 0,
+    meta: core::ptr::null(),
+};
+
+/// The tables for data, and which of them is in use: by a pointer, because that is the beginning of every access to memory.
+pub(super) struct DataTables {
+    first: NonNull<[Data; ENTRIES]>,
+    current: NonNull<[Data; ENTRIES]>,
+    number: usize,
+}
+
+impl DataTables {
+    fn new() -> Self {
+        let tables = Box::new([[NO_DATA; ENTRIES]; TABLES]);
+        let first = NonNull::from(Box::leak(tables)).cast();
+        DataTables {
+            first,
+            current: first,
+            number: 0,
+        }
+    }
+
+    /// The number of the table in use.
+    pub fn number(&self) -> usize {
+        self.number
+    }
+
+    fn choose(&mut self, number: usize) {
+        self.number = number % TABLES;
+        // SAFETY: there are so many tables from `first` on.
+        self.current = unsafe { self.first.add(self.number) };
+    }
+
+    /// The entry for `la` in the table in use.
+    #[inline(always)]
+    pub fn entry(&self, la: u64) -> &Data {
+        // SAFETY: `current` is one of our tables, of which there are no references while we are borrowed.
+        let table = unsafe { self.current.as_ref() };
+        &table[(la >> 12) as usize % ENTRIES]
+    }
+
+    /// The entry for `la` in some table.
+    pub fn entry_of(&self, number: usize, la: u64) -> &Data {
+        // SAFETY: as above, and there are so many tables.
+        let table = unsafe { self.first.add(number % TABLES).as_ref() };
+        &table[(la >> 12) as usize % ENTRIES]
+    }
+
+    fn entry_mut(&mut self, number: usize, la: u64) -> &mut Data {
+        // SAFETY: as above; we are borrowed for as long as the reference lives.
+        let table = unsafe { self.first.add(number % TABLES).as_mut() };
+        &mut table[(la >> 12) as usize % ENTRIES]
+    }
+
+    fn iter_mut(&mut self) -> impl Iterator<Item = &mut Data> {
+        // SAFETY: as above, and the tables lie one behind the other.
+        let tables = unsafe { core::slice::from_raw_parts_mut(self.first.as_ptr(), TABLES) };
+        tables.as_flattened_mut().iter_mut()
+    }
+}
+
+impl Drop for DataTables {
+    fn drop(&mut self) {
+        // SAFETY: leaked in `new`.
+        drop(unsafe { Box::from_raw(self.first.as_ptr().cast::<[[Data; ENTRIES]; TABLES]>()) });
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -65,12 +138,10 @@ struct Context {
 
 /// The soft TLB of one processor.
 pub(crate) struct Tlb {
-    pub(super) data: Box<[Data; ENTRIES * 4]>,
+    pub(super) data: DataTables,
     code: Box<[Code; ENTRIES * 2]>,
     /// Tag bits of the current address space.
     pub(super) generation: u64,
-    /// Offset of the current table in `data`.
-    pub(super) table: usize,
     last_generation: u64,
     last_epoch: u64,
     contexts: Box<[Context; 4096]>,
@@ -117,12 +188,6 @@ pub(crate) enum Target {
 
 impl Tlb {
     pub fn new() -> Self {
-        let data = Data {
-            read: NO_TAG,
-            write: NO_TAG,
-            addend: 0,
-            meta: core::ptr::null(),
-        };
         let code = Code {
             tag: NO_TAG,
             gpa: 0,
@@ -130,10 +195,9 @@ impl Tlb {
             meta: core::ptr::null(),
         };
         Tlb {
-            data: Box::new([data; ENTRIES * 4]),
+            data: DataTables::new(),
             code: Box::new([code; ENTRIES * 2]),
             generation: 1,
-            table: 0,
             last_generation: 1,
             last_epoch: 1,
             contexts: Box::new([Context::default(); 4096]),
@@ -142,18 +206,16 @@ impl Tlb {
         }
     }
 
-    /// The host address for a read of `size` bytes through one of the tables, if they lie in a page that it has.
+    /// The host address for a read of `size` bytes by way of an entry for `la`, if they lie in its page.
     #[inline(always)]
-    pub(super) fn read_pointer(&self, table: usize, la: u64, size: u64) -> Option<*const u8> {
-        let entry = &self.data[(table * ENTRIES + (la >> 12) as usize % ENTRIES) % (ENTRIES * 4)];
+    pub(super) fn read_pointer(&self, entry: &Data, la: u64, size: u64) -> Option<*const u8> {
         (entry.read == (la.wrapping_add(size - 1) & PAGE_MASK | self.generation))
             .then(|| la.wrapping_add(entry.addend) as *const u8)
     }
 
     /// [`Tlb::read_pointer`] for a write.
     #[inline(always)]
-    pub(super) fn write_pointer(&self, table: usize, la: u64, size: u64) -> Option<*mut u8> {
-        let entry = &self.data[(table * ENTRIES + (la >> 12) as usize % ENTRIES) % (ENTRIES * 4)];
+    pub(super) fn write_pointer(&self, entry: &Data, la: u64, size: u64) -> Option<*mut u8> {
         (entry.write == (la.wrapping_add(size - 1) & PAGE_MASK | self.generation))
             .then(|| la.wrapping_add(entry.addend) as *mut u8)
     }
@@ -180,12 +242,7 @@ impl Tlb {
     fn clear(&mut self) {
         for entry in self.data.iter_mut() {
             Self::evict(entry);
-            *entry = Data {
-                read: NO_TAG,
-                write: NO_TAG,
-                addend: 0,
-                meta: core::ptr::null(),
-            };
+            *entry = NO_DATA;
         }
         for entry in self.code.iter_mut() {
             entry.tag = NO_TAG;
@@ -226,8 +283,8 @@ impl Tlb {
     fn forget_page(&mut self, la: u64) -> bool {
         let page = la & PAGE_MASK;
         let at = (la >> 12) as usize & (ENTRIES - 1);
-        for t in 0..4 {
-            let entry = &mut self.data[t * ENTRIES + at];
+        for table in 0..TABLES {
+            let entry = self.data.entry_mut(table, la);
             Self::evict(entry);
             entry.read = NO_TAG;
             entry.write = NO_TAG;
@@ -364,7 +421,7 @@ impl Cpu {
             (true, true) if self.cr0 & cr0::AM != 0 => table::USER_CHECKED,
             (true, _) => table::USER,
         };
-        self.tlb.table = table * ENTRIES;
+        self.tlb.data.choose(table);
     }
 
     fn paging_for(&self, table: usize) -> Paging {
@@ -435,7 +492,7 @@ impl Cpu {
                 Tlb::note(&mut *self.tlb.large, la >> mapping.shift);
             }
             let tag = la & PAGE_MASK | self.tlb.generation;
-            let entry = &mut self.tlb.data[table * ENTRIES + (la >> 12) as usize % ENTRIES];
+            let entry = self.tlb.data.entry_mut(table, la);
             let keep = entry.meta == page.meta && entry.read == tag;
             if !keep {
                 Tlb::evict(entry);
