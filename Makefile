@@ -59,3 +59,4 @@ bench: guest
 	@tests/install.sh bench
 	$(CARGO) build --release --workspace
 	$(CARGO) run --release --quiet -p vmm-tests --bin bench
+	$(CARGO) run --release --quiet -p vmm-cpu --example mips

@@ -5,6 +5,7 @@ use std::net::TcpListener;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use crate::RUNS;
 use vmm_tests::debian::{BOOT, Debian};
 use vmm_tests::host::image;
 use vmm_tests::{Bench, Guest};
@@ -46,6 +47,15 @@ const MODELS: [Models; 2] = [
 
 /// MiB per second: written, read, sent.
 type Rates = [f64; 3];
+
+/// The median of each of the three.
+fn medians(runs: &[Rates]) -> Rates {
+    [0, 1, 2].map(|n| {
+        let mut rates: Vec<f64> = runs.iter().map(|run| run[n]).collect();
+        rates.sort_by(f64::total_cmp);
+        rates[rates.len() / 2]
+    })
+}
 
 fn rate(mib: usize, time: Duration) -> f64 {
     mib as f64 / time.as_secs_f64()
@@ -125,10 +135,13 @@ pub fn throughput() {
         return;
     };
     println!(
-        "throughput, Debian 6.1, 1 vCPU, MiB/s (bhyve's software vmm, QEMU's TCG, the time we take relative to it):"
+        "throughput, Debian 6.1, 1 vCPU, MiB/s, median of {RUNS} (bhyve's software vmm, QEMU's TCG, the time we take relative to it):"
     );
     for models in MODELS {
-        let (ours, qemu) = (ours(&debian, &models), qemus(&debian, &models));
+        // In turn, so that whatever else the host does falls on both.
+        let runs = (0..RUNS).map(|_| (ours(&debian, &models), qemus(&debian, &models)));
+        let (ours, qemu): (Vec<_>, Vec<_>) = runs.unzip();
+        let (ours, qemu) = (medians(&ours), medians(&qemu));
         let disk = models.disk;
         for (what, n) in [
             (format!("{disk}, sequential writes"), 0),
