@@ -163,6 +163,23 @@ fn it_runs_in_capability_mode() {
     guest.expect("\n");
 }
 
+/// The name server and the gateway of a guest are in a process of their own.
+#[test]
+#[ignore = "needs root on a FreeBSD host"]
+fn slirp_is_nobody_in_capability_mode() {
+    if !std::fs::exists("/usr/local/lib/libslirp.so.0").unwrap() {
+        println!("skipped: the package libslirp is not installed");
+        return;
+    }
+    let vm = Kernel::new("slirp");
+    let _guest = vm.start(&["-s", "4,virtio-net,slirp"]);
+    let helper = run("pgrep", &["-f", "--", "--slirp-helper"]);
+    let user = run("ps", &["-o", "user=", "-p", &helper]);
+    let flags = run("procstat", &["-h", "-s", &helper]);
+    let flags = flags.split_whitespace().nth(9).unwrap_or_default();
+    assert!(user == "nobody" && flags.starts_with('C'), "{user} {flags}");
+}
+
 /// Paths and most sysctls are out of reach in capability mode, and the VM is destroyed all the same.
 #[test]
 #[ignore = "needs root on a FreeBSD host"]

@@ -234,3 +234,23 @@ fn host_checks_are_in_freebsd_host_md() {
         .collect();
     compare("freebsd-host.md", &documented, &real);
 }
+
+/// docs/freebsd-host.md has each check that only a FreeBSD host can make, and names no other.
+#[test]
+fn freebsd_host_md() {
+    let read = |path: &str| {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+        std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+    };
+    let source = read("freebsd_host.rs");
+    let tests = source.split("#[ignore = ").skip(1);
+    let real: BTreeSet<_> = tests
+        .map(|rest| rest.split(['(', ' ']).collect::<Vec<_>>())
+        .map(|words| words.into_iter().skip_while(|word| !word.ends_with("fn")))
+        .filter_map(|mut words| words.nth(1).map(str::to_owned))
+        .collect();
+    let page = read("../docs/freebsd-host.md");
+    let commands = page.split("| `host ").skip(1);
+    let documented = commands.map(|rest| rest.split('`').next().unwrap_or_default().to_owned());
+    compare("freebsd-host.md", &documented.collect(), &real);
+}
