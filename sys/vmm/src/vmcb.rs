@@ -27,6 +27,8 @@ pub mod control {
     /// INTR, NMI, SMI, INIT, VINTR off, CPUID, RSM, INVD, HLT off, IO, MSR, task switch, FERR, shutdown.
     pub const INST1: u32 =
         1 | 1 << 1 | 1 << 2 | 1 << 3 | 1 << 18 | 1 << 27 | 1 << 28 | 1 << 30 | 1 << 31;
+    /// IRET, in [`INST1`]: how svm(4) learns that NMIs are no longer blocked.
+    pub const INST1_IRET: u32 = 1 << 20;
     /// VMRUN, VMMCALL, VMLOAD, VMSAVE, STGI, CLGI, SKINIT, MONITOR, MWAIT, XSETBV.
     pub const INST2: u32 = 0x7f | 1 << 10 | 1 << 11 | 1 << 13;
 }
@@ -69,6 +71,8 @@ pub const SNAPSHOT_FIELDS: [(usize, usize); 34] = [
     (SAVE + 0x290, 8),
 ];
 
+/// The position in [`SNAPSHOT_FIELDS`] of the intercepts among which is IRET's.
+pub const FIELD_INST1: usize = 3;
 /// The position in [`SNAPSHOT_FIELDS`] of the registers that are restored from there.
 pub const FIELD_STAR: usize = 20;
 
@@ -102,12 +106,17 @@ impl Image {
 /// The block as it would be for this virtual CPU.
 pub fn image(core: &Core) -> Box<[u8; SIZE]> {
     let cpu = &core.cpu;
+    let iret = if cpu.nmi_blocked() {
+        control::INST1_IRET
+    } else {
+        0
+    };
     let mut image = Image(Box::new([0; SIZE]));
     for (offset, value) in [
         (0, control::CR),
         (4, control::DR),
         (8, control::EXCEPTION),
-        (0xc, control::INST1),
+        (0xc, control::INST1 | iret),
         (0x10, control::INST2),
     ] {
         image.put32(offset, value);

@@ -14,7 +14,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 use crate::chipset::{Chipset, IOAPIC_PINS, Io};
 use crate::errno::Errno;
 use crate::user::UserMemory;
-use crate::vcpu::{Core, Frozen, Vcpu};
+use crate::vcpu::{Core, Frozen, Halt, Vcpu};
 use crate::vmm::{Topology, Vm};
 use crate::vmm_mem::{MemMap, segment_name};
 use crate::vmm_regs::engine_paging;
@@ -376,6 +376,10 @@ fn set_register(vm: &Vm, core: &mut Frozen<'_>, regnum: i32, value: u64) -> Resu
         let id = core.vcpu().id;
         vm.chipset(|chipset, _| chipset.set_cr8(id, value & 0xf));
         return Ok(());
+    }
+    if regnum == VM_REG_GUEST_RIP {
+        // VM_RUN goes on there: no HLT outlasts a return to userland.
+        core.vcpu().set_halt(Halt::No);
     }
     core.set_register(regnum, value)
 }

@@ -7,6 +7,9 @@ use crate::errno::Errno;
 use crate::vcpu::Core;
 use crate::vmcb;
 
+/// A descriptor's privilege level among its access rights.
+const SEGMENT_DPL: u32 = 3 << 5;
+
 /// `CPU_MODE_*` and `PAGING_MODE_*` as the processor is now, for an exit that userland has to follow up.
 pub fn guest_paging(core: &Core) -> VmGuestPaging {
     let cpu = &core.cpu;
@@ -189,6 +192,18 @@ impl Core {
         Ok(())
     }
 
+    /// The ring that the processor enters the guest in. The control block has it apart from the segments, so that no request sets
+    /// it; the engine has it in SS.
+    fn ring(&self) -> u8 {
+        if self.cpu.get(Reg::Cr0) & cr0::PE == 0 {
+            0
+        } else if self.cpu.get(Reg::Rflags) & flag::VM != 0 {
+            3
+        } else {
+            self.cpu.cpl()
+        }
+    }
+
     fn set_base(&mut self, seg: Seg, base: u64) {
         self.cpu.set_segment(
             seg,
@@ -228,13 +243,17 @@ impl Core {
                     access,
                 } = desc;
                 let selector = self.cpu.segment(seg).selector;
+                let mut access = access & 0x1_f0ff;
+                if seg == Seg::Ss {
+                    access = access & !SEGMENT_DPL | u32::from(self.ring()) << 5;
+                }
                 self.cpu.set_segment(
                     seg,
                     Segment {
                         selector,
                         base,
                         limit,
-                        access: access & 0x1_f0ff,
+                        access,
                     },
                 );
             }

@@ -276,6 +276,9 @@ fn host_fields() -> impl Iterator<Item = usize> {
     control.chain(more).chain(HOST..HOST + 28)
 }
 
+/// The byte with IRET's intercept, which is set while NMIs are blocked.
+const IRET_INTERCEPT: usize = 10 * 8 + 8 * 24 + 8 + 2 * 16 + 8 + 3 * 8 + 2;
+
 #[test]
 fn host_state_is_neither_saved_nor_believed() {
     let bench = Bench::with_program(Clock::Instructions, 1, &super::guests::ticking());
@@ -284,13 +287,24 @@ fn host_state_is_neither_saved_nor_believed() {
     }
     let saved = save_one(&bench, STRUCT_VMCX);
     let mut other = saved.clone();
-    for at in host_fields() {
+    for at in host_fields().filter(|at| *at != IRET_INTERCEPT) {
         other[at] ^= 0xff;
     }
     let restored = snapshot(&bench, STRUCT_VMCX, VM_SNAPSHOT_RESTORE, &mut other);
     assert_eq!(restored, Ok(saved.len()));
     assert!(save_one(&bench, STRUCT_VMCX) == saved);
     bench.next_out(0);
+}
+
+#[test]
+fn blocked_nmis_stay_blocked() {
+    let bench = Bench::with_program(Clock::Instructions, 1, &super::guests::ticking());
+    let mut saved = save_one(&bench, STRUCT_VMCX);
+    assert_eq!(saved[IRET_INTERCEPT] & 0x10, 0);
+    saved[IRET_INTERCEPT] |= 0x10;
+    let restored = snapshot(&bench, STRUCT_VMCX, VM_SNAPSHOT_RESTORE, &mut saved.clone());
+    assert_eq!(restored, Ok(saved.len()));
+    assert!(save_one(&bench, STRUCT_VMCX) == saved);
 }
 
 /// Where a pin's redirection entry is in `STRUCT_VIOAPIC`, and the bits of it that only the I/O APIC sets.

@@ -376,3 +376,24 @@ fn exceptions_are_injected() {
         (0x81, bench.reg(0, VM_REG_GUEST_RAX) as u32 & 0xff00 | 0x13)
     );
 }
+
+/// The control block has the ring apart from the segments.
+#[test]
+fn no_request_sets_the_ring() {
+    let bench = Bench::with_program(Clock::Host, 1, &[0xf4]);
+    let ring_after = |access| {
+        let desc = |access| VmSegDesc {
+            cpuid: 0,
+            regnum: VM_REG_GUEST_SS,
+            desc: SegDesc::new(0, 0xffff_ffff, access),
+        };
+        bench.set(VM_SET_SEGMENT_DESCRIPTOR, desc(access)).unwrap();
+        let got = bench.get(VM_GET_SEGMENT_DESCRIPTOR, desc(0)).unwrap();
+        got.desc.access >> 5 & 3
+    };
+    assert_eq!(ring_after(0xf3), 0);
+    bench.set_reg(0, VM_REG_GUEST_CR0, 0x11);
+    assert_eq!(ring_after(0xf3), 0);
+    bench.set_reg(0, VM_REG_GUEST_RFLAGS, 0x2_0002);
+    assert_eq!(ring_after(0x93), 3);
+}

@@ -1,14 +1,14 @@
 //! `STRUCT_VMCX` as `svm_vcpu_snapshot` of `sys/amd64/vmm/amd/svm.c` has it: the processor.
 //!
 //! Intercepts, ASID, AVIC addresses and TLB control are host state. They are written as a kernel expects them, and
-//! read without being looked at.
+//! read without being looked at, but for one: IRET is intercepted while NMIs are blocked, and nothing else says that they are.
 
 use vmm_abi::SegDesc;
 use vmm_cpu::{Reg, Seg, Segment, Table, cr0, cr4, efer};
 
 use crate::io::wire::{Reader, StateError, Writer};
 use crate::vcpu::{Core, Frozen};
-use crate::vmcb::{self, FIELD_STAR, SNAPSHOT_FIELDS};
+use crate::vmcb::{self, FIELD_INST1, FIELD_STAR, SNAPSHOT_FIELDS, control};
 use crate::vmm_msr::{MTRR_BYTES, Mtrr};
 use crate::vmm_regs::descriptor;
 
@@ -125,6 +125,7 @@ struct VcpuState {
     idtr: Table,
     gdtr: Table,
     shadow: bool,
+    nmi_blocked: bool,
     fields: [u64; FIELDS.len()],
     context: [u64; CONTEXT.len()],
     next_rip: u64,
@@ -178,6 +179,7 @@ fn parse(reader: &mut Reader<'_>) -> Result<VcpuState, StateError> {
     }
     let shadow = reader.u64() & 1 != 0;
     let all: [u64; SNAPSHOT_FIELDS.len()] = std::array::from_fn(|_| reader.u64());
+    let nmi_blocked = all[FIELD_INST1] & u64::from(control::INST1_IRET) != 0;
     let mut fields = [0; FIELDS.len()];
     fields.copy_from_slice(&all[FIELD_STAR..FIELD_STAR + FIELDS.len()]);
     reader.check(valid_pat(fields[FIELDS.len() - 1]), "PAT")?;
@@ -193,6 +195,7 @@ fn parse(reader: &mut Reader<'_>) -> Result<VcpuState, StateError> {
         idtr,
         gdtr,
         shadow,
+        nmi_blocked,
         fields,
         context,
         next_rip,
@@ -223,6 +226,7 @@ fn apply(core: &mut Core, state: VcpuState) {
         idtr,
         gdtr,
         shadow,
+        nmi_blocked,
         fields,
         context,
         next_rip,
@@ -244,6 +248,7 @@ fn apply(core: &mut Core, state: VcpuState) {
     cpu.set_idtr(idtr);
     cpu.set_gdtr(gdtr);
     cpu.set_interrupt_shadow(shadow);
+    cpu.set_nmi_blocked(nmi_blocked);
     cpu.flush_tlb();
     core.side.next_rip = next_rip;
     core.side.msrs.mtrr = mtrr;
