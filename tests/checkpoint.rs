@@ -10,6 +10,7 @@ use vmm_tests::{Bench, Guest, guests, on_each_vmm};
 on_each_vmm!(
     a_suspended_guest_goes_on_in_a_new_process,
     memory_is_of_one_moment,
+    a_guest_keeps_its_fpu,
     a_state_without_disks_may_be_resumed_again_and_again,
     the_new_process_may_have_another_name,
     files_are_private_and_sparse,
@@ -108,6 +109,30 @@ fn memory_is_of_one_moment(bench: &Bench) {
     }
 }
 
+/// The kernel's structs have no FPU; it is saved all the same, and a guest that goes on has not lost it either.
+fn a_guest_keeps_its_fpu(bench: &Bench) {
+    let mut first = start(bench, &guests::floats(), &[]);
+    first.expect("\n");
+    ctl(bench, &["--vm=vm", "--checkpoint=live"]);
+    first.expect("\n");
+    first.expect("\n");
+    ctl(bench, &["--vm=vm", "--suspend=state"]);
+    assert_eq!(first.wait().code(), Some(0));
+    let mut text = first.console();
+    for name in ["live", "state"] {
+        let mut guest = bench.start(&["-r", name]);
+        guest.expect("\n");
+        guest.expect("\n");
+        text.push_str(&guest.console());
+    }
+    assert!(!text.contains('n'), "{text}");
+    let mut pulsed = start_pulsed(bench, &guests::floats(), &[], 7);
+    for _ in 0..40 {
+        pulsed.expect("\n");
+    }
+    assert!(!pulsed.console().contains('n'), "{}", pulsed.console());
+}
+
 /// Where there is no kernel's vmm, bhyve's own choice is the software vmm.
 #[cfg(not(target_os = "freebsd"))]
 #[test]
@@ -125,7 +150,14 @@ fn no_vmm_need_be_named() {
 #[cfg(target_os = "linux")]
 fn guest_memory(guest: &Guest) -> (Vec<String>, u64) {
     let text = std::fs::read_to_string(format!("/proc/{}/smaps", guest.pid())).unwrap();
-    let mut lines = text.lines().skip_while(|line| !line.contains("/memfd:vmm"));
+    // The one that is as large as the guest's memory: on kernels there is another segment.
+    let mappings: Vec<&str> = text.split("/memfd:vmm").skip(1).collect();
+    let is_memory = |text: &&&str| {
+        text.lines()
+            .nth(1)
+            .is_some_and(|line| line.contains("65536 kB"))
+    };
+    let mut lines = mappings.iter().find(is_memory).unwrap().lines();
     let mut field = |name: &str| {
         let mut values = lines.by_ref().filter_map(|line| line.strip_prefix(name));
         values.next().unwrap().trim().to_owned()

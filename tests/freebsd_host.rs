@@ -36,9 +36,13 @@ impl Kernel {
 
     /// Starts a guest that prints for ever; it has printed a line when this returns.
     fn start(&self, more: &[&str]) -> Guest {
+        self.start_program(&guests::nonce(), more)
+    }
+
+    fn start_program(&self, program: &[u8], more: &[&str]) -> Guest {
         let fixed = ["-H"];
         let more = [&fixed[..], more, &[&self.name]].concat();
-        let args = self.bench.machine(&guests::nonce(), &more);
+        let args = self.bench.machine(program, &more);
         let mut guest = self.bench.start(&args);
         guest.expect("\n");
         guest
@@ -115,6 +119,32 @@ fn a_guest_is_suspended_or_it_is_refused() {
         guest.expect("\n");
         println!("refused: {said}");
     }
+}
+
+/// The kernel's structs have no FPU: the guest's own processor saves and loads it, in VM_RUN. The guest says itself whether it
+/// still has its values.
+#[test]
+#[ignore = "needs root on a FreeBSD host"]
+fn the_fpu_survives_a_suspend() {
+    let vm = Kernel::new("fpu");
+    let mut guest = vm.start_program(&guests::floats(), &[]);
+    let [live, file] = ["live", "state"].map(|name| vm.bench.text(name));
+    let asked = vm.ctl(&format!("--checkpoint={live}"));
+    if !asked.status.success() {
+        println!("refused: {}", String::from_utf8_lossy(&asked.stderr));
+        return;
+    }
+    guest.expect("\n");
+    guest.expect("\n");
+    assert!(vm.ctl(&format!("--suspend={file}")).status.success());
+    assert_eq!(guest.wait().code(), Some(0));
+    let mut second = vm.bench.start(&["-r", &file]);
+    second.expect("\n");
+    second.expect("\n");
+    for console in [guest.console(), second.console()] {
+        assert!(!console.contains('n'), "the FPU is lost: {console}");
+    }
+    println!("the FPU is what it was");
 }
 
 #[test]

@@ -16,9 +16,12 @@ use crate::gdb::{Debugger, Endpoint};
 use crate::inout::Inout;
 use crate::mem::Mmio;
 use crate::mevent::Mevent;
+use crate::snapshot::check_support;
 use crate::snapshot::control::Control;
+use crate::snapshot::guest::Processors;
 use crate::snapshot::pulse::ExitCounter;
 use crate::snapshot::restore::{Restore, RestoreError, ResumeMark};
+use crate::snapshot::stub::Stub;
 use crate::vcpu::{End, Vcpus};
 use crate::vmexit::VcpuThread;
 use crate::xmsr::Vendor;
@@ -98,6 +101,8 @@ pub struct Machine {
     mmio: Arc<Mmio>,
     vcpus: Arc<Vcpus>,
     devices: Devices,
+    /// Where a kernel leaves out the FPU.
+    stub: Option<Stub>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     standstill: Mutex<()>,
     /// Set when the guest goes on from a checkpoint with a disk that is a device.
@@ -211,6 +216,7 @@ impl Machine {
             .map(Restore::mark);
         let machine = Self {
             mark,
+            stub: make_stub(vm),
             vm: vm.clone(),
             config,
             options,
@@ -226,7 +232,7 @@ impl Machine {
         match restore {
             Some(restore) => {
                 restore.load_vcpus(&machine.vcpus)?;
-                restore.load_kernel(vm)?;
+                restore.load_kernel(&machine.processors())?;
             }
             None => boot::cold_start(&machine)?,
         }
@@ -256,6 +262,11 @@ impl Machine {
     /// Its processors.
     pub fn vcpus(&self) -> &Arc<Vcpus> {
         &self.vcpus
+    }
+
+    /// Its processors, for what is saved of them.
+    pub fn processors(&self) -> Processors<'_> {
+        Processors::new(&self.vm, &self.vcpus, self.stub.as_ref(), self.vendor())
     }
 
     /// Its devices.
@@ -437,6 +448,16 @@ impl Machine {
             log::debug!("{error}");
         }
     }
+}
+
+/// For a VM of a kernel that saves virtual machines. Without it the guest runs all the same, and a checkpoint is refused.
+fn make_stub(vm: &Vm) -> Option<Stub> {
+    if vm.kind() != Kind::Kernel || check_support(vm).is_err() {
+        return None;
+    }
+    Stub::create(vm)
+        .inspect_err(|error| log::warn!("there will be no checkpoints: {error}"))
+        .ok()
 }
 
 fn vendor(vm: &Vm) -> Vendor {

@@ -5,20 +5,23 @@
 
 pub mod control;
 mod cpuid;
+pub mod guest;
 mod image;
 mod items;
 pub mod pulse;
 pub mod restore;
+pub mod stub;
 
 use crate::block_if::DiskIdentity;
 use crate::device::{Clock, Device, SaveError, SavedState, StateError};
 use crate::gdb::DebugError;
 use crate::machine::{Machine, NotQuiesced};
 use crate::vcpu::RestError;
+use guest::{GuestError, Processors};
 use image::VmImage;
-use items::{Item, items};
+pub use items::check_support;
+use items::{Item, ItemError, items};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use vmmapi::Vm;
 use vmmapi::abi::soft;
 use vmmapi::checkpoint::{
     self, Basic, CpuContract, DEVICE_IDENTITY, Description, Progress, Storage, Writer,
@@ -65,6 +68,14 @@ pub enum SnapshotError {
         "the kernel cannot save virtual machines: its configuration lacks \"options BHYVE_SNAPSHOT\""
     )]
     NoKernelSupport,
+    /// What only the guest's processors give.
+    #[error("{name} cannot be saved: {source}")]
+    Guest {
+        /// Which item.
+        name: &'static str,
+        /// Why.
+        source: GuestError,
+    },
     /// The files.
     #[error(transparent)]
     Files(#[from] checkpoint::Error),
@@ -82,7 +93,7 @@ pub enum SnapshotError {
         /// Which.
         name: &'static str,
         /// Why.
-        source: vmmapi::Error,
+        source: ItemError,
     },
     /// A state that is not what it was.
     #[error("{0} is another after it was saved and restored")]
@@ -159,8 +170,8 @@ fn write(
         .debugger()
         .map(|debugger| debugger.lift())
         .transpose()?;
-    for (item, bytes) in save_kernel(machine.vm())? {
-        writer.kern(item.name, item.name, STRUCT_VERSION, &bytes)?;
+    for (item, bytes) in save_kernel(&machine.processors())? {
+        writer.kern(item.name, STRUCT_VERSION, item.way(), &bytes)?;
     }
     for (name, state) in save_devices(machine)? {
         writer.device(&name, state.kind, state.version, &state.bytes)?;
@@ -171,9 +182,12 @@ fn write(
 }
 
 /// All that is saved of the vmm, in its order.
-fn save_kernel(vm: &Vm) -> Result<Vec<(Item, Vec<u8>)>, SnapshotError> {
-    let save = |item: Item| item.save(vm).map(|bytes| (item, bytes));
-    items(vm.kind()).into_iter().map(save).collect()
+fn save_kernel(processors: &Processors<'_>) -> Result<Vec<(Item, Vec<u8>)>, SnapshotError> {
+    let save = |item: Item| item.save(processors).map(|bytes| (item, bytes));
+    items(processors.vm().kind())
+        .into_iter()
+        .map(save)
+        .collect()
 }
 
 /// The states of everything else, by record name.

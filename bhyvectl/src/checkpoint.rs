@@ -230,8 +230,10 @@ fn description(checkpoint: &Checkpoint) -> String {
         ));
     }
     for record in &meta.kern_structs {
+        // How it was had; older checkpoints had nothing but structs, and did not say so.
+        let way = record.way.as_deref().unwrap_or("struct");
         lines.push((
-            "struct".into(),
+            way.into(),
             format!("{} ({} bytes)", record.device, record.size),
         ));
     }

@@ -108,12 +108,6 @@ impl Bench {
         }
     }
 
-    /// Whether VMs run on a kernel, or what stands in for one. Its checkpoints have no FPU state, so that a guest must not be
-    /// computing with the FPU when it is suspended.
-    pub fn is_kernel(&self) -> bool {
-        KERNELS.contains(&self.vmm)
-    }
-
     /// A path in the directory.
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)

@@ -112,6 +112,66 @@ pub fn nonce() -> Vec<u8> {
     })
 }
 
+/// A guest that keeps values in registers of x87 and SSE and their control words, and for ever writes lines to COM1: `y` as long
+/// as they are there, `n` when they are not.
+pub fn floats() -> Vec<u8> {
+    const VALUE: u32 = 0x5a17_c0de;
+    const MXCSR: u32 = 0x3f80;
+    /// FCW rounds to zero, and all exceptions are masked.
+    const FCW: u32 = 0xf7f;
+    /// The upper half of pi as a double.
+    const PI: u32 = 0x4009_21fb;
+    assemble(|a| {
+        let mut line = a.create_label();
+        let mut lost = a.create_label();
+        let mut write = a.create_label();
+        let mut delay = a.create_label();
+        let [mxcsr, fcw, pi] = [0, 4, 12].map(|offset| dword_ptr(WINDOW + offset));
+        a.mov(eax, cr4)?;
+        // OSFXSR and OSXMMEXCPT.
+        a.or(eax, 0x600)?;
+        a.mov(cr4, eax)?;
+        a.mov(mxcsr, MXCSR)?;
+        a.ldmxcsr(mxcsr)?;
+        a.fninit()?;
+        a.mov(fcw, FCW)?;
+        a.fldcw(word_ptr(WINDOW + 4))?;
+        a.fldpi()?;
+        a.mov(eax, VALUE)?;
+        a.movd(xmm5, eax)?;
+
+        a.set_label(&mut line)?;
+        a.mov(mxcsr, 0)?;
+        a.mov(fcw, 0)?;
+        a.mov(pi, 0)?;
+        a.movd(ebx, xmm5)?;
+        a.stmxcsr(mxcsr)?;
+        a.fnstcw(word_ptr(WINDOW + 4))?;
+        a.fst(qword_ptr(WINDOW + 8))?;
+        a.cmp(ebx, VALUE as i32)?;
+        a.jne(lost)?;
+        a.cmp(mxcsr, MXCSR as i32)?;
+        a.jne(lost)?;
+        a.cmp(fcw, FCW as i32)?;
+        a.jne(lost)?;
+        a.cmp(pi, PI as i32)?;
+        a.mov(al, i32::from(b'y'))?;
+        a.je(write)?;
+        a.set_label(&mut lost)?;
+        a.mov(al, i32::from(b'n'))?;
+        a.set_label(&mut write)?;
+        a.mov(edx, COM1)?;
+        a.out(dx, al)?;
+        a.mov(al, i32::from(b'\n'))?;
+        a.out(dx, al)?;
+        a.mov(ecx, 100_000)?;
+        a.set_label(&mut delay)?;
+        a.dec(ecx)?;
+        a.jnz(delay)?;
+        a.jmp(line)
+    })
+}
+
 /// A guest that starts a second processor, which then does nothing without end, and powers off as [`poweroff`] does.
 pub fn poweroff_with_two() -> Vec<u8> {
     /// Where the second one begins, and the local APIC's interrupt command register.

@@ -378,6 +378,18 @@ impl Vm {
         self.mmap_memseg_flags(gpa, segid, segoff, len, prot, 0)
     }
 
+    /// The same, wired: the host's memory behind it is there from now on.
+    pub fn mmap_memseg_wired(
+        &self,
+        gpa: u64,
+        segid: i32,
+        segoff: u64,
+        len: u64,
+        prot: i32,
+    ) -> Result<()> {
+        self.mmap_memseg_flags(gpa, segid, segoff, len, prot, VM_MEMMAP_F_WIRED)
+    }
+
     fn mmap_memseg_flags(
         &self,
         gpa: u64,

@@ -5,9 +5,10 @@
 //! vmm does not give it.
 
 use super::SnapshotError;
+use super::guest::{GuestError, Part, Processors};
+use vmmapi::Vm;
 use vmmapi::abi::{self, soft};
 use vmmapi::backend::Kind;
-use vmmapi::{Error, Vm};
 
 /// Upstream's limit for one struct is larger; nothing here comes near this one.
 const STRUCT_LIMIT: usize = 16 << 20;
@@ -19,6 +20,19 @@ const SHORTEST: u32 = abi::STRUCT_VPMTMR;
 enum Way {
     /// VM_SNAPSHOT_REQ with this number.
     Struct(u32),
+    /// The guest's processors give it.
+    Guest(Part),
+}
+
+/// Why an item cannot be given back.
+#[derive(Debug, thiserror::Error)]
+pub enum ItemError {
+    /// The vmm refuses it.
+    #[error(transparent)]
+    Vm(#[from] vmmapi::Error),
+    /// The guest's processors refuse it.
+    #[error(transparent)]
+    Guest(#[from] GuestError),
 }
 
 /// One thing to be saved.
@@ -34,6 +48,14 @@ const fn kernel(name: &'static str, number: u32) -> Item {
     Item {
         name,
         way: Way::Struct(number),
+    }
+}
+
+/// An item that the kernel's vmm has no request for.
+const fn guest(name: &'static str, part: Part) -> Item {
+    Item {
+        name,
+        way: Way::Guest(part),
     }
 }
 
@@ -55,6 +77,10 @@ const KERNEL: [Item; 9] = [
     kernel("vrtc", abi::STRUCT_VRTC),
 ];
 
+/// What the kernel's structs leave out, and what has to be had before them and given back before and after them.
+const GUEST_FIRST: Item = guest("fpu", Part::Fpu);
+const GUEST_LAST: Item = guest("events", Part::Events);
+
 /// The clock, beside `vm`, is restored before all others.
 const SOFT_FIRST: Item = own("vm.soft", abi::STRUCT_VM);
 /// Each of the rest is restored after the struct that it goes with. (The 8259s' struct leaves nothing out.)
@@ -70,38 +96,58 @@ const SOFT: [Item; 7] = [
 
 /// What this kind of vmm has, in the order in which it is restored.
 pub fn items(kind: Kind) -> Vec<Item> {
-    if kind != Kind::Soft {
-        return KERNEL.to_vec();
-    }
-    std::iter::once(SOFT_FIRST)
+    let (first, last) = match kind {
+        Kind::Soft => (SOFT_FIRST, &SOFT[..]),
+        Kind::Kernel | Kind::Remote => (GUEST_FIRST, &[GUEST_LAST][..]),
+    };
+    std::iter::once(first)
         .chain(KERNEL)
-        .chain(SOFT)
+        .chain(last.iter().copied())
         .collect()
 }
 
 /// Fails if the vmm saves nothing at all. The guest goes on meanwhile.
 pub fn check_support(vm: &Vm) -> Result<(), SnapshotError> {
     // A struct that exists, in a buffer that is large enough: a kernel would log anything else.
-    let shortest = kernel("vpmtmr", SHORTEST);
-    shortest.save(vm).map(drop)
+    save_struct(vm, SHORTEST).map(drop)
+}
+
+fn save_struct(vm: &Vm, number: u32) -> Result<Vec<u8>, SnapshotError> {
+    vm.snapshot_save(number, STRUCT_LIMIT).map_err(|error| {
+        if error.errno.0 == libc::ENOTTY {
+            SnapshotError::NoKernelSupport
+        } else {
+            error.into()
+        }
+    })
 }
 
 impl Item {
-    /// Its bytes.
-    pub fn save(&self, vm: &Vm) -> Result<Vec<u8>, SnapshotError> {
-        let Way::Struct(number) = self.way;
-        vm.snapshot_save(number, STRUCT_LIMIT).map_err(|error| {
-            if error.errno.0 == libc::ENOTTY {
-                SnapshotError::NoKernelSupport
-            } else {
-                error.into()
-            }
-        })
+    /// What the files call the way in which it is had.
+    pub fn way(&self) -> &'static str {
+        match self.way {
+            Way::Struct(_) => "struct",
+            Way::Guest(_) => "guest",
+        }
     }
 
-    /// Gives it back; the number of bytes that the vmm did not want.
-    pub fn restore(&self, vm: &Vm, bytes: &[u8]) -> Result<usize, Error> {
-        let Way::Struct(number) = self.way;
-        vm.snapshot_restore(number, bytes)
+    /// Its bytes.
+    pub fn save(&self, processors: &Processors<'_>) -> Result<Vec<u8>, SnapshotError> {
+        match self.way {
+            Way::Struct(number) => save_struct(processors.vm(), number),
+            Way::Guest(part) => {
+                let name = self.name;
+                let saved = processors.save(part);
+                saved.map_err(|source| SnapshotError::Guest { name, source })
+            }
+        }
+    }
+
+    /// Gives it back; the number of bytes that belong to nothing.
+    pub fn restore(&self, processors: &Processors<'_>, bytes: &[u8]) -> Result<usize, ItemError> {
+        Ok(match self.way {
+            Way::Struct(number) => processors.vm().snapshot_restore(number, bytes)?,
+            Way::Guest(part) => processors.restore(part, bytes)?,
+        })
     }
 }

@@ -86,7 +86,7 @@ fn fail(machine: &Machine, error: &SnapshotError) {
 /// Saves everything, restores it, and compares it with what is saved then.
 fn pulse(machine: &Machine) -> Result<(), SnapshotError> {
     let vm = machine.vm();
-    let (structs, devices) = (save_kernel(vm)?, save_devices(machine)?);
+    let (structs, devices) = (save_kernel(&machine.processors())?, save_devices(machine)?);
     let states: HashMap<String, SavedBytes> = devices
         .iter()
         .map(|(name, state)| (name.clone(), state.clone().into()))
@@ -111,7 +111,7 @@ fn pulse(machine: &Machine) -> Result<(), SnapshotError> {
     }
     for (item, bytes) in &structs {
         let name = item.name;
-        match item.restore(vm, bytes) {
+        match item.restore(&machine.processors(), bytes) {
             Ok(0) => {}
             Ok(_) => return Err(SnapshotError::Changed(name.to_owned())),
             Err(source) => return Err(SnapshotError::StructBack { name, source }),
@@ -121,7 +121,7 @@ fn pulse(machine: &Machine) -> Result<(), SnapshotError> {
     if vm.kind() == Kind::Soft
         && let Some(((item, _), _)) = structs
             .iter()
-            .zip(save_kernel(vm)?)
+            .zip(save_kernel(&machine.processors())?)
             .find(|(before, after)| *before != after)
     {
         return Err(SnapshotError::Changed(item.name.to_owned()));
@@ -129,6 +129,6 @@ fn pulse(machine: &Machine) -> Result<(), SnapshotError> {
     vm.restore_time()
         .map_err(|source| SnapshotError::StructBack {
             name: "time",
-            source,
+            source: source.into(),
         })
 }

@@ -4,8 +4,9 @@
 //! the guest could see stays as it was, and an option that says otherwise is refused by name.
 
 use super::cpuid::{self, CpuidError};
+use super::guest::Processors;
 use super::image::VmImage;
-use super::items::{check_support, items};
+use super::items::{ItemError, check_support, items};
 use super::{STRUCT_VERSION, SnapshotError};
 use crate::config::{Config, ConfigError};
 use crate::device::{Clock, SavedBytes, StateError};
@@ -89,13 +90,23 @@ pub enum RestoreError {
         /// How many.
         left: usize,
     },
-    /// The vmm does not take a struct.
+    /// The vmm, or the guest's processor, does not take an item.
     #[error("the vmm refuses the checkpoint's {name}: {source}")]
     Refused {
         /// Which.
         name: &'static str,
         /// Why.
-        source: vmmapi::Error,
+        source: ItemError,
+    },
+    /// An item that was had in a way in which it is not had here.
+    #[error("the checkpoint's {name} was had by way of \"{found}\", known is \"{known}\"")]
+    Way {
+        /// Which.
+        name: &'static str,
+        /// The way.
+        found: String,
+        /// The way here.
+        known: &'static str,
     },
     /// The vmm cannot do it for any guest.
     #[error(transparent)]
@@ -308,8 +319,9 @@ impl Restore {
         Ok(vcpus.restore(&self.required_device(vcpus.name())?)?)
     }
 
-    /// The vmm's own structs. The last thing to be restored: time goes on from here.
-    pub fn load_kernel(&self, vm: &Vm) -> Result<(), RestoreError> {
+    /// What is saved of the vmm. The last thing to be restored: time goes on from here.
+    pub fn load_kernel(&self, processors: &Processors<'_>) -> Result<(), RestoreError> {
+        let vm = processors.vm();
         for item in items(vm.kind()) {
             let name = item.name;
             let (record, bytes) = self
@@ -322,8 +334,17 @@ impl Restore {
                     found: record.version,
                 });
             }
+            if let Some(found) = &record.way
+                && found != item.way()
+            {
+                return Err(RestoreError::Way {
+                    name,
+                    found: found.clone(),
+                    known: item.way(),
+                });
+            }
             let left = item
-                .restore(vm, bytes)
+                .restore(processors, bytes)
                 .map_err(|source| RestoreError::Refused { name, source })?;
             if left != 0 {
                 return Err(RestoreError::Trailing { name, left });
@@ -331,7 +352,7 @@ impl Restore {
         }
         vm.restore_time().map_err(|source| RestoreError::Refused {
             name: "time",
-            source,
+            source: source.into(),
         })
     }
 }

@@ -13,7 +13,7 @@ use super::Error;
 /// The value of `format`, by which a `P.meta` of ours is told from upstream's.
 pub const FORMAT: &str = "bhyve-checkpoint";
 /// The newest format version that this code reads, and the one that it writes.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// No `P.meta` that the writer makes comes near this size; what is larger is refused unread.
 pub const MAX_META_SIZE: u64 = 8 << 20;
 /// Guest memory is checksummed in pieces of this many bytes.
@@ -163,6 +163,9 @@ pub struct Record {
     pub kind: String,
     /// Version of that layout.
     pub version: u32,
+    /// The way in which it was had, in `P.kern` from version 2 of the format on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub way: Option<String>,
     /// Length in bytes.
     pub size: u64,
     /// Where it is in its file.
@@ -303,6 +306,7 @@ impl Record {
             device: tree.string("device")?,
             kind: tree.string("kind")?,
             version: tree.number32("version")?,
+            way: tree.optional_string("way")?,
             size: tree.number("size")?,
             file_offset: tree.number("file_offset")?,
             crc32c: tree.string("crc32c")?,
@@ -357,6 +361,13 @@ impl Tree<'_> {
             .fetch(key)
             .and_then(|o| o.as_string())
             .ok_or_else(|| self.bad(key))
+    }
+
+    fn optional_string(&self, key: &str) -> Result<Option<String>, Error> {
+        match self.object.fetch(key) {
+            None => Ok(None),
+            Some(_) => self.string(key).map(Some),
+        }
     }
 
     fn number(&self, key: &str) -> Result<u64, Error> {

@@ -16,6 +16,11 @@ use super::{
     Directory, Error, IMAGE, MemoryImage, Names, PAGE, Progress, Role, Storage, io_error, mark,
 };
 
+/// What error texts call the file of the vmm's items.
+const KERN: &str = "P.kern";
+/// The format version from which on items say how they were had.
+const WAYS_SINCE: u32 = 2;
+
 /// `P.kern` and `P.dev` are read whole; larger ones than this are refused.
 const MAX_RECORDS_SIZE: u64 = 1 << 30;
 /// More guest memory than any machine has.
@@ -305,7 +310,7 @@ pub(super) fn check(file: &str, meta: &Meta) -> Result<(), Error> {
         )));
     }
     for (name, size, records) in [
-        ("P.kern", meta.files.kern, &meta.kern_structs),
+        (KERN, meta.files.kern, &meta.kern_structs),
         ("P.dev", meta.files.dev, &meta.devices),
     ] {
         if records.last().is_none_or(|record| record.device != IMAGE) {
@@ -320,6 +325,14 @@ pub(super) fn check(file: &str, meta: &Meta) -> Result<(), Error> {
                 return Err(bad(format!(
                     "the state of {} in {name} is not where the one before it ends",
                     record.device
+                )));
+            }
+            let has_way = name == KERN && meta.version >= WAYS_SINCE && record.device != IMAGE;
+            if record.way.is_some() != has_way {
+                return Err(bad(format!(
+                    "the way in which the state of {} in {name} was had should {}be there",
+                    record.device,
+                    if has_way { "" } else { "not " }
                 )));
             }
             if !seen.insert(&record.device) {

@@ -108,8 +108,8 @@ fn description(name: &str) -> Description {
 
 fn write(storage: &dyn Storage, base: &str, seed: u8) -> Result<Meta, Error> {
     let mut writer = Writer::begin(storage, base)?;
-    writer.kern("vhpet", "vhpet", 1, &[seed; 284])?;
-    writer.kern("vm", "vm", 1, &[seed ^ 0xff; 312])?;
+    writer.kern("vhpet", 1, "struct", &[seed; 284])?;
+    writer.kern("vm", 1, "struct", &[seed ^ 0xff; 312])?;
     writer.device("lpc@pci.0.31.0", "lpc", 3, &[seed; 17])?;
     writer.device("empty@pci.0.4.0", "empty", 1, &[])?;
     writer.memory(&Memory::filled(seed), &|_| ())?;
@@ -222,8 +222,8 @@ fn files_of_another_checkpoint_are_refused() {
     write(&storage, "p", 1).unwrap();
     // Two states that differ in one page of memory: what is in their P.kern and P.dev is the same.
     let mut writer = Writer::begin(&storage, "q").unwrap();
-    writer.kern("vhpet", "vhpet", 1, &[1; 284]).unwrap();
-    writer.kern("vm", "vm", 1, &[1 ^ 0xff; 312]).unwrap();
+    writer.kern("vhpet", 1, "struct", &[1; 284]).unwrap();
+    writer.kern("vm", 1, "struct", &[1 ^ 0xff; 312]).unwrap();
     writer.device("lpc@pci.0.31.0", "lpc", 3, &[1; 17]).unwrap();
     writer.device("empty@pci.0.4.0", "empty", 1, &[]).unwrap();
     writer.memory(&Memory::filled(2), &|_| ()).unwrap();
@@ -257,12 +257,12 @@ fn other_formats_are_named() {
     let dir = tempfile::tempdir().unwrap();
     let storage = directory(dir.path());
     let mut meta = write(&storage, "p", 1).unwrap();
-    meta.version = 2;
+    meta.version = 3;
     fs::write(dir.path().join("p.meta"), meta.to_text()).unwrap();
     let error = read(&storage, "p").unwrap_err();
     assert_eq!(
         error.to_string(),
-        "p.meta: format version 2 is newer than 1, the newest that this bhyve reads"
+        "p.meta: format version 3 is newer than 2, the newest that this bhyve reads"
     );
     fs::write(dir.path().join("p.meta"), "{\"kern_structs\": []}").unwrap();
     assert!(
@@ -273,7 +273,7 @@ fn other_formats_are_named() {
     );
     fs::remove_file(dir.path().join("p.dev")).unwrap();
     fs::write(dir.path().join("p.meta"), {
-        meta.version = 1;
+        meta.version = 2;
         meta.to_text()
     })
     .unwrap();
@@ -283,6 +283,29 @@ fn other_formats_are_named() {
             .to_string()
             .starts_with("open p.dev: ")
     );
+}
+
+#[test]
+fn the_format_before_this_one_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let storage = directory(dir.path());
+    let mut meta = write(&storage, "p", 1).unwrap();
+    assert_eq!(meta.kern_structs[0].way.as_deref(), Some("struct"));
+    let rewrite = |meta: &Meta| fs::write(dir.path().join("p.meta"), meta.to_text()).unwrap();
+    let why = "the way in which the state of vhpet in P.kern was had should";
+    meta.version = 1;
+    rewrite(&meta);
+    let error = read(&storage, "p").unwrap_err().to_string();
+    assert!(error.contains(&format!("{why} not be there")), "{error}");
+    meta.kern_structs
+        .iter_mut()
+        .for_each(|record| record.way = None);
+    rewrite(&meta);
+    read(&storage, "p").unwrap();
+    meta.version = 2;
+    rewrite(&meta);
+    let error = read(&storage, "p").unwrap_err().to_string();
+    assert!(error.contains(&format!("{why} be there")), "{error}");
 }
 
 #[test]

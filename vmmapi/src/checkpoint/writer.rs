@@ -64,6 +64,7 @@ impl RecordFile {
         device: &str,
         kind: &str,
         version: u32,
+        way: Option<&str>,
         bytes: &[u8],
     ) -> Result<(), Error> {
         self.file
@@ -73,6 +74,7 @@ impl RecordFile {
             device: device.into(),
             kind: kind.into(),
             version,
+            way: way.map(Into::into),
             size: bytes.len() as u64,
             file_offset: self.size,
             crc32c: crc_text(crc32c::crc32c(bytes)),
@@ -110,15 +112,9 @@ impl<'a> Writer<'a> {
         })
     }
 
-    /// Appends a struct of the vmm's to `P.kern`.
-    pub fn kern(
-        &mut self,
-        name: &str,
-        kind: &str,
-        version: u32,
-        bytes: &[u8],
-    ) -> Result<(), Error> {
-        self.kern.append(name, kind, version, bytes)
+    /// Appends an item of the vmm's to `P.kern`, with the way in which it was had.
+    pub fn kern(&mut self, name: &str, version: u32, way: &str, bytes: &[u8]) -> Result<(), Error> {
+        self.kern.append(name, name, version, Some(way), bytes)
     }
 
     /// Appends a device's state to `P.dev`.
@@ -129,7 +125,7 @@ impl<'a> Writer<'a> {
         version: u32,
         bytes: &[u8],
     ) -> Result<(), Error> {
-        self.dev.append(name, kind, version, bytes)
+        self.dev.append(name, kind, version, None, bytes)
     }
 
     /// Writes all guest memory. `progress` is called now and then, with growing numbers.
@@ -180,6 +176,7 @@ impl<'a> Writer<'a> {
                 device,
                 kind,
                 version,
+                way: _,
                 size,
                 file_offset: _,
                 crc32c,
@@ -208,8 +205,8 @@ impl<'a> Writer<'a> {
             disks,
         } = description;
         let uuid = self.identity();
-        self.kern.append(IMAGE, IMAGE, 1, uuid.as_bytes())?;
-        self.dev.append(IMAGE, IMAGE, 1, uuid.as_bytes())?;
+        self.kern.append(IMAGE, IMAGE, 1, None, uuid.as_bytes())?;
+        self.dev.append(IMAGE, IMAGE, 1, None, uuid.as_bytes())?;
         let meta = Meta {
             format: FORMAT.into(),
             version: VERSION,
