@@ -565,6 +565,12 @@ impl Chipset {
         }
     }
 
+    /// What is counted of a vCPU's local APIC.
+    pub fn lapic_counts(&self, vcpu: usize) -> vlapic::Counts {
+        let lapic = self.lapics.cpus.get(vcpu);
+        lapic.map(|lapic| lapic.counts).unwrap_or_default()
+    }
+
     /// `VM_GET_HPET_CAPABILITIES`: the low half of the register.
     pub fn hpet_capabilities(&self) -> u32 {
         vhpet::CAPABILITIES as u32
@@ -711,8 +717,9 @@ impl Chipset {
 
     /// Puts restored local APICs in place. Their processors look for what is pending in them.
     fn replace_lapics(&mut self, restored: Vec<(usize, Vlapic)>) {
-        for (vcpu, lapic) in restored {
+        for (vcpu, mut lapic) in restored {
             if let Some(slot) = self.lapics.cpus.get_mut(vcpu) {
+                lapic.counts = slot.counts;
                 *slot = lapic;
                 self.lapics.notify(vcpu);
             }

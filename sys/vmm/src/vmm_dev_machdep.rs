@@ -610,6 +610,8 @@ fn stats(vm: &Vm, arg: &mut [u8]) -> Result<(), Errno> {
         vcpu.stats.set(Stat::Resident, memory.resident());
         vcpu.stats.set(Stat::Wired, memory.wired());
     }
+    let counts = vm.chipset(|chipset, _| chipset.lapic_counts(vcpu.id));
+    vcpu.stats.set_lapic(&counts);
     let values = vcpu.stats.values();
     let wanted = values
         .get(first..)

@@ -4,6 +4,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::io::vlapic::Counts;
 
 const NOW: Sbt = Sbt::SECOND;
 const CPUS: usize = 3;
@@ -139,6 +140,54 @@ fn bad_requests_are_refused() {
     assert_eq!(chipset.in_port(NOW, 0x43, 1), Io::Refused);
     assert_eq!(chipset.in_port(NOW, 0x80, 1), Io::NotMine);
     assert_eq!(chipset.mmio_read(NOW, 0, HPET_BASE + 0x400, 4), Io::NotMine);
+}
+
+#[test]
+fn what_local_apics_do_is_counted() {
+    let mut chipset = chipset(2);
+    let open = |chipset: &mut Chipset, vcpu, offset, vector: u64| {
+        enable(chipset, vcpu);
+        lapic_write(chipset, vcpu, offset, vector);
+    };
+    // An interprocessor interrupt to all, one to the other, and one with an illegal vector, which the error entry tells of.
+    open(&mut chipset, 0, 0x370, 0xfe);
+    enable(&mut chipset, 1);
+    lapic_write(&mut chipset, 0, 0x300, 0x8_4041);
+    lapic_write(&mut chipset, 0, 0x300, 0xc_4042);
+    lapic_write(&mut chipset, 0, 0x300, 0x8_4003);
+    // The timer, an input from outside that is open, and one that is masked.
+    open(&mut chipset, 1, 0x320, 0x50);
+    lapic_write(&mut chipset, 1, 0x380, 10);
+    chipset.advance(chipset.next_deadline().expect("a timer"));
+    open(&mut chipset, 1, 0x350, 0x51);
+    chipset.lapic_local_irq(None, 0).expect("an entry");
+    chipset.lapic_local_irq(Some(1), 1).expect("an entry");
+    // An end of nothing, twice; INIT resets the machine's state, and a restore replaces it.
+    lapic_write(&mut chipset, 1, 0xb0, 0);
+    lapic_write(&mut chipset, 1, 0xb0, 0);
+    lapic_write(&mut chipset, 0, 0x310, 1 << 24);
+    lapic_write(&mut chipset, 0, 0x300, 0x4500);
+    let cpus = CpuSet::from_iter([0, 1]);
+    let saved = chipset.save(NOW, Device::Vlapic, &cpus);
+    let restored = chipset.restore(NOW, Device::Vlapic, &cpus, &saved);
+    assert_eq!(restored, Ok(()));
+    let first = Counts {
+        errors: 1,
+        ipis_sent: 3,
+        ipis_received: 1,
+        ..Counts::default()
+    };
+    let second = Counts {
+        timer: 1,
+        triggered: [1, 0, 0, 0, 0, 0, 0],
+        gratuitous_eois: 2,
+        ipis_received: 2,
+        ..Counts::default()
+    };
+    assert_eq!(
+        [0, 1].map(|vcpu| chipset.lapic_counts(vcpu)),
+        [first, second]
+    );
 }
 
 #[test]

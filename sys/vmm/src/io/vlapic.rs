@@ -154,6 +154,23 @@ pub(crate) enum Event {
     Destination,
 }
 
+/// What is counted of a local APIC for bhyvectl(8). It is no state of the machine's: it is neither saved nor reset by INIT.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counts {
+    /// Interrupts of the timer.
+    pub timer: u64,
+    /// Interrupts that told of errors.
+    pub errors: u64,
+    /// Sources that were triggered from outside, by local vector.
+    pub triggered: [u64; 7],
+    /// EOIs while no vector was in service.
+    pub gratuitous_eois: u64,
+    /// Interprocessor interrupts to one target each.
+    pub ipis_sent: u64,
+    /// The same at their targets.
+    pub ipis_received: u64,
+}
+
 /// A local APIC.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Vlapic {
@@ -176,6 +193,7 @@ pub(crate) struct Vlapic {
     dcr_timer: u32,
     /// When the timer reaches zero.
     fire: Sbt,
+    pub counts: Counts,
 }
 
 impl Vlapic {
@@ -199,13 +217,17 @@ impl Vlapic {
             icr_timer: 0,
             dcr_timer: 0,
             fire: Sbt::NEVER,
+            counts: Counts::default(),
         }
     }
 
     /// Back to the state after reset, in the mode it is in.
     pub fn reset(&mut self) {
         let x2apic = self.x2apic;
-        *self = Self::new(self.vcpu);
+        *self = Self {
+            counts: self.counts,
+            ..Self::new(self.vcpu)
+        };
         self.set_x2apic(x2apic);
     }
 
@@ -289,34 +311,37 @@ impl Vlapic {
 
     fn error(&mut self, bit: u32) -> Event {
         self.esr_pending |= bit;
-        self.fire_lvt(Lvt::Error)
+        self.fire_lvt(Lvt::Error, |counts| &mut counts.errors)
     }
 
-    fn fire_lvt(&mut self, lvt: Lvt) -> Event {
+    /// Counts the interrupt if there is one.
+    fn fire_lvt(&mut self, lvt: Lvt, counter: impl FnOnce(&mut Counts) -> &mut u64) -> Event {
         let entry = self.lvt[lvt as usize];
         if entry & LVT_MASKED != 0 {
             return Event::None;
         }
-        match entry & LVT_MODE {
+        let event = match entry & LVT_MODE {
             delmode::FIXED => match entry as u8 {
                 // An illegal vector in the error entry itself must not raise another error.
                 ..16 if lvt == Lvt::Error => {
                     self.esr_pending |= ESR_SEND_ILLEGAL;
-                    Event::None
+                    return Event::None;
                 }
-                ..16 => self.error(ESR_SEND_ILLEGAL),
+                ..16 => return self.error(ESR_SEND_ILLEGAL),
                 vector => self.receive(vector),
             },
             delmode::NMI => Event::Nmi,
             delmode::EXTINT => Event::ExtInt,
-            _ => Event::None,
-        }
+            _ => return Event::None,
+        };
+        *counter(&mut self.counts) += 1;
+        event
     }
 
     /// A local interrupt source is active. While the APIC is disabled its pins are plain INTR and NMI.
     pub fn trigger_lvt(&mut self, lvt: Lvt) -> Event {
         if self.enabled() {
-            return self.fire_lvt(lvt);
+            return self.fire_lvt(lvt, |counts| &mut counts.triggered[lvt as usize]);
         }
         match lvt {
             Lvt::Lint0 => Event::ExtInt,
@@ -402,7 +427,7 @@ impl Vlapic {
             let base = if now - due < self.period() { due } else { now };
             self.fire = base + self.period();
         }
-        self.fire_lvt(Lvt::Timer)
+        self.fire_lvt(Lvt::Timer, |counts| &mut counts.timer)
     }
 
     // Registers.
@@ -534,7 +559,11 @@ impl Vlapic {
             0x3f0 if self.x2apic => {
                 return match word as u8 {
                     ..16 => self.send_illegal(),
-                    vector => self.receive(vector),
+                    vector => {
+                        self.counts.ipis_sent += 1;
+                        self.counts.ipis_received += 1;
+                        self.receive(vector)
+                    }
                 };
             }
             _ => (),
@@ -558,6 +587,7 @@ impl Vlapic {
 
     fn eoi(&mut self) -> Event {
         let Some(vector) = self.isr.highest() else {
+            self.counts.gratuitous_eois += 1;
             return Event::None;
         };
         self.isr.clear(vector);
@@ -594,6 +624,7 @@ impl Vlapic {
             icr_timer,
             dcr_timer,
             fire: _,
+            counts: _,
         } = self;
         let mut page = [0; 4096];
         let mut put = |offset: usize, value: u32| {

@@ -226,7 +226,10 @@ impl Lapics {
                     .unwrap_or_default();
                 self.signal(from, event);
             }
-            delmode::FIXED => targets.iter().for_each(|vcpu| self.intr_edge(vcpu, vector)),
+            delmode::FIXED => targets.iter().for_each(|vcpu| {
+                self.intr_edge(vcpu, vector);
+                self.count_ipi(from, vcpu);
+            }),
             delmode::NMI => targets.iter().for_each(|vcpu| self.nmi(vcpu)),
             mode @ (delmode::INIT | delmode::STARTUP) if self.ipi_exit.contains(from) => {
                 self.start_ipi(mode, vector, targets);
@@ -237,6 +240,15 @@ impl Lapics {
             _ => return Err(Refused),
         }
         Ok(())
+    }
+
+    fn count_ipi(&mut self, from: usize, to: usize) {
+        if let Some(lapic) = self.cpus.get_mut(from) {
+            lapic.counts.ipis_sent += 1;
+        }
+        if let Some(lapic) = self.cpus.get_mut(to) {
+            lapic.counts.ipis_received += 1;
+        }
     }
 
     /// INIT and STARTUP for a userland that starts processors by `VM_EXITCODE_IPI`.
