@@ -3,11 +3,13 @@
 use std::process::Output;
 
 use vmm_tests::bench::Once;
+use vmm_tests::host::{free_port, image};
 use vmm_tests::{Bench, Guest, guests, on_each_vmm};
 use vmmapi::checkpoint::{CpuContract, Meta};
 
 on_each_vmm!(
     command_lines,
+    options_that_no_device_has,
     a_name_in_use,
     a_checkpoint_that_cannot_be_written,
     a_full_disk,
@@ -100,6 +102,39 @@ fn command_lines(bench: &Bench) {
         eprintln!("{more:?}");
         refused(&output, *status, named);
     }
+}
+
+/// As upstream they are no error, but they do not go unnoticed; and none of the options that there are is taken for one of them.
+fn options_that_no_device_has(bench: &Bench) {
+    let [disk, sata, cd] = ["disk", "sata", "cd"].map(|name| image(bench, name, 1 << 20));
+    let models = [
+        format!(
+            "3,virtio-blk,{disk},nocache,direct,ro,nodelete,sectorsize=512/4096,ser=a,bootindex=1"
+        ),
+        format!("4,ahci,hd:{sata},cd:{cd},cd:"),
+        format!("5,ahci-hd,{disk},ro,ser=a,rev=1,model=b,nmrr=7200,bootindex=2"),
+        "6,virtio-net,slirp,open,mtu=1500,mac=58:9c:fc:00:00:01".to_owned(),
+        "7,e1000,slirp,mac=58:9c:fc:00:00:02".to_owned(),
+        format!("8,virtio-console,port1={}", bench.text("port")),
+        format!(
+            "9,fbuf,tcp=127.0.0.1:{},w=800,h=600,vga=io,password=secret",
+            free_port()
+        ),
+        "10,xhci,tablet".to_owned(),
+        "11,virtio-rnd".to_owned(),
+    ];
+    let mut more: Vec<&str> = models.iter().flat_map(|model| ["-s", model]).collect();
+    more.push("vm");
+    let mut guest = bench.start(&bench.machine(&guests::poweroff(), &more));
+    assert_eq!(guest.wait().code(), Some(1), "{}", guest.errors());
+    assert_eq!(guest.errors(), "");
+
+    let misspelt = ["-s", "3,virtio-rnd,speling=1", "vm"];
+    let mut guest = bench.start(&bench.machine(&guests::poweroff(), &misspelt));
+    assert_eq!(guest.wait().code(), Some(1), "{}", guest.errors());
+    let errors = guest.errors();
+    assert_eq!(errors.lines().count(), 1, "{errors}");
+    assert!(errors.contains("pci.0.3.0.speling"), "{errors}");
 }
 
 /// With a privilege that lets it lock what it likes, there is nothing to refuse: it is given up first.
