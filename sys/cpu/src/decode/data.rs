@@ -16,20 +16,20 @@ impl Lower<'_> {
                 let form = if locked { Form::LockedMr } else { Form::Mr };
                 return Op {
                     s: self.reg(1),
-                    ..self.memory(self.op(alu::handler(k, form, s)))
+                    ..self.memory_by(|plain| alu::handler(k, form, plain, s))
                 };
             }
             let form = if locked { Form::LockedMi } else { Form::Mi };
             return Op {
                 imm: self.imm(1),
-                ..self.memory(self.op(alu::handler(k, form, s)))
+                ..self.memory_by(|plain| alu::handler(k, form, plain, s))
             };
         }
         let r = self.reg(0);
         if self.is_memory(1) {
             return Op {
                 r,
-                ..self.memory(self.op(alu::handler(k, Form::Rm, s)))
+                ..self.memory_by(|plain| alu::handler(k, Form::Rm, plain, s))
             };
         }
         if self.is_register(1) {
@@ -43,13 +43,13 @@ impl Lower<'_> {
             return Op {
                 r,
                 s: other,
-                ..self.op(alu::handler(k, Form::Rr, s))
+                ..self.op(alu::handler(k, Form::Rr, false, s))
             };
         }
         Op {
             r,
             imm: self.imm(1),
-            ..self.op(alu::handler(k, Form::Ri, s))
+            ..self.op(alu::handler(k, Form::Ri, false, s))
         }
     }
 
@@ -225,10 +225,17 @@ impl Lower<'_> {
 
     fn extend(&self, sign: bool) -> Op {
         let (from, to) = (self.size(1), self.size(0));
-        let f = mov::extend_handler(sign, self.is_memory(1), from, to);
+        let op = if self.is_memory(1) {
+            self.memory_by(|plain| mov::extend_memory_handler(sign, plain, from, to))
+        } else {
+            Op {
+                s: self.reg(1),
+                ..self.op(mov::extend_handler(sign, from, to))
+            }
+        };
         Op {
             r: self.reg(0),
-            ..self.source(1, f, f)
+            ..op
         }
     }
 

@@ -116,7 +116,7 @@ impl Cpu {
         op: &Op,
         f: impl Fn(&mut Cpu, u64) -> u64,
     ) -> Result<u64, Trapped> {
-        match self.quick_write::<S>(op) {
+        match self.quick_write::<false, S>(op) {
             Some(place) => Ok(self.exchange_loop(place, &f)),
             None => self.locked_slow::<S>(op, &f),
         }
@@ -186,8 +186,9 @@ fn ri<const K: u8, const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
     next(cpu, op)
 }
 
-fn rm<const K: u8, const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
-    let Some(place) = cpu.quick_read::<S>(&op) else {
+#[inline(always)]
+fn rm_by<const PLAIN: bool, const K: u8, const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
+    let Some(place) = cpu.quick_read::<PLAIN, S>(&op) else {
         return rm_slow::<K, S>(cpu, op);
     };
     let r = cpu.alu::<K, S>(cpu.rd::<S>(op.r), place.load());
@@ -219,19 +220,19 @@ fn second<const IMMEDIATE: bool, const S: u8>(cpu: &Cpu, op: &Op) -> u64 {
 }
 
 #[inline(always)]
-fn memory_first<const K: u8, const S: u8, const IMMEDIATE: bool>(
+fn memory_first<const PLAIN: bool, const K: u8, const S: u8, const IMMEDIATE: bool>(
     cpu: &mut Cpu,
     op: OpRef,
 ) -> Status {
     let b = second::<IMMEDIATE, S>(cpu, &op);
     if writes(K) {
-        let Some(place) = cpu.quick_write::<S>(&op) else {
+        let Some(place) = cpu.quick_write::<PLAIN, S>(&op) else {
             return memory_first_slow::<K, S, IMMEDIATE>(cpu, op);
         };
         let r = cpu.alu::<K, S>(place.load(), b);
         place.store(r);
     } else {
-        let Some(place) = cpu.quick_read::<S>(&op) else {
+        let Some(place) = cpu.quick_read::<PLAIN, S>(&op) else {
             return memory_first_slow::<K, S, IMMEDIATE>(cpu, op);
         };
         cpu.alu::<K, S>(place.load(), b);
@@ -259,12 +260,28 @@ fn memory_first_slow<const K: u8, const S: u8, const IMMEDIATE: bool>(
     }
 }
 
+fn rm<const K: u8, const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
+    rm_by::<false, K, S>(cpu, op)
+}
+
+fn plain_rm<const K: u8, const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
+    rm_by::<true, K, S>(cpu, op)
+}
+
 fn mr<const K: u8, const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
-    memory_first::<K, S, false>(cpu, op)
+    memory_first::<false, K, S, false>(cpu, op)
+}
+
+fn plain_mr<const K: u8, const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
+    memory_first::<true, K, S, false>(cpu, op)
 }
 
 fn mi<const K: u8, const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
-    memory_first::<K, S, true>(cpu, op)
+    memory_first::<false, K, S, true>(cpu, op)
+}
+
+fn plain_mi<const K: u8, const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
+    memory_first::<true, K, S, true>(cpu, op)
 }
 
 fn locked_mr<const K: u8, const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
@@ -294,7 +311,7 @@ fn unary_r<const K: u8, const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
 }
 
 fn unary_m<const K: u8, const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
-    let Some(place) = cpu.quick_write::<S>(&op) else {
+    let Some(place) = cpu.quick_write::<false, S>(&op) else {
         return unary_m_slow::<K, S>(cpu, op);
     };
     let r = cpu.unary::<K, S>(place.load());
@@ -349,9 +366,12 @@ pub(crate) enum Form {
     LockedMi,
 }
 
-/// The handler of operation `k` (see [`kind`]).
-pub(crate) fn handler(k: u8, form: Form, s: u8) -> Handler {
+/// The handler of operation `k` (see [`kind`]); `plain` is [`Op::is_plain`].
+pub(crate) fn handler(k: u8, form: Form, plain: bool, s: u8) -> Handler {
     match form {
+        Form::Rm if plain => by_kind!(k, s, plain_rm),
+        Form::Mr if plain => by_kind!(k, s, plain_mr),
+        Form::Mi if plain => by_kind!(k, s, plain_mi),
         Form::Rr => by_kind!(k, s, rr),
         Form::Ri => by_kind!(k, s, ri),
         Form::Rm => by_kind!(k, s, rm),

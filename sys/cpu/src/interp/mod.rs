@@ -144,25 +144,13 @@ impl Cpu {
 
     /// The memory operand, if its address needs no checks and the TLB has it for reading.
     #[inline(always)]
-    pub(crate) fn quick_read<const S: u8>(&self, op: &Op) -> Option<Place<S>> {
-        self.readable::<S>(self.quick_linear::<false>(op)?)
+    pub(crate) fn quick_read<const PLAIN: bool, const S: u8>(&self, op: &Op) -> Option<Place<S>> {
+        self.readable::<S>(self.quick_linear::<PLAIN>(op)?)
     }
 
     /// The same, for writing.
     #[inline(always)]
-    pub(crate) fn quick_write<const S: u8>(&self, op: &Op) -> Option<Place<S>> {
-        self.writable::<S>(self.quick_linear::<false>(op)?)
-    }
-
-    /// [`Cpu::quick_read`] for an operation that may be known to be plain.
-    #[inline(always)]
-    pub(crate) fn plain_read<const PLAIN: bool, const S: u8>(&self, op: &Op) -> Option<Place<S>> {
-        self.readable::<S>(self.quick_linear::<PLAIN>(op)?)
-    }
-
-    /// [`Cpu::quick_write`] for an operation that may be known to be plain.
-    #[inline(always)]
-    pub(crate) fn plain_write<const PLAIN: bool, const S: u8>(&self, op: &Op) -> Option<Place<S>> {
+    pub(crate) fn quick_write<const PLAIN: bool, const S: u8>(&self, op: &Op) -> Option<Place<S>> {
         self.writable::<S>(self.quick_linear::<PLAIN>(op)?)
     }
 
@@ -187,7 +175,7 @@ impl Cpu {
         op: &Op,
         f: impl Fn(&mut Cpu, u64) -> u64,
     ) -> Result<(), Trapped> {
-        if let Some(place) = self.quick_write::<S>(op) {
+        if let Some(place) = self.quick_write::<false, S>(op) {
             let new = f(self, place.load());
             place.store(new);
             return Ok(());

@@ -15,7 +15,7 @@ fn ri<const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
 }
 
 fn rm<const PLAIN: bool, const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
-    let Some(place) = cpu.plain_read::<PLAIN, S>(&op) else {
+    let Some(place) = cpu.quick_read::<PLAIN, S>(&op) else {
         return rm_slow::<S>(cpu, op);
     };
     cpu.wr::<S>(op.r, place.load());
@@ -31,7 +31,7 @@ fn rm_slow<const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
 }
 
 fn mr<const PLAIN: bool, const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
-    let Some(place) = cpu.plain_write::<PLAIN, S>(&op) else {
+    let Some(place) = cpu.quick_write::<PLAIN, S>(&op) else {
         return mr_slow::<S>(cpu, op);
     };
     place.store(cpu.rd::<S>(op.s));
@@ -46,7 +46,7 @@ fn mr_slow<const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
 }
 
 fn mi<const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
-    let Some(place) = cpu.quick_write::<S>(&op) else {
+    let Some(place) = cpu.quick_write::<false, S>(&op) else {
         return mi_slow::<S>(cpu, op);
     };
     place.store(op.imm);
@@ -96,8 +96,11 @@ fn extend_r<const SIGN: bool, const F: u8, const T: u8>(cpu: &mut Cpu, op: OpRef
     next(cpu, op)
 }
 
-fn extend_m<const SIGN: bool, const F: u8, const T: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
-    let Some(place) = cpu.quick_read::<F>(&op) else {
+fn extend_m<const PLAIN: bool, const SIGN: bool, const F: u8, const T: u8>(
+    cpu: &mut Cpu,
+    op: OpRef,
+) -> Status {
+    let Some(place) = cpu.quick_read::<PLAIN, F>(&op) else {
         return extend_slow::<SIGN, F, T>(cpu, op);
     };
     let v = place.load();
@@ -113,27 +116,38 @@ fn extend_slow<const SIGN: bool, const F: u8, const T: u8>(cpu: &mut Cpu, op: Op
     next(cpu, op)
 }
 
+/// Instantiates a handler generic over the sizes of MOVZX, MOVSX and MOVSXD, after other parameters.
+macro_rules! by_extension {
+    ($from:expr, $to:expr, $f:ident, $($k:literal),+) => {
+        match ($from, $to) {
+            (0, 1) => $f::<$($k,)+ 0, 1>,
+            (0, 2) => $f::<$($k,)+ 0, 2>,
+            (0, _) => $f::<$($k,)+ 0, 3>,
+            (1, 1) => $f::<$($k,)+ 1, 1>,
+            (1, 2) => $f::<$($k,)+ 1, 2>,
+            (1, _) => $f::<$($k,)+ 1, 3>,
+            (_, 2) => $f::<$($k,)+ 2, 2>,
+            (_, _) => $f::<$($k,)+ 2, 3>,
+        }
+    };
+}
+
 /// The handler of MOVZX, MOVSX and MOVSXD.
-pub(crate) fn extend_handler(sign: bool, memory: bool, from: u8, to: u8) -> Handler {
-    macro_rules! pick {
-        ($f:ident, $sign:literal) => {
-            match (from, to) {
-                (0, 1) => $f::<$sign, 0, 1>,
-                (0, 2) => $f::<$sign, 0, 2>,
-                (0, _) => $f::<$sign, 0, 3>,
-                (1, 1) => $f::<$sign, 1, 1>,
-                (1, 2) => $f::<$sign, 1, 2>,
-                (1, _) => $f::<$sign, 1, 3>,
-                (_, 2) => $f::<$sign, 2, 2>,
-                (_, _) => $f::<$sign, 2, 3>,
-            }
-        };
+pub(crate) fn extend_handler(sign: bool, from: u8, to: u8) -> Handler {
+    if sign {
+        by_extension!(from, to, extend_r, true)
+    } else {
+        by_extension!(from, to, extend_r, false)
     }
-    match (sign, memory) {
-        (false, false) => pick!(extend_r, false),
-        (false, true) => pick!(extend_m, false),
-        (true, false) => pick!(extend_r, true),
-        (true, true) => pick!(extend_m, true),
+}
+
+/// The same of memory; `plain` is [`crate::op::Op::is_plain`].
+pub(crate) fn extend_memory_handler(sign: bool, plain: bool, from: u8, to: u8) -> Handler {
+    match (plain, sign) {
+        (false, false) => by_extension!(from, to, extend_m, false, false),
+        (false, true) => by_extension!(from, to, extend_m, false, true),
+        (true, false) => by_extension!(from, to, extend_m, true, false),
+        (true, true) => by_extension!(from, to, extend_m, true, true),
     }
 }
 
