@@ -3,14 +3,17 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use vmm_tests::debian::{Debian, no_complaints};
 use vmm_tests::host::free_port;
 use vmm_tests::rfb::{RETURN, Screen, Viewer};
-use vmm_tests::{Bench, Guest, on_each_vmm};
+use vmm_tests::{Bench, Guest, guests, on_each_vmm};
 
-on_each_vmm!(a_text_console_survives_a_restore);
+on_each_vmm!(
+    a_text_console_survives_a_restore,
+    a_guest_waits_for_a_viewer,
+);
 on_each_vmm!(
     #[ignore = "a long run, of an installer that is fetched: make soak"]
     the_installer_survives_a_restore,
@@ -60,6 +63,45 @@ fn installer(bench: &Bench) -> Option<(PathBuf, PathBuf)> {
     Some((files.join("linux"), files.join("initrd.gz")))
 }
 
+/// Waits until the machine's control socket answers.
+fn until_it_answers(bench: &Bench) -> String {
+    let end = Instant::now() + LONG;
+    loop {
+        let output = bench.ctl(&["--vm=vm", "--get-rip"]);
+        if output.status.success() {
+            return String::from_utf8(output.stdout).expect("a number");
+        }
+        assert!(Instant::now() < end, "{output:?}");
+    }
+}
+
+fn a_guest_waits_for_a_viewer(bench: &Bench) {
+    let socket = bench.path("vnc");
+    let slot = format!("29,fbuf,unix={},wait", bench.text("vnc"));
+    let mut guest = bench.start(&bench.machine(&guests::nonce(), &["-s", &slot, "vm"]));
+    let rip = until_it_answers(bench);
+    let output = bench.ctl(&["--vm=vm", "--suspend=p"]);
+    assert!(!output.status.success());
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(errors.contains("waits for a viewer"), "{errors}");
+    assert_eq!(until_it_answers(bench), rip, "nothing has been executed");
+    let _viewer = Viewer::connect_unix(&socket);
+    guest.expect("\n");
+    suspend(bench, &mut guest);
+    assert!(!socket.exists());
+
+    // It waits again when it goes on, and can be ended meanwhile.
+    let mut guest = bench.start(&["-r", "p", "vm"]);
+    let rip = until_it_answers(bench);
+    assert_eq!(until_it_answers(bench), rip);
+    let output = bench.ctl(&["--vm=vm", "--force-poweroff"]);
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(guest.wait().code(), Some(1));
+    let mut guest = bench.start(&["-r", "p", "vm"]);
+    let _viewer = Viewer::connect_unix(&socket);
+    guest.expect("\n");
+}
+
 /// Types a command into the shell on the screen, and waits for the line that it prints.
 fn command(guest: &mut Guest, viewer: &mut Viewer, command: &str, prints: &str) -> Screen {
     let before = viewer.screen();
@@ -82,7 +124,7 @@ fn a_text_console_survives_a_restore(bench: &Bench) {
     let cmdline =
         "boot.cmdline=console=tty0 console=ttyS0 vt.global_cursor_default=0 consoleblank=0";
     let mut guest = debian.boot(bench, 1, &["-s", &slot, "-o", cmdline]);
-    guest.shell("setsid sh < /dev/tty1 > /dev/tty1 2>&1 &");
+    guest.shell("(setsid sh < /dev/tty1 > /dev/tty1 2>&1 &)");
     let mut viewer = Viewer::connect(port);
     let screen = viewer.wait_for(LONG, |screen| screen.lit() > 1000);
     assert_eq!((screen.width, screen.height), (720, 400));

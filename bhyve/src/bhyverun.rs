@@ -117,7 +117,7 @@ fn init_log() {
 
 /// A terminal in raw mode wants the carriage returned.
 fn line_end() -> &'static str {
-    if cleanup::is_registered() {
+    if cleanup::terminal_is_raw() {
         "\r\n"
     } else {
         "\n"

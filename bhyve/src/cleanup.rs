@@ -1,15 +1,24 @@
 //! What must be undone however the process ends. It answers to the atexit(3) handlers of bhyve(8), but is also run
-//! before dying of a signal or a panic: a terminal left in raw mode is of no use to anybody.
+//! before dying of a signal or a panic: a terminal left in raw mode is of no use to anybody, and neither is a dead socket.
 
 use std::sync::{Mutex, Once, PoisonError};
 
-type Undo = Box<dyn FnMut() + Send>;
+/// What is left in a state that nobody wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Left {
+    /// A terminal, in raw mode.
+    Terminal,
+    /// A socket, in the file system.
+    Socket,
+}
+
+type Undo = (Left, Box<dyn FnMut() + Send>);
 
 static UNDO: Mutex<Vec<Undo>> = Mutex::new(Vec::new());
 static HOOK: Once = Once::new();
 
 /// Runs `undo` once when the process ends in whatever way it can notice. The last registered runs first.
-pub fn at_exit(undo: impl FnMut() + Send + 'static) {
+pub fn at_exit(left: Left, undo: impl FnMut() + Send + 'static) {
     HOOK.call_once(|| {
         let previous = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| {
@@ -19,12 +28,14 @@ pub fn at_exit(undo: impl FnMut() + Send + 'static) {
     });
     UNDO.lock()
         .unwrap_or_else(PoisonError::into_inner)
-        .push(Box::new(undo));
+        .push((left, Box::new(undo)));
 }
 
-/// Whether anything is registered: the terminal is in raw mode then.
-pub fn is_registered() -> bool {
-    UNDO.try_lock().is_ok_and(|undo| !undo.is_empty())
+/// Whether the terminal is in raw mode.
+pub fn terminal_is_raw() -> bool {
+    let is_terminal = |(left, _): &Undo| *left == Left::Terminal;
+    UNDO.try_lock()
+        .is_ok_and(|undo| undo.iter().any(is_terminal))
 }
 
 /// Runs what is registered and forgets it.
@@ -33,7 +44,7 @@ pub fn run() {
     let Ok(mut handlers) = UNDO.try_lock().map(|mut undo| std::mem::take(&mut *undo)) else {
         return;
     };
-    while let Some(mut undo) = handlers.pop() {
+    while let Some((_, mut undo)) = handlers.pop() {
         undo();
     }
 }

@@ -167,9 +167,20 @@ impl Input {
     }
 }
 
+/// Whether somebody looks.
+#[derive(Default)]
+struct FirstViewer {
+    /// The guest is not to start before.
+    awaited: bool,
+    came: bool,
+    /// What is to be done then.
+    action: Option<Box<dyn FnOnce() + Send>>,
+}
+
 /// The console of a machine.
 pub struct Console {
     picture: OnceLock<Weak<dyn Picture>>,
+    viewer: Mutex<FirstViewer>,
     /// Held while a device takes an event; devices register before they take their own locks.
     input: Mutex<Input>,
 }
@@ -185,6 +196,7 @@ impl Console {
     pub fn new() -> Self {
         Self {
             picture: OnceLock::new(),
+            viewer: Mutex::default(),
             input: Mutex::new(Input {
                 keyboards: Ranked::default(),
                 pointers: Ranked::default(),
@@ -195,6 +207,44 @@ impl Console {
 
     fn input(&self) -> MutexGuard<'_, Input> {
         self.input.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn viewer(&self) -> MutexGuard<'_, FirstViewer> {
+        self.viewer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The guest is not to start before somebody looks.
+    pub fn await_viewer(&self) {
+        self.viewer().awaited = true;
+    }
+
+    /// Whether the guest is not to start before somebody looks.
+    pub fn awaits_viewer(&self) -> bool {
+        self.viewer().awaited
+    }
+
+    /// A viewer has got in.
+    pub fn viewer_came(&self) {
+        let action = {
+            let mut viewer = self.viewer();
+            viewer.came = true;
+            viewer.action.take()
+        };
+        if let Some(action) = action {
+            action();
+        }
+    }
+
+    /// Has `action` called once when somebody looks, which may have been the case for long.
+    pub fn on_viewer(&self, action: impl FnOnce() + Send + 'static) {
+        let came = {
+            let mut viewer = self.viewer();
+            viewer.action = Some(Box::new(action));
+            viewer.came
+        };
+        if came {
+            self.viewer_came();
+        }
     }
 
     /// Makes `picture` what viewers see, if nothing is yet.

@@ -17,6 +17,7 @@ mod inout;
 mod iov;
 mod irqchip;
 mod load;
+mod local_socket;
 mod machine;
 mod mem;
 mod mevent;

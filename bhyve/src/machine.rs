@@ -105,6 +105,8 @@ pub struct Machine {
     stub: Option<Stub>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     standstill: Mutex<()>,
+    /// It is restored, and its clocks stand still until it goes on.
+    restored: bool,
     /// Set when the guest goes on from a checkpoint with a disk that is a device.
     mark: Option<ResumeMark>,
     /// Set before the processors' threads are started, if there is a debug server.
@@ -217,6 +219,7 @@ impl Machine {
         let machine = Self {
             mark,
             stub: make_stub(vm),
+            restored: restore.is_some(),
             vm: vm.clone(),
             config,
             options,
@@ -331,10 +334,16 @@ impl Machine {
         if let Some(mark) = &self.mark {
             mark.set()?;
         }
+        let awaits_viewer = self.devices.console().awaits_viewer();
+        if awaits_viewer {
+            self.vcpus.await_viewer()?;
+        }
         self.start_threads()?;
-        // After a restore the devices are paused and the processors held.
-        self.devices.resume();
-        self.vcpus.release()?;
+        if awaits_viewer {
+            self.start_with_viewer()?;
+        } else {
+            self.go_on()?;
+        }
         let result = self.mevent.run();
         self.stop_threads();
         drop(server);
@@ -346,6 +355,32 @@ impl Machine {
             .vcpus
             .ended()
             .unwrap_or_else(|| End::Failed("the event loop has stopped".to_owned())))
+    }
+
+    /// Starts the guest. After a restore the clocks stand still, the devices are paused and the processors held.
+    fn go_on(&self) -> Result<(), MachineError> {
+        if self.restored {
+            self.vm.restore_time()?;
+        }
+        self.devices.resume();
+        Ok(self.vcpus.start()?)
+    }
+
+    /// Has the guest started as soon as somebody looks.
+    fn start_with_viewer(self: &Arc<Self>) -> Result<(), MachineError> {
+        let vcpus = Arc::clone(&self.vcpus);
+        let machine = Arc::clone(self);
+        self.start_thread("viewer".to_owned(), move || {
+            if machine.vcpus.wait_for_viewer()
+                && let Err(error) = machine.go_on()
+            {
+                machine.vcpus.end(End::Failed(error.to_string()));
+            }
+        })?;
+        self.devices
+            .console()
+            .on_viewer(move || vcpus.viewer_came());
+        Ok(())
     }
 
     /// Gives up all of the host that is not open. No thread of the guest's runs yet, and no request of a client has been

@@ -10,6 +10,9 @@ mod encode;
 mod message;
 mod pixel;
 mod session;
+mod stream;
+
+pub use stream::Endpoint;
 
 use crate::console::Console;
 use crate::device::BuildError;
@@ -17,54 +20,18 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use session::Viewer;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener};
+use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
-use vmmapi::sandbox::{self, Purpose};
+use stream::Listener;
 
-const DEFAULT_ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
-const DEFAULT_PORT: u16 = 5900;
 /// Each costs two threads and two copies of the picture.
 const MOST_VIEWERS: usize = 16;
 /// After a failure to accept that may not be the last.
 const PAUSE: Duration = Duration::from_millis(100);
-
-/// Where viewers connect.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Endpoint(SocketAddr);
-
-impl Endpoint {
-    /// From `PORT`, `IPv4:PORT`, `[IPv6]:PORT` or `[IPv6]`. Without a port, or with 0, it is 5900; without an address,
-    /// the one of the local host. The error says what is wrong.
-    pub fn parse(text: &str) -> Result<Self, String> {
-        let bad = || format!("\"{text}\" is not [IP:]PORT");
-        let (address, port) = if let Some(rest) = text.strip_prefix('[') {
-            let (address, rest) = rest.split_once(']').ok_or_else(bad)?;
-            let port = match rest.strip_prefix(':') {
-                Some(port) => port,
-                None if rest.is_empty() => "0",
-                None => return Err(bad()),
-            };
-            (IpAddr::V6(address.parse().map_err(|_| bad())?), port)
-        } else if let Some((address, port)) = text.split_once(':') {
-            let address = match address {
-                "" => DEFAULT_ADDRESS,
-                address => IpAddr::V4(address.parse().map_err(|_| bad())?),
-            };
-            (address, port)
-        } else {
-            (DEFAULT_ADDRESS, if text.is_empty() { "0" } else { text })
-        };
-        let port = match port.parse().map_err(|_| bad())? {
-            0 => DEFAULT_PORT,
-            port => port,
-        };
-        Ok(Self(SocketAddr::new(address, port)))
-    }
-}
 
 /// What viewers find.
 #[derive(Debug, Clone)]
@@ -73,27 +40,6 @@ pub struct ServerOptions {
     pub endpoint: Endpoint,
     /// What they must know; of it the first eight bytes count.
     pub password: Option<String>,
-    /// The machine is not built before the first one is there.
-    pub wait: bool,
-}
-
-/// Whether a viewer has ever got in.
-#[derive(Default)]
-struct First {
-    seen: Mutex<bool>,
-    came: Condvar,
-}
-
-impl First {
-    fn comes(&self) {
-        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = true;
-        self.came.notify_all();
-    }
-
-    fn wait(&self) {
-        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        drop(self.came.wait_while(seen, |seen| !*seen));
-    }
 }
 
 /// A running server. It ends, and so do its viewers, when this is dropped.
@@ -103,37 +49,25 @@ pub struct Server {
 }
 
 impl Server {
-    /// Listens; with `wait`, until somebody has come.
+    /// Listens; who gets in is seen by `console`.
     pub fn start(options: ServerOptions, console: Arc<Console>) -> Result<Self, BuildError> {
-        let ServerOptions {
-            endpoint: Endpoint(address),
-            password,
-            wait,
-        } = options;
-        let listener = TcpListener::bind(address)
-            // A viewer may be gone between poll and accept.
-            .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
-            .and_then(|listener| sandbox::limit(&listener, Purpose::Listener).map(|()| listener))
-            .map_err(|error| BuildError::host(format!("cannot listen on {address}"), error))?;
+        let ServerOptions { endpoint, password } = options;
+        let listener = endpoint
+            .listen()
+            .map_err(|error| BuildError::host(format!("cannot listen on {endpoint}"), error))?;
         let host = |error| BuildError::host("cannot start the VNC server", error);
         let (bell, ring) = UnixStream::pair().map_err(host)?;
-        let first = Arc::new(First::default());
         let acceptor = Acceptor {
             listener,
             ring,
             console,
             password: password.map(Arc::from),
-            first: Arc::clone(&first),
             viewers: Vec::new(),
         };
         let thread = std::thread::Builder::new()
             .name("rfb".to_owned())
             .spawn(move || acceptor.run())
             .map_err(host)?;
-        if wait {
-            log::info!("waiting for a viewer on {address}");
-            first.wait();
-        }
         Ok(Self {
             bell,
             thread: Some(thread),
@@ -155,11 +89,10 @@ impl Drop for Server {
 }
 
 struct Acceptor {
-    listener: TcpListener,
+    listener: Listener,
     ring: UnixStream,
     console: Arc<Console>,
     password: Option<Arc<str>>,
-    first: Arc<First>,
     viewers: Vec<Viewer>,
 }
 
@@ -189,20 +122,13 @@ impl Acceptor {
             return Ok(false);
         }
         match self.listener.accept() {
-            Ok((stream, peer)) => {
+            Ok(stream) => {
                 self.viewers.retain(|viewer| !viewer.is_gone());
                 if self.viewers.len() < MOST_VIEWERS {
-                    stream.set_nonblocking(false)?;
-                    let first = Arc::clone(&self.first);
-                    let viewer = Viewer::start(
-                        stream,
-                        Arc::clone(&self.console),
-                        self.password.clone(),
-                        move || first.comes(),
-                    )?;
-                    self.viewers.push(viewer);
+                    let (console, password) = (Arc::clone(&self.console), self.password.clone());
+                    self.viewers.push(Viewer::start(stream, console, password)?);
                 } else {
-                    log::debug!("{peer} is one viewer too many");
+                    log::debug!("one viewer too many");
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}

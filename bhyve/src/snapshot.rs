@@ -76,6 +76,9 @@ pub enum SnapshotError {
         /// Why.
         source: GuestError,
     },
+    /// Nothing has happened yet.
+    #[error("the guest has not started: it waits for a viewer")]
+    AwaitsViewer,
     /// The files.
     #[error(transparent)]
     Files(#[from] checkpoint::Error),
@@ -118,6 +121,9 @@ pub fn take(
     held: bool,
     progress: &(dyn Fn(Progress) + Sync),
 ) -> Result<(), SnapshotError> {
+    if machine.vcpus().awaits_viewer() {
+        return Err(SnapshotError::AwaitsViewer);
+    }
     // Whatever cannot be saved is found out while the guest still runs.
     if !held {
         items::check_support(machine.vm())?;

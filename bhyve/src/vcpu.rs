@@ -40,6 +40,10 @@ struct State {
     stopping: bool,
     /// Held by the debugger, whoever else holds them or lets them go.
     debugged: Vec<bool>,
+    /// The guest does not start before somebody looks at its screen.
+    awaits_viewer: bool,
+    /// Somebody does.
+    viewer_came: bool,
     end: Option<End>,
     /// What is to be done when the vmm stops the processors by itself.
     on_stop: Option<OnStop>,
@@ -53,7 +57,12 @@ impl State {
 
     /// Whether it has reason to be in the guest.
     fn goes_on(&self, id: usize) -> bool {
-        !self.is_held(id) && !self.parked.get(id).copied().unwrap_or(true)
+        !self.is_held(id) && !self.looks_in(id)
+    }
+
+    /// Whether it is only to look now and then whether the VM has ended.
+    fn looks_in(&self, id: usize) -> bool {
+        self.awaits_viewer || self.parked.get(id).copied().unwrap_or(true)
     }
 }
 
@@ -103,6 +112,8 @@ impl Vcpus {
                 hold: false,
                 stopping: false,
                 debugged: vec![false; count],
+                awaits_viewer: false,
+                viewer_came: false,
                 end: None,
                 on_stop: None,
             }),
@@ -191,13 +202,11 @@ impl Vcpus {
         if let Some(resting) = state.resting.get_mut(id) {
             *resting = true;
         }
-        let parked = state.parked.get(id).copied().unwrap_or(false);
-        if !parked || state.hold {
+        if state.hold || !state.looks_in(id) {
             self.stopped(&mut state);
         }
         self.changed.notify_all();
         loop {
-            let parked = state.parked.get(id).copied().unwrap_or(false);
             if state.end.is_some() {
                 break;
             } else if state.is_held(id) {
@@ -205,7 +214,7 @@ impl Vcpus {
                     .changed
                     .wait(state)
                     .unwrap_or_else(PoisonError::into_inner);
-            } else if parked {
+            } else if state.looks_in(id) {
                 let waited = self
                     .changed
                     .wait_timeout(state, LOOK_IN)
@@ -304,6 +313,40 @@ impl Vcpus {
         state.hold = false;
         state.stopping = false;
         self.resume_cpus(&state)
+    }
+
+    /// Keeps the guest from being started before [`Vcpus::start`], in place of [`Vcpus::hold_before_start`]; before their
+    /// threads start. Unlike those that are held they notice the end of the VM.
+    pub fn await_viewer(&self) -> Result<(), vmmapi::Error> {
+        let mut state = self.state();
+        (state.awaits_viewer, state.hold) = (true, false);
+        self.vm.suspend_all_cpus()
+    }
+
+    /// Somebody looks at the guest's screen.
+    pub fn viewer_came(&self) {
+        self.state().viewer_came = true;
+        self.changed.notify_all();
+    }
+
+    /// Waits for [`Vcpus::viewer_came`]. False if the VM has ended before.
+    pub fn wait_for_viewer(&self) -> bool {
+        let waited = self.changed.wait_while(self.state(), |state| {
+            !state.viewer_came && state.end.is_none()
+        });
+        let state = waited.unwrap_or_else(PoisonError::into_inner);
+        state.end.is_none()
+    }
+
+    /// Whether the guest has not been started, for want of a viewer.
+    pub fn awaits_viewer(&self) -> bool {
+        self.state().awaits_viewer
+    }
+
+    /// Starts the guest, or lets a restored one go on.
+    pub fn start(&self) -> Result<(), vmmapi::Error> {
+        self.state().awaits_viewer = false;
+        self.release()
     }
 
     /// Lets those go on that nobody holds. The state stays locked until it is done, or the debugger could stop a processor
@@ -477,6 +520,47 @@ mod tests {
         assert!(held(&vm).is_empty());
 
         vcpus.end(End::Suspended(1));
+        threads
+            .into_iter()
+            .for_each(|thread| thread.join().unwrap());
+        vm.destroy().unwrap();
+    }
+
+    #[test]
+    fn nothing_starts_before_somebody_looks() {
+        const SOON: Duration = Duration::from_secs(20);
+        let options = CreateOptions {
+            backend: Choice::Soft,
+            soft: SoftOptions::default(),
+        };
+        let vm = Vm::create("vcpus-viewer-test", &options).unwrap();
+        for id in 0..2 {
+            vm.vcpu(id).activate().unwrap();
+        }
+        vm.vcpu(1).suspend_cpu().unwrap();
+        let vcpus = Arc::new(Vcpus::new(vm.clone(), Arc::new(Mevent::new().unwrap()), 2));
+        vcpus.on_stop(|| panic!("nobody has stopped"));
+        vcpus.await_viewer().unwrap();
+        let threads = idle_threads(&vcpus);
+        assert_eq!(held(&vm), [0, 1]);
+        // Whoever holds them meanwhile does not start them.
+        vcpus.hold(SOON).unwrap();
+        vcpus.release().unwrap();
+        vcpus.debug_hold().unwrap();
+        vcpus.debug_release(&[0, 1]).unwrap();
+        assert_eq!(held(&vm), [0, 1]);
+        assert!(vcpus.awaits_viewer());
+        let waiter = {
+            let vcpus = Arc::clone(&vcpus);
+            std::thread::spawn(move || vcpus.wait_for_viewer())
+        };
+        vcpus.viewer_came();
+        assert!(waiter.join().unwrap());
+        vcpus.on_stop(|| ());
+        vcpus.start().unwrap();
+        assert_eq!(held(&vm), [1]);
+        vcpus.end(End::Suspended(1));
+        assert!(!vcpus.wait_for_viewer());
         threads
             .into_iter()
             .for_each(|thread| thread.join().unwrap());

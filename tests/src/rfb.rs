@@ -2,6 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -54,22 +55,42 @@ impl Screen {
 
 /// A connection without a password.
 pub struct Viewer {
-    stream: TcpStream,
+    stream: Box<dyn Stream>,
     screen: Screen,
+}
+
+trait Stream: Read + Write + Send {}
+
+impl<T: Read + Write + Send> Stream for T {}
+
+/// Connects as soon as somebody listens.
+fn patiently<T>(connect: impl Fn() -> io::Result<T>) -> T {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        match connect() {
+            Ok(stream) => return stream,
+            Err(error) if Instant::now() > end => panic!("nobody listens: {error}"),
+            Err(_) => std::thread::sleep(Duration::from_millis(20)),
+        }
+    }
 }
 
 impl Viewer {
     /// Connects to a port of this host, as soon as somebody listens there.
     pub fn connect(port: u16) -> Viewer {
-        let end = Instant::now() + PATIENCE;
-        let stream = loop {
-            match TcpStream::connect(("127.0.0.1", port)) {
-                Ok(stream) => break stream,
-                Err(error) if Instant::now() > end => panic!("port {port}: {error}"),
-                Err(_) => std::thread::sleep(Duration::from_millis(20)),
-            }
-        };
+        let stream = patiently(|| TcpStream::connect(("127.0.0.1", port)));
         stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        Self::enter(Box::new(stream))
+    }
+
+    /// The same with a socket in the file system.
+    pub fn connect_unix(path: &Path) -> Viewer {
+        let stream = patiently(|| UnixStream::connect(path));
+        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        Self::enter(Box::new(stream))
+    }
+
+    fn enter(stream: Box<dyn Stream>) -> Viewer {
         let screen = Screen {
             width: 0,
             height: 0,

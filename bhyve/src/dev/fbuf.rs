@@ -297,15 +297,22 @@ fn initial_regs(mode: Geometry) -> [u8; REGS_SIZE] {
 }
 
 fn server_options(node: &Node) -> Result<ServerOptions, BuildError> {
-    let address = match node.get("rfb")? {
-        Some(address) => Some(address),
-        None => node.get("tcp")?,
+    let (rfb, tcp, unix) = (node.get("rfb")?, node.get("tcp")?, node.get("unix")?);
+    let endpoint = match (rfb.or(tcp), unix) {
+        (Some(_), Some(_)) => {
+            let what = "unix: viewers connect there or where tcp says, not both";
+            return Err(BuildError::Invalid(what.to_owned()));
+        }
+        (_, Some(path)) if path.is_empty() => {
+            return Err(BuildError::Invalid("unix: there is no path".to_owned()));
+        }
+        (_, Some(path)) => Endpoint::Unix(path.into()),
+        (address, None) => Endpoint::parse_tcp(address.as_deref().unwrap_or_default())
+            .map_err(BuildError::Invalid)?,
     };
     Ok(ServerOptions {
-        endpoint: Endpoint::parse(address.as_deref().unwrap_or_default())
-            .map_err(BuildError::Invalid)?,
+        endpoint,
         password: node.get("password")?,
-        wait: node.bool("wait", false)?,
     })
 }
 
@@ -343,6 +350,9 @@ fn build(
     let fbuf = assemble(func, frame, vga, initial, saved)?;
     let picture = Arc::downgrade(&fbuf.screen);
     ctx.console.set_picture(picture);
+    if node.bool("wait", false)? {
+        ctx.console.await_viewer();
+    }
     let server = Server::start(options, Arc::clone(ctx.console))?;
     // Nobody else has set it.
     let _ = fbuf.server.set(server);

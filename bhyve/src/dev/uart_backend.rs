@@ -6,7 +6,7 @@
 //! hang for a reader. Only the standard output is waited for.
 
 use super::uart::{TtyClient, TtySink};
-use crate::cleanup;
+use crate::cleanup::{self, Left};
 use crate::device::BuildError;
 use crate::mevent::{EventId, Interest, Mevent, Ready};
 use nix::sys::termios::{self, SetArg};
@@ -336,7 +336,7 @@ fn raw_mode(fd: std::os::fd::BorrowedFd<'_>) -> io::Result<()> {
     let mut raw = original.clone();
     termios::cfmakeraw(&mut raw);
     termios::tcsetattr(&fd, SetArg::TCSANOW, &raw)?;
-    cleanup::at_exit(move || {
+    cleanup::at_exit(Left::Terminal, move || {
         // The process ends; there is nobody left to tell.
         let _ = termios::tcsetattr(&fd, SetArg::TCSANOW, &original);
     });

@@ -19,9 +19,10 @@ const FIRST_SLOT: u64 = 3;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Ports of what is not on the PCI bus.
-const PORTS: [u16; 24] = [
+const PORTS: [u16; 36] = [
     0x60, 0x61, 0x64, 0x70, 0x71, 0x92, 0xb2, 0x2f8, 0x2f9, 0x2fa, 0x2fb, 0x2fc, 0x2fd, 0x3f8,
-    0x3f9, 0x3fa, 0x3fc, 0x400, 0x402, 0x404, 0xcf8, 0xcf9, 0xcfc, 0x4d0,
+    0x3f9, 0x3fa, 0x3fc, 0x400, 0x402, 0x404, 0xcf8, 0xcf9, 0xcfc, 0x4d0, 0x3b4, 0x3b5, 0x3c0,
+    0x3c2, 0x3c4, 0x3c5, 0x3c8, 0x3c9, 0x3ce, 0x3cf, 0x3d4, 0x3da,
 ];
 
 /// A small generator: a case is its seed.
@@ -85,8 +86,11 @@ struct Rig {
     slots: u64,
 }
 
+/// One case in so many has a display: all of its memory is looked at whenever a state is saved.
+const DISPLAY_IN: u64 = 10;
+
 /// The devices, in slots from [`FIRST_SLOT`] on.
-fn models(dir: &Path) -> Vec<String> {
+fn models(dir: &Path, display: bool) -> Vec<String> {
     let image = |name: &str| {
         let path = dir.join(name);
         if !path.exists() {
@@ -95,7 +99,7 @@ fn models(dir: &Path) -> Vec<String> {
         }
         path.display().to_string()
     };
-    vec![
+    let mut models = vec![
         format!("virtio-blk,{}", image("blk")),
         "virtio-rnd".to_owned(),
         "virtio-net".to_owned(),
@@ -103,12 +107,16 @@ fn models(dir: &Path) -> Vec<String> {
         format!("ahci,hd:{},cd:{}", image("hd"), image("cd")),
         "e1000".to_owned(),
         "xhci,tablet".to_owned(),
-    ]
+    ];
+    if display {
+        models.push(format!("fbuf,unix={},vga=on", dir.join("vnc").display()));
+    }
+    models
 }
 
 impl Rig {
-    fn new(dir: &Path, name: &str) -> Self {
-        let models = models(dir);
+    fn new(dir: &Path, name: &str, display: bool) -> Self {
+        let models = models(dir, display);
         let mut args: Vec<String> = ["-m", "64M", "-s", "0,hostbridge", "-s", "31,lpc", "-o"]
             .map(String::from)
             .to_vec();
@@ -216,10 +224,8 @@ impl Rig {
             .flat_map(|_| chance.value().to_le_bytes())
             .collect();
         let fits = words.len().min((MEMORY - at) as usize);
-        self.vm
-            .memory()
-            .write(at, &words[..fits])
-            .expect("inside of memory");
+        let written = self.vm.memory().write(at, &words[..fits]);
+        assert!(written.is_ok() || (0x9_f000..0xc_0000).contains(&at), "VGA");
     }
 
     fn step(&self, chance: &mut Chance) {
@@ -296,7 +302,8 @@ fn explore(test: &str, cases: u64, case: impl Fn(&Rig, &mut Chance)) {
     let first = number("FUZZ_SEED", 0);
     for seed in first..first + number("FUZZ_CASES", cases) {
         let run = std::panic::AssertUnwindSafe(|| {
-            let rig = Rig::new(dir.path(), &format!("{test}{seed}"));
+            let display = seed.is_multiple_of(DISPLAY_IN);
+            let rig = Rig::new(dir.path(), &format!("{test}{seed}"), display);
             case(&rig, &mut Chance(seed));
         });
         if std::panic::catch_unwind(run).is_err() {

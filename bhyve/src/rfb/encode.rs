@@ -1,12 +1,13 @@
 //! Updates: which parts of the picture have changed, and how they are written down: raw, zlib or ZRLE (RFC 6143, 7.7).
 
 use super::message::Rect;
-use super::pixel::PixelFormat;
+use super::pixel::{self, PixelFormat};
 use crate::console::{Geometry, Image};
 use flate2::{Compress, Compression, FlushCompress, Status};
 use std::io;
 
 const FRAMEBUFFER_UPDATE: u8 = 0;
+const SET_COLOUR_MAP: u8 = 1;
 /// Pixels as they are.
 pub const RAW: i32 = 0;
 /// Raw pixels in a zlib stream: upstream's compressed encoding.
@@ -200,6 +201,17 @@ impl Stream {
 pub fn put_header(count: usize, out: &mut Vec<u8>) {
     out.extend([FRAMEBUFFER_UPDATE, 0]);
     out.extend((count as u16).to_be_bytes()); // there are 2040 tiles at most
+}
+
+/// The colour map, for viewers whose pixels are numbers.
+pub fn put_colour_map(out: &mut Vec<u8>) {
+    let entries = pixel::map_entries();
+    // All from the first on.
+    out.extend([SET_COLOUR_MAP, 0, 0, 0]);
+    out.extend((entries.len() as u16).to_be_bytes());
+    entries
+        .flatten()
+        .for_each(|level| out.extend(level.to_be_bytes()));
 }
 
 /// The head of a rectangle.

@@ -5,6 +5,8 @@ use crate::console::{KeyEvent, PtrEvent};
 use std::io::{self, Read};
 
 const SET_PIXEL_FORMAT: u8 = 0;
+/// Viewers of the oldest kind tell what colours they have; the numbers that they get are ours all the same.
+const FIX_COLOUR_MAP: u8 = 1;
 const SET_ENCODINGS: u8 = 2;
 const UPDATE_REQUEST: u8 = 3;
 const KEY_EVENT: u8 = 4;
@@ -41,8 +43,8 @@ pub enum Message {
     Key(KeyEvent),
     /// The pointer.
     Ptr(PtrEvent),
-    /// Text that nobody here can paste.
-    Text,
+    /// Something that is of no use here: text that nobody can paste, colours that somebody has.
+    Nothing,
 }
 
 fn bytes<const N: usize>(from: &mut impl Read) -> io::Result<[u8; N]> {
@@ -59,6 +61,14 @@ fn u32_from(from: &mut impl Read) -> io::Result<u32> {
     Ok(u32::from_be_bytes(bytes(from)?))
 }
 
+fn skip(from: &mut impl Read, len: u64) -> io::Result<()> {
+    let read = io::copy(&mut from.take(len), &mut io::sink())?;
+    if read != len {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok(())
+}
+
 fn invalid(what: impl Into<String>) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what.into())
 }
@@ -73,6 +83,12 @@ pub fn read(from: &mut impl Read) -> io::Result<Message> {
             let format = PixelFormat::parse(&format)
                 .ok_or_else(|| invalid(format!("pixel format {format:?} is not available")))?;
             Message::PixelFormat(format)
+        }
+        FIX_COLOUR_MAP => {
+            bytes::<3>(from)?;
+            let count = u16_from(from)?;
+            skip(from, u64::from(count) * 6)?;
+            Message::Nothing
         }
         SET_ENCODINGS => {
             bytes::<1>(from)?;
@@ -112,11 +128,8 @@ pub fn read(from: &mut impl Read) -> io::Result<Message> {
             if len > MOST_TEXT {
                 return Err(invalid(format!("{len} bytes of text")));
             }
-            let read = io::copy(&mut from.take(len.into()), &mut io::sink())?;
-            if read != u64::from(len) {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-            Message::Text
+            skip(from, len.into())?;
+            Message::Nothing
         }
         QEMU => {
             let [QEMU_KEY_EVENT] = bytes(from)? else {

@@ -1,14 +1,32 @@
 //! Pixel formats (RFC 6143, 7.4).
 
-/// How a viewer wants its pixels; always true colour.
+/// How a viewer wants its pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PixelFormat {
     /// 8, 16 or 32.
     bits: u8,
     depth: u8,
     big_endian: bool,
-    /// For red, green and blue: the largest value and its position.
-    colours: [(u16, u8); 3],
+    /// For red, green and blue: the largest value and its position. `None` if pixels are numbers of a colour map, of
+    /// which there is one: [`map_entries`].
+    colours: Option<[(u16, u8); 3]>,
+}
+
+/// Levels of red, of green and of blue in the colour map. All shades of grey that it has are grey.
+const LEVELS: u32 = 6;
+
+/// The colour map: red, green and blue of each colour, from 0 to 65535.
+pub fn map_entries() -> impl ExactSizeIterator<Item = [u16; 3]> {
+    let entry = |number: u16| {
+        let levels = LEVELS as u16;
+        [
+            number / (levels * levels),
+            number / levels % levels,
+            number % levels,
+        ]
+        .map(|level| level * (u16::MAX / (levels - 1)))
+    };
+    (0..(LEVELS * LEVELS * LEVELS) as u16).map(entry)
 }
 
 /// The wire's size of a format.
@@ -20,10 +38,10 @@ impl PixelFormat {
         bits: 32,
         depth: 24,
         big_endian: false,
-        colours: [(255, 16), (255, 8), (255, 0)],
+        colours: Some([(255, 16), (255, 8), (255, 0)]),
     };
 
-    /// From a viewer's message; `None` for what cannot be, or has a colour map.
+    /// From a viewer's message; `None` for what cannot be, and for colour maps of more than 8 bits.
     pub fn parse(bytes: &[u8; FORMAT_LEN]) -> Option<Self> {
         let [
             bits,
@@ -46,23 +64,33 @@ impl PixelFormat {
         let fits = |(max, shift): (u16, u8)| {
             shift < bits && u64::from(max) << shift < 1_u64 << bits && max != 0
         };
-        let known = matches!(bits, 8 | 16 | 32) && true_colour != 0;
-        (known && colours.into_iter().all(fits)).then_some(Self {
+        let known = if true_colour != 0 {
+            matches!(bits, 8 | 16 | 32) && colours.into_iter().all(fits)
+        } else {
+            bits == 8
+        };
+        known.then_some(Self {
             bits,
             depth,
             big_endian: big_endian != 0,
-            colours,
+            colours: (true_colour != 0).then_some(colours),
         })
+    }
+
+    /// Whether pixels are numbers of the colour map.
+    pub fn is_mapped(self) -> bool {
+        self.colours.is_none()
     }
 
     /// As it is sent.
     pub fn to_bytes(self) -> [u8; FORMAT_LEN] {
-        let [red, green, blue] = self.colours.map(|(max, shift)| (max.to_be_bytes(), shift));
+        let colours = self.colours.unwrap_or_default();
+        let [red, green, blue] = colours.map(|(max, shift)| (max.to_be_bytes(), shift));
         [
             self.bits,
             self.depth,
             self.big_endian.into(),
-            1,
+            self.colours.is_some().into(),
             red.0[0],
             red.0[1],
             green.0[0],
@@ -81,13 +109,14 @@ impl PixelFormat {
     /// The value of a pixel 0x00RRGGBB.
     fn value(self, pixel: u32) -> u32 {
         let [_, red, green, blue] = pixel.to_be_bytes();
-        [red, green, blue]
-            .into_iter()
-            .zip(self.colours)
-            .fold(0, |value, (level, (max, shift))| {
-                let level = (u32::from(level) * u32::from(max) + 127) / 255;
-                value | level << shift
-            })
+        let scaled = |level: u8, max: u32| (u32::from(level) * max + 127) / 255;
+        let parts = [red, green, blue].into_iter();
+        match self.colours {
+            Some(colours) => parts.zip(colours).fold(0, |value, (level, (max, shift))| {
+                value | scaled(level, max.into()) << shift
+            }),
+            None => parts.fold(0, |value, level| value * LEVELS + scaled(level, LEVELS - 1)),
+        }
     }
 
     /// Appends a pixel 0x00RRGGBB.
@@ -130,7 +159,7 @@ impl PixelFormat {
             return None;
         }
         let used = self
-            .colours
+            .colours?
             .iter()
             .fold(0, |used, (max, shift)| used | u32::from(*max) << shift);
         let (low, high) = if self.big_endian { (3, 0) } else { (0, 3) };
@@ -160,7 +189,7 @@ mod tests {
             bits: 16,
             depth: 16,
             big_endian: false,
-            colours: [(31, 11), (63, 5), (31, 0)],
+            colours: Some([(31, 11), (63, 5), (31, 0)]),
         };
         assert_eq!(put(rgb565, 0xff_8000), [0x00, 0xfc]);
         let big = PixelFormat {
@@ -172,7 +201,7 @@ mod tests {
             bits: 8,
             depth: 8,
             big_endian: false,
-            colours: [(7, 0), (7, 3), (3, 6)],
+            colours: Some([(7, 0), (7, 3), (3, 6)]),
         };
         assert_eq!(put(bgr233, 0xff_ffff), [0xff]);
         assert_eq!(put(bgr233, 0x00_00ff), [0xc0]);
@@ -181,12 +210,23 @@ mod tests {
         PixelFormat::NATIVE.put_compact(0x11_2233, &mut compact);
         let high = PixelFormat {
             big_endian: true,
-            colours: [(255, 24), (255, 16), (255, 8)],
+            colours: Some([(255, 24), (255, 16), (255, 8)]),
             ..PixelFormat::NATIVE
         };
         high.put_compact(0x11_2233, &mut compact);
         assert_eq!(compact, [0x33, 0x22, 0x11, 0x11, 0x22, 0x33]);
-        for format in [rgb565, big, bgr233, high] {
+        let mapped = PixelFormat {
+            colours: None,
+            ..bgr233
+        };
+        for grey in [0, 0x33_3333, 0x66_6666, 0xff_ffff, 0x33_ff00] {
+            let number = usize::from(put(mapped, grey)[0]);
+            let [red, green, blue] = map_entries().nth(number).unwrap();
+            let colour = [red, green, blue].map(|level| level.to_be_bytes()[0]);
+            assert_eq!(colour[..], grey.to_be_bytes()[1..]);
+        }
+        assert_eq!(map_entries().len(), 216);
+        for format in [rgb565, big, bgr233, high, mapped] {
             assert_eq!(PixelFormat::parse(&format.to_bytes()), Some(format));
         }
     }

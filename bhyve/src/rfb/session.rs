@@ -4,9 +4,9 @@ use super::auth;
 use super::encode::{self, DESKTOP_SIZE, EXTENDED_KEYS, Encoder, RAW, Shadow, ZLIB, ZRLE};
 use super::message::{self, Message, Rect};
 use super::pixel::PixelFormat;
+use super::stream::Stream;
 use crate::console::{Console, Geometry, Image};
 use std::io::{self, BufReader, Write};
-use std::net::{Shutdown, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -22,6 +22,8 @@ const FRAME: Duration = Duration::from_millis(33);
 #[derive(Clone, Copy)]
 struct Wishes {
     format: PixelFormat,
+    /// It is to be told of the colour map before it is sent any pixel.
+    colour_map: bool,
     encoding: i32,
     desktop_size: bool,
     extended_keys: bool,
@@ -32,7 +34,7 @@ struct Wishes {
 }
 
 struct Shared {
-    stream: TcpStream,
+    stream: Stream,
     wishes: Mutex<Wishes>,
     changed: Condvar,
 }
@@ -47,7 +49,7 @@ impl Shared {
         self.wishes().gone = true;
         self.changed.notify_all();
         // It may be closed already.
-        let _ = self.stream.shutdown(Shutdown::Both);
+        let _ = self.stream.shutdown();
     }
 }
 
@@ -58,21 +60,19 @@ pub struct Viewer {
 }
 
 impl Viewer {
-    /// Serves a viewer; `entered` is called when it has got in.
+    /// Serves a viewer.
     pub fn start(
-        stream: TcpStream,
+        stream: Stream,
         console: Arc<Console>,
         password: Option<Arc<str>>,
-        entered: impl FnOnce() + Send + 'static,
     ) -> io::Result<Self> {
-        // What is sent is sent as a whole; a small update must not wait for the next one.
-        stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
         let shared = Arc::new(Shared {
             stream,
             wishes: Mutex::new(Wishes {
                 format: PixelFormat::NATIVE,
+                colour_map: false,
                 encoding: RAW,
                 desktop_size: false,
                 extended_keys: false,
@@ -86,7 +86,7 @@ impl Viewer {
         let thread = std::thread::Builder::new()
             .name("rfb viewer".to_owned())
             .spawn(move || {
-                let result = serve(&serving, &console, password.as_deref(), entered);
+                let result = serve(&serving, &console, password.as_deref());
                 serving.close();
                 if let Err(error) = result {
                     log::debug!("a viewer's connection: {error}");
@@ -116,13 +116,8 @@ impl Drop for Viewer {
 }
 
 /// The handshake, then what the viewer sends until it leaves.
-fn serve(
-    shared: &Arc<Shared>,
-    console: &Arc<Console>,
-    password: Option<&str>,
-    entered: impl FnOnce(),
-) -> io::Result<()> {
-    let mut stream = shared.stream.try_clone()?;
+fn serve(shared: &Arc<Shared>, console: &Arc<Console>, password: Option<&str>) -> io::Result<()> {
+    let mut stream = &shared.stream;
     auth::handshake(&mut stream, password)?;
     let geometry = console.geometry();
     let mut init = Vec::new();
@@ -132,7 +127,7 @@ fn serve(
     init.extend((NAME.len() as u32).to_be_bytes());
     init.extend(NAME);
     stream.write_all(&init)?;
-    entered();
+    console.viewer_came();
     // From here on it may be silent for as long as it likes.
     stream.set_read_timeout(None)?;
     let sender = {
@@ -157,7 +152,11 @@ fn serve(
 fn receive(shared: &Shared, console: &Console, from: &mut impl io::Read) -> io::Result<()> {
     loop {
         match message::read(from)? {
-            Message::PixelFormat(format) => shared.wishes().format = format,
+            Message::PixelFormat(format) => {
+                let mut wishes = shared.wishes();
+                wishes.format = format;
+                wishes.colour_map = format.is_mapped();
+            }
             Message::Encodings(encodings) => {
                 let known = |encoding: &&i32| matches!(**encoding, RAW | ZLIB | ZRLE);
                 let mut wishes = shared.wishes();
@@ -177,7 +176,7 @@ fn receive(shared: &Shared, console: &Console, from: &mut impl io::Read) -> io::
             }
             Message::Key(event) => console.kbd_event(event),
             Message::Ptr(event) => console.ptr_event(event),
-            Message::Text => {}
+            Message::Nothing => {}
         }
     }
 }
@@ -225,15 +224,20 @@ fn send(shared: &Shared, console: &Console, geometry: Geometry) -> io::Result<()
             let asked = *wishes;
             // One update answers all that was asked for so far.
             (wishes.full, wishes.incremental) = (None, None);
+            wishes.colour_map = false;
             asked
         };
         if wishes.gone {
             return Ok(());
         }
         out.clear();
+        if wishes.colour_map {
+            encode::put_colour_map(&mut out);
+        }
         if sender.update(console, &wishes, &mut out)? {
             stream.write_all(&out)?;
         } else if let Some(area) = wishes.incremental {
+            stream.write_all(&out)?;
             let mut now = shared.wishes();
             now.incremental = Some(now.incremental.map_or(area, |new| new.hull(area)));
         }

@@ -319,7 +319,7 @@ impl Restore {
         Ok(vcpus.restore(&self.required_device(vcpus.name())?)?)
     }
 
-    /// What is saved of the vmm. The last thing to be restored: time goes on from here.
+    /// What is saved of the vmm. Its clocks stand still until [`vmmapi::Vm::restore_time`].
     pub fn load_kernel(&self, processors: &Processors<'_>) -> Result<(), RestoreError> {
         let vm = processors.vm();
         for item in items(vm.kind()) {
@@ -350,10 +350,7 @@ impl Restore {
                 return Err(RestoreError::Trailing { name, left });
             }
         }
-        vm.restore_time().map_err(|source| RestoreError::Refused {
-            name: "time",
-            source: source.into(),
-        })
+        Ok(())
     }
 }
 
@@ -383,6 +380,7 @@ const HOST_SIDE: &[&str] = &[
     "pci.*.*.*.hostfwd",
     "pci.*.*.*.tcp",
     "pci.*.*.*.rfb",
+    "pci.*.*.*.unix",
     "pci.*.*.*.password",
     "pci.*.*.*.wait",
     "pci.*.*.*.open",
@@ -395,6 +393,9 @@ const HOST_SIDE: &[&str] = &[
     "pci.*.*.*.port.*.sync",
     "pci.*.*.*.port.*.name",
 ];
+
+/// Where viewers connect is one of these: what is given takes the place of the others, too.
+const ALTERNATIVES: [&str; 3] = ["rfb", "tcp", "unix"];
 
 /// What variables mean that are not set: to say so is no contradiction.
 const DEFAULTS: &[(&str, &str)] = &[
@@ -490,6 +491,13 @@ fn merge(saved: &Config, given: &Config) -> Result<(), RestoreError> {
                 saved: before.unwrap_or_else(|| "no such variable".to_owned()),
             });
         }
+        if let Some((device, name)) = variable.rsplit_once('.')
+            && ALTERNATIVES.contains(&name)
+        {
+            let others = ALTERNATIVES.map(|name| format!("{device}.{name}"));
+            let replaced = others.iter().filter(|other| given.raw(other).is_none());
+            replaced.for_each(|other| saved.remove(other));
+        }
         saved.set(variable, value)?;
     }
     Ok(())
@@ -561,6 +569,21 @@ mod tests {
                 && now.contains("mine.own=1\n")
         );
         assert!(now.contains("lpc.com1.path=/dev/null\n"));
+    }
+
+    #[test]
+    fn viewers_connect_in_one_place() {
+        let saved = "pci.0.3.0.device=fbuf\npci.0.3.0.rfb=5901\npci.0.3.0.wait=true\n";
+        for given in ["pci.0.3.0.tcp=5902", "pci.0.3.0.unix=/tmp/vnc"] {
+            let now = merged(saved, given).unwrap();
+            assert!(now.contains(given) && !now.contains("rfb"), "{now}");
+            assert!(now.contains("wait=true"));
+        }
+        assert!(
+            merged(saved, "pci.0.3.0.wait=false")
+                .unwrap()
+                .contains("rfb=5901")
+        );
     }
 
     #[test]

@@ -219,6 +219,9 @@ fn bad_options_are_refused_by_name() {
         ("tcp=127.0.0.1:", "is not [IP:]PORT"),
         ("tcp=[::1", "is not [IP:]PORT"),
         ("rfb=65536", "\"65536\" is not [IP:]PORT"),
+        ("tcp=5901,unix=/tmp/x", "unix: viewers connect there or"),
+        ("unix=", "unix: there is no path"),
+        ("unix=/nonexistent/vnc", "cannot listen on /nonexistent/vnc"),
         ("wait=perhaps", "wait"),
     ] {
         let bench = Bench::new(Clock::Instructions);

@@ -1,12 +1,12 @@
 //! One port's socket, and the client that is connected to it.
 
+use crate::local_socket::{self, LocalSocket};
 use crate::mevent::{EventId, Interest, Mevent, Ready};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
-use vmmapi::sandbox::{self, Purpose};
 
 /// The most that is copied at a time, in bytes.
 const CHUNK: usize = 4096;
@@ -24,6 +24,7 @@ pub struct Port {
     /// The guest has something that the client does not take.
     pub output_waits: bool,
     listener: UnixListener,
+    _socket: LocalSocket,
     listening: Option<EventId>,
     client: Option<Client>,
     // Bytes of the guest's first buffer that the client has taken already.
@@ -59,15 +60,7 @@ pub enum Output {
 impl Port {
     /// Makes the socket at `path`. One that nobody listens at any more is replaced.
     pub fn open(name: &str, path: &Path) -> io::Result<Self> {
-        let listener = match UnixListener::bind(path) {
-            Err(error) if error.kind() == ErrorKind::AddrInUse && is_abandoned(path) => {
-                std::fs::remove_file(path)?;
-                UnixListener::bind(path)
-            }
-            result => result,
-        }?;
-        listener.set_nonblocking(true)?;
-        sandbox::limit(&listener, Purpose::Listener)?;
+        let (listener, _socket) = local_socket::listen(path)?;
         Ok(Self {
             name: name.to_owned(),
             guest_open: false,
@@ -75,6 +68,7 @@ impl Port {
             input_waits: false,
             output_waits: false,
             listener,
+            _socket,
             listening: None,
             client: None,
             sent: 0,
@@ -237,8 +231,4 @@ impl Port {
             mevent.delete(event);
         }
     }
-}
-
-fn is_abandoned(path: &Path) -> bool {
-    matches!(UnixStream::connect(path), Err(error) if error.kind() == ErrorKind::ConnectionRefused)
 }
