@@ -17,6 +17,8 @@ const DISK: usize = 128;
 const STREAM: usize = 64;
 /// Bytes of the disk.
 const IMAGE: u64 = (2 * DISK * MIB) as u64;
+/// The unit of processor times in proc(5): on x86 they are hundredths of a second whatever the kernel counts in.
+const USER_HZ: f64 = 100.0;
 const LONG: Duration = Duration::from_secs(300);
 
 /// The models of a machine as either program calls them, and what Linux calls the disk.
@@ -45,16 +47,40 @@ const MODELS: [Models; 2] = [
     },
 ];
 
-/// MiB per second: written, read, sent.
-type Rates = [f64; 3];
+/// One transfer.
+#[derive(Clone, Copy)]
+struct Transfer {
+    /// MiB per second.
+    rate: f64,
+    /// Seconds that processors worked for it in the program, all threads together: what other work on the host does not change.
+    worked: f64,
+}
 
-/// The median of each of the three.
-fn medians(runs: &[Rates]) -> Rates {
-    [0, 1, 2].map(|n| {
-        let mut rates: Vec<f64> = runs.iter().map(|run| run[n]).collect();
-        rates.sort_by(f64::total_cmp);
-        rates[rates.len() / 2]
+/// Written, read, sent.
+type Transfers = [Transfer; 3];
+
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+fn medians(runs: &[Transfers]) -> Transfers {
+    [0, 1, 2].map(|n| Transfer {
+        rate: median(runs.iter().map(|run| run[n].rate)),
+        worked: median(runs.iter().map(|run| run[n].worked)),
     })
+}
+
+/// Processor time of a program so far, in seconds, as proc(5) has it.
+fn worked(guest: &Guest) -> f64 {
+    let path = format!("/proc/{}/stat", guest.pid());
+    let stat = std::fs::read_to_string(path).expect("proc(5)");
+    // Fields 14 and 15, counted from behind the name, which may contain anything.
+    let (_, fields) = stat.rsplit_once(')').expect("the name");
+    let ticks = fields.split_whitespace().skip(11).take(2);
+    let ticks: f64 = ticks.map(|n| n.parse::<f64>().expect("a number")).sum();
+    ticks / USER_HZ
 }
 
 fn rate(mib: usize, time: Duration) -> f64 {
@@ -62,11 +88,14 @@ fn rate(mib: usize, time: Duration) -> f64 {
 }
 
 /// Measured on the host, whatever the guest thinks of time.
-fn rates(guest: &mut Guest, node: &str) -> Rates {
+fn transfers(guest: &mut Guest, node: &str) -> Transfers {
     let timed = |guest: &mut Guest, command: &str| {
-        let started = Instant::now();
+        let (started, before) = (Instant::now(), worked(guest));
         guest.shell_within(command, LONG);
-        rate(DISK, started.elapsed())
+        Transfer {
+            rate: rate(DISK, started.elapsed()),
+            worked: worked(guest) - before,
+        }
     };
     let write = format!("dd if=/dev/zero of={node} bs=1M count={DISK} conv=fsync");
     let read = format!("dd if={node} of=/dev/null bs=1M count={DISK}");
@@ -94,19 +123,24 @@ fn rates(guest: &mut Guest, node: &str) -> Rates {
         "dd if=/dev/zero bs=64k count={} | nc 10.0.2.2 {port}",
         STREAM * 16
     );
+    let before = worked(guest);
     guest.shell_within(&send, LONG);
-    [written, read, receiver.join().expect("all of it came")]
+    let sent = Transfer {
+        rate: receiver.join().expect("all of it came"),
+        worked: worked(guest) - before,
+    };
+    [written, read, sent]
 }
 
-fn ours(debian: &Debian, models: &Models) -> Rates {
+fn ours(debian: &Debian, models: &Models) -> Transfers {
     let bench = Bench::new();
     let disk = format!("3,{},{}", models.disk, image(&bench, "disk", IMAGE));
     let nic = format!("4,{},slirp,open", models.nic);
     let mut guest = debian.boot(&bench, 1, &["-s", &disk, "-s", &nic]);
-    rates(&mut guest, models.node)
+    transfers(&mut guest, models.node)
 }
 
-fn qemus(debian: &Debian, models: &Models) -> Rates {
+fn qemus(debian: &Debian, models: &Models) -> Transfers {
     let bench = Bench::new();
     let mut qemu = Command::new("qemu-system-x86_64");
     qemu.args(["-accel", "tcg", "-m", "512", "-nographic", "-no-reboot"])
@@ -126,7 +160,7 @@ fn qemus(debian: &Debian, models: &Models) -> Rates {
     let mut guest = Guest::start(qemu);
     guest.expect_within("guest is up: nonce ", BOOT);
     guest.expect_within("guest# ", BOOT);
-    rates(&mut guest, models.node)
+    transfers(&mut guest, models.node)
 }
 
 /// Measures and prints.
@@ -135,8 +169,9 @@ pub fn throughput() {
         return;
     };
     println!(
-        "throughput, Debian 6.1, 1 vCPU, MiB/s, median of {RUNS} (bhyve's software vmm, QEMU's TCG, the time we take relative to it):"
+        "throughput, Debian 6.1, 1 vCPU, median of {RUNS} (bhyve's software vmm, QEMU's TCG, ours relative to it):"
     );
+    println!("{:36} MiB/s, time taken{:8} s of processor time", "", "");
     for models in MODELS {
         // In turn, so that whatever else the host does falls on both.
         let runs = (0..RUNS).map(|_| (ours(&debian, &models), qemus(&debian, &models)));
@@ -148,11 +183,15 @@ pub fn throughput() {
             (format!("{disk}, sequential reads"), 1),
             (format!("{}, TCP from the guest", models.nic), 2),
         ] {
+            let (ours, qemu) = (ours[n], qemu[n]);
             println!(
-                "  {what:<30} {:>7.0} {:>7.0} {:>7.2}",
-                ours[n],
-                qemu[n],
-                qemu[n] / ours[n]
+                "  {what:<30} {:>7.0} {:>7.0} {:>7.2} {:>8.2} {:>7.2} {:>7.2}",
+                ours.rate,
+                qemu.rate,
+                qemu.rate / ours.rate,
+                ours.worked,
+                qemu.worked,
+                ours.worked / qemu.worked
             );
         }
     }
