@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use vmm_tests::debian::{Debian, no_complaints};
+use vmm_tests::debian::{Debian, NO_TIMER_CHECK, no_complaints};
 use vmm_tests::host::free_port;
 use vmm_tests::rfb::{RETURN, Screen, Viewer};
 use vmm_tests::{Bench, Guest, guests, on_each_vmm};
@@ -121,9 +121,10 @@ fn a_text_console_survives_a_restore(bench: &Bench) {
     };
     let port = free_port();
     let slot = format!("29,fbuf,tcp=127.0.0.1:{port},vga=on");
-    let cmdline =
-        "boot.cmdline=console=tty0 console=ttyS0 vt.global_cursor_default=0 consoleblank=0";
-    let mut guest = debian.boot(bench, 1, &["-s", &slot, "-o", cmdline]);
+    let cmdline = format!(
+        "boot.cmdline=console=tty0 console=ttyS0 vt.global_cursor_default=0 consoleblank=0 {NO_TIMER_CHECK}"
+    );
+    let mut guest = debian.boot(bench, 1, &["-s", &slot, "-o", &cmdline]);
     guest.shell("(setsid sh < /dev/tty1 > /dev/tty1 2>&1 &)");
     let mut viewer = Viewer::connect(port);
     let screen = viewer.wait_for(LONG, |screen| screen.lit() > 1000);

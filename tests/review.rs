@@ -7,7 +7,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::termios::{LocalFlags, OutputFlags};
 use nix::unistd::Pid;
 
-use vmm_tests::debian::{BOOT, Debian, no_complaints};
+use vmm_tests::debian::{BOOT, Debian, NO_TIMER_CHECK, no_complaints};
 use vmm_tests::terminal::OnTerminal;
 use vmm_tests::{Bench, guests, on_each_vmm};
 
@@ -48,7 +48,8 @@ fn names_are_as_long_as_the_kernel_allows(bench: &Bench) {
 /// A processor that the guest has not started does not run after a restore, and the guest can start it then.
 fn processors_that_were_never_started_stay_unstarted(bench: &Bench) {
     let Some(debian) = Debian::get() else { return };
-    let cmdline = ["-o", "boot.cmdline=console=ttyS0 maxcpus=1"];
+    let cmdline = format!("boot.cmdline=console=ttyS0 maxcpus=1 {NO_TIMER_CHECK}");
+    let cmdline = ["-o", &cmdline];
     let mut guest = debian.boot(bench, 2, &cmdline);
     assert_eq!(guest.shell("nproc").trim(), "1");
     let output = bench.ctl(&["--vm=vm", "--suspend=state"]);

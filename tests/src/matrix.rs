@@ -9,7 +9,7 @@ use std::net::TcpListener;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::debian::{Debian, no_complaints};
+use crate::debian::{Debian, NO_TIMER_CHECK, no_complaints};
 use crate::host::{ext4, free_port, run};
 use crate::netns::Namespace;
 use crate::rfb::Viewer;
@@ -175,12 +175,13 @@ impl<'a> Run<'a> {
         if case.display {
             all.extend([display(port), format!("{USB_SLOT},xhci,tablet")]);
         }
+        let cmdline = format!(
+            "boot.cmdline=console=tty0 console=ttyS0 vt.global_cursor_default=0 consoleblank=0 {NO_TIMER_CHECK}"
+        );
         let mut more: Vec<&str> = all.iter().flat_map(|slot| ["-s", slot]).collect();
         if case.display {
             // The screen shows what the kernel says; the shell is on the serial port.
-            let cmdline =
-                "boot.cmdline=console=tty0 console=ttyS0 vt.global_cursor_default=0 consoleblank=0";
-            more.extend(["-o", cmdline]);
+            more.extend(["-o", &cmdline]);
         }
         let guest = namespace.run(|| debian.boot(bench, case.cpus, &more));
         let viewer = case

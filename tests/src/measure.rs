@@ -64,7 +64,7 @@ fn boot(debian: &Debian) {
             "-nographic",
             "-no-reboot",
             "-append",
-            "console=ttyS0",
+            "console=ttyS0 no_timer_check",
         ]);
         qemu.arg("-kernel")
             .arg(&debian.kernel)
