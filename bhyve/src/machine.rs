@@ -202,10 +202,10 @@ impl Machine {
             vcpu.activate()?;
             set_capabilities(&vcpu, &options)?;
         }
+        vcpus.hold_before_start()?;
         let (inout, mmio) = (Arc::new(Inout::new()), Arc::new(Mmio::new()));
         if let Some(restore) = restore {
             restore.check_machine(vm, vendor(vm), &options)?;
-            vcpus.hold_before_start()?;
             restore.load_memory(vm)?;
         }
         let devices = Devices::build(vm, &config, &options, &mevent, &inout, &mmio, restore)?;
@@ -327,6 +327,8 @@ impl Machine {
     /// Runs until the guest, a checkpoint or an error ends it.
     pub fn run(self: &Arc<Self>) -> Result<End, MachineError> {
         let rundir = server_rundir(self.options.rundir.as_deref())?;
+        // Who wants to bring the machine to rest waits until it moves, or the start would let go of what is being saved.
+        let at_rest = self.standstill();
         let control = Arc::new(Control::new(Arc::clone(self)));
         let server = ControlServer::start(&rundir, self.name(), control.clone())?;
         control.arm()?;
@@ -344,6 +346,7 @@ impl Machine {
         } else {
             self.go_on()?;
         }
+        drop(at_rest);
         let result = self.mevent.run();
         self.stop_threads();
         drop(server);
@@ -357,7 +360,8 @@ impl Machine {
             .unwrap_or_else(|| End::Failed("the event loop has stopped".to_owned())))
     }
 
-    /// Starts the guest. After a restore the clocks stand still, the devices are paused and the processors held.
+    /// Starts the guest, whose processors are held until then. After a restore the clocks stand still, too, and the devices are
+    /// paused. Nobody else may bring anything to rest meanwhile.
     fn go_on(&self) -> Result<(), MachineError> {
         if self.restored {
             self.vm.restore_time()?;
@@ -372,7 +376,10 @@ impl Machine {
         let machine = Arc::clone(self);
         self.start_thread("viewer".to_owned(), move || {
             if machine.vcpus.wait_for_viewer()
-                && let Err(error) = machine.go_on()
+                && let Err(error) = {
+                    let _at_rest = machine.standstill();
+                    machine.go_on()
+                }
             {
                 machine.vcpus.end(End::Failed(error.to_string()));
             }

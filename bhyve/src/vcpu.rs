@@ -301,7 +301,7 @@ impl Vcpus {
         Ok(running.peek().is_some() && running.all(|(id, _)| suspended.contains(id)))
     }
 
-    /// Marks all as held before their threads start, as a restore needs it.
+    /// Marks all as held before their threads start: none enters the guest before [`Vcpus::start`].
     pub fn hold_before_start(&self) -> Result<(), vmmapi::Error> {
         self.state().hold = true;
         self.vm.suspend_all_cpus()
