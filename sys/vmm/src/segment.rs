@@ -2,7 +2,7 @@
 //! whoever maps `/dev/vmm/NAME` all share.
 //!
 //! A segment is a memory file mapped shared: pages that nobody has touched are holes in it, so that a checkpoint
-//! can step over them without looking at them.
+//! can step over them without looking at them. On both sides of the mapping are pages that nobody may touch.
 
 use std::ops::Range;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -12,6 +12,10 @@ use std::sync::Arc;
 use vmm_cpu::PhysMem;
 
 use crate::errno::Errno;
+
+/// Bytes before and behind a segment that have no memory (`VM_MMAP_GUARD_SIZE` of `lib/libvmmapi/vmmapi.c`): an access
+/// that leaves guest memory ends this process, and never reaches anything else in it.
+const GUARD: usize = 4 << 20;
 
 /// One memory segment, zero-filled, mapped readable and writable for as long as it is referred to.
 #[derive(Debug)]
@@ -43,13 +47,18 @@ impl Segment {
         if unsafe { libc::ftruncate(fd, end) } != 0 {
             return Err(Errno::last());
         }
-        // SAFETY: a new mapping at an address of the kernel's choice disturbs nothing.
+        let segment = Self {
+            base: reserve(size)?,
+            len: size,
+            file,
+        };
+        // SAFETY: the range is in the middle of what was just reserved, which nobody else knows of.
         let base = unsafe {
             libc::mmap(
-                std::ptr::null_mut(),
+                segment.base.as_ptr().cast(),
                 size,
                 libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED,
+                libc::MAP_SHARED | libc::MAP_FIXED,
                 fd,
                 0,
             )
@@ -57,12 +66,6 @@ impl Segment {
         if base == libc::MAP_FAILED {
             return Err(Errno::last());
         }
-        let base = NonNull::new(base.cast::<u8>()).ok_or(Errno::ENOMEM)?;
-        let segment = Self {
-            base,
-            len: size,
-            file,
-        };
         // A guest runs as well with its memory in core dumps, which are then larger.
         if let Err(errno) = segment.leave_out_of_core() {
             log::debug!("guest memory stays in core dumps: {errno}");
@@ -207,9 +210,31 @@ impl Segment {
 
 impl Drop for Segment {
     fn drop(&mut self) {
-        // SAFETY: the mapping is ours, and whoever uses its address holds a reference to this segment.
-        unsafe { libc::munmap(self.base.as_ptr().cast(), self.len) };
+        let start = self.base.as_ptr().wrapping_sub(GUARD);
+        // SAFETY: the mapping and what is around it are ours, and whoever uses its address holds a reference to this
+        // segment.
+        unsafe { libc::munmap(start.cast(), self.len + 2 * GUARD) };
     }
+}
+
+/// Addresses for `size` bytes with a [`GUARD`] on either side, where nothing can be read or written yet.
+fn reserve(size: usize) -> Result<NonNull<u8>, Errno> {
+    let whole = size.checked_add(2 * GUARD).ok_or(Errno::ENOMEM)?;
+    // SAFETY: a new mapping at an address of the kernel's choice disturbs nothing.
+    let start = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            whole,
+            libc::PROT_NONE,
+            libc::MAP_PRIVATE | libc::MAP_ANON,
+            -1,
+            0,
+        )
+    };
+    if start == libc::MAP_FAILED {
+        return Err(Errno::last());
+    }
+    NonNull::new(start.cast::<u8>().wrapping_add(GUARD)).ok_or(Errno::ENOMEM)
 }
 
 /// What mmap(2) on `/dev/vmm/NAME` or `/dev/vmm.io/NAME.SEG` gives: part of a segment, kept mapped by this handle.
@@ -260,5 +285,37 @@ impl Mapping {
             *range = range.start - self.offset..range.end - self.offset;
         }
         found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whether the system can read a byte there.
+    fn is_readable(at: *const u8) -> bool {
+        let (mut reader, writer) = std::io::pipe().expect("a pipe");
+        // SAFETY: one byte is asked for, and write(2) answers EFAULT where none can be read.
+        let written = unsafe { libc::write(writer.as_raw_fd(), at.cast(), 1) };
+        if written < 0 {
+            assert_eq!(Errno::last(), Errno::EFAULT);
+            return false;
+        }
+        std::io::Read::read_exact(&mut reader, &mut [0]).expect("the byte");
+        true
+    }
+
+    #[test]
+    fn nobody_can_touch_what_is_around_a_segment() {
+        let segment = Segment::new(2 << 20).expect("memory");
+        let (start, len) = (segment.as_ptr(), segment.len() as usize);
+        for inside in [0, 1, len / 2, len - 1] {
+            assert!(is_readable(start.wrapping_add(inside)), "{inside:#x}");
+        }
+        for away in [1, 2, 4096, GUARD] {
+            assert!(!is_readable(start.wrapping_sub(away)), "{away:#x} before");
+            let behind = start.wrapping_add(len + away - 1);
+            assert!(!is_readable(behind), "{away:#x} behind");
+        }
     }
 }
