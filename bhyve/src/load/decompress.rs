@@ -76,7 +76,10 @@ fn lz4_legacy(payload: &[u8]) -> Result<Vec<u8>, UnpackError> {
 pub fn unpack(payload: &[u8]) -> Result<Vec<u8>, UnpackError> {
     match payload {
         [0x1f, 0x8b, ..] => read_all("gzip", GzDecoder::new(payload)),
-        [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => read_all("xz", XzReader::new(payload, false)),
+        [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => {
+            let reader = XzReader::new_mem_limit(payload, false, MAX_DICTIONARY_KIB);
+            read_all("xz", reader)
+        }
         [0x5d, 0, 0, ..] => {
             let reader = LzmaReader::new_mem_limit(payload, MAX_DICTIONARY_KIB, None)
                 .map_err(|_| UnpackError::Damaged("lzma"))?;
