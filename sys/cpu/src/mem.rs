@@ -3,6 +3,8 @@
 //! One of the few modules with `unsafe`: guest RAM is only ever touched through raw pointers, never through references, because
 //! other vCPUs and devices change it at any time.
 
+use std::alloc::{Layout, alloc_zeroed};
+use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
@@ -21,6 +23,8 @@ pub enum MapError {
     Overlap,
     /// Nothing with exactly these bounds is mapped.
     NotMapped,
+    /// The host has no memory for what has to be known of every page.
+    NoMemory,
 }
 
 impl std::fmt::Display for MapError {
@@ -29,6 +33,7 @@ impl std::fmt::Display for MapError {
             MapError::Misaligned => "guest memory range is not page-aligned",
             MapError::Overlap => "guest memory range overlaps another",
             MapError::NotMapped => "guest memory range is not mapped",
+            MapError::NoMemory => "guest memory range is too large for the host",
         })
     }
 }
@@ -46,6 +51,20 @@ pub(crate) struct PageMeta {
 impl PageMeta {
     const CODE: u32 = 1;
     const DIRTY: u32 = 2;
+
+    /// What is known of so many pages at first. It takes the host's memory only as pages are used.
+    fn of(pages: u64) -> Option<Box<[Self]>> {
+        let pages = usize::try_from(pages).ok()?;
+        let layout = Layout::array::<Self>(pages).ok()?;
+        if layout.size() == 0 {
+            return None;
+        }
+        // SAFETY: the layout is not empty.
+        let memory = NonNull::new(unsafe { alloc_zeroed(layout) })?.cast();
+        let all = NonNull::slice_from_raw_parts(memory, pages);
+        // SAFETY: just allocated with the layout of this slice, and zero is a value of every atomic.
+        Some(unsafe { Box::from_raw(all.as_ptr()) })
+    }
 
     #[inline(always)]
     pub fn has_code(&self) -> bool {
@@ -235,7 +254,7 @@ impl PhysMem {
             if regions.iter().any(|r| gpa < r.gpa + r.len && r.gpa < end) {
                 return Err(MapError::Overlap);
             }
-            let meta = (0..len / PAGE_SIZE).map(|_| PageMeta::default()).collect();
+            let meta = PageMeta::of(len / PAGE_SIZE).ok_or(MapError::NoMemory)?;
             regions.push(Arc::new(Region {
                 gpa,
                 len,
@@ -354,5 +373,27 @@ impl PhysMem {
         }
         self.raise_all(Signals::FLUSH, None);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_host_cannot_know_of_is_refused() {
+        const PAGES: u64 = 4;
+        let mem = PhysMem::new();
+        let host = std::ptr::without_provenance_mut(0x1000);
+        // SAFETY: nobody accesses the memory.
+        unsafe {
+            let huge = mem.map(0, host, 1 << 62, true);
+            assert_eq!(huge, Err(MapError::NoMemory));
+            mem.map(0, host, PAGES * PAGE_SIZE, true).unwrap();
+        }
+        let page = mem.snapshot().page((PAGES - 1) * PAGE_SIZE);
+        // SAFETY: the map keeps what is known of its pages.
+        assert!(page.is_some_and(|page| unsafe { !(*page.meta).has_code() }));
+        assert!(mem.snapshot().page(PAGES * PAGE_SIZE).is_none());
     }
 }

@@ -9,7 +9,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use vmm_cpu::PhysMem;
+use vmm_cpu::{MapError, PhysMem};
 
 use crate::errno::Errno;
 
@@ -197,7 +197,10 @@ impl Segment {
         let (host, _) = self.part(offset, len)?;
         // SAFETY: the range was checked to lie in the mapping, which nobody borrows from and which lives as long as
         // this segment: a VM keeps its segments until its processors are gone.
-        unsafe { phys.map(gpa, host, len, writable) }.map_err(|_| Errno::EFAULT)
+        unsafe { phys.map(gpa, host, len, writable) }.map_err(|error| match error {
+            MapError::NoMemory => Errno::ENOMEM,
+            _ => Errno::EFAULT,
+        })
     }
 
     fn seek(&self, at: u64, whence: libc::c_int) -> Option<u64> {
