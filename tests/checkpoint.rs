@@ -9,6 +9,7 @@ use vmm_tests::{Bench, Guest, guests, on_each_vmm};
 
 on_each_vmm!(
     a_suspended_guest_goes_on_in_a_new_process,
+    a_suspension_may_be_asked_for_before_the_guest_has_begun,
     memory_is_of_one_moment,
     a_guest_keeps_its_fpu,
     a_state_without_disks_may_be_resumed_again_and_again,
@@ -80,6 +81,27 @@ fn a_suspended_guest_goes_on_in_a_new_process(bench: &Bench) {
     let mut anew = start(bench, &guests::nonce(), &[]);
     anew.expect("\n");
     assert_ne!(lines(&anew.console())[0].0, all[0].0);
+}
+
+/// As soon as the VM answers, and so perhaps before its processors are let go: either way nothing moves while it is saved.
+fn a_suspension_may_be_asked_for_before_the_guest_has_begun(bench: &Bench) {
+    let mut guest = start(bench, &guests::nonce(), &[]);
+    for round in 0..5 {
+        let asked = Instant::now();
+        let state = format!("state{round}");
+        while !bench
+            .ctl(&["--vm=vm", &format!("--suspend={state}")])
+            .status
+            .success()
+        {
+            assert!(guest.is_running(), "{}", guest.errors());
+            assert!(asked.elapsed() < Duration::from_secs(60));
+        }
+        assert_eq!(guest.wait().code(), Some(0), "{}", guest.errors());
+        ctl(bench, &[&format!("--checkpoint-verify={state}")]);
+        guest = bench.start(&["-r", &state]);
+    }
+    guest.expect("\n");
 }
 
 fn memory_is_of_one_moment(bench: &Bench) {
