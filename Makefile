@@ -4,7 +4,7 @@ GUEST = target/guest
 FREEBSD = target/freebsd
 CARGO = cargo
 
-.PHONY: all demo test freebsd check-freebsd-host soak matrix bench lint guest headers install
+.PHONY: all demo test freebsd check-freebsd-host soak matrix fuzz bench lint guest headers install
 
 all:
 	$(CARGO) build --release --workspace
@@ -41,6 +41,7 @@ check-freebsd-host:
 
 lint:
 	$(CARGO) fmt --all --check
+	$(CARGO) fmt --manifest-path fuzz/Cargo.toml --check
 	$(CARGO) clippy --release --workspace --all-targets -- -D warnings
 
 # The long runs: a hundred rounds of suspend and restore, many millions of instruction cases.
@@ -54,7 +55,11 @@ matrix: install guest
 	$(CARGO) build --release --workspace
 	$(CARGO) run --release --quiet -p vmm-tests --bin matrix
 
-# Boot time beside QEMU's TCG, instructions per second, checkpoint and restore times and sizes.
+# Looks for hostile input that gets through, in each place that takes any for FUZZ_SECONDS.
+fuzz: install
+	@fuzz/run.sh
+
+# Boot time and throughput beside QEMU's TCG, checkpoint and restore times and sizes, and what pausing costs on an exit.
 bench: guest
 	@tests/install.sh bench
 	$(CARGO) build --release --workspace

@@ -5,6 +5,8 @@
 
 mod breakpoints;
 mod debugger;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod packet;
 mod registers;
 mod session;

@@ -95,6 +95,15 @@ impl Inout {
         }
     }
 
+    /// Takes everything off. Handlers that know of these ports are let go of, and what they have is, too.
+    pub fn clear(&self) {
+        let mut ranges = self.ranges.write().unwrap_or_else(PoisonError::into_inner);
+        let gone = std::mem::take(&mut *ranges);
+        // What ends with them may unregister.
+        drop(ranges);
+        drop(gone);
+    }
+
     // The lock is not held while a handler runs: a handler may move its own or another device's ports.
     fn handler(&self, port: u16) -> Option<Arc<dyn PortHandler>> {
         let ranges = self.ranges.read().unwrap_or_else(PoisonError::into_inner);

@@ -12,6 +12,8 @@ mod dev;
 mod device;
 mod e820;
 mod e82545;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod gdb;
 mod inout;
 mod iov;

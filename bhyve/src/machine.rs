@@ -3,8 +3,8 @@
 
 mod boot;
 mod devices;
-#[cfg(test)]
-mod fuzz;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod options;
 
 pub use devices::{Devices, NotQuiesced};
@@ -126,11 +126,15 @@ impl Machine {
         })?;
         let mevent = Arc::new(mevent);
         let vm = Self::create(&options)?;
+        let space = (Arc::new(Inout::new()), Arc::new(Mmio::new()));
         let built = Self::equip(&vm, &options)
-            .and_then(|()| Self::assemble(&vm, mevent, config, options, restore));
+            .and_then(|()| Self::assemble(&vm, mevent, space.clone(), config, options, restore));
         match built {
             Ok(machine) => Ok(Arc::new(machine)),
             Err(error) => {
+                // The devices that there are keep each other through these, and the host's resources with them.
+                space.0.clear();
+                space.1.clear();
                 // Nobody else knows of it yet; a half-built VM must not stay in the kernel.
                 if let Err(error) = vm.destroy() {
                     log::debug!("{error}");
@@ -188,6 +192,7 @@ impl Machine {
     fn assemble(
         vm: &Vm,
         mevent: Arc<Mevent>,
+        (inout, mmio): (Arc<Inout>, Arc<Mmio>),
         config: Config,
         options: MachineOptions,
         restore: Option<&Restore>,
@@ -203,7 +208,6 @@ impl Machine {
             set_capabilities(&vcpu, &options)?;
         }
         vcpus.hold_before_start()?;
-        let (inout, mmio) = (Arc::new(Inout::new()), Arc::new(Mmio::new()));
         if let Some(restore) = restore {
             restore.check_machine(vm, vendor(vm), &options)?;
             restore.load_memory(vm)?;

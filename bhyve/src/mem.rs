@@ -103,6 +103,14 @@ impl Mmio {
         }
     }
 
+    /// Takes everything off, as [`crate::inout::Inout::clear`] does.
+    pub fn clear(&self) {
+        let mut ranges = self.ranges.write().unwrap_or_else(PoisonError::into_inner);
+        let gone = std::mem::take(&mut *ranges);
+        drop(ranges);
+        drop(gone);
+    }
+
     // As in `Inout`, the lock is not held while a handler runs.
     fn handler(&self, gpa: u64) -> Option<(u64, Arc<dyn MmioHandler>)> {
         let ranges = self.ranges.read().unwrap_or_else(PoisonError::into_inner);

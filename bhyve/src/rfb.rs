@@ -7,6 +7,8 @@
 
 mod auth;
 mod encode;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod message;
 mod pixel;
 mod session;

@@ -5,6 +5,8 @@
 
 pub mod control;
 mod cpuid;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod guest;
 mod image;
 mod items;

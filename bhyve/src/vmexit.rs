@@ -1,6 +1,8 @@
 //! What a virtual processor leaves the guest for (`usr.sbin/bhyve/amd64/vmexit.c`).
 
 mod access;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod inout_str;
 
 use crate::gdb::Debugger;
@@ -31,6 +33,7 @@ pub struct ExitPolicy {
 }
 
 /// What a processor's thread works with.
+#[derive(Clone)]
 pub struct VcpuThread {
     /// The processor.
     pub vcpu: Vcpu,
@@ -68,29 +71,39 @@ impl VcpuThread {
         usize::try_from(self.vcpu.id()).unwrap_or(0)
     }
 
-    /// Runs the processor until the VM ends.
+    /// Runs the processor until the VM ends. An exit costs nothing but what is done about it: that the VM ends, or that
+    /// this processor is to rest, the vmm says.
     pub fn run(&self) {
         let mut exit = VmExit::default();
         let mut cpuset = CpuSet::new();
-        while self.vcpus.ended().is_none() {
-            let step = match self.vcpu.run(&mut exit, &mut cpuset) {
-                Ok(()) => {
-                    let step = self.handle(&exit, &cpuset);
-                    self.count(&exit);
-                    step
+        loop {
+            match self.vcpu.run(&mut exit, &mut cpuset) {
+                Ok(()) if exit.exitcode == abi::VM_EXITCODE_SUSPENDED => {
+                    return self.vcpus.end(End::Suspended(exit.suspended().how));
                 }
-                Err(error) if error.errno.0 == libc::EINTR => Ok(()),
+                Ok(()) => {
+                    let handled = self.handle(&exit, &cpuset);
+                    self.count(&exit);
+                    if let Err(error) = handled {
+                        self.fail(&error);
+                    }
+                }
+                Err(error) if error.errno.0 == libc::EINTR => {}
                 // Destroyed by somebody else, for example `bhyvectl --destroy`.
                 Err(error) if error.errno.0 == libc::ENXIO => {
-                    self.vcpus.end(End::Suspended(abi::VM_SUSPEND_DESTROY));
-                    Ok(())
+                    return self.vcpus.end(End::Suspended(abi::VM_SUSPEND_DESTROY));
                 }
-                Err(error) => Err(error.into()),
-            };
-            if let Err(error) = step {
-                self.vcpus
-                    .end(End::Failed(format!("vcpu {}: {error}", self.vcpu.id())));
+                Err(error) => return self.fail(&error.into()),
             }
+        }
+    }
+
+    /// Ends the VM. VM_RUN says so to every processor, this one included, and lets none out before all are there to be told.
+    fn fail(&self, error: &ExitError) {
+        self.vcpus
+            .end(End::Failed(format!("vcpu {}: {error}", self.vcpu.id())));
+        if let Err(error) = self.vcpu.vm().suspend(abi::VM_SUSPEND_POWEROFF) {
+            log::debug!("{error}");
         }
     }
 
@@ -119,7 +132,6 @@ impl VcpuThread {
                     (start.rip >> 12) as u8,
                 )?;
             }
-            abi::VM_EXITCODE_SUSPENDED => self.vcpus.end(End::Suspended(exit.suspended().how)),
             abi::VM_EXITCODE_DEBUG => {
                 if let Some(debugger) = &self.debugger {
                     debugger.held(self.id());
@@ -339,3 +351,6 @@ impl VcpuThread {
         Ok(self.vcpus.unpark(id)?)
     }
 }
+
+#[cfg(test)]
+mod tests;

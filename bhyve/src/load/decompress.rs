@@ -138,6 +138,36 @@ mod tests {
         assert!(unpack(&packed).is_err());
     }
 
+    /// Nothing, in an xz file that asks for a dictionary of this size.
+    fn empty_xz(dictionary: u8) -> Vec<u8> {
+        let mut file = Vec::new();
+        // Each part is followed by its checksum, but for the footer, which follows it.
+        let mut put = |magic: &[u8], part: &[u8]| {
+            file.extend(magic);
+            file.extend(part);
+            file.extend(crc32fast::hash(part).to_le_bytes());
+        };
+        put(b"\xfd7zXZ\0", &[0, 1]);
+        put(b"", &[2, 0, 0x21, 1, dictionary, 0, 0, 0]);
+        // The end of LZMA2's data, padding, the checksum of nothing; then the index.
+        put(&[0; 8], &[0, 1, 17, 0]);
+        let footer = [1, 0, 0, 0, 0, 1];
+        file.extend(crc32fast::hash(&footer).to_le_bytes());
+        file.extend(footer);
+        file.extend(b"YZ");
+        file
+    }
+
+    #[test]
+    fn xz_and_its_dictionary() {
+        // 64 KiB, and 4 GiB.
+        assert_eq!(unpack(&empty_xz(8)).unwrap(), b"");
+        assert!(matches!(
+            unpack(&empty_xz(40)),
+            Err(UnpackError::Damaged("xz"))
+        ));
+    }
+
     #[test]
     fn the_rest() {
         assert!(matches!(unpack(b"BZh91AY"), Err(UnpackError::Unknown)));

@@ -4,11 +4,11 @@
 use super::bytes::{u16_at, u32_at, u64_at};
 use std::ops::Range;
 
-const PT_LOAD: u32 = 1;
-const PT_NOTE: u32 = 4;
+pub(super) const PT_LOAD: u32 = 1;
+pub(super) const PT_NOTE: u32 = 4;
 const EM_386: u16 = 3;
-const EM_X86_64: u16 = 62;
-const XEN_ELFNOTE_PHYS32_ENTRY: u32 = 18;
+pub(super) const EM_X86_64: u16 = 62;
+pub(super) const XEN_ELFNOTE_PHYS32_ENTRY: u32 = 18;
 
 /// What is wrong with a file that begins like an ELF file.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -219,52 +219,9 @@ fn physical_entry(segments: &[ElfSegment], entry: u64) -> Option<u64> {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+mod tests {
+    use super::super::testing::elf as synthetic;
     use super::*;
-
-    /// A 64-bit executable with one segment of `code` and, if given, a PVH note.
-    pub(in crate::load) fn synthetic(
-        paddr: u64,
-        code: &[u8],
-        memsz: u64,
-        pvh: Option<u32>,
-    ) -> Vec<u8> {
-        let mut file = vec![0; 64 + 2 * 56];
-        file[..6].copy_from_slice(b"\x7fELF\x02\x01");
-        file[18..20].copy_from_slice(&EM_X86_64.to_le_bytes());
-        file[24..32].copy_from_slice(&paddr.to_le_bytes());
-        file[32..40].copy_from_slice(&64_u64.to_le_bytes());
-        file[54..56].copy_from_slice(&56_u16.to_le_bytes());
-        file[56..58].copy_from_slice(&2_u16.to_le_bytes());
-        let mut header = |at: usize, fields: [u64; 6]| {
-            file[at..at + 4].copy_from_slice(&(fields[0] as u32).to_le_bytes());
-            for (i, field) in fields[1..].iter().enumerate() {
-                file[at + 8 * (i + 1)..at + 8 * (i + 2)].copy_from_slice(&field.to_le_bytes());
-            }
-        };
-        let note = 64 + 2 * 56;
-        let at = note + 20;
-        header(
-            64,
-            [
-                PT_LOAD.into(),
-                at as u64,
-                paddr | 0xffff_8000_0000_0000,
-                paddr,
-                code.len() as u64,
-                memsz,
-            ],
-        );
-        let kind = if pvh.is_some() { PT_NOTE } else { 0 };
-        header(120, [kind.into(), note as u64, 0, 0, 20, 20]);
-        file.extend(4_u32.to_le_bytes());
-        file.extend(4_u32.to_le_bytes());
-        file.extend(XEN_ELFNOTE_PHYS32_ENTRY.to_le_bytes());
-        file.extend(b"Xen\0");
-        file.extend(pvh.unwrap_or(0).to_le_bytes());
-        file.extend(code);
-        file
-    }
 
     #[test]
     fn reads_what_is_there() {

@@ -9,10 +9,14 @@
 mod bytes;
 mod decompress;
 mod elf;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod linux;
 mod multiboot;
 mod pvh;
 mod state;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod testing;
 
 pub use elf::ElfError;
 pub use state::{BootState, SegmentState, TableState};

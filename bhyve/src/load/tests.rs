@@ -1,7 +1,7 @@
 //! Tests of the loader with kernels made up for it.
 
 use super::bytes::{u16_at, u32_at, u64_at};
-use super::elf::tests::synthetic;
+use super::testing::{bzimage, elf as synthetic};
 use super::*;
 use crate::console::{FrameBuffer, Geometry, TextScreen};
 use std::io::Write;
@@ -60,25 +60,6 @@ fn at(image: &BootImage, gpa: u64) -> &[u8] {
         .find(|segment| segment.gpa == gpa)
         .expect("nothing is loaded there")
         .bytes
-}
-
-fn bzimage(payload: &[u8]) -> Vec<u8> {
-    let mut file = vec![0; 0x400 + 0x400];
-    let mut put = |at: usize, bytes: &[u8]| file[at..at + bytes.len()].copy_from_slice(bytes);
-    put(0x1f1, &[1]);
-    put(0x1fe, &[0x55, 0xaa, 0xeb, 0x66]);
-    put(0x202, b"HdrS");
-    put(0x206, &0x020f_u16.to_le_bytes());
-    put(0x211, &[1]);
-    put(0x22c, &0x7fff_ffff_u32.to_le_bytes());
-    put(0x236, &1_u16.to_le_bytes());
-    put(0x238, &100_u32.to_le_bytes());
-    put(0x248, &0x400_u32.to_le_bytes());
-    put(0x24c, &(payload.len() as u32).to_le_bytes());
-    put(0x258, &(16 * MIB).to_le_bytes());
-    put(0x260, &(2 * MIB as u32).to_le_bytes());
-    file.extend(payload);
-    file
 }
 
 #[test]

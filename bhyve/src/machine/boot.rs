@@ -31,7 +31,8 @@ pub(super) fn cold_start(machine: &Machine) -> Result<(), MachineError> {
     Ok(apply(&bsp, &state)?)
 }
 
-fn apply(vcpu: &Vcpu, state: &BootState) -> vmmapi::Result<()> {
+/// Puts the boot processor into this state.
+pub(super) fn apply(vcpu: &Vcpu, state: &BootState) -> vmmapi::Result<()> {
     let BootState {
         rip,
         rsp,

@@ -1,19 +1,21 @@
 //! Hostile guests and hostile states against all devices at once, without a processor: what a guest can do to a device is a
-//! list of accesses, and here the list is read from bytes of chance.
-//!
-//! `FUZZ_CASES` is the number of cases, `FUZZ_SEED` the first one's seed; a case that fails names its own.
+//! list of accesses, and here the input is the list.
 
 use super::*;
+use crate::bhyverun_machdep::memory_layout;
 use crate::device::{SavedBytes, StateError};
+use crate::fuzz::{Chance, scratch, vm_name};
+use crate::load::{self, BootFiles, BootMachine};
 use crate::opts::{self, Request};
 use crate::pci::windows::ECAM_BASE;
-use std::path::Path;
+use crate::vmexit::ExitPolicy;
 use std::time::Duration;
+use vmmapi::abi::SegDesc;
 
-/// How often a device is looked at in one case.
-const STEPS: usize = 300;
 /// The guest's memory in bytes.
-const MEMORY: u64 = 64 << 20;
+pub(crate) const MEMORY: u64 = 64 << 20;
+/// Accesses between two looks at what a guest has made of the devices.
+const BETWEEN_SAVES: usize = 100;
 /// First PCI slot of the devices under test.
 const FIRST_SLOT: u64 = 3;
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -25,49 +27,6 @@ const PORTS: [u16; 36] = [
     0x3c2, 0x3c4, 0x3c5, 0x3c8, 0x3c9, 0x3ce, 0x3cf, 0x3d4, 0x3da,
 ];
 
-/// A small generator: a case is its seed.
-struct Chance(u64);
-
-impl Chance {
-    fn next(&mut self) -> u64 {
-        // splitmix64
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, n: u64) -> u64 {
-        self.next() % n.max(1)
-    }
-
-    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
-        from[self.below(from.len() as u64) as usize]
-    }
-
-    /// What registers are given: bits, small numbers, addresses in memory and near its ends, anything.
-    fn value(&mut self) -> u64 {
-        match self.below(8) {
-            0 => 1 << self.below(64),
-            1 | 2 => self.below(256),
-            3 | 4 => self.below(MEMORY >> 12) << 12,
-            5 => self.below(64) << 4 | self.below(4096) << 20,
-            6 => self.pick(&[
-                0,
-                MEMORY - 8,
-                MEMORY,
-                !0,
-                !0 - 7,
-                1 << 63,
-                0xffff_fff0,
-                3 << 30,
-            ]),
-            _ => self.next(),
-        }
-    }
-}
-
 /// A window of a device: I/O ports or memory.
 #[derive(Debug, Clone, Copy)]
 struct Window {
@@ -77,12 +36,12 @@ struct Window {
 }
 
 /// All devices of a machine without processors.
-struct Rig {
-    vm: Vm,
-    mevent: Arc<Mevent>,
-    inout: Arc<Inout>,
-    mmio: Arc<Mmio>,
-    devices: Devices,
+pub(crate) struct Rig {
+    pub vm: Vm,
+    pub mevent: Arc<Mevent>,
+    pub inout: Arc<Inout>,
+    pub mmio: Arc<Mmio>,
+    pub devices: Devices,
     slots: u64,
 }
 
@@ -90,43 +49,52 @@ struct Rig {
 const DISPLAY_IN: u64 = 10;
 
 /// The devices, in slots from [`FIRST_SLOT`] on.
-fn models(dir: &Path, display: bool) -> Vec<String> {
+fn models(display: bool) -> Vec<String> {
     let image = |name: &str| {
-        let path = dir.join(name);
-        if !path.exists() {
-            let file = std::fs::File::create(&path).expect("an image");
-            file.set_len(1 << 20).expect("a size");
-        }
+        let path = scratch(name);
+        let file = std::fs::File::create(&path).expect("an image");
+        file.set_len(1 << 20).expect("a size");
         path.display().to_string()
     };
     let mut models = vec![
         format!("virtio-blk,{}", image("blk")),
         "virtio-rnd".to_owned(),
         "virtio-net".to_owned(),
-        format!("virtio-console,port={}", dir.join("port").display()),
+        format!("virtio-console,port={}", scratch("port").display()),
         format!("ahci,hd:{},cd:{}", image("hd"), image("cd")),
         "e1000".to_owned(),
         "xhci,tablet".to_owned(),
     ];
     if display {
-        models.push(format!("fbuf,unix={},vga=on", dir.join("vnc").display()));
+        models.push(format!("fbuf,unix={},vga=on", scratch("vnc").display()));
     }
     models
 }
 
 impl Rig {
-    fn new(dir: &Path, name: &str, display: bool) -> Self {
-        let models = models(dir, display);
+    /// They are as they come out of a reset, and answer.
+    pub fn new() -> Self {
+        Self::build(1, false)
+    }
+
+    /// With so many processors.
+    pub fn with_cpus(cpus: u16) -> Self {
+        Self::build(cpus, false)
+    }
+
+    fn build(cpus: u16, display: bool) -> Self {
+        let models = models(display);
         let mut args: Vec<String> = ["-m", "64M", "-s", "0,hostbridge", "-s", "31,lpc", "-o"]
             .map(String::from)
             .to_vec();
         args.push("vmm.clock=instructions".to_owned());
+        args.extend(["-c".to_owned(), cpus.to_string()]);
         args.extend(["-o", "vmm=soft"].map(String::from));
         for (n, model) in models.iter().enumerate() {
             args.push("-s".to_owned());
             args.push(format!("{},{model}", FIRST_SLOT + n as u64));
         }
-        args.push(name.to_owned());
+        args.push(vm_name());
         let invocation = match opts::parse(args.into_iter().map(Into::into)) {
             Ok(Request::Run(invocation)) => invocation,
             Ok(_) => panic!("no VM is asked for"),
@@ -154,6 +122,55 @@ impl Rig {
             assert!(!rig.windows(slot).is_empty(), "slot {slot} has no BARs");
         }
         rig
+    }
+
+    /// What a thread of the first processor works with, and all processors, which are at `entry` in real mode.
+    pub fn vcpus(&self, entry: u64) -> (VcpuThread, Arc<Vcpus>) {
+        let cpus = self.vm.get_topology().expect("a VM").sockets;
+        for id in 0..cpus {
+            let vcpu = self.vm.vcpu(id.into());
+            vcpu.activate().expect("a processor");
+            vcpu.reset().expect("registers");
+            let code = SegDesc::new(0, 0xffff, 0x9b);
+            vcpu.set_desc(abi::VM_REG_GUEST_CS, code)
+                .expect("a segment");
+            vcpu.set_registers(&[(abi::VM_REG_GUEST_CS, 0), (abi::VM_REG_GUEST_RIP, entry)])
+                .expect("registers");
+        }
+        let vcpus = Arc::new(Vcpus::new(self.vm.clone(), Arc::clone(&self.mevent), cpus));
+        let thread = VcpuThread {
+            vcpu: self.vm.vcpu(0),
+            vcpus: Arc::clone(&vcpus),
+            inout: Arc::clone(&self.inout),
+            mmio: Arc::clone(&self.mmio),
+            policy: ExitPolicy::default(),
+            vendor: Vendor::Amd,
+            counter: None,
+            debugger: None,
+        };
+        (thread, vcpus)
+    }
+
+    /// Loads a kernel and puts a processor in front of it.
+    pub fn load(&self, vcpu: &Vcpu, kernel: &[u8]) {
+        let path = scratch("kernel");
+        std::fs::write(&path, kernel).expect("a file");
+        let files = BootFiles {
+            kernel: path,
+            initrd: None,
+            cmdline: String::new(),
+        };
+        let machine = BootMachine {
+            memory: memory_layout(self.vm.memory()),
+            rsdp: None,
+            screen: None,
+        };
+        let image = load::prepare(&files, &machine).expect("a kernel that fits");
+        for segment in image.segments {
+            let memory = self.vm.memory();
+            memory.write(segment.gpa, &segment.bytes).expect("memory");
+        }
+        super::boot::apply(vcpu, &image.state).expect("registers");
     }
 
     /// Where a register of a device's configuration space is.
@@ -185,7 +202,7 @@ impl Rig {
         windows
     }
 
-    fn access(&self, chance: &mut Chance, window: Window) {
+    fn access(&self, chance: &mut Chance<'_>, window: Window) {
         let size = chance.pick(if window.io { &[1, 2, 4] } else { &[1, 2, 4, 8] });
         // Most registers are near the beginning.
         let reach = if chance.below(2) == 0 {
@@ -199,7 +216,7 @@ impl Rig {
             u64::from(size)
         };
         let at = window.base + chance.below(reach) / aligned * aligned;
-        let value = chance.value();
+        let value = chance.value(MEMORY);
         let write = chance.below(3) != 0;
         match (window.io, write) {
             (true, true) => {
@@ -218,23 +235,23 @@ impl Rig {
     }
 
     /// Memory where registers are likely to point, filled with what looks like descriptors.
-    fn scribble(&self, chance: &mut Chance) {
+    fn scribble(&self, chance: &mut Chance<'_>) {
         let at = (chance.below(MEMORY >> 12) << 12) + (chance.below(256) << 4);
-        let words: Vec<u8> = (0..8 + chance.below(64))
-            .flat_map(|_| chance.value().to_le_bytes())
+        let words: Vec<u8> = (0..4 + chance.below(28))
+            .flat_map(|_| chance.value(MEMORY).to_le_bytes())
             .collect();
         let fits = words.len().min((MEMORY - at) as usize);
         let written = self.vm.memory().write(at, &words[..fits]);
         assert!(written.is_ok() || (0x9_f000..0xc_0000).contains(&at), "VGA");
     }
 
-    fn step(&self, chance: &mut Chance) {
+    fn step(&self, chance: &mut Chance<'_>) {
         let n = chance.below(self.slots);
         match chance.below(16) {
             0 => {
                 let offset = chance.below(256);
                 self.mmio
-                    .write(self.config(n, offset & !3), 4, chance.value());
+                    .write(self.config(n, offset & !3), 4, chance.value(MEMORY));
                 // The device is to stay reachable most of the time.
                 if chance.below(4) != 0 {
                     self.mmio.write(self.config(n, 4), 2, 7);
@@ -247,7 +264,7 @@ impl Rig {
             2 => {
                 let port = chance.pick(&PORTS);
                 let size = chance.pick(&[1, 2, 4]);
-                let value = chance.value() as u32;
+                let value = chance.value(MEMORY) as u32;
                 // Resetting or powering off is what 0xcf9, 0x92 and PM1 are for; there is no machine to end.
                 self.inout.write(port, size, value);
                 self.inout.read(port, size);
@@ -289,83 +306,65 @@ impl Drop for Rig {
     }
 }
 
-fn number(name: &str, default: u64) -> u64 {
-    std::env::var(name)
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(default)
-}
-
-/// Runs `case` for many seeds; the one that panics is named.
-fn explore(test: &str, cases: u64, case: impl Fn(&Rig, &mut Chance)) {
-    let dir = tempfile::tempdir().expect("a directory");
-    let first = number("FUZZ_SEED", 0);
-    for seed in first..first + number("FUZZ_CASES", cases) {
-        let run = std::panic::AssertUnwindSafe(|| {
-            let display = seed.is_multiple_of(DISPLAY_IN);
-            let rig = Rig::new(dir.path(), &format!("{test}{seed}"), display);
-            case(&rig, &mut Chance(seed));
-        });
-        if std::panic::catch_unwind(run).is_err() {
-            panic!("again: FUZZ_SEED={seed} FUZZ_CASES=1 cargo test -p bhyve {test}");
+/// A guest that does anything at all to the devices.
+pub fn devices(input: &[u8]) {
+    let mut chance = Chance::new(input);
+    let rig = Rig::build(1, chance.below(DISPLAY_IN) == 1);
+    let mut steps = 0;
+    while !chance.is_over() {
+        rig.step(&mut chance);
+        steps += 1;
+        if steps % BETWEEN_SAVES == 0 {
+            // What a guest has made of them can be saved, and is taken back.
+            rig.devices.pause(PATIENCE).expect("they come to rest");
+            let states = rig.saved();
+            rig.restore(&states).expect("what was saved is right");
+            assert!(
+                states == rig.saved(),
+                "a state has changed by being restored"
+            );
+            rig.devices.resume();
         }
     }
 }
 
-#[test]
-fn no_guest_brings_the_devices_down() {
-    explore("no_guest_brings_the_devices_down", 300, |rig, chance| {
-        for step in 0..STEPS {
-            rig.step(chance);
-            if step % 100 == 99 {
-                // What a guest has made of them can be saved, and is taken back.
-                rig.devices.pause(PATIENCE).expect("they come to rest");
-                let states = rig.saved();
-                rig.restore(&states).expect("what was saved is right");
-                assert!(
-                    states == rig.saved(),
-                    "a state has changed by being restored"
-                );
-                rig.devices.resume();
+/// States that no device has saved.
+pub fn device_state(input: &[u8]) {
+    let mut chance = Chance::new(input);
+    let rig = Rig::build(1, chance.below(DISPLAY_IN) == 1);
+    for _ in 0..chance.below(64) {
+        rig.step(&mut chance);
+    }
+    rig.devices.pause(PATIENCE).expect("they come to rest");
+    let good = rig.saved();
+    while !chance.is_over() {
+        let mut states = good.clone();
+        let n = chance.below(states.len() as u64) as usize;
+        damage(&mut states[n].1.bytes, &mut chance);
+        if rig.restore(&states).is_ok() {
+            // It could have been; then the guest goes on with it.
+            rig.devices.resume();
+            for _ in 0..chance.below(32) {
+                rig.step(&mut chance);
             }
+            rig.devices.pause(PATIENCE).expect("they come to rest");
         }
-    });
+        rig.restore(&good).expect("the good state is always right");
+    }
 }
 
-#[test]
-fn no_state_brings_the_devices_down() {
-    explore("no_state_brings_the_devices_down", 150, |rig, chance| {
-        for _ in 0..50 {
-            rig.step(chance);
+fn damage(bytes: &mut Vec<u8>, chance: &mut Chance<'_>) {
+    for _ in 0..1 + chance.below(3) {
+        if !bytes.is_empty() {
+            let at = chance.below(bytes.len() as u64) as usize;
+            bytes[at] = match chance.below(3) {
+                0 => bytes[at] ^ 1 << chance.below(8),
+                1 => 0xff,
+                _ => chance.below(256) as u8,
+            };
         }
-        rig.devices.pause(PATIENCE).expect("they come to rest");
-        let good = rig.saved();
-        for _ in 0..20 {
-            let mut states = good.clone();
-            let n = chance.below(states.len() as u64) as usize;
-            let bytes = &mut states[n].1.bytes;
-            for _ in 0..1 + chance.below(3) {
-                if !bytes.is_empty() {
-                    let at = chance.below(bytes.len() as u64) as usize;
-                    bytes[at] = match chance.below(3) {
-                        0 => bytes[at] ^ 1 << chance.below(8),
-                        1 => 0xff,
-                        _ => chance.next() as u8,
-                    };
-                }
-            }
-            if chance.below(8) == 0 {
-                bytes.truncate(chance.below(bytes.len() as u64) as usize);
-            }
-            if rig.restore(&states).is_ok() {
-                // It could have been; then the guest goes on with it.
-                rig.devices.resume();
-                for _ in 0..20 {
-                    rig.step(chance);
-                }
-                rig.devices.pause(PATIENCE).expect("they come to rest");
-            }
-            rig.restore(&good).expect("the good state is always right");
-        }
-    });
+    }
+    if chance.below(8) == 0 {
+        bytes.truncate(chance.below(bytes.len() as u64) as usize);
+    }
 }

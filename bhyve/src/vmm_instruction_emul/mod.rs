@@ -4,6 +4,8 @@
 //! One iteration of a string instruction is done at a time, and the instruction restarted until its count is zero.
 
 mod alu;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 
 use alu::Size;
 use iced_x86::{

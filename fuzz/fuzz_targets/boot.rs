@@ -1,0 +1,4 @@
+//! Kernels and initrds.
+#![no_main]
+
+bhyve_fuzz::target!(boot);

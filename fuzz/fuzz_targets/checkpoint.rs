@@ -1,0 +1,4 @@
+//! A checkpoint's four files.
+#![no_main]
+
+bhyve_fuzz::target!(checkpoint);

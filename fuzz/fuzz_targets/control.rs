@@ -1,0 +1,4 @@
+//! Clients of the control socket.
+#![no_main]
+
+bhyve_fuzz::target!(control);

@@ -1,0 +1,4 @@
+//! Saved states that no device has saved.
+#![no_main]
+
+bhyve_fuzz::target!(device_state);

@@ -1,0 +1,4 @@
+//! A guest against the registers, rings and configuration space of all devices.
+#![no_main]
+
+bhyve_fuzz::target!(devices);

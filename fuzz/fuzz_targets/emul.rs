@@ -1,0 +1,4 @@
+//! Instructions that access emulated memory.
+#![no_main]
+
+bhyve_fuzz::target!(emul);

@@ -1,0 +1,4 @@
+//! A debugger, and the guest that it debugs.
+#![no_main]
+
+bhyve_fuzz::target!(gdb);

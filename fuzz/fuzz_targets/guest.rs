@@ -1,0 +1,4 @@
+//! A guest with a processor, in front of all devices.
+#![no_main]
+
+bhyve_fuzz::target!(guest);

@@ -1,0 +1,4 @@
+//! Compressed kernels.
+#![no_main]
+
+bhyve_fuzz::target!(unpack);

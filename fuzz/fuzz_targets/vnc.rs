@@ -1,0 +1,4 @@
+//! Viewers of the VNC server.
+#![no_main]
+
+bhyve_fuzz::target!(vnc);
