@@ -2,7 +2,7 @@
 # Installs what building and testing need besides cargo, if it is missing, and says so.
 #
 #   install.sh          cmake (libucl), libslirp, mkfs and fsck of ext4, ip(8)
-#   install.sh bench    qemu-system-x86 too, to be measured against
+#   install.sh bench    qemu-system-x86 too, to be measured against, and valgrind, to count instructions
 set -eu
 
 # command or library : Debian's package : FreeBSD's package
@@ -11,7 +11,8 @@ libslirp.so.0:libslirp0:libslirp
 mkfs.ext4:e2fsprogs:e2fsprogs
 ip:iproute2:-"
 [ "${1:-}" = bench ] && needed="$needed
-qemu-system-x86_64:qemu-system-x86:qemu-nox11"
+qemu-system-x86_64:qemu-system-x86:qemu-nox11
+valgrind:valgrind:valgrind"
 
 PATH=$PATH:/sbin:/usr/sbin
 has() {

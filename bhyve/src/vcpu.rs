@@ -423,6 +423,12 @@ impl Device for Vcpus {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::inout::{Inout, PortHandler};
+    use crate::machine::fuzz::Rig;
+    use crate::mem::{Mmio, MmioHandler};
+    use crate::vmexit::VcpuThread;
+    use std::sync::mpsc::{self, SyncSender};
+    use vmmapi::abi::{self, SegDesc};
     use vmmapi::{Choice, CreateOptions, SoftOptions};
 
     /// Threads that are never in the guest, for as long as the VM lasts.
@@ -588,5 +594,68 @@ mod tests {
         assert!(vcpus(2).restore(&stopped.into()).is_err());
         assert!(vcpus(2).restore(&saved).is_ok());
         vm.destroy().unwrap();
+    }
+
+    /// Tells of every access.
+    struct Bell(SyncSender<()>);
+
+    impl PortHandler for Bell {
+        fn read(&self, _port: u16, _size: u8) -> u32 {
+            0
+        }
+        fn write(&self, _port: u16, _size: u8, _value: u32) {
+            let _ = self.0.try_send(());
+        }
+    }
+
+    impl MmioHandler for Bell {
+        fn read(&self, _offset: u64, _size: u8) -> u64 {
+            0
+        }
+        fn write(&self, _offset: u64, _size: u8, _value: u64) {
+            let _ = self.0.try_send(());
+        }
+    }
+
+    /// What pausing costs on an exit is not to include a lock: a guest's exits go on while somebody has the one by which
+    /// all pausing goes.
+    #[test]
+    fn exits_take_no_lock_of_those_who_pause() {
+        const ENTRY: u64 = 0x8000;
+        const WINDOW: u64 = 0xd000_0000;
+        const SOON: Duration = Duration::from_secs(20);
+        let rig = Rig::new();
+        let (thread, vcpus) = rig.vcpus(ENTRY);
+        // out 0x80, al; mov [0], al; jmp to the first
+        let code = [0xe6, 0x80, 0xa2, 0, 0, 0xeb, 0xf9];
+        rig.vm.memory().write(ENTRY, &code).unwrap();
+        let data = SegDesc::new(WINDOW, 0xffff, 0x93);
+        rig.vm.vcpu(0).set_desc(abi::VM_REG_GUEST_DS, data).unwrap();
+        let (inout, mmio) = (Arc::new(Inout::new()), Arc::new(Mmio::new()));
+        let (out, outs) = mpsc::sync_channel(1);
+        let (store, stores) = mpsc::sync_channel(1);
+        inout
+            .register("bell", 0x80..=0x80, Arc::new(Bell(out)))
+            .unwrap();
+        mmio.register("bell", WINDOW..WINDOW + 0x1000, Arc::new(Bell(store)))
+            .unwrap();
+        let thread = VcpuThread {
+            inout,
+            mmio,
+            ..thread
+        };
+        let lock = vcpus.state();
+        let processor = std::thread::spawn(move || thread.run());
+        for _ in 0..100 {
+            outs.recv_timeout(SOON).unwrap();
+            stores.recv_timeout(SOON).unwrap();
+        }
+        drop(lock);
+        rig.vm.suspend(abi::VM_SUSPEND_POWEROFF).unwrap();
+        processor.join().unwrap();
+        assert_eq!(
+            vcpus.ended(),
+            Some(End::Suspended(abi::VM_SUSPEND_POWEROFF))
+        );
     }
 }

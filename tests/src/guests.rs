@@ -197,11 +197,38 @@ pub fn poweroff_with_two() -> Vec<u8> {
 
 /// A guest that powers off through ACPI's PM1 control register (SLP_TYP 5, SLP_EN).
 pub fn poweroff() -> Vec<u8> {
+    assemble(sleep)
+}
+
+fn sleep(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    a.mov(edx, 0x404)?;
+    a.mov(eax, (5 << 10) | (1 << 13))?;
+    a.out(dx, ax)?;
+    halt(a)
+}
+
+/// What a guest leaves for userland by.
+#[derive(Debug, Clone, Copy)]
+pub enum Leave {
+    /// OUT to a port where nothing is.
+    Port,
+    /// A store to emulated memory where nothing is.
+    Store,
+}
+
+/// A guest that does nothing but leave for userland, so many times, and then powers off.
+pub fn exits(count: u32, by: Leave) -> Vec<u8> {
     assemble(|a| {
-        a.mov(edx, 0x404)?;
-        a.mov(eax, (5 << 10) | (1 << 13))?;
-        a.out(dx, ax)?;
-        halt(a)
+        let mut next = a.create_label();
+        a.mov(ecx, count)?;
+        a.set_label(&mut next)?;
+        match by {
+            Leave::Port => a.out(0x80, al)?,
+            Leave::Store => a.mov(byte_ptr(0xd000_0000_u32), al)?,
+        }
+        a.dec(ecx)?;
+        a.jnz(next)?;
+        sleep(a)
     })
 }
 

@@ -1,6 +1,7 @@
 //! `make bench`: how long things take, side by side with QEMU where QEMU does them too. Words on the command line (`boot`,
-//! `checkpoint`, `throughput`) pick parts.
+//! `checkpoint`, `exits`, `throughput`) pick parts.
 
+mod exits;
 mod throughput;
 
 use std::os::unix::fs::MetadataExt;
@@ -26,6 +27,9 @@ fn main() {
         for size in ["512M", "4G"] {
             checkpoint(&debian, size);
         }
+    }
+    if wanted("exits") {
+        exits::exits();
     }
     if wanted("throughput") {
         throughput::throughput();

@@ -97,7 +97,7 @@ targets! {
     checkpoint: 60 of 40,
     control: 200 of 1_500,
     vnc: 60 of 400,
-    gdb: 15 of 400,
+    gdb: 5 of 400,
     guest: 300 of 600,
     ioctl: 1_000 of 1_500,
     emul: 3_000 of 300,

@@ -1,5 +1,7 @@
 //! `sys/cpuset.h`: sets of virtual CPUs.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use vmm_abi::CPUSET_BYTES;
 
 /// Number of virtual CPUs that a set can hold, and so the most that a VM can have: all xAPIC ids but the broadcast.
@@ -98,6 +100,26 @@ impl FromIterator<usize> for CpuSet {
         let mut set = Self::EMPTY;
         cpus.into_iter().for_each(|cpu| set.insert(cpu));
         set
+    }
+}
+
+/// A set that is changed under somebody's lock and looked into without one.
+#[derive(Debug, Default)]
+pub struct SharedCpuSet([AtomicU64; 4]);
+
+impl SharedCpuSet {
+    /// Whether `cpu` is in it.
+    pub fn contains(&self, cpu: usize) -> bool {
+        self.0
+            .get(cpu / 64)
+            .is_some_and(|word| word.load(Ordering::Acquire) & 1 << (cpu % 64) != 0)
+    }
+
+    /// Makes it what `set` is.
+    pub fn set(&self, set: &CpuSet) {
+        for (word, new) in self.0.iter().zip(set.0) {
+            word.store(new, Ordering::SeqCst);
+        }
     }
 }
 

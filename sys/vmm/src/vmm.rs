@@ -25,7 +25,7 @@ use vmm_abi::*;
 use vmm_cpu::PhysMem;
 
 use crate::chipset::{Chipset, Effects};
-use crate::cpuset::{CpuSet, MAX_CPUS};
+use crate::cpuset::{CpuSet, MAX_CPUS, SharedCpuSet};
 use crate::devices::Devices;
 use crate::errno::Errno;
 use crate::segment::Mapping;
@@ -107,6 +107,8 @@ pub struct Vm {
     turns: Mutex<Turns>,
     sets: Mutex<Sets>,
     sets_changed: Condvar,
+    /// What [`Sets::debug`] is, to be seen without a lock: every VM_RUN looks.
+    held: SharedCpuSet,
     suspend: AtomicI32,
     topology: Mutex<Topology>,
     destroyed: AtomicBool,
@@ -135,6 +137,7 @@ impl Vm {
             turns: Mutex::default(),
             sets: Mutex::default(),
             sets_changed: Condvar::new(),
+            held: SharedCpuSet::default(),
             suspend: AtomicI32::new(VM_SUSPEND_NONE),
             topology: Mutex::new(ONE_CPU),
             destroyed: AtomicBool::new(false),
@@ -285,9 +288,8 @@ impl Vm {
             }
             Next::Nobody => {}
             Next::Paused => {
-                let mut sets = self.sets();
-                sets.debug = sets.debug.union(&self.members());
-                drop(sets);
+                let members = self.members();
+                self.change_debug(|sets| sets.debug = sets.debug.union(&members));
                 self.kick_all();
             }
         }
@@ -371,25 +373,25 @@ impl Vm {
 
     /// `vm_suspend_cpu` for one, or for all active ones.
     pub(crate) fn suspend_cpu(&self, id: Option<usize>) -> Result<(), Errno> {
-        let mut sets = self.sets();
-        match id {
-            Some(id) if !sets.active.contains(id) => return Err(Errno::EINVAL),
+        self.change_debug(|sets| match id {
+            Some(id) if !sets.active.contains(id) => Err(Errno::EINVAL),
             Some(id) => {
                 sets.debug.insert(id);
-                drop(sets);
-                if self.by_instructions() {
-                    self.hold_unstarted(id);
-                }
+                Ok(())
             }
             None => {
                 sets.debug = sets.active;
-                drop(sets);
-                if self.by_instructions() && !self.turns().pause() {
-                    // They are held, and kicked, when the current turns have come to a point that allows it.
-                    self.poke();
-                    return Ok(());
-                }
+                Ok(())
             }
+        })?;
+        match id {
+            Some(id) if self.by_instructions() => self.hold_unstarted(id),
+            None if self.by_instructions() && !self.turns().pause() => {
+                // They are held, and kicked, when the current turns have come to a point that allows it.
+                self.poke();
+                return Ok(());
+            }
+            _ => {}
         }
         self.stop_clock_if_held();
         self.kick_all();
@@ -410,15 +412,15 @@ impl Vm {
 
     /// `vm_resume_cpu` for one, or for all.
     pub(crate) fn resume_cpu(&self, id: Option<usize>) -> Result<(), Errno> {
-        let mut sets = self.sets();
-        match id {
-            Some(id) if !sets.debug.contains(id) => return Err(Errno::EINVAL),
-            Some(id) => sets.debug.remove(id),
-            None => sets.debug = CpuSet::EMPTY,
-        }
-        let held = sets.debug;
-        let resumed: Vec<usize> = id.map_or_else(|| sets.active.iter().collect(), |id| vec![id]);
-        drop(sets);
+        let (held, active) = self.change_debug(|sets| {
+            match id {
+                Some(id) if !sets.debug.contains(id) => return Err(Errno::EINVAL),
+                Some(id) => sets.debug.remove(id),
+                None => sets.debug = CpuSet::EMPTY,
+            }
+            Ok((sets.debug, sets.active))
+        })?;
+        let resumed: Vec<usize> = id.map_or_else(|| active.iter().collect(), |id| vec![id]);
         if self.by_instructions() {
             let mut turns = self.turns();
             resumed.iter().for_each(|&id| turns.join(id));
@@ -435,9 +437,18 @@ impl Vm {
         Ok(())
     }
 
+    /// Changes who is in the debug set.
+    fn change_debug<R>(&self, change: impl FnOnce(&mut Sets) -> R) -> R {
+        let mut sets = self.sets();
+        let result = change(&mut sets);
+        self.held.set(&sets.debug);
+        result
+    }
+
     /// Whether a debugger or a checkpoint holds it.
+    #[inline(never)] // `make bench` asks what it costs
     pub(crate) fn is_debugged(&self, id: usize) -> bool {
-        self.sets().debug.contains(id)
+        self.held.contains(id)
     }
 
     /// While everybody is held, time stands still.
@@ -449,6 +460,7 @@ impl Vm {
     }
 
     /// A virtual CPU is about to run: time passes.
+    #[inline(never)] // as above
     pub(crate) fn start_clock(&self) {
         if !self.host_clock.running() {
             self.host_clock.start();
@@ -482,6 +494,7 @@ impl Vm {
             return Err(Errno::EBUSY);
         }
         *sets = Sets::default();
+        self.held.set(&sets.debug);
         drop(sets);
         for map in self.memory_mut().drop_device_maps() {
             self.phys

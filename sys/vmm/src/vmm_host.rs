@@ -4,7 +4,7 @@
 //! it. It stands still until a virtual CPU runs for the first time, and while all are held in the debug set: nothing
 //! expires while a checkpoint is made.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -12,6 +12,8 @@ use std::time::Instant;
 #[derive(Debug, Default)]
 pub struct HostClock {
     state: Mutex<State>,
+    /// Whether it was started, to be seen without the lock.
+    running: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -37,12 +39,14 @@ impl HostClock {
 
     /// Whether time passes.
     pub fn running(&self) -> bool {
-        self.state().since.is_some()
+        self.running.load(Ordering::Acquire)
     }
 
     /// Lets time pass from now on.
     pub fn start(&self) {
-        self.state().since.get_or_insert_with(Instant::now);
+        let mut state = self.state();
+        state.since.get_or_insert_with(Instant::now);
+        self.running.store(true, Ordering::Release);
     }
 
     /// Lets time stand still from now on.
@@ -51,6 +55,7 @@ impl HostClock {
         if let Some(since) = state.since.take() {
             state.base = state.base.saturating_add(nanoseconds(since.elapsed()));
         }
+        self.running.store(false, Ordering::Release);
     }
 }
 
