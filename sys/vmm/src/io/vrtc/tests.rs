@@ -434,3 +434,21 @@ fn nvram_writes_spare_the_clock() {
     assert_eq!(rtc.nvram_write(0x34, 0x77), Ok(()));
     assert_eq!(rtc.nvram_read(Sbt::ZERO, 0x34), Some(0x77));
 }
+
+/// The kernel's clock does so, too.
+#[test]
+fn an_interrupt_that_outlasts_its_reason_can_be_saved() {
+    let (mut rtc, mut irq) = (Vrtc::new(Sbt::ZERO), false);
+    rtc.select(REG_B as u8);
+    assert_eq!(rtc.write(Sbt::ZERO, B_UINTR, &mut irq), Ok(()));
+    rtc.expire(Sbt::SECOND, &mut irq);
+    assert!(std::mem::take(&mut irq));
+    assert_eq!(rtc.write(Sbt::SECOND, B_HALT | B_UINTR, &mut irq), Ok(()));
+    let saved = rtc.save();
+    let mut twin = Vrtc::restore(Sbt::SECOND, &saved).expect("what was saved can be restored");
+    for rtc in [&mut rtc, &mut twin] {
+        rtc.select(REG_C as u8);
+        assert_eq!(rtc.read(Sbt::SECOND, &mut irq), C_IRQ | B_UINTR);
+        assert_eq!(rtc.read(Sbt::SECOND, &mut irq), 0);
+    }
+}
