@@ -245,7 +245,7 @@ impl Vm {
                 continue;
             }
             if !self.is_mapped(gpa, len) {
-                self.mmap_memseg_flags(gpa, VM_SYSMEM, segoff, len, VM_PROT_ALL, map_flags)?;
+                self.mmap_memseg(gpa, VM_SYSMEM, segoff, len, VM_PROT_ALL, map_flags)?;
             }
             let mapping = self.inner.backend.map_sysmem(gpa, len).map_err(error)?;
             if flags.in_core {
@@ -321,7 +321,7 @@ impl Vm {
                 let segoff = map.segoff.unsigned_abs() + (part.start - map.gpa);
                 let flags = map.flags & VM_MEMMAP_F_WIRED;
                 let len = part.end - part.start;
-                self.mmap_memseg_flags(part.start, map.segid, segoff, len, map.prot, flags)?;
+                self.mmap_memseg(part.start, map.segid, segoff, len, map.prot, flags)?;
             }
         }
         Ok(())
@@ -366,31 +366,9 @@ impl Vm {
         Ok((arg.len, c_string(&arg.name)))
     }
 
-    /// `vm_mmap_memseg`: shows `len` bytes of a segment, from `segoff` on, to the guest at `gpa`.
+    /// `vm_mmap_memseg`: shows `len` bytes of a segment, from `segoff` on, to the guest at `gpa`. With the flag
+    /// [`VM_MEMMAP_F_WIRED`] the host's memory behind it is there from now on.
     pub fn mmap_memseg(
-        &self,
-        gpa: u64,
-        segid: i32,
-        segoff: u64,
-        len: u64,
-        prot: i32,
-    ) -> Result<()> {
-        self.mmap_memseg_flags(gpa, segid, segoff, len, prot, 0)
-    }
-
-    /// The same, wired: the host's memory behind it is there from now on.
-    pub fn mmap_memseg_wired(
-        &self,
-        gpa: u64,
-        segid: i32,
-        segoff: u64,
-        len: u64,
-        prot: i32,
-    ) -> Result<()> {
-        self.mmap_memseg_flags(gpa, segid, segoff, len, prot, VM_MEMMAP_F_WIRED)
-    }
-
-    fn mmap_memseg_flags(
         &self,
         gpa: u64,
         segid: i32,

@@ -122,6 +122,7 @@ fn device_memory_is_named_and_mapped() {
             0,
             0x2000,
             VM_PROT_READ | VM_PROT_EXECUTE,
+            0,
         )
         .expect("mapped");
         assert_eq!(vm.mmap_getnext(0).map(|map| map.segid), Ok(VM_BOOTROM));

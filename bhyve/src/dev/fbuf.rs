@@ -166,7 +166,7 @@ impl BarMemory for Frame {
         /// `PROT_READ | PROT_WRITE`.
         const PROT: i32 = 3;
         self.vm
-            .mmap_memseg(gpa, VM_FRAMEBUFFER, 0, self.size, PROT)
+            .mmap_memseg(gpa, VM_FRAMEBUFFER, 0, self.size, PROT, 0)
             .map_err(|error| error.to_string())?;
         *self.gpa() = Some(gpa);
         Ok(())

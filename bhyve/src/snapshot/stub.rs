@@ -143,10 +143,10 @@ impl Stub {
         let gpa = free_address(vm)?;
         // On AMD's processors, what the TLB has for the guest's own address spaces outlasts a new CR3 that is set from
         // outside. It goes when pages are taken away that were there.
-        vm.mmap_memseg_wired(gpa, VM_PCIROM, 0, 0x1000, VM_PROT_ALL)?;
+        vm.mmap_memseg(gpa, VM_PCIROM, 0, 0x1000, VM_PROT_ALL, VM_MEMMAP_F_WIRED)?;
         vm.munmap_memseg(gpa, 0x1000)?;
         self.memory.write(0, &at::image(gpa))?;
-        vm.mmap_memseg(gpa, VM_PCIROM, 0, at::SIZE, VM_PROT_ALL)?;
+        vm.mmap_memseg(gpa, VM_PCIROM, 0, at::SIZE, VM_PROT_ALL, 0)?;
         Ok(Session {
             stub: self,
             runner,

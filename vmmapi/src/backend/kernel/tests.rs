@@ -249,7 +249,7 @@ fn fourteen_is_asked_by_sysctl_and_in_its_own_forms() {
         asked.map(|(request, arg)| Call::Ioctl(request, arg.as_bytes().to_vec()))
     );
 
-    vm.mmap_memseg(0x1000, VM_BOOTROM, 0, 0x2000, 5)
+    vm.mmap_memseg(0x1000, VM_BOOTROM, 0, 0x2000, 5, 0)
         .expect("mapped");
     let map = VmMemmap {
         gpa: 0x1000,
