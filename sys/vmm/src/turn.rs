@@ -35,6 +35,8 @@ pub struct Turns {
     holder: Option<usize>,
     /// The holder has not executed anything in this turn.
     fresh: bool,
+    /// And is held alone: it has come out, and the others wait for it.
+    away: bool,
     /// Who must forget translations before running again.
     flush: CpuSet,
     /// All are to be held at the next point where that is possible.
@@ -132,10 +134,16 @@ impl Turns {
         self.pause_wanted
     }
 
+    /// The holder, which is held alone, comes out before it has executed anything in this turn.
+    pub fn step_aside(&mut self) {
+        self.away = true;
+    }
+
     /// Hold all as soon as that is possible. True if that is now.
     pub fn pause(&mut self) -> bool {
         let boundary = self.fresh && self.saved.turns.is_multiple_of(EPOCH);
-        if self.holder.is_none() || boundary {
+        // Who is away leads the others to no boundary. It is a debugger that holds one alone, and no run is repeatable then.
+        if self.holder.is_none() || boundary || self.away {
             self.hold();
         } else {
             self.pause_wanted = true;
@@ -159,12 +167,14 @@ impl Turns {
         self.pause_wanted = false;
         self.holder = None;
         self.fresh = false;
+        self.away = false;
         self.flush = self.saved.members;
     }
 
     /// How many instructions the holder may execute before something is due, and whether it must forget its
     /// translations first. A budget of 0 means that something is due now.
     pub fn begin(&mut self, cpu: usize, machine: &dyn Machine) -> (u64, bool) {
+        self.away = false;
         let flush = self.flush.contains(cpu);
         self.flush.remove(cpu);
         let mut budget = self.saved.end.saturating_sub(self.saved.total);
@@ -230,6 +240,7 @@ impl Turns {
             if let Some(cpu) = order.find(|&cpu| machine.runnable(cpu)) {
                 self.holder = Some(cpu);
                 self.fresh = true;
+                self.away = false;
                 self.saved.end = self.saved.total.wrapping_add(QUANTUM);
                 return Next::Cpu(cpu);
             }
@@ -257,6 +268,7 @@ impl Turns {
     pub fn restore(&mut self, saved: Saved) {
         self.holder = None;
         self.fresh = false;
+        self.away = false;
         self.flush = saved.members;
         self.saved = saved;
     }
@@ -306,6 +318,26 @@ mod tests {
         let mut turns = Turns::default();
         members.iter().for_each(|&cpu| turns.join(cpu));
         turns
+    }
+
+    #[test]
+    fn all_are_held_where_the_holder_is_away() {
+        let bench = Bench::new(&[0, 1]);
+        let mut turns = turns(&[0, 1]);
+        let Next::Cpu(first) = turns.choose(&bench) else {
+            panic!("somebody has the turn")
+        };
+        turns.begin(first, &bench);
+        turns.retire(QUANTUM);
+        assert_eq!(turns.end(&bench), Next::Cpu(1 - first));
+        assert!(!turns.pause(), "it is on its way to the boundary");
+        turns.unpause();
+        turns.step_aside();
+        assert!(turns.pause());
+        turns.unpause();
+        // It is its turn still.
+        assert_eq!(turns.choose(&bench), Next::Cpu(1 - first));
+        assert!(!turns.pause(), "it has not come out again");
     }
 
     #[test]

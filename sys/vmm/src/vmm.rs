@@ -373,25 +373,30 @@ impl Vm {
 
     /// `vm_suspend_cpu` for one, or for all active ones.
     pub(crate) fn suspend_cpu(&self, id: Option<usize>) -> Result<(), Errno> {
-        self.change_debug(|sets| match id {
-            Some(id) if !sets.active.contains(id) => Err(Errno::EINVAL),
+        match id {
             Some(id) => {
-                sets.debug.insert(id);
-                Ok(())
+                self.change_debug(|sets| {
+                    if !sets.active.contains(id) {
+                        return Err(Errno::EINVAL);
+                    }
+                    sets.debug.insert(id);
+                    Ok(())
+                })?;
+                if self.by_instructions() {
+                    self.hold_unstarted(id);
+                }
             }
             None => {
-                sets.debug = sets.active;
-                Ok(())
+                // At once: who finds itself held must not take that for being held alone.
+                let mut turns = self.turns();
+                self.change_debug(|sets| sets.debug = sets.active);
+                if self.by_instructions() && !turns.pause() {
+                    // They are held, and kicked, when the current turns have come to a point that allows it.
+                    drop(turns);
+                    self.poke();
+                    return Ok(());
+                }
             }
-        })?;
-        match id {
-            Some(id) if self.by_instructions() => self.hold_unstarted(id),
-            None if self.by_instructions() && !self.turns().pause() => {
-                // They are held, and kicked, when the current turns have come to a point that allows it.
-                self.poke();
-                return Ok(());
-            }
-            _ => {}
         }
         self.stop_clock_if_held();
         self.kick_all();

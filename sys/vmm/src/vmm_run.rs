@@ -209,6 +209,9 @@ fn take_turn(vm: &Vm, frozen: &mut Frozen<'_>) -> Option<Step> {
             || turns.is_paused()
             || mine && turns.is_fresh() && !turns.is_pausing());
     if held || !mine {
+        if held && mine {
+            turns.step_aside();
+        }
         drop(turns);
         vm.pass(next);
         if held {
