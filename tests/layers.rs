@@ -136,10 +136,13 @@ fn guests_run_on_each_vmm() {
 
 /// Where the systems differ, and in what. Everything else is the same code on all of them.
 const SYSTEM_SPECIFIC: [(&str, &str); 9] = [
-    ("bhyve/src/block_if/host.rs", "size and discard of disks"),
+    (
+        "bhyve/src/backends/block_if/host.rs",
+        "size and discard of disks",
+    ),
     ("bhyve/src/machine/options.rs", "cpuset(2)"),
-    ("bhyve/src/net_backends/tap.rs", "tap(4)"),
-    ("bhyve/src/proctitle.rs", "setproctitle(3)"),
+    ("bhyve/src/backends/net_backends/tap.rs", "tap(4)"),
+    ("bhyve/src/process/proctitle.rs", "setproctitle(3)"),
     ("sys/vmm/src/segment.rs", "memory in core dumps"),
     ("sys/vmm/src/vmm_mem.rs", "which pages are holes"),
     ("vmmapi/src/backend/mapping.rs", "memory in core dumps"),

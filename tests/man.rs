@@ -87,22 +87,22 @@ const PORT: &str = "pci.*.*.*.port.*.";
 
 /// Where the names in a file begin, for those files that read variables below a node.
 const NODES: [(&str, &[&str]); 16] = [
-    ("ahci/mod.rs", &["", PORT]),
-    ("bhyverun_machdep.rs", &["", "boot."]),
-    ("block_if/options.rs", &[FUNCTION, PORT]),
-    ("dev/fbuf.rs", &[FUNCTION]),
-    ("net_backends/mod.rs", &[FUNCTION]),
-    ("net_backends/slirp/mod.rs", &[FUNCTION]),
-    ("pci/hostbridge.rs", &[FUNCTION]),
-    ("pci/lpc.rs", &["", "lpc.", "lpc.pcireg."]),
-    ("pci/mod.rs", &[FUNCTION]),
-    ("pci/slot.rs", &["", FUNCTION]),
-    ("virtio/block.rs", &["", FUNCTION]),
-    ("virtio/console.rs", &[PORT]),
-    ("virtio/net.rs", &[FUNCTION]),
-    ("xhci/mod.rs", &["pci.*.*.*.slot.*."]),
-    ("e82545/mod.rs", &[FUNCTION]),
-    ("net_utils.rs", &[FUNCTION]),
+    ("devices/ahci/mod.rs", &["", PORT]),
+    ("amd64/bhyverun_machdep.rs", &["", "boot."]),
+    ("backends/block_if/options.rs", &[FUNCTION, PORT]),
+    ("devices/fbuf.rs", &[FUNCTION]),
+    ("backends/net_backends/mod.rs", &[FUNCTION]),
+    ("backends/net_backends/slirp/mod.rs", &[FUNCTION]),
+    ("devices/hostbridge.rs", &[FUNCTION]),
+    ("devices/lpc.rs", &["", "lpc.", "lpc.pcireg."]),
+    ("bus/pci/mod.rs", &[FUNCTION]),
+    ("bus/pci/slot.rs", &["", FUNCTION]),
+    ("devices/virtio/block.rs", &["", FUNCTION]),
+    ("devices/virtio/console.rs", &[PORT]),
+    ("devices/virtio/net.rs", &[FUNCTION]),
+    ("devices/xhci/mod.rs", &["pci.*.*.*.slot.*."]),
+    ("devices/e82545/mod.rs", &[FUNCTION]),
+    ("backends/net_utils.rs", &[FUNCTION]),
 ];
 
 /// What stands before a variable's name where it is read, without white space.

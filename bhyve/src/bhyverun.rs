@@ -1,16 +1,16 @@
 //! The start-up order and the end of bhyve(8) (`main` of `usr.sbin/bhyve/bhyverun.c`).
 
-use crate::cleanup;
+use crate::backends::net_backends::slirp_helper;
+use crate::checkpoint::restore::{Restore, RestoreError};
+use crate::cli::{self, Invocation, Request};
 use crate::config::{Config, ConfigError};
 use crate::gdb::{Endpoint, GdbError};
+use crate::machine::vcpu::End;
 use crate::machine::{Machine, MachineError};
-use crate::monitor::{self, Role};
-use crate::net_backends::slirp_helper;
-use crate::opts::{self, Invocation, Request};
-use crate::proctitle;
-use crate::signals;
-use crate::snapshot::restore::{Restore, RestoreError};
-use crate::vcpu::End;
+use crate::process::cleanup;
+use crate::process::monitor::{self, Role};
+use crate::process::proctitle;
+use crate::process::signals;
 use std::error::Error as StdError;
 use std::ffi::OsString;
 use std::fmt::Write as _;
@@ -77,9 +77,9 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 }
 
 fn serve(args: impl IntoIterator<Item = OsString>) -> u8 {
-    let invocation = match opts::parse(args) {
+    let invocation = match cli::parse(args) {
         Ok(Request::Help) => {
-            eprint!("{}", opts::usage());
+            eprint!("{}", cli::usage());
             return 0;
         }
         Ok(Request::List(list)) => {
@@ -90,7 +90,7 @@ fn serve(args: impl IntoIterator<Item = OsString>) -> u8 {
         Err(error) => {
             complain(&error);
             if error.wants_usage() {
-                eprint!("{}", opts::usage());
+                eprint!("{}", cli::usage());
             }
             return error.status();
         }

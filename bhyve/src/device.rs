@@ -1,12 +1,12 @@
 //! The contract between the machine and its devices. It answers to `pci_emul.h`'s snapshot, pause and resume hooks,
 //! with the difference that nothing has a default: a device that forgets one of them does not compile.
 
+use crate::backends::console::Console;
+use crate::bus::inout::Inout;
+use crate::bus::mem::Mmio;
+use crate::bus::pci::irq::PciIrq;
 use crate::config::{Config, ConfigError};
-use crate::console::Console;
-use crate::inout::Inout;
-use crate::mem::Mmio;
 use crate::mevent::Mevent;
-use crate::pci::irq::PciIrq;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::sync::Arc;

@@ -5,13 +5,13 @@
 //! Guest memory lies between pages that nobody may touch (`sys/vmm/src/segment.rs`), so whatever leaves it ends the
 //! process, here and there. Under cargo fuzz AddressSanitizer watches over all other memory, too.
 
+pub use crate::amd64::vmexit::fuzz::{guest, ioctl};
+pub use crate::amd64::vmm_instruction_emul::fuzz::emul;
+pub use crate::backends::rfb::fuzz::vnc;
+pub use crate::checkpoint::fuzz::{checkpoint, control};
+pub use crate::firmware::direct::fuzz::{boot, unpack};
 pub use crate::gdb::fuzz::gdb;
-pub use crate::load::fuzz::{boot, unpack};
 pub use crate::machine::fuzz::{device_state, devices};
-pub use crate::rfb::fuzz::vnc;
-pub use crate::snapshot::fuzz::{checkpoint, control};
-pub use crate::vmexit::fuzz::{guest, ioctl};
-pub use crate::vmm_instruction_emul::fuzz::emul;
 
 use nix::sys::socket::{setsockopt, sockopt};
 use std::net::{TcpListener, TcpStream};

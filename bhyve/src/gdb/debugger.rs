@@ -5,7 +5,7 @@
 //! them, too.
 
 use super::breakpoints::{Breakpoints, INT3};
-use crate::vcpu::{RestError, Vcpus};
+use crate::machine::vcpu::{RestError, Vcpus};
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;

@@ -1,10 +1,10 @@
 //! A hostile debugger, with a guest that runs.
 
 use super::*;
+use crate::amd64::vmexit::VcpuThread;
 use crate::fuzz::{Chance, connection};
 use crate::machine::fuzz::{MEMORY, Rig};
-use crate::vcpu::End;
-use crate::vmexit::VcpuThread;
+use crate::machine::vcpu::End;
 use std::io::Write;
 use std::net::Shutdown;
 

@@ -4,7 +4,7 @@
 use super::debugger::{Action, DebugError, Debugger, Reason, Stop};
 use super::packet::{self, Decoder, Event, PACKET_SIZE};
 use super::registers::{self, GENERAL};
-use crate::vcpu::{End, RestError};
+use crate::machine::vcpu::{End, RestError};
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;

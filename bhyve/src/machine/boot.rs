@@ -2,9 +2,9 @@
 //! (what bhyveload(8) does for upstream's bhyve).
 
 use super::{Machine, MachineError};
-use crate::bhyverun_machdep;
+use crate::amd64::bhyverun_machdep;
 use crate::device::Device;
-use crate::load::{BootState, SegmentState, TableState};
+use crate::firmware::direct::{BootState, SegmentState, TableState};
 use vmmapi::Vcpu;
 use vmmapi::abi::{self, SegDesc};
 

@@ -2,21 +2,21 @@
 //! (`vm_pause_devices`, `vm_snapshot_devices` and `vm_resume_devices` of `usr.sbin/bhyve/snapshot.c`).
 
 use super::{LOWMEM_LIMIT, MachineError, MachineOptions};
-use crate::bhyverun_machdep::Platform;
-use crate::block_if::DiskIdentity;
+use crate::amd64::bhyverun_machdep::Platform;
+use crate::backends::block_if::DiskIdentity;
+use crate::backends::console::Console;
+use crate::bus::inout::Inout;
+use crate::bus::mem::Mmio;
+use crate::bus::pci::cfg::PciConfigSpace;
+use crate::bus::pci::func::FuncHost;
+use crate::bus::pci::intx::MsiSink;
+use crate::bus::pci::irq::PciIrq;
+use crate::bus::pci::windows::Windows;
+use crate::bus::pci::{PciBus, States};
+use crate::checkpoint::restore::Restore;
 use crate::config::Config;
-use crate::console::Console;
 use crate::device::{BuildCtx, Device, SaveError, SavedBytes, SavedState, StateError};
-use crate::inout::Inout;
-use crate::mem::Mmio;
 use crate::mevent::Mevent;
-use crate::pci::cfg::PciConfigSpace;
-use crate::pci::func::FuncHost;
-use crate::pci::intx::MsiSink;
-use crate::pci::irq::PciIrq;
-use crate::pci::windows::Windows;
-use crate::pci::{PciBus, States};
-use crate::snapshot::restore::Restore;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -2,13 +2,13 @@
 //! list of accesses, and here the input is the list.
 
 use super::*;
-use crate::bhyverun_machdep::memory_layout;
+use crate::amd64::bhyverun_machdep::memory_layout;
+use crate::amd64::vmexit::ExitPolicy;
+use crate::bus::pci::windows::ECAM_BASE;
+use crate::cli::{self, Request};
 use crate::device::{SavedBytes, StateError};
+use crate::firmware::direct::{self, BootFiles, BootMachine};
 use crate::fuzz::{Chance, scratch, vm_name};
-use crate::load::{self, BootFiles, BootMachine};
-use crate::opts::{self, Request};
-use crate::pci::windows::ECAM_BASE;
-use crate::vmexit::ExitPolicy;
 use std::time::Duration;
 use vmmapi::abi::SegDesc;
 
@@ -95,7 +95,7 @@ impl Rig {
             args.push(format!("{},{model}", FIRST_SLOT + n as u64));
         }
         args.push(vm_name());
-        let invocation = match opts::parse(args.into_iter().map(Into::into)) {
+        let invocation = match cli::parse(args.into_iter().map(Into::into)) {
             Ok(Request::Run(invocation)) => invocation,
             Ok(_) => panic!("no VM is asked for"),
             Err(error) => panic!("{error}"),
@@ -165,7 +165,7 @@ impl Rig {
             rsdp: None,
             screen: None,
         };
-        let image = load::prepare(&files, &machine).expect("a kernel that fits");
+        let image = direct::prepare(&files, &machine).expect("a kernel that fits");
         for segment in image.segments {
             let memory = self.vm.memory();
             memory.write(segment.gpa, &segment.bytes).expect("memory");

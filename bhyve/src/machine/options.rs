@@ -1,10 +1,10 @@
 //! What the configuration says about the machine as a whole, checked before anything is made.
 
+use crate::amd64::vmexit::ExitPolicy;
+use crate::amd64::xmsr::Vendor;
+use crate::cli::{Topology, TopologyError};
 use crate::config::{Config, ConfigError, parse_size};
 use crate::device::Clock;
-use crate::opts::{Topology, TopologyError};
-use crate::vmexit::ExitPolicy;
-use crate::xmsr::Vendor;
 use std::collections::BTreeMap;
 use std::num::NonZeroU64;
 use std::path::PathBuf;

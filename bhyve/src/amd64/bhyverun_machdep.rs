@@ -1,0 +1,167 @@
+//! The parts of a PC that every VM has (`usr.sbin/bhyve/amd64/bhyverun_machdep.c`): interrupt routing, power management, the
+//! clock, and at a cold start the firmware tables and the kernel.
+
+use crate::bus::pci::{PciBus, States};
+use crate::device::{BuildCtx, BuildError, Clock, Device, StateError};
+use crate::devices::atkbdc::{AUX_IRQ, Atkbdc};
+use crate::devices::pm::{NullPort, Pm, PowerRequest, SCI_IRQ};
+use crate::devices::rtc;
+use crate::firmware::acpi;
+use crate::firmware::direct::{self, BootFiles, BootMachine, BootState, LoadError};
+use crate::firmware::e820::MemoryLayout;
+use crate::firmware::mptbl::{self, MPTABLE_BASE};
+use crate::firmware::smbiostbl::{self, SMBIOS_BASE, SmbiosMachine};
+use crate::machine::irqchip::IrqChip;
+use std::sync::Arc;
+
+/// The fixed devices of a machine.
+pub struct Platform {
+    pm: Arc<Pm>,
+    devices: Vec<Arc<dyn Device>>,
+}
+
+/// How much memory the VM has, and where.
+pub fn memory_layout(memory: &vmmapi::GuestMemory) -> MemoryLayout {
+    MemoryLayout {
+        lowmem: memory.lowmem_size(),
+        highmem: memory.highmem_size(),
+    }
+}
+
+fn write(ctx: &BuildCtx<'_>, gpa: u64, bytes: &[u8]) -> Result<(), BuildError> {
+    ctx.mem
+        .write(gpa, bytes)
+        .map_err(|_| BuildError::Invalid(format!("the guest has no memory at {gpa:#x}")))
+}
+
+impl Platform {
+    /// Builds the devices, before those of PCI: they have the first choice of interrupts. With `states` every device must
+    /// have one.
+    pub fn build(ctx: &BuildCtx<'_>, states: Option<States<'_>>) -> Result<Self, BuildError> {
+        let saved = |name: &str| match states {
+            None => Ok(None),
+            Some(states) => states(name).map(Some).ok_or_else(|| {
+                StateError::Invalid(format!("the checkpoint has no state of {name}"))
+            }),
+        };
+        let chip: Arc<dyn IrqChip> = Arc::new(ctx.vm.clone());
+        ctx.intx.reserve(SCI_IRQ);
+        let vm = ctx.vm.clone();
+        let power: Arc<dyn Fn(PowerRequest) + Send + Sync> = Arc::new(move |request| {
+            let how = match request {
+                PowerRequest::Reset => vmmapi::abi::VM_SUSPEND_RESET,
+                PowerRequest::PowerOff => vmmapi::abi::VM_SUSPEND_POWEROFF,
+            };
+            // It may be on its way down already.
+            if let Err(error) = vm.suspend(how) {
+                log::debug!("power management: {error}");
+            }
+        });
+        let pm = Arc::new(Pm::new(
+            Arc::clone(&chip),
+            Arc::clone(&power),
+            saved("pm")?.as_ref(),
+        )?);
+        pm.register(ctx.inout)?;
+        ctx.intx.reserve(AUX_IRQ);
+        let atkbdc = Arc::new(Atkbdc::new(chip, power, saved("atkbdc")?.as_ref())?);
+        atkbdc.register(ctx.inout)?;
+        atkbdc.listen(ctx.console);
+        NullPort::register(ctx.inout)?;
+        if states.is_none() {
+            rtc::init(ctx.vm, ctx.config, ctx.clock, memory_layout(ctx.mem))?;
+        }
+        let devices: Vec<Arc<dyn Device>> =
+            vec![Arc::clone(ctx.intx) as _, Arc::clone(&pm) as _, atkbdc];
+        Ok(Self { pm, devices })
+    }
+
+    /// The devices, for checkpoints.
+    pub fn devices(&self) -> &[Arc<dyn Device>] {
+        &self.devices
+    }
+
+    /// Presses the power button. False if the guest would not notice.
+    pub fn power_button(&self) -> bool {
+        self.pm.power_button()
+    }
+}
+
+fn write_smbios(ctx: &BuildCtx<'_>, memory: MemoryLayout) -> Result<(), BuildError> {
+    let topology = ctx.vm.get_topology()?;
+    // A run that must repeat anywhere may not depend on the host's name.
+    let host_name = match ctx.clock {
+        Clock::Instructions => String::new(),
+        Clock::Host => nix::unistd::gethostname()
+            .map_err(|error| BuildError::host("cannot get the host's name", error.into()))?
+            .to_string_lossy()
+            .into_owned(),
+    };
+    let machine = SmbiosMachine {
+        config: ctx.config,
+        sockets: topology.sockets,
+        cores: topology.cores,
+        threads: topology.threads,
+        memory,
+        vm_name: ctx.vm_name,
+        host_name: &host_name,
+    };
+    let tables =
+        smbiostbl::build(&machine).map_err(|error| BuildError::Invalid(error.to_string()))?;
+    write(ctx, SMBIOS_BASE, &tables)
+}
+
+/// Leaves the tables in memory that firmware would, and loads the kernel that the configuration names; only at a cold start,
+/// when all devices are there. `None` without a kernel.
+pub fn boot(ctx: &BuildCtx<'_>, bus: &PciBus, cpus: u32) -> Result<Option<BootState>, BuildError> {
+    let memory = memory_layout(ctx.mem);
+    if ctx.config.bool("x86.mptable", true)? {
+        match mptbl::build(cpus, bus.routes()) {
+            Ok(table) => write(ctx, MPTABLE_BASE, &table)?,
+            // A guest of that size finds its processors through ACPI.
+            Err(error) => log::warn!("{error}; it is left out"),
+        }
+    }
+    write_smbios(ctx, memory)?;
+    let mut rsdp = None;
+    if ctx.config.bool("acpi_tables", true)? {
+        let machine = acpi::AcpiMachine {
+            cpus,
+            hpet_capabilities: ctx.vm.hpet_capabilities()?,
+            windows: bus.windows(),
+            routes: bus.routes(),
+            lpc: ctx.intx.bridge(),
+        };
+        let tables =
+            acpi::build(&machine).map_err(|error| BuildError::Invalid(error.to_string()))?;
+        write(ctx, tables.rsdp, &tables.bytes)?;
+        rsdp = Some(tables.rsdp);
+    }
+    let boot = ctx.config.node("boot");
+    let Some(kernel) = boot.get("kernel")? else {
+        return Ok(None);
+    };
+    let files = BootFiles {
+        kernel: kernel.into(),
+        initrd: boot.get("initrd")?.map(Into::into),
+        cmdline: boot.get("cmdline")?.unwrap_or_default(),
+    };
+    let machine = BootMachine {
+        memory,
+        rsdp,
+        screen: ctx.console.boot_screen(),
+    };
+    let image = direct::prepare(&files, &machine).map_err(|error| match error {
+        LoadError::Read { path, source } => {
+            BuildError::host(format!("cannot read {}", path.display()), source)
+        }
+        other => BuildError::Invalid(other.to_string()),
+    })?;
+    for segment in &image.segments {
+        write(ctx, segment.gpa, &segment.bytes)?;
+    }
+    Ok(Some(image.state))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,248 @@
+//! A function's configuration space: what the registers show, and which bits a guest may write (`pci_cfgrw`,
+//! `pci_emul_capwrite` and `pci_emul_cmdsts_write` of `usr.sbin/bhyve/pci_emul.c`).
+
+use super::{Inner, PciFunc};
+use crate::bus::mem::all_ones;
+use crate::bus::pci::bar::BarType;
+use crate::bus::pci::msi::{MSI_ENABLE, MSI_MME, MSIX_ENABLE, MSIX_MASK_ALL, Message};
+use std::sync::Arc;
+
+/// Offsets in the configuration space.
+pub mod reg {
+    pub const VENDOR: u16 = 0x00;
+    pub const DEVICE: u16 = 0x02;
+    pub const COMMAND: u16 = 0x04;
+    pub const STATUS: u16 = 0x06;
+    pub const REVISION: u16 = 0x08;
+    pub const PROG_IF: u16 = 0x09;
+    pub const SUBCLASS: u16 = 0x0a;
+    pub const CLASS: u16 = 0x0b;
+    pub const CACHE_LINE: u16 = 0x0c;
+    pub const LATENCY: u16 = 0x0d;
+    pub const HEADER_TYPE: u16 = 0x0e;
+    pub const BAR0: u16 = 0x10;
+    pub const SUBVENDOR: u16 = 0x2c;
+    pub const SUBDEVICE: u16 = 0x2e;
+    pub const CAP_POINTER: u16 = 0x34;
+    pub const INT_LINE: u16 = 0x3c;
+    pub const INT_PIN: u16 = 0x3d;
+}
+
+pub(super) const CMD_IO: u16 = 1 << 0;
+pub(super) const CMD_MEM: u16 = 1 << 1;
+const CMD_BUS_MASTER: u16 = 1 << 2;
+const CMD_PARITY: u16 = 1 << 6;
+const CMD_SERR: u16 = 1 << 8;
+const CMD_INTX_DISABLE: u16 = 1 << 10;
+const CMD_WRITABLE: u16 =
+    CMD_IO | CMD_MEM | CMD_BUS_MASTER | CMD_PARITY | CMD_SERR | CMD_INTX_DISABLE;
+pub(super) const STATUS_INTX: u16 = 1 << 3;
+pub(super) const STATUS_CAPS: u16 = 1 << 4;
+pub(super) const CONFIG_SIZE: usize = 256;
+
+impl Inner {
+    pub(super) fn get(&self, offset: usize, size: u8) -> u32 {
+        (0..usize::from(size).min(4)).rev().fold(0, |value, n| {
+            value << 8 | u32::from(self.config.get(offset + n).copied().unwrap_or(0xff))
+        })
+    }
+
+    pub(super) fn set(&mut self, offset: usize, size: u8, value: u32) {
+        for (n, byte) in value
+            .to_le_bytes()
+            .iter()
+            .take(usize::from(size))
+            .enumerate()
+        {
+            if let Some(slot) = self.config.get_mut(offset + n) {
+                *slot = *byte;
+            }
+        }
+    }
+
+    pub(super) fn command(&self) -> u16 {
+        self.get(usize::from(reg::COMMAND), 2) as u16
+    }
+
+    pub(super) fn set_status(&mut self, bit: u16, on: bool) {
+        let status = self.get(usize::from(reg::STATUS), 2) as u16;
+        self.set(
+            usize::from(reg::STATUS),
+            2,
+            u32::from(if on { status | bit } else { status & !bit }),
+        );
+    }
+
+    pub(super) fn msi_control(&self) -> u16 {
+        self.msi.map_or(0, |at| self.get(at + 2, 2) as u16)
+    }
+
+    pub(super) fn msi_messages(&self) -> usize {
+        let control = self.msi_control();
+        if control & MSI_ENABLE == 0 {
+            return 0;
+        }
+        1 << ((control & MSI_MME) >> 4)
+    }
+
+    pub(super) fn msix_control(&self) -> u16 {
+        self.msix
+            .as_ref()
+            .map_or(0, |msix| self.get(usize::from(msix.cap) + 2, 2) as u16)
+    }
+
+    pub(super) fn msix_live(&self) -> bool {
+        self.msix_control() & (MSIX_ENABLE | MSIX_MASK_ALL) == MSIX_ENABLE
+    }
+
+    pub(super) fn intx_allowed(&self) -> bool {
+        self.command() & CMD_INTX_DISABLE == 0
+            && self.msi_control() & MSI_ENABLE == 0
+            && self.msix_control() & MSIX_ENABLE == 0
+    }
+
+    pub(super) fn show_bar(&mut self, index: usize) {
+        let Some(bar) = self.bars.get(index).and_then(Option::as_ref) else {
+            return;
+        };
+        let at = usize::from(reg::BAR0) + index * 4;
+        let (kind, addr) = (bar.kind, bar.addr);
+        self.set(at, 4, addr as u32 | kind.low_bits());
+        if kind == BarType::Mem64 {
+            self.set(at + 4, 4, (addr >> 32) as u32);
+        }
+    }
+}
+
+impl PciFunc {
+    /// A guest's read of the configuration space.
+    pub(crate) fn config_read(&self, offset: u16, size: u8) -> u32 {
+        if usize::from(offset) + usize::from(size) > CONFIG_SIZE {
+            // No extended configuration space: what a conventional function answers.
+            return all_ones(size) as u32;
+        }
+        let own = self
+            .device()
+            .and_then(|device| device.cfg_read(offset, size));
+        own.unwrap_or_else(|| self.inner().get(usize::from(offset), size)) & all_ones(size) as u32
+    }
+
+    /// A guest's write to the configuration space.
+    pub(crate) fn config_write(self: &Arc<Self>, offset: u16, size: u8, value: u32) {
+        let value = value & all_ones(size) as u32;
+        if usize::from(offset) + usize::from(size) > CONFIG_SIZE
+            || !offset.is_multiple_of(u16::from(size.max(1)))
+        {
+            return;
+        }
+        if self
+            .device()
+            .is_some_and(|device| device.cfg_write(offset, size, value))
+        {
+            return;
+        }
+        let at = usize::from(offset);
+        let mut inner = self.inner();
+        let mut messages = Vec::new();
+        match offset {
+            0x04..=0x07 => self.write_command(&mut inner, at, size, value),
+            0x10..=0x27 => self.write_bar(&mut inner, at, size, value),
+            reg::CACHE_LINE | reg::LATENCY | reg::INT_LINE => {
+                // The low byte only: what follows is read-only, except that cache line size and latency are neighbours.
+                let bytes = if offset == reg::CACHE_LINE {
+                    size.min(2)
+                } else {
+                    1
+                };
+                inner.set(at, bytes, value);
+            }
+            _ => messages = self.write_capability(&mut inner, at, size, value),
+        }
+        drop(inner);
+        for (address, data) in messages {
+            self.host.msi.msi(address, data);
+        }
+    }
+
+    fn write_command(self: &Arc<Self>, inner: &mut Inner, at: usize, size: u8, value: u32) {
+        let old = inner.get(usize::from(reg::COMMAND), 4);
+        let shift = (at - usize::from(reg::COMMAND)) * 8;
+        let mask = (all_ones(size) as u32) << shift & u32::from(CMD_WRITABLE);
+        // The status half has only bits that no function here ever sets, or that are read-only.
+        inner.set(
+            usize::from(reg::COMMAND),
+            4,
+            old & !mask | value << shift & mask,
+        );
+        self.update_decoding(inner);
+        self.update_intx(inner);
+    }
+
+    fn write_bar(self: &Arc<Self>, inner: &mut Inner, at: usize, size: u8, value: u32) {
+        if size != 4 {
+            return;
+        }
+        let index = (at - usize::from(reg::BAR0)) / 4;
+        let is_upper = index
+            .checked_sub(1)
+            .and_then(|n| inner.bars.get(n))
+            .and_then(Option::as_ref);
+        let (index, upper) = match is_upper {
+            Some(bar) if bar.kind == BarType::Mem64 => (index - 1, true),
+            _ => (index, false),
+        };
+        let Some(Some(bar)) = inner.bars.get_mut(index) else {
+            return;
+        };
+        let addr = if upper {
+            bar.addr & 0xffff_ffff | u64::from(value) << 32
+        } else {
+            bar.addr & !0xffff_ffff | u64::from(value)
+        };
+        bar.addr = bar.mask(addr);
+        inner.show_bar(index);
+        self.update_decoding(inner);
+    }
+
+    /// Capabilities are read-only except for the control words, and for MSI its address and data.
+    fn write_capability(
+        self: &Arc<Self>,
+        inner: &mut Inner,
+        at: usize,
+        size: u8,
+        value: u32,
+    ) -> Vec<Message> {
+        for n in 0..usize::from(size) {
+            let byte = (value >> (n * 8)) as u8;
+            let (at, msi) = (at + n, inner.msi);
+            let writable = if let Some(cap) = msi.filter(|cap| (*cap..cap + 14).contains(&at)) {
+                match at - cap {
+                    2 => (MSI_ENABLE | MSI_MME) as u8,
+                    // The low two bits of the address are zero.
+                    4 => 0xfc,
+                    5..=13 => 0xff,
+                    _ => 0,
+                }
+            } else if inner
+                .msix
+                .as_ref()
+                .is_some_and(|msix| usize::from(msix.cap) + 3 == at)
+            {
+                ((MSIX_ENABLE | MSIX_MASK_ALL) >> 8) as u8
+            } else {
+                0
+            };
+            if let Some(slot) = inner.config.get_mut(at) {
+                *slot = *slot & !writable | byte & writable;
+            }
+        }
+        self.update_intx(inner);
+        if inner.msix_live()
+            && let Some(msix) = inner.msix.as_mut()
+        {
+            msix.take_all_pending()
+        } else {
+            Vec::new()
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! What a checkpoint keeps of a function (`pci_snapshot_pci_dev` of `usr.sbin/bhyve/pci_emul.c`).
+
+use super::space::CONFIG_SIZE;
+use super::{BARS, Inner, IntxLevel, PciFunc};
+use crate::bus::pci::bar::{Bar, BarType};
+use crate::bus::pci::intx::IntxRoute;
+use crate::bus::pci::msi::{Msix, MsixEntry};
+use crate::device::{SaveError, SavedBytes, SavedState, StateError};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+const STATE_KIND: &str = "pci-function";
+const STATE_VERSION: u32 = 1;
+
+/// What a checkpoint keeps of a function.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct FuncState {
+    config: Vec<u8>,
+    bars: [Option<BarState>; BARS],
+    msix: Option<MsixState>,
+    pin: u8,
+    route: Option<IntxRoute>,
+    level: IntxLevel,
+}
+
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct BarState {
+    kind: BarType,
+    size: u64,
+    addr: u64,
+}
+
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct MsixState {
+    bar: u8,
+    table: Vec<MsixEntry>,
+    pending: Vec<bool>,
+}
+
+impl PciFunc {
+    /// The function's generic state.
+    pub(in crate::bus::pci) fn save(&self) -> Result<SavedState, SaveError> {
+        let inner = self.inner();
+        let Inner {
+            config,
+            bars,
+            memory: _,
+            caps: _,
+            msi: _,
+            msix,
+            pin,
+            route,
+            level,
+        } = &*inner;
+        let state = FuncState {
+            config: config.to_vec(),
+            bars: std::array::from_fn(|n| {
+                bars[n].as_ref().map(
+                    |Bar {
+                         kind,
+                         size,
+                         addr,
+                         decoded: _,
+                     }| BarState {
+                        kind: *kind,
+                        size: *size,
+                        addr: *addr,
+                    },
+                )
+            }),
+            msix: msix.as_ref().map(
+                |Msix {
+                     bar,
+                     cap: _,
+                     table,
+                     pending,
+                 }| MsixState {
+                    bar: *bar as u8,
+                    table: table.clone(),
+                    pending: pending.clone(),
+                },
+            ),
+            pin: *pin,
+            route: *route,
+            level: *level,
+        };
+        drop(inner);
+        SavedState::encode(STATE_KIND, STATE_VERSION, &state)
+    }
+
+    /// Takes over a saved state. The function must have the shape that it had then: same identity, capabilities and BARs.
+    /// The interrupt controllers have their own states, so an asserted pin is not asserted again.
+    pub(in crate::bus::pci) fn restore(
+        self: &Arc<Self>,
+        saved: &SavedBytes,
+    ) -> Result<(), StateError> {
+        let state: FuncState = saved.decode(STATE_KIND, STATE_VERSION)?;
+        let differs = |what: &str| {
+            StateError::Invalid(format!(
+                "{}: {what} differs from the configured device's",
+                self.name
+            ))
+        };
+        let FuncState {
+            config,
+            bars,
+            msix,
+            pin,
+            route,
+            level,
+        } = state;
+        let mut inner = self.inner();
+        let config: [u8; CONFIG_SIZE] = config
+            .try_into()
+            .map_err(|_| differs("size of the configuration space"))?;
+        let fixed = |bytes: &[u8; CONFIG_SIZE]| {
+            (
+                bytes[..4].to_vec(),
+                bytes[8..12].to_vec(),
+                bytes[0x2c..0x35].to_vec(),
+            )
+        };
+        if fixed(&config) != fixed(&inner.config) {
+            return Err(differs("identity"));
+        }
+        for cap in &inner.caps {
+            if config.get(cap.at..cap.at + 2) != inner.config.get(cap.at..cap.at + 2) {
+                return Err(differs("list of capabilities"));
+            }
+        }
+        for (n, (bar, saved)) in inner.bars.iter().zip(&bars).enumerate() {
+            let same = match (bar, saved) {
+                (Some(bar), Some(saved)) => {
+                    bar.kind == saved.kind
+                        && bar.size == saved.size
+                        && bar.mask(saved.addr) == saved.addr
+                }
+                (None, None) => true,
+                _ => false,
+            };
+            if !same {
+                return Err(differs(&format!("BAR {n}")));
+            }
+        }
+        match (&inner.msix, &msix) {
+            (Some(msix), Some(saved))
+                if msix.bar == usize::from(saved.bar)
+                    && msix.table.len() == saved.table.len()
+                    && msix.pending.len() == saved.pending.len() => {}
+            (None, None) => {}
+            _ => return Err(differs("MSI-X table")),
+        }
+        if pin != inner.pin || route != inner.route {
+            return Err(differs("interrupt pin"));
+        }
+        if route.is_none() && level != IntxLevel::Idle {
+            return Err(differs("interrupt level"));
+        }
+        inner.config = config;
+        inner.level = level;
+        for (bar, saved) in inner.bars.iter_mut().zip(bars) {
+            if let (Some(bar), Some(saved)) = (bar, saved) {
+                bar.addr = saved.addr;
+            }
+        }
+        if let (Some(msix), Some(saved)) = (inner.msix.as_mut(), msix) {
+            msix.table = saved.table;
+            msix.pending = saved.pending;
+        }
+        // What the registers show is derived from the checked addresses, whatever the bytes said.
+        for index in 0..BARS {
+            inner.show_bar(index);
+        }
+        self.update_decoding(&mut inner);
+        Ok(())
+    }
+}

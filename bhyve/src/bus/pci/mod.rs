@@ -1,0 +1,324 @@
+//! PCI: slots, models and the buses of a machine (`usr.sbin/bhyve/pci_emul.c`).
+
+pub mod bar;
+pub mod cfg;
+pub mod func;
+pub mod intx;
+pub mod irq;
+pub mod models;
+pub mod msi;
+pub mod slot;
+pub mod windows;
+
+use crate::backends::block_if::DiskIdentity;
+use crate::config::{ConfigError, Node};
+use crate::device::{BuildCtx, BuildError, Device, SaveError, SavedBytes, SavedState, StateError};
+use func::{FuncHost, PciFunc};
+use intx::IntxRoute;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use windows::{BusWindows, Windows};
+
+/// Bus, slot (device) and function.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Bdf {
+    /// 0 to 255.
+    pub bus: u8,
+    /// 0 to 31.
+    pub slot: u8,
+    /// 0 to 7.
+    pub func: u8,
+}
+
+impl fmt::Display for Bdf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}:{}", self.bus, self.slot, self.func)
+    }
+}
+
+/// What is behind a PCI function.
+pub trait PciDevice: Device {
+    /// A load from a BAR, other than the one with the MSI-X table. `size` is 1, 2, 4 or 8.
+    fn bar_read(&self, bar: usize, offset: u64, size: u8) -> u64;
+    /// A store to a BAR.
+    fn bar_write(&self, bar: usize, offset: u64, size: u8, value: u64);
+    /// A read of the configuration space; `None` leaves it to the generic function.
+    fn cfg_read(&self, offset: u16, size: u8) -> Option<u32>;
+    /// A write to the configuration space; false leaves it to the generic function.
+    fn cfg_write(&self, offset: u16, size: u8, value: u32) -> bool;
+    /// The disks behind it, as they are now.
+    fn disks(&self) -> Vec<io::Result<DiskIdentity>>;
+}
+
+/// What builds a device, and with a state restores one.
+pub type BuildFn = fn(
+    &BuildCtx<'_>,
+    Arc<PciFunc>,
+    &Node,
+    Option<&SavedBytes>,
+) -> Result<Arc<dyn PciDevice>, BuildError>;
+
+/// A model that `-s` can name.
+pub struct PciModel {
+    /// Its name.
+    pub name: &'static str,
+    /// The model that it really is; its parser then sets what differs.
+    pub alias_of: Option<&'static str>,
+    /// Turns what follows `slot,model,` on the command line into variables of the function's node.
+    pub parse: fn(&Node, &str) -> Result<(), String>,
+    /// Builds it.
+    pub build: BuildFn,
+}
+
+/// The common form of a device's options: `name=value`, or a bare name for a boolean, separated by commas. Empty
+/// fields are skipped, as clients write them.
+pub fn parse_options(node: &Node, options: &str) -> Result<(), ConfigError> {
+    options
+        .split(',')
+        .filter(|option| !option.is_empty())
+        .try_for_each(|option| match option.split_once('=') {
+            Some((name, value)) => node.set(name, value),
+            None => node.set(option, "true"),
+        })
+}
+
+struct Function {
+    func: Arc<PciFunc>,
+    device: Arc<dyn PciDevice>,
+}
+
+/// An interrupt pin of a slot and where it leads: one entry of a _PRT.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SlotRoute {
+    /// The root bus.
+    pub bus: u8,
+    /// The slot.
+    pub slot: u8,
+    /// 1 is INTA.
+    pub pin: u8,
+    /// Where it leads.
+    pub route: IntxRoute,
+}
+
+/// The PCI functions of a machine.
+pub struct PciBus {
+    functions: BTreeMap<Bdf, Function>,
+    windows: BTreeMap<u8, BusWindows>,
+    routes: Vec<SlotRoute>,
+}
+
+/// Looks up the saved states of a checkpoint by record name.
+pub type States<'a> = &'a dyn Fn(&str) -> Option<SavedBytes>;
+
+/// A function's own record is named after the device's, so that the device's name stays what upstream calls it.
+pub fn function_record(name: &str) -> String {
+    format!("{name}/function")
+}
+
+impl PciBus {
+    /// Builds every function that the configuration names, gives it addresses and interrupt routes and lets it answer.
+    /// With `states` every device and function must have one.
+    pub fn build(
+        ctx: &BuildCtx<'_>,
+        host: &FuncHost,
+        mut windows: Windows,
+        states: Option<States<'_>>,
+    ) -> Result<Self, BuildError> {
+        let mut bus = Self {
+            functions: BTreeMap::new(),
+            windows: BTreeMap::new(),
+            routes: Vec::new(),
+        };
+        let result = bus.build_functions(ctx, host, states).and_then(|()| {
+            bus.route_interrupts(host);
+            bus.assign_bars(&mut windows)?;
+            states.map_or(Ok(()), |states| Ok(bus.restore_functions(states)?))
+        });
+        match result {
+            Ok(()) => Ok(bus),
+            Err(error) => {
+                bus.detach();
+                Err(error)
+            }
+        }
+    }
+
+    fn build_functions(
+        &mut self,
+        ctx: &BuildCtx<'_>,
+        host: &FuncHost,
+        states: Option<States<'_>>,
+    ) -> Result<(), BuildError> {
+        for (bdf, node) in slot::configured(ctx.config)? {
+            let Some(wanted) = node.get("device")? else {
+                continue;
+            };
+            let unknown =
+                || BuildError::Invalid(format!("pci slot {bdf}: unknown device \"{wanted}\""));
+            let model = models::find(&wanted).ok_or_else(unknown)?;
+            let model = model
+                .alias_of
+                .map_or(Some(model), models::find)
+                .ok_or_else(unknown)?;
+            let func = PciFunc::new(bdf, model.name, host.clone());
+            let name = func.name().to_owned();
+            let saved = match states {
+                None => None,
+                Some(states) => Some(states(&name).ok_or_else(|| {
+                    StateError::Invalid(format!("the checkpoint has no state of {name}"))
+                })?),
+            };
+            let device =
+                (model.build)(ctx, Arc::clone(&func), &node, saved.as_ref()).map_err(|source| {
+                    BuildError::Device {
+                        device: name,
+                        source: Box::new(source),
+                    }
+                })?;
+            func.attach(&device);
+            self.functions.insert(bdf, Function { func, device });
+        }
+        let several: Vec<_> = self
+            .functions
+            .keys()
+            .filter(|bdf| bdf.func != 0)
+            .map(|bdf| Bdf { func: 0, ..*bdf })
+            .collect();
+        for bdf in several {
+            if let Some(function) = self.functions.get(&bdf) {
+                function.func.set_multifunction();
+            }
+        }
+        Ok(())
+    }
+
+    /// Functions of one slot that use the same pin share its route.
+    fn route_interrupts(&mut self, host: &FuncHost) {
+        let mut routes: BTreeMap<(u8, u8, u8), IntxRoute> = BTreeMap::new();
+        for (bdf, function) in &self.functions {
+            if let Some(pin) = function.func.pin() {
+                let route = *routes
+                    .entry((bdf.bus, bdf.slot, pin))
+                    .or_insert_with(|| host.intx.alloc());
+                function.func.set_route(route);
+            }
+        }
+        self.routes = routes
+            .into_iter()
+            .map(|((bus, slot, pin), route)| SlotRoute {
+                bus,
+                slot,
+                pin,
+                route,
+            })
+            .collect();
+    }
+
+    /// Largest first, so that alignment wastes nothing; each bus gets contiguous windows of its own.
+    fn assign_bars(&mut self, windows: &mut Windows) -> Result<(), BuildError> {
+        let mut buses: Vec<_> = self.functions.keys().map(|bdf| bdf.bus).collect();
+        buses.push(0);
+        buses.sort_unstable();
+        buses.dedup();
+        for bus in buses {
+            let start = (
+                windows.io.next(),
+                windows.mem32.next(),
+                windows.mem64.next(),
+            );
+            let mut bars = Vec::new();
+            for (bdf, function) in self.functions.iter().filter(|(bdf, _)| bdf.bus == bus) {
+                bars.extend(
+                    function
+                        .func
+                        .bars()
+                        .into_iter()
+                        .map(|(index, kind, size)| (size, *bdf, index, kind)),
+                );
+            }
+            bars.sort_by_key(|(size, bdf, index, _)| (std::cmp::Reverse(*size), *bdf, *index));
+            for (size, bdf, index, kind) in bars {
+                let addr = windows.take(kind, size).ok_or_else(|| {
+                    BuildError::Invalid(format!(
+                        "pci slot {bdf}: no room for BAR {index} of {size:#x} bytes"
+                    ))
+                })?;
+                if let Some(function) = self.functions.get(&bdf) {
+                    function.func.assign_bar(index, addr);
+                }
+            }
+            // Windows of host bridges have this granularity.
+            windows.io.round_up(32);
+            windows.mem32.round_up(1 << 20);
+            windows.mem64.round_up(1 << 20);
+            self.windows.insert(
+                bus,
+                BusWindows {
+                    io: start.0..windows.io.next(),
+                    mem32: start.1..windows.mem32.next(),
+                    mem64: start.2..windows.mem64.next(),
+                },
+            );
+        }
+        for function in self.functions.values() {
+            function.func.enable_decoding();
+        }
+        Ok(())
+    }
+
+    /// Takes over the generic state of every function, all of which must be in `states`.
+    pub fn restore_functions(&self, states: States<'_>) -> Result<(), StateError> {
+        // A BAR may now be where another one was a moment ago: all leave their places before any takes its new one.
+        for function in self.functions.values() {
+            function.func.detach();
+        }
+        for function in self.functions.values() {
+            let record = function_record(function.func.name());
+            let saved = states(&record).ok_or_else(|| {
+                StateError::Invalid(format!("the checkpoint has no state of {record}"))
+            })?;
+            function.func.restore(&saved)?;
+        }
+        Ok(())
+    }
+
+    /// The function at `bdf`.
+    pub fn function(&self, bdf: Bdf) -> Option<&Arc<PciFunc>> {
+        self.functions.get(&bdf).map(|function| &function.func)
+    }
+
+    /// Every device, by bus, slot and function.
+    pub fn devices(&self) -> impl Iterator<Item = &Arc<dyn PciDevice>> {
+        self.functions.values().map(|function| &function.device)
+    }
+
+    /// The generic state of every function, by record name.
+    pub fn save_functions(&self) -> Result<Vec<(String, SavedState)>, SaveError> {
+        self.functions
+            .values()
+            .map(|function| Ok((function_record(function.func.name()), function.func.save()?)))
+            .collect()
+    }
+
+    /// The root buses and what each decodes; bus 0 is always there.
+    pub fn windows(&self) -> &BTreeMap<u8, BusWindows> {
+        &self.windows
+    }
+
+    /// Where the interrupt pins lead.
+    pub fn routes(&self) -> &[SlotRoute] {
+        &self.routes
+    }
+
+    /// Takes everything off the buses.
+    pub fn detach(&self) {
+        for function in self.functions.values() {
+            function.func.detach();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

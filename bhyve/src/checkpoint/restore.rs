@@ -1,0 +1,615 @@
+//! Continuing from a checkpoint (`-r`; `load_restore_file` and its relatives of `usr.sbin/bhyve/snapshot.c`).
+//!
+//! The machine is the one that the checkpoint describes. Options given besides may name host resources anew; whatever
+//! the guest could see stays as it was, and an option that says otherwise is refused by name.
+
+use super::cpuid::{self, CpuidError};
+use super::guest::Processors;
+use super::image::VmImage;
+use super::items::{ItemError, check_support, items};
+use super::{STRUCT_VERSION, SnapshotError};
+use crate::amd64::xmsr::Vendor;
+use crate::cli::{Topology, TopologyError};
+use crate::config::{Config, ConfigError};
+use crate::device::{Clock, SavedBytes, StateError};
+use crate::machine::vcpu::Vcpus;
+use crate::machine::{MachineOptions, memory_size};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use vmmapi::Vm;
+use vmmapi::backend::Kind;
+use vmmapi::checkpoint::{self, Checkpoint, Directory};
+
+/// Why a checkpoint cannot be continued.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    /// The files.
+    #[error("cannot restore {}", path.display())]
+    Files {
+        /// The checkpoint.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: checkpoint::Error,
+    },
+    /// A disk that nothing says of whether it is as it was.
+    #[error(
+        "cannot restore {}: the guest has gone on from it with disk {disk}, a device, which may have been written since; \"-o snapshot.disks=force\" takes it as it is",
+        path.display()
+    )]
+    Resumed {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The disk.
+        disk: String,
+    },
+    /// The configuration inside.
+    #[error("the checkpoint's configuration")]
+    Config(#[from] ConfigError),
+    /// The processors of the command line.
+    #[error(transparent)]
+    Topology(#[from] TopologyError),
+    /// The checkpoint is of a machine that this host cannot be.
+    #[error("the checkpoint's {what} is {found}, here it is {here}")]
+    Contract {
+        /// Which part of the machine.
+        what: &'static str,
+        /// In the checkpoint.
+        found: String,
+        /// Here.
+        here: String,
+    },
+    /// The checkpoint's guest was told something else about its processor.
+    #[error(transparent)]
+    Cpuid(#[from] CpuidError),
+    /// An option that the guest would notice.
+    #[error("{variable}={given} contradicts the checkpoint, which has {saved}")]
+    Contradiction {
+        /// The variable.
+        variable: String,
+        /// On the command line.
+        given: String,
+        /// In the checkpoint.
+        saved: String,
+    },
+    /// A record that must be there.
+    #[error("the checkpoint has no state of {0}")]
+    Missing(String),
+    /// A struct of the vmm in a form that is not known.
+    #[error("the checkpoint's {name} has version {found}, known is {STRUCT_VERSION}")]
+    StructVersion {
+        /// Which.
+        name: &'static str,
+        /// Its version.
+        found: u32,
+    },
+    /// A struct that the vmm has not used up.
+    #[error("the checkpoint's {name} is followed by {left} bytes that belong to nothing")]
+    Trailing {
+        /// Which.
+        name: &'static str,
+        /// How many.
+        left: usize,
+    },
+    /// The vmm, or the guest's processor, does not take an item.
+    #[error("the vmm refuses the checkpoint's {name}: {source}")]
+    Refused {
+        /// Which.
+        name: &'static str,
+        /// Why.
+        source: ItemError,
+    },
+    /// An item that was had in a way in which it is not had here.
+    #[error("the checkpoint's {name} was had by way of \"{found}\", known is \"{known}\"")]
+    Way {
+        /// Which.
+        name: &'static str,
+        /// The way.
+        found: String,
+        /// The way here.
+        known: &'static str,
+    },
+    /// The vmm cannot do it for any guest.
+    #[error(transparent)]
+    Unsupported(SnapshotError),
+    /// A state of the machine's own.
+    #[error(transparent)]
+    State(#[from] StateError),
+}
+
+/// The name of a clock in the files.
+pub fn clock_name(clock: Clock) -> &'static str {
+    match clock {
+        Clock::Host => "host",
+        Clock::Instructions => "instructions",
+    }
+}
+
+/// What the files call the vmm, the maker of its processor, and the layout of its `vmcx`.
+pub fn processor(kind: Kind, vendor: Vendor) -> (&'static str, &'static str, &'static str) {
+    let vmm = if kind == Kind::Kernel {
+        "kernel"
+    } else {
+        "soft"
+    };
+    match vendor {
+        Vendor::Intel => (vmm, "GenuineIntel", "vmx"),
+        Vendor::Amd => (vmm, "AuthenticAMD", "svm"),
+    }
+}
+
+/// A host that measures its TSC finds a slightly different rate at each start. The guest's clock, which it does not measure
+/// again, is then as wrong as this, and no more than clocks are that are kept by NTP.
+const TSC_TOLERANCE_PPM: u64 = 250;
+
+/// Whether two rates of a TSC, in ticks per second, are one.
+fn is_same_rate(saved: u64, here: u64) -> bool {
+    u128::from(saved.abs_diff(here)) * 1_000_000
+        <= u128::from(saved) * u128::from(TSC_TOLERANCE_PPM)
+}
+
+/// A checkpoint that is to be continued, and the configuration of the machine that continues it.
+pub struct Restore {
+    path: PathBuf,
+    directory: Arc<Directory>,
+    base: String,
+    checkpoint: Checkpoint,
+    config: Config,
+}
+
+/// What is to be said beside a checkpoint when its guest goes on with a disk that is a device.
+pub struct ResumeMark {
+    path: PathBuf,
+    directory: Arc<Directory>,
+    base: String,
+    uuid: String,
+}
+
+impl ResumeMark {
+    /// Says so durably.
+    pub fn set(&self) -> Result<(), RestoreError> {
+        checkpoint::mark_resumed(&*self.directory, &self.base, &self.uuid).map_err(|source| {
+            RestoreError::Files {
+                path: self.path.clone(),
+                source,
+            }
+        })
+    }
+}
+
+impl Restore {
+    /// Opens the checkpoint at `path` and puts `given` over its configuration.
+    pub fn open(path: &Path, given: &Config) -> Result<Self, RestoreError> {
+        let files = |source| RestoreError::Files {
+            path: path.to_owned(),
+            source,
+        };
+        let (directory, base) = Directory::of(path).map_err(|source| {
+            files(checkpoint::Error::Io {
+                op: "open the directory of",
+                file: path.display().to_string(),
+                source,
+            })
+        })?;
+        let checkpoint = Checkpoint::open_in(&directory, &base).map_err(files)?;
+        let config = Config::new();
+        checkpoint
+            .meta()
+            .config
+            .iter()
+            .try_for_each(|line| config.assign(line))?;
+        // These were wishes for the run that ended.
+        for variable in ["snapshot", "config.dump", "gdb"] {
+            config.remove(variable);
+        }
+        merge(&config, given)?;
+        let restore = Self {
+            path: path.to_owned(),
+            directory: Arc::new(directory),
+            base,
+            checkpoint,
+            config,
+        };
+        restore.refuse_devices_that_went_on()?;
+        Ok(restore)
+    }
+
+    /// A device has no time of change: what is known is only whether the guest has gone on with it since.
+    fn refuse_devices_that_went_on(&self) -> Result<(), RestoreError> {
+        let forced = self.config.get("snapshot.disks")?.as_deref() == Some("force");
+        let resumed = self.checkpoint.is_resumed();
+        let mut disks = self.checkpoint.meta().disks.iter();
+        let gone_on = disks.find(|disk| disk.went_on() || resumed && disk.is_writable_device());
+        match gone_on {
+            Some(disk) if !forced => Err(RestoreError::Resumed {
+                path: self.path.clone(),
+                disk: disk.path.clone(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// The mark to be set before a guest goes on with a disk that is a device.
+    pub fn mark(&self) -> ResumeMark {
+        ResumeMark {
+            path: self.path.clone(),
+            directory: Arc::clone(&self.directory),
+            base: self.base.clone(),
+            uuid: self.checkpoint.meta().uuid.clone(),
+        }
+    }
+
+    /// The configuration of the machine.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Checks that the machine is one that the checkpoint can be continued on.
+    pub fn check_machine(
+        &self,
+        vm: &Vm,
+        vendor: Vendor,
+        options: &MachineOptions,
+    ) -> Result<(), RestoreError> {
+        check_support(vm).map_err(RestoreError::Unsupported)?;
+        let meta = self.checkpoint.meta();
+        let (vmm, maker, layout) = processor(vm.kind(), vendor);
+        let contract = |what, found: &str, here: &str| {
+            if found == here {
+                Ok(())
+            } else {
+                Err(RestoreError::Contract {
+                    what,
+                    found: found.to_owned(),
+                    here: here.to_owned(),
+                })
+            }
+        };
+        contract("vmm", &meta.cpu.vmm, vmm)?;
+        contract("processor", &meta.cpu.vendor, maker)?;
+        contract("processor state", &meta.cpu.layout, layout)?;
+        // 0 is of a host that did not know.
+        if let (saved @ 1.., Some(here)) = (meta.cpu.tsc_hz, vm.tsc_hz())
+            && !is_same_rate(saved, here)
+        {
+            contract("TSC frequency", &saved.to_string(), &here.to_string())?;
+        }
+        cpuid::check(&meta.cpu.cpuid, &vm.vcpu(0))?;
+        contract("clock", &meta.clock.mode, clock_name(options.clock))?;
+        contract(
+            "number of processors",
+            &meta.basic.ncpus.to_string(),
+            &options.topology.cpus.to_string(),
+        )?;
+        contract(
+            "memory size",
+            &meta.basic.memsize.to_string(),
+            &options.memory.to_string(),
+        )
+    }
+
+    /// Fills the guest's memory.
+    pub fn load_memory(&self, vm: &Vm) -> Result<(), RestoreError> {
+        self.checkpoint
+            .load_memory(&VmImage(vm), &|_| ())
+            .map_err(|source| RestoreError::Files {
+                path: self.path.clone(),
+                source,
+            })
+    }
+
+    /// A device's state.
+    pub fn device(&self, name: &str) -> Option<SavedBytes> {
+        let (record, bytes) = self.checkpoint.device(name)?;
+        Some(SavedBytes {
+            kind: record.kind.clone(),
+            version: record.version,
+            bytes: bytes.to_vec(),
+        })
+    }
+
+    /// A device's state, which has to be there.
+    pub fn required_device(&self, name: &str) -> Result<SavedBytes, RestoreError> {
+        self.device(name)
+            .ok_or_else(|| RestoreError::Missing(name.to_owned()))
+    }
+
+    /// Which processors were started.
+    pub fn load_vcpus(&self, vcpus: &Vcpus) -> Result<(), RestoreError> {
+        use crate::device::Device;
+        Ok(vcpus.restore(&self.required_device(vcpus.name())?)?)
+    }
+
+    /// What is saved of the vmm. Its clocks stand still until [`vmmapi::Vm::restore_time`].
+    pub fn load_kernel(&self, processors: &Processors<'_>) -> Result<(), RestoreError> {
+        let vm = processors.vm();
+        for item in items(vm.kind()) {
+            let name = item.name;
+            let (record, bytes) = self
+                .checkpoint
+                .kern(name)
+                .ok_or_else(|| RestoreError::Missing(name.to_owned()))?;
+            if record.version != STRUCT_VERSION {
+                return Err(RestoreError::StructVersion {
+                    name,
+                    found: record.version,
+                });
+            }
+            if let Some(found) = &record.way
+                && found != item.way()
+            {
+                return Err(RestoreError::Way {
+                    name,
+                    found: found.clone(),
+                    known: item.way(),
+                });
+            }
+            let left = item
+                .restore(processors, bytes)
+                .map_err(|source| RestoreError::Refused { name, source })?;
+            if left != 0 {
+                return Err(RestoreError::Trailing { name, left });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Variables that only concern the host: they may be given anew with `-r`. A star stands for one component.
+const HOST_SIDE: &[&str] = &[
+    "name",
+    "rundir",
+    "vmm",
+    "monitor",
+    "destroy_on_poweroff",
+    "snapshot.*",
+    "config.dump",
+    "gdb.*",
+    "keyboard.layout",
+    "memory.wired",
+    "memory.guest_in_core",
+    "vcpu.*.cpuset",
+    "boot.kernel",
+    "boot.initrd",
+    "x86.strictio",
+    "x86.strictmsr",
+    "x86.verbosemsr",
+    "lpc.*.path",
+    "pci.*.*.*.path",
+    "pci.*.*.*.backend",
+    "pci.*.*.*.type",
+    "pci.*.*.*.hostfwd",
+    "pci.*.*.*.tcp",
+    "pci.*.*.*.rfb",
+    "pci.*.*.*.unix",
+    "pci.*.*.*.password",
+    "pci.*.*.*.wait",
+    "pci.*.*.*.open",
+    "pci.*.*.*.nocache",
+    "pci.*.*.*.direct",
+    "pci.*.*.*.sync",
+    "pci.*.*.*.port.*.path",
+    "pci.*.*.*.port.*.nocache",
+    "pci.*.*.*.port.*.direct",
+    "pci.*.*.*.port.*.sync",
+    "pci.*.*.*.port.*.name",
+];
+
+/// Where viewers connect is one of these: what is given takes the place of the others, too.
+const ALTERNATIVES: [&str; 3] = ["rfb", "tcp", "unix"];
+
+/// What variables mean that are not set: to say so is no contradiction.
+const DEFAULTS: &[(&str, &str)] = &[
+    ("acpi_tables", "true"),
+    ("memory.size", "256M"),
+    ("rtc.use_localtime", "true"),
+    ("virtio_msix", "true"),
+    ("vmm.clock", "host"),
+    ("x86.mptable", "true"),
+    ("x86.vmexit_on_hlt", "false"),
+    ("x86.vmexit_on_pause", "false"),
+    ("x86.x2apic", "false"),
+];
+
+/// The first components of variables that this program knows; others are the user's own.
+const KNOWN: &[&str] = &[
+    "acpi_tables",
+    "acpi_tables_in_memory",
+    "bios",
+    "board",
+    "boot",
+    "bootrom",
+    "bootvars",
+    "chassis",
+    "console",
+    "cores",
+    "cpus",
+    "domains",
+    "lpc",
+    "memory",
+    "pci",
+    "rtc",
+    "sockets",
+    "system",
+    "threads",
+    "tpm",
+    "uuid",
+    "virtio_msix",
+    "vmm",
+    "x86",
+];
+
+fn matches(pattern: &str, variable: &str) -> bool {
+    let (mut pattern, mut variable) = (pattern.split('.'), variable.split('.'));
+    loop {
+        match (pattern.next(), variable.next()) {
+            (None, None) => return true,
+            (Some("*"), Some(_)) => {}
+            (Some(wanted), Some(found)) if wanted == found => {}
+            _ => return false,
+        }
+    }
+}
+
+fn is_host_side(variable: &str) -> bool {
+    let first = variable.split('.').next().unwrap_or_default();
+    HOST_SIDE.iter().any(|pattern| matches(pattern, variable)) || {
+        let known = KNOWN.contains(&first)
+            || HOST_SIDE
+                .iter()
+                .any(|pattern| pattern.split('.').next() == Some(first));
+        !known
+    }
+}
+
+/// Puts what was given over what was saved.
+fn merge(saved: &Config, given: &Config) -> Result<(), RestoreError> {
+    merge_topology(saved, given)?;
+    for line in given.dump().lines() {
+        let Some((variable, value)) = line.split_once('=') else {
+            continue;
+        };
+        if ["cpus", "sockets", "cores", "threads"].contains(&variable) {
+            continue;
+        }
+        let default = DEFAULTS
+            .iter()
+            .find(|(name, _)| *name == variable)
+            .map(|(_, value)| (*value).to_owned());
+        let before = saved.raw(variable).or(default);
+        let same = match (variable, &before) {
+            (_, None) => false,
+            ("memory.size", Some(before)) => memory_size(before) == memory_size(value),
+            (_, Some(before)) => before == value || is_same_boolean(before, value),
+        };
+        if same {
+            continue;
+        }
+        if !is_host_side(variable) {
+            return Err(RestoreError::Contradiction {
+                variable: variable.to_owned(),
+                given: value.to_owned(),
+                saved: before.unwrap_or_else(|| "no such variable".to_owned()),
+            });
+        }
+        if let Some((device, name)) = variable.rsplit_once('.')
+            && ALTERNATIVES.contains(&name)
+        {
+            let others = ALTERNATIVES.map(|name| format!("{device}.{name}"));
+            let replaced = others.iter().filter(|other| given.raw(other).is_none());
+            replaced.for_each(|other| saved.remove(other));
+        }
+        saved.set(variable, value)?;
+    }
+    Ok(())
+}
+
+fn is_same_boolean(a: &str, b: &str) -> bool {
+    let a = crate::config::parse_bool(a);
+    a.is_some() && a == crate::config::parse_bool(b)
+}
+
+/// `-c` in whatever form must come to the same processors.
+fn merge_topology(saved: &Config, given: &Config) -> Result<(), RestoreError> {
+    if ["cpus", "sockets", "cores", "threads"]
+        .iter()
+        .all(|name| given.raw(name).is_none())
+    {
+        return Ok(());
+    }
+    let (before, now) = (Topology::from_config(saved)?, Topology::from_config(given)?);
+    if before == now {
+        return Ok(());
+    }
+    Err(RestoreError::Contradiction {
+        variable: "cpus".to_owned(),
+        given: now.to_string(),
+        saved: before.to_string(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn merged(saved: &str, given: &str) -> Result<String, String> {
+        let (base, over) = (Config::new(), Config::new());
+        base.load(saved).unwrap();
+        over.load(given).unwrap();
+        merge(&base, &over).map_err(|error| error.to_string())?;
+        Ok(base.dump())
+    }
+
+    #[test]
+    fn rates_of_one_tsc_differ_by_little() {
+        let hz = 2_100_000_000;
+        for (same, other) in [
+            (true, hz),
+            (true, hz + 500_000),
+            (true, hz - 525_000),
+            (false, hz + 526_000),
+            (false, hz - 600_000),
+            (false, 1),
+            (false, u64::MAX),
+        ] {
+            assert_eq!(is_same_rate(hz, other), same, "{other}");
+        }
+    }
+
+    #[test]
+    fn host_side_variables_may_change() {
+        let saved = "name=a\npci.0.3.0.device=virtio-blk\npci.0.3.0.path=/a\nlpc.com1.path=stdio";
+        let now = merged(
+            saved,
+            "name=b\npci.0.3.0.path=/b\nlpc.com1.path=/dev/null\nmine.own=1",
+        )
+        .unwrap();
+        assert!(
+            now.contains("name=b\n")
+                && now.contains("pci.0.3.0.path=/b\n")
+                && now.contains("mine.own=1\n")
+        );
+        assert!(now.contains("lpc.com1.path=/dev/null\n"));
+    }
+
+    #[test]
+    fn viewers_connect_in_one_place() {
+        let saved = "pci.0.3.0.device=fbuf\npci.0.3.0.rfb=5901\npci.0.3.0.wait=true\n";
+        for given in ["pci.0.3.0.tcp=5902", "pci.0.3.0.unix=/tmp/vnc"] {
+            let now = merged(saved, given).unwrap();
+            assert!(now.contains(given) && !now.contains("rfb"), "{now}");
+            assert!(now.contains("wait=true"));
+        }
+        assert!(
+            merged(saved, "pci.0.3.0.wait=false")
+                .unwrap()
+                .contains("rfb=5901")
+        );
+    }
+
+    #[test]
+    fn what_the_guest_sees_may_not() {
+        let saved = "cpus=2\nmemory.size=512M\npci.0.3.0.device=virtio-blk\nx86.x2apic=on";
+        for (same, given) in [
+            (true, "cpus=2"),
+            (true, "sockets=2"),
+            (true, "memory.size=512"),
+            (true, "x86.x2apic=true"),
+            (true, "virtio_msix=on"),
+            (false, "virtio_msix=off"),
+            (false, "cpus=4"),
+            (false, "cpus=2\ncores=2"),
+            (false, "memory.size=1G"),
+            (false, "pci.0.3.0.device=virtio-net"),
+            (false, "pci.0.4.0.device=virtio-rnd"),
+            (false, "uuid=x"),
+            (false, "x86.x2apic=off"),
+        ] {
+            assert_eq!(merged(saved, given).is_ok(), same, "{given}");
+        }
+        let error = merged(saved, "memory.size=1G").unwrap_err();
+        assert_eq!(
+            error,
+            "memory.size=1G contradicts the checkpoint, which has 512M"
+        );
+    }
+}

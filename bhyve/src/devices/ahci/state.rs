@@ -1,0 +1,214 @@
+//! What a checkpoint keeps of a controller. Nothing of it is trusted.
+
+use super::controller::State;
+use super::drive::{Drive, ERROR_LOG, Face, Sense, Settings};
+use super::port::{Parts, Port, Registers};
+use super::regs::*;
+use crate::backends::block_if::DiskIdentity;
+use crate::device::StateError;
+use serde::{Deserialize, Serialize};
+
+/// Names the state.
+pub const KIND: &str = "ahci";
+/// Grows with every incompatible change.
+pub const VERSION: u32 = 1;
+
+/// The controller.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct AhciState {
+    interrupts: bool,
+    is: u32,
+    ports: Vec<PortState>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct PortState {
+    regs: Registers,
+    halted: bool,
+    next: u32,
+    drive: Option<DriveState>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct DriveState {
+    face: Face,
+    settings: Settings,
+    error_log: [u8; ERROR_LOG],
+    sense: Sense,
+    soft_reset: bool,
+    /// None of a drive without a medium.
+    identity: Option<DiskIdentity>,
+}
+
+impl AhciState {
+    /// Takes the state down. No command may be with a disk.
+    pub(super) fn save(state: &State, identities: Vec<Option<DiskIdentity>>) -> Self {
+        let State {
+            interrupts,
+            is,
+            resetting: _, // only while a command is with a disk
+            ports,
+        } = state;
+        let ports = ports.iter().zip(identities).map(|(port, identity)| {
+            let Parts {
+                regs,
+                drive,
+                halted,
+                next,
+            } = port.parts();
+            PortState {
+                regs,
+                halted,
+                next,
+                drive: drive.map(|drive| {
+                    let Drive {
+                        face,
+                        settings,
+                        error_log,
+                        sense,
+                        soft_reset,
+                    } = drive.clone();
+                    DriveState {
+                        face,
+                        settings,
+                        error_log,
+                        sense,
+                        soft_reset,
+                        identity,
+                    }
+                }),
+            }
+        });
+        Self {
+            interrupts: *interrupts,
+            is: *is,
+            ports: ports.collect(),
+        }
+    }
+
+    /// Puts the state in place, if it is one of these ports and their disks are what they were.
+    pub(super) fn restore(
+        self,
+        state: &mut State,
+        now: Vec<Option<DiskIdentity>>,
+        forced: bool,
+    ) -> Result<(), StateError> {
+        let Self {
+            interrupts,
+            is,
+            ports,
+        } = self;
+        if ports.len() != state.ports.len() {
+            return Err(StateError::Invalid(format!(
+                "the controller has {} ports, the saved one {}",
+                state.ports.len(),
+                ports.len()
+            )));
+        }
+        for (n, ((port, saved), now)) in state.ports.iter_mut().zip(ports).zip(now).enumerate() {
+            let invalid = |what: String| StateError::Invalid(format!("port {n}: {what}"));
+            saved.restore(port, now, forced).map_err(invalid)?;
+        }
+        let existing = state.ports.len() as u32;
+        if u64::from(is) >> existing != 0 {
+            return Err(StateError::Invalid(
+                "an interrupt of a port that is not there".to_owned(),
+            ));
+        }
+        (state.interrupts, state.is, state.resetting) = (interrupts, is, false);
+        Ok(())
+    }
+}
+
+impl PortState {
+    fn restore(
+        self,
+        port: &mut Port,
+        now: Option<DiskIdentity>,
+        forced: bool,
+    ) -> Result<(), String> {
+        let Self {
+            regs,
+            halted,
+            next,
+            drive,
+        } = self;
+        let drive = match (drive, &port.drive) {
+            (None, None) => None,
+            (Some(saved), Some(drive)) => Some(saved.restore(drive, now, forced)?),
+            (None, Some(_)) => return Err("there was no drive".to_owned()),
+            (Some(_), None) => return Err("there was a drive".to_owned()),
+        };
+        let links = (1..=SPEED_GEN3).map(|speed| SSTS_UP | speed << SPEED_SHIFT);
+        let possible = regs.clb.is_multiple_of(CLB_ALIGN)
+            && regs.fb.is_multiple_of(FB_ALIGN)
+            && regs.ie & !P_IX_MASK == 0
+            && regs.cmd & !P_CMD_WRITABLE == 0
+            && regs.sctl & !0xfff == 0
+            && next < MAX_SLOTS
+            && (regs.ssts == 0
+                || drive.is_some()
+                    && (regs.ssts == SSTS_OFFLINE
+                        || links.into_iter().any(|link| link == regs.ssts)));
+        if !possible {
+            return Err("the saved registers cannot be".to_owned());
+        }
+        port.set(regs, halted, next, drive);
+        Ok(())
+    }
+}
+
+impl DriveState {
+    fn restore(
+        self,
+        drive: &Drive,
+        now: Option<DiskIdentity>,
+        forced: bool,
+    ) -> Result<Drive, String> {
+        let Self {
+            face,
+            settings,
+            error_log,
+            sense,
+            soft_reset,
+            identity,
+        } = self;
+        let here = &drive.face;
+        if face.kind != here.kind {
+            return Err("the drive was of another kind".to_owned());
+        }
+        if face.medium != here.medium {
+            let had = if face.medium { "a" } else { "no" };
+            return Err(format!("the drive had {had} medium"));
+        }
+        if (face.blocks, face.block) != (here.blocks, here.block) {
+            return Err("the disk has another size or sector size than the guest knows".to_owned());
+        }
+        match (&identity, &now) {
+            (Some(then), Some(now)) => {
+                if let Some(why) = then.moved_on(now).filter(|_| !forced) {
+                    return Err(format!(
+                        "{why}; \"-o snapshot.disks=force\" takes it as it is"
+                    ));
+                }
+            }
+            (None, None) => {}
+            _ => return Err("the drive's medium was not told".to_owned()),
+        }
+        let multiple = settings.multiple;
+        let possible = face.model.len() == Face::MODEL_LEN
+            && face.physical >= face.block
+            && face.physical.is_power_of_two()
+            && (multiple == 0 || multiple.is_power_of_two());
+        if !possible {
+            return Err("the saved drive cannot be".to_owned());
+        }
+        Ok(Drive {
+            face,
+            settings,
+            error_log,
+            sense,
+            soft_reset,
+        })
+    }
+}

@@ -1,0 +1,490 @@
+//! The keyboard controller of a PC, an 8042, with a keyboard and a mouse (`usr.sbin/bhyve/atkbdc.c`).
+//!
+//! Interrupts are levels that follow the output buffer; upstream pulses them.
+
+use super::pm::PowerRequest;
+use super::ps2kbd::keymap::{self, SET_1_RELEASE};
+use super::ps2kbd::{KbdState, Ps2Kbd};
+use super::ps2mouse::{MouseState, Ps2Mouse};
+use crate::backends::console::{Console, KeyEvent, Keyboard, PS2_PRIORITY, Pointer, PtrEvent};
+use crate::bus::inout::{Inout, PortHandler};
+use crate::device::{BuildError, Device, SaveError, SavedBytes, SavedState, StateError};
+use crate::machine::irqchip::IrqChip;
+use serde::{Deserialize, Serialize};
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// The keyboard's interrupt.
+pub const KBD_IRQ: u8 = 1;
+/// The mouse's.
+pub const AUX_IRQ: u8 = 12;
+const DATA_PORT: u16 = 0x60;
+const COMMAND_PORT: u16 = 0x64;
+
+const STATUS_OUTPUT_FULL: u8 = 1 << 0;
+const STATUS_SYSTEM: u8 = 1 << 2;
+const STATUS_COMMAND: u8 = 1 << 3;
+const STATUS_UNLOCKED: u8 = 1 << 4;
+const STATUS_AUX: u8 = 1 << 5;
+
+const CTRL_KBD_INT: u8 = 1 << 0;
+const CTRL_AUX_INT: u8 = 1 << 1;
+const CTRL_SYSTEM: u8 = 1 << 2;
+const CTRL_KBD_DISABLED: u8 = 1 << 4;
+const CTRL_AUX_DISABLED: u8 = 1 << 5;
+const CTRL_TRANSLATE: u8 = 1 << 6;
+/// What firmware would leave behind.
+const CTRL_DEFAULT: u8 = CTRL_KBD_INT | CTRL_AUX_INT | CTRL_SYSTEM | CTRL_TRANSLATE;
+
+const CMD_WRITE_OUTPORT: u8 = 0xd1;
+const CMD_WRITE_KBD_BUFFER: u8 = 0xd2;
+const CMD_WRITE_AUX_BUFFER: u8 = 0xd3;
+const CMD_WRITE_AUX: u8 = 0xd4;
+
+/// Not resetting, A20 open.
+const OUTPORT_DEFAULT: u8 = 0x03;
+const OUTPORT_RUN: u8 = 1 << 0;
+const RAM_SIZE: usize = 32;
+/// A keyboard's has 16 bytes; what a viewer types at once should not be lost in a guest that is busy.
+const FIFO_SIZE: usize = 256;
+/// What precedes the code of a key that is let go, in set 2.
+const SET_2_RELEASE: u8 = 0xf0;
+const KIND: &str = "atkbdc";
+const VERSION: u32 = 2;
+
+/// A device's output.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Fifo(VecDeque<u8>);
+
+impl Fifo {
+    /// Adds bytes; what does not fit is lost, as it is in a device.
+    pub fn push(&mut self, bytes: &[u8]) {
+        let room = FIFO_SIZE.saturating_sub(self.0.len());
+        self.0.extend(bytes.iter().take(room));
+    }
+
+    /// Adds all of the bytes, or none and says so.
+    pub fn push_all(&mut self, bytes: &[u8]) -> bool {
+        let fits = bytes.len() <= FIFO_SIZE.saturating_sub(self.0.len());
+        if fits {
+            self.0.extend(bytes);
+        }
+        fits
+    }
+
+    /// Takes the oldest byte.
+    pub fn pop(&mut self) -> Option<u8> {
+        self.0.pop_front()
+    }
+
+    /// Whether there is nothing.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The bytes, oldest first.
+    pub fn to_vec(&self) -> Vec<u8> {
+        self.0.iter().copied().collect()
+    }
+
+    /// From bytes of a checkpoint.
+    pub fn restore(bytes: Vec<u8>) -> Result<Self, StateError> {
+        if bytes.len() > FIFO_SIZE {
+            return Err(StateError::Invalid(
+                "a PS/2 device has more output than it has room for".into(),
+            ));
+        }
+        Ok(Self(bytes.into()))
+    }
+}
+
+/// Where the byte in the output buffer came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+enum Source {
+    /// The keyboard, or the controller itself.
+    Keyboard,
+    Mouse,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Controller {
+    /// Byte 0 is the controller's own command byte.
+    ram: [u8; RAM_SIZE],
+    outport: u8,
+    /// The command whose argument comes next.
+    command: Option<u8>,
+    /// The last byte went to the command port.
+    last_was_command: bool,
+    output: Option<(u8, Source)>,
+    /// The last byte read, which the data port shows when there is no other.
+    last_output: u8,
+    /// The controller's own answers.
+    answers: Fifo,
+    /// The keyboard's last byte said that the code that follows is a release; the translation makes a bit of it.
+    release: bool,
+    kbd: Ps2Kbd,
+    mouse: Ps2Mouse,
+}
+
+/// What a checkpoint keeps.
+#[derive(Debug, Serialize, Deserialize)]
+struct ControllerState {
+    ram: [u8; RAM_SIZE],
+    outport: u8,
+    command: Option<u8>,
+    last_was_command: bool,
+    output: Option<(u8, Source)>,
+    last_output: u8,
+    answers: Vec<u8>,
+    release: bool,
+    kbd: KbdState,
+    mouse: MouseState,
+}
+
+/// The levels of the two interrupts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Lines {
+    kbd: bool,
+    aux: bool,
+}
+
+/// Commands that want a byte at the data port.
+fn takes_argument(command: u8) -> bool {
+    matches!(command, 0x60..=0x7f | CMD_WRITE_OUTPORT..=CMD_WRITE_AUX)
+}
+
+impl Controller {
+    fn new() -> Self {
+        let mut ram = [0; RAM_SIZE];
+        ram[0] = CTRL_DEFAULT;
+        Self {
+            ram,
+            outport: OUTPORT_DEFAULT,
+            command: None,
+            last_was_command: false,
+            output: None,
+            last_output: 0,
+            answers: Fifo::default(),
+            release: false,
+            kbd: Ps2Kbd::new(),
+            mouse: Ps2Mouse::new(),
+        }
+    }
+
+    fn ctrl(&self) -> u8 {
+        self.ram[0]
+    }
+
+    fn lines(&self) -> Lines {
+        let from = |source| self.output.is_some_and(|(_, actual)| actual == source);
+        Lines {
+            kbd: self.ctrl() & CTRL_KBD_INT != 0 && from(Source::Keyboard),
+            aux: self.ctrl() & CTRL_AUX_INT != 0 && from(Source::Mouse),
+        }
+    }
+
+    /// Fills the output buffer if it is empty: the controller's answers first, then keyboard and mouse.
+    fn refill(&mut self) {
+        if self.output.is_some() {
+            return;
+        }
+        let ctrl = self.ctrl();
+        self.output = if let Some(byte) = self.answers.pop() {
+            Some((byte, Source::Keyboard))
+        } else if ctrl & CTRL_KBD_DISABLED == 0
+            && let Some(byte) = self.read_keyboard()
+        {
+            Some((byte, Source::Keyboard))
+        } else if ctrl & CTRL_AUX_DISABLED == 0 {
+            self.mouse.read().map(|byte| (byte, Source::Mouse))
+        } else {
+            None
+        };
+    }
+
+    /// The keyboard's next byte, translated to scan code set 1 if that is switched on.
+    fn read_keyboard(&mut self) -> Option<u8> {
+        if self.ctrl() & CTRL_TRANSLATE == 0 {
+            return self.kbd.read();
+        }
+        loop {
+            match self.kbd.read()? {
+                SET_2_RELEASE => self.release = true,
+                byte if std::mem::take(&mut self.release) => {
+                    return Some(keymap::translate(byte) | SET_1_RELEASE);
+                }
+                byte => return Some(keymap::translate(byte)),
+            }
+        }
+    }
+
+    fn status(&self) -> u8 {
+        let output = match self.output {
+            None => 0,
+            Some((_, Source::Keyboard)) => STATUS_OUTPUT_FULL,
+            Some((_, Source::Mouse)) => STATUS_OUTPUT_FULL | STATUS_AUX,
+        };
+        let system = if self.ctrl() & CTRL_SYSTEM != 0 {
+            STATUS_SYSTEM
+        } else {
+            0
+        };
+        let command = if self.last_was_command {
+            STATUS_COMMAND
+        } else {
+            0
+        };
+        output | system | command | STATUS_UNLOCKED
+    }
+
+    fn command(&mut self, value: u8) -> Option<PowerRequest> {
+        const SELF_TEST_PASSED: u8 = 0x55;
+        const PORT_OK: u8 = 0;
+        self.last_was_command = true;
+        self.command = takes_argument(value).then_some(value);
+        match value {
+            0x20..=0x3f => self.answers.push(&[self.ram[usize::from(value & 0x1f)]]),
+            0xa7 => self.ram[0] |= CTRL_AUX_DISABLED,
+            0xa8 => self.ram[0] &= !CTRL_AUX_DISABLED,
+            0xa9 | 0xab => self.answers.push(&[PORT_OK]),
+            0xaa => {
+                self.ram[0] |= CTRL_SYSTEM;
+                self.answers.push(&[SELF_TEST_PASSED]);
+            }
+            0xad => self.ram[0] |= CTRL_KBD_DISABLED,
+            0xae => self.ram[0] &= !CTRL_KBD_DISABLED,
+            // The input port: no jumpers.
+            0xc0 => self.answers.push(&[0]),
+            0xd0 => self.answers.push(&[self.outport]),
+            // Pulses the outputs whose bits are clear; bit 0 is the processor's reset.
+            0xf0..=0xff if value & OUTPORT_RUN == 0 => return Some(PowerRequest::Reset),
+            _ => {}
+        }
+        None
+    }
+
+    fn data(&mut self, value: u8) -> Option<PowerRequest> {
+        self.last_was_command = false;
+        match self.command.take() {
+            Some(command @ 0x60..=0x7f) => self.ram[usize::from(command & 0x1f)] = value,
+            Some(CMD_WRITE_OUTPORT) => {
+                // As long as the reset line is low the machine would stand still.
+                self.outport = value | OUTPORT_RUN;
+                return (value & OUTPORT_RUN == 0).then_some(PowerRequest::Reset);
+            }
+            Some(CMD_WRITE_KBD_BUFFER) => self.output = Some((value, Source::Keyboard)),
+            Some(CMD_WRITE_AUX_BUFFER) => self.output = Some((value, Source::Mouse)),
+            Some(_) => {
+                self.ram[0] &= !CTRL_AUX_DISABLED;
+                self.mouse.write(value);
+            }
+            None => {
+                self.ram[0] &= !CTRL_KBD_DISABLED;
+                self.kbd.write(value);
+            }
+        }
+        None
+    }
+
+    fn save(&self) -> ControllerState {
+        let Self {
+            ram,
+            outport,
+            command,
+            last_was_command,
+            output,
+            last_output,
+            answers,
+            release,
+            kbd,
+            mouse,
+        } = self;
+        ControllerState {
+            ram: *ram,
+            outport: *outport,
+            command: *command,
+            last_was_command: *last_was_command,
+            output: *output,
+            last_output: *last_output,
+            answers: answers.to_vec(),
+            release: *release,
+            kbd: kbd.save(),
+            mouse: mouse.save(),
+        }
+    }
+
+    fn restore(state: ControllerState) -> Result<Self, StateError> {
+        let ControllerState {
+            ram,
+            outport,
+            command,
+            last_was_command,
+            output,
+            last_output,
+            answers,
+            release,
+            kbd,
+            mouse,
+        } = state;
+        if outport & OUTPORT_RUN == 0 || command.is_some_and(|command| !takes_argument(command)) {
+            return Err(StateError::Invalid(
+                "the keyboard controller cannot be in the saved state".into(),
+            ));
+        }
+        Ok(Self {
+            ram,
+            outport,
+            command,
+            last_was_command,
+            output,
+            last_output,
+            answers: Fifo::restore(answers)?,
+            release,
+            kbd: Ps2Kbd::restore(kbd)?,
+            mouse: Ps2Mouse::restore(mouse)?,
+        })
+    }
+}
+
+/// The controller at its ports.
+pub struct Atkbdc {
+    chip: Arc<dyn IrqChip>,
+    power: Arc<dyn Fn(PowerRequest) + Send + Sync>,
+    controller: Mutex<Controller>,
+}
+
+impl Atkbdc {
+    /// A controller as firmware leaves it, or as it was saved.
+    pub fn new(
+        chip: Arc<dyn IrqChip>,
+        power: Arc<dyn Fn(PowerRequest) + Send + Sync>,
+        saved: Option<&SavedBytes>,
+    ) -> Result<Self, StateError> {
+        let controller = match saved {
+            // The interrupt controllers have states of their own.
+            Some(saved) => Controller::restore(saved.decode(KIND, VERSION)?)?,
+            None => Controller::new(),
+        };
+        Ok(Self {
+            chip,
+            power,
+            controller: Mutex::new(controller),
+        })
+    }
+
+    /// Makes the controller answer at its ports.
+    pub fn register(self: &Arc<Self>, inout: &Inout) -> Result<(), BuildError> {
+        [DATA_PORT, COMMAND_PORT].into_iter().try_for_each(|port| {
+            inout
+                .register(
+                    "atkbdc",
+                    port..=port,
+                    Arc::clone(self) as Arc<dyn PortHandler>,
+                )
+                .map_err(|conflict| BuildError::Invalid(conflict.to_string()))
+        })
+    }
+
+    /// Gives viewers the keyboard and the mouse.
+    pub fn listen(self: &Arc<Self>, console: &Console) {
+        let (kbd, mouse) = (Arc::downgrade(self), Arc::downgrade(self));
+        console.register_keyboard(PS2_PRIORITY, kbd);
+        console.register_pointer(PS2_PRIORITY, mouse);
+    }
+
+    fn controller(&self) -> MutexGuard<'_, Controller> {
+        self.controller
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Drives the interrupts from one state of the lines to another. Called under the controller's lock.
+    fn drive(&self, before: Lines, after: Lines) {
+        for (before, after, irq) in [
+            (before.kbd, after.kbd, KBD_IRQ),
+            (before.aux, after.aux, AUX_IRQ),
+        ] {
+            match (before, after) {
+                (false, true) => self.chip.isa_assert(irq, Some(irq)),
+                (true, false) => self.chip.isa_deassert(irq, Some(irq)),
+                _ => {}
+            }
+        }
+    }
+
+    fn with<R>(&self, change: impl FnOnce(&mut Controller) -> R) -> R {
+        let mut controller = self.controller();
+        let before = controller.lines();
+        let result = change(&mut controller);
+        // The line falls before the next byte raises it again: the interrupt is edge-triggered.
+        let between = controller.lines();
+        self.drive(before, between);
+        controller.refill();
+        self.drive(between, controller.lines());
+        result
+    }
+}
+
+impl PortHandler for Atkbdc {
+    fn read(&self, port: u16, _size: u8) -> u32 {
+        if port == COMMAND_PORT {
+            return self.controller().status().into();
+        }
+        self.with(|controller| {
+            if let Some((byte, _)) = controller.output.take() {
+                controller.last_output = byte;
+            }
+            controller.last_output.into()
+        })
+    }
+
+    fn write(&self, port: u16, _size: u8, value: u32) {
+        let value = value as u8;
+        let request = self.with(|controller| {
+            if port == COMMAND_PORT {
+                controller.command(value)
+            } else {
+                controller.data(value)
+            }
+        });
+        if let Some(request) = request {
+            (self.power)(request);
+        }
+    }
+}
+
+impl Keyboard for Atkbdc {
+    fn kbd_event(&self, event: KeyEvent) -> bool {
+        self.with(|controller| controller.kbd.event(event))
+    }
+}
+
+impl Pointer for Atkbdc {
+    fn ptr_event(&self, event: PtrEvent) -> bool {
+        self.with(|controller| controller.mouse.event(event))
+    }
+}
+
+impl Device for Atkbdc {
+    fn name(&self) -> &str {
+        "atkbdc"
+    }
+    fn pause(&self) {}
+    fn quiesced(&self) -> bool {
+        true
+    }
+    fn save(&self) -> Result<SavedState, SaveError> {
+        SavedState::encode(KIND, VERSION, &self.controller().save())
+    }
+    fn restore(&self, saved: &SavedBytes) -> Result<(), StateError> {
+        *self.controller() = Controller::restore(saved.decode(KIND, VERSION)?)?;
+        Ok(())
+    }
+    fn resume(&self) {}
+    fn reset(&self) {
+        self.with(|controller| *controller = Controller::new());
+    }
+}
+
+#[cfg(test)]
+mod tests;

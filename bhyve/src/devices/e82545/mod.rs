@@ -1,0 +1,419 @@
+//! e1000: the Intel 82545EM (`usr.sbin/bhyve/pci_e82545.c`). Differences: filters, checksums of what is received,
+//! statistics that clear, interrupt delays in their own units, and everything is saved.
+//!
+//! The controller is a state machine behind one lock ([`nic`]); this module ties it to the bus, the back end and the clock.
+//! As upstream's it has an interrupt pin and no messages, and nothing behind the BAR of its flash memory.
+
+mod checksum;
+mod eeprom;
+mod intr;
+mod nic;
+mod phy;
+mod regs;
+mod rx;
+mod state;
+mod stats;
+mod tx;
+
+use crate::backends::net_backends::{self, MAX_FRAME, NetBackend, Watch};
+use crate::backends::net_utils::MacAddr;
+use crate::bus::pci::bar::BarType;
+use crate::bus::pci::func::{PciFunc, PciIds};
+use crate::bus::pci::{PciDevice, PciModel};
+use crate::config::Node;
+use crate::device::{
+    BuildCtx, BuildError, Clock, Device, SaveError, SavedBytes, SavedState, StateError,
+};
+use crate::mevent::{Mevent, TimerId};
+use nic::{Nic, Port};
+use state::NicState;
+use std::sync::atomic::AtomicU32;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+/// The model.
+pub const E1000: PciModel = PciModel {
+    name: "e1000",
+    alias_of: None,
+    parse,
+    build,
+};
+
+const VENDOR: u16 = 0x8086;
+/// 82545EM, copper.
+const DEVICE: u16 = 0x100f;
+const SUBDEVICE: u16 = 0x1008;
+/// Network, Ethernet.
+const CLASS: (u8, u8) = (0x02, 0x00);
+
+const BAR_REGISTERS: usize = 0;
+const REGISTERS_LEN: u64 = 128 << 10;
+const BAR_FLASH: usize = 1;
+const FLASH_LEN: u64 = 64 << 10;
+const BAR_IO: usize = 2;
+const IO_LEN: u64 = 8;
+const IOADDR: u64 = 0;
+const IODATA: u64 = 4;
+
+const KIND: &str = "e1000";
+const VERSION: u32 = 1;
+/// Frames that are taken from the host before the event loop looks at its other sources.
+const RX_BATCH: usize = 256;
+
+fn parse(node: &Node, opts: &str) -> Result<(), String> {
+    net_backends::parse_legacy(node, opts).map_err(|error| error.to_string())
+}
+
+struct E82545 {
+    inner: Arc<Inner>,
+    mac_configured: bool,
+}
+
+struct Inner {
+    func: Arc<PciFunc>,
+    port: Port,
+    mevent: Weak<Mevent>,
+    core: Mutex<Core>,
+}
+
+/// The controller and what drives it.
+struct Core {
+    nic: Nic,
+    time: Stopwatch,
+    link_changed: bool,
+    frame: Vec<u8>,
+    watch: Watch,
+    /// The timer and what it is set to.
+    timer: Option<(TimerId, Option<u64>)>,
+}
+
+/// The controller's time, which stands still while it is paused.
+struct Stopwatch {
+    before: Duration,
+    since: Option<Instant>,
+}
+
+impl Stopwatch {
+    fn now(&self) -> u64 {
+        let running = self.since.map_or(Duration::ZERO, |since| since.elapsed());
+        (self.before + running).as_nanos() as u64
+    }
+
+    fn stop(&mut self) {
+        if let Some(since) = self.since.take() {
+            self.before += since.elapsed();
+        }
+    }
+
+    fn start(&mut self) {
+        self.since.get_or_insert_with(Instant::now);
+    }
+
+    /// When the host's clock will show this time.
+    fn instant(&self, time: u64) -> Option<Instant> {
+        let left = Duration::from_nanos(time).saturating_sub(self.before);
+        self.since?.checked_add(left)
+    }
+}
+
+fn build(
+    ctx: &BuildCtx<'_>,
+    func: Arc<PciFunc>,
+    node: &Node,
+    saved: Option<&SavedBytes>,
+) -> Result<Arc<dyn PciDevice>, BuildError> {
+    build_on(net_backends::open(node)?, ctx, func, node, saved)
+}
+
+fn build_on(
+    backend: Box<dyn NetBackend>,
+    ctx: &BuildCtx<'_>,
+    func: Arc<PciFunc>,
+    node: &Node,
+    saved: Option<&SavedBytes>,
+) -> Result<Arc<dyn PciDevice>, BuildError> {
+    let mac = MacAddr::configured(node)?;
+    if node.get("mtu")?.is_some() {
+        return Err(BuildError::Invalid(
+            "mtu cannot be set: an 82545 has no way to tell its driver".to_owned(),
+        ));
+    }
+    func.set_ids(PciIds {
+        vendor: VENDOR,
+        device: DEVICE,
+        class: CLASS.0,
+        subclass: CLASS.1,
+        subvendor: VENDOR,
+        subdevice: SUBDEVICE,
+        ..PciIds::default()
+    });
+    func.add_bar(BAR_REGISTERS, BarType::Mem32, REGISTERS_LEN)?;
+    func.add_bar(BAR_FLASH, BarType::Mem32, FLASH_LEN)?;
+    func.add_bar(BAR_IO, BarType::Io, IO_LEN)?;
+    func.set_intx();
+    let link_up = net_backends::is_plugged(&*backend, ctx.clock, func.name());
+    let MacAddr(address) = mac.unwrap_or_else(|| MacAddr::generate(func.bdf(), ctx.vm_name));
+    let inner = Arc::new(Inner {
+        port: Port {
+            name: func.name().to_owned(),
+            mem: ctx.mem.clone(),
+            backend,
+            complaints: AtomicU32::new(0),
+        },
+        func,
+        mevent: Arc::downgrade(ctx.mevent),
+        core: Mutex::new(Core {
+            nic: Nic::new(address, link_up, ctx.clock == Clock::Host),
+            time: Stopwatch {
+                before: Duration::ZERO,
+                since: Some(Instant::now()),
+            },
+            link_changed: false,
+            frame: Vec::new(),
+            watch: Watch::default(),
+            timer: None,
+        }),
+    });
+    inner.connect(ctx.mevent)?;
+    let device = E82545 {
+        inner,
+        mac_configured: mac.is_some(),
+    };
+    if let Some(saved) = saved {
+        device.pause();
+        device.restore(saved)?;
+    }
+    Ok(Arc::new(device))
+}
+
+impl Inner {
+    fn connect(self: &Arc<Self>, mevent: &Arc<Mevent>) -> Result<(), BuildError> {
+        let mut core = self.core();
+        let this = Arc::downgrade(self);
+        let timer = mevent.add_timer(move || {
+            if let Some(this) = this.upgrade() {
+                this.with(|_, _| ());
+            }
+        });
+        core.timer = Some((timer, None));
+        let this = Arc::downgrade(self);
+        core.watch = Watch::new(mevent, &*self.port.backend, move || {
+            if let Some(this) = this.upgrade() {
+                this.frames_came();
+            }
+        })?;
+        Ok(())
+    }
+
+    // Every change under the lock is complete before anything that could panic.
+    fn core(&self) -> MutexGuard<'_, Core> {
+        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does something with the controller at its present time, and lets the world follow.
+    fn with<T>(&self, act: impl FnOnce(&mut Nic, &Port) -> T) -> T {
+        let mut core = self.core();
+        core.nic.now = core.time.now();
+        let result = act(&mut core.nic, &self.port);
+        self.settle(&mut core);
+        result
+    }
+
+    fn settle(&self, core: &mut Core) {
+        let Core {
+            nic,
+            time,
+            link_changed: _,
+            frame: _,
+            watch,
+            timer,
+        } = core;
+        if !nic.running {
+            return; // whoever resumes comes by here
+        }
+        if nic.intr.settle(nic.now, nic.moderated) {
+            self.func.intx_assert();
+        } else {
+            self.func.intx_deassert();
+        }
+        let Some(mevent) = self.mevent.upgrade() else {
+            return;
+        };
+        let deadline = nic.intr.deadline();
+        if let Some((id, set)) = timer
+            && *set != deadline
+        {
+            *set = deadline;
+            mevent.set_timer(*id, deadline.and_then(|deadline| time.instant(deadline)));
+        }
+        self.watch(&mevent, watch, nic.has_room());
+    }
+
+    fn watch(&self, mevent: &Mevent, watch: &mut Watch, wanted: bool) {
+        if let Err(error) = watch.set(mevent, wanted) {
+            self.port
+                .complain(format_args!("cannot watch the network backend: {error}"));
+        }
+    }
+
+    // Runs on the event loop while there is something to read.
+    fn frames_came(&self) {
+        let mut core = self.core();
+        core.nic.now = core.time.now();
+        let Core { nic, frame, .. } = &mut *core;
+        frame.resize(MAX_FRAME, 0);
+        let mut failed = false;
+        for _ in 0..RX_BATCH {
+            if !nic.has_room() {
+                break;
+            }
+            match self.port.backend.recv(frame) {
+                Ok(Some(len)) => nic.receive(&self.port, frame.get(..len).unwrap_or_default()),
+                Ok(None) => break,
+                Err(error) => {
+                    self.port.complain(format_args!("cannot receive: {error}"));
+                    failed = true;
+                    break;
+                }
+            }
+        }
+        self.settle(&mut core);
+        if failed && let Some(mevent) = self.mevent.upgrade() {
+            // Until the driver does something: asking again at once would bring the same answer.
+            self.watch(&mevent, &mut core.watch, false);
+        }
+    }
+}
+
+impl Drop for E82545 {
+    fn drop(&mut self) {
+        let mut core = self.inner.core();
+        if let Some(mevent) = self.inner.mevent.upgrade() {
+            core.watch.end(&mevent);
+            if let Some((timer, _)) = core.timer.take() {
+                mevent.delete_timer(timer);
+            }
+        }
+    }
+}
+
+impl Device for E82545 {
+    fn name(&self) -> &str {
+        self.inner.func.name()
+    }
+
+    fn pause(&self) {
+        let mut core = self.inner.core();
+        core.time.stop();
+        let Core {
+            nic,
+            time,
+            watch,
+            timer,
+            ..
+        } = &mut *core;
+        nic.now = time.now();
+        nic.running = false;
+        if let Some(mevent) = self.inner.mevent.upgrade() {
+            self.inner.watch(&mevent, watch, false);
+            if let Some((id, set)) = timer {
+                *set = None;
+                mevent.set_timer(*id, None);
+            }
+        }
+    }
+
+    fn quiesced(&self) -> bool {
+        true // everything is done under the lock
+    }
+
+    fn save(&self) -> Result<SavedState, SaveError> {
+        let core = self.inner.core();
+        let mut state = core.nic.save();
+        if core.link_changed {
+            // The driver has not been told yet.
+            state.forget_link();
+        }
+        SavedState::encode(KIND, VERSION, &state)
+    }
+
+    fn restore(&self, saved: &SavedBytes) -> Result<(), StateError> {
+        let state: NicState = saved.decode(KIND, VERSION)?;
+        let mut core = self.inner.core();
+        core.link_changed = core.nic.restore(state, self.mac_configured)?;
+        Ok(())
+    }
+
+    fn resume(&self) {
+        let mut core = self.inner.core();
+        core.time.start();
+        core.nic.running = true;
+        let changed = std::mem::take(&mut core.link_changed);
+        drop(core);
+        self.inner.with(|nic, port| {
+            if changed {
+                nic.intr.raise(regs::ICR_LSC);
+            }
+            nic.transmit(port);
+            nic.deliver_held(port);
+        });
+    }
+
+    fn reset(&self) {
+        self.inner.with(|nic, _| nic.power_on());
+    }
+}
+
+impl PciDevice for E82545 {
+    fn disks(&self) -> Vec<std::io::Result<crate::backends::block_if::DiskIdentity>> {
+        Vec::new()
+    }
+
+    fn bar_read(&self, bar: usize, offset: u64, size: u8) -> u64 {
+        // The registers are words and answer to nothing else.
+        if size != 4 {
+            return 0;
+        }
+        let register = |nic: &mut Nic, at: u64| match u32::try_from(at) {
+            Ok(at) if at & 3 == 0 && u64::from(at) < REGISTERS_LEN => nic.read(at),
+            _ => 0,
+        };
+        let value = match (bar, offset) {
+            (BAR_REGISTERS, _) => self.inner.with(|nic, _| register(nic, offset)),
+            (BAR_IO, IOADDR) => self.inner.with(|nic, _| nic.io_addr),
+            (BAR_IO, IODATA) => self.inner.with(|nic, _| register(nic, nic.io_addr.into())),
+            _ => 0,
+        };
+        value.into()
+    }
+
+    fn bar_write(&self, bar: usize, offset: u64, size: u8, value: u64) {
+        if size != 4 {
+            return;
+        }
+        let value = value as u32;
+        let register = |nic: &mut Nic, port: &Port, at: u64| match u32::try_from(at) {
+            Ok(at) if at & 3 == 0 && u64::from(at) < REGISTERS_LEN => nic.write(port, at, value),
+            _ => {}
+        };
+        match (bar, offset) {
+            (BAR_REGISTERS, _) => self.inner.with(|nic, port| register(nic, port, offset)),
+            (BAR_IO, IOADDR) => self.inner.with(|nic, _| nic.io_addr = value),
+            (BAR_IO, IODATA) => self
+                .inner
+                .with(|nic, port| register(nic, port, nic.io_addr.into())),
+            _ => {}
+        }
+    }
+
+    fn cfg_read(&self, _offset: u16, _size: u8) -> Option<u32> {
+        None
+    }
+
+    fn cfg_write(&self, _offset: u16, _size: u8, _value: u32) -> bool {
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests;

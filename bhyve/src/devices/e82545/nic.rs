@@ -1,0 +1,323 @@
+//! The 82545's registers (`e82545_read_register`, `e82545_write_register` and `e82545_reset` of
+//! `usr.sbin/bhyve/pci_e82545.c`). A plain state machine: time is a field, frames and memory are behind a [`Port`].
+
+use super::eeprom::Eeprom;
+use super::intr::Interrupts;
+use super::phy::Phy;
+use super::regs::*;
+use super::stats::Stats;
+use super::tx::{Context, Packet};
+use crate::backends::net_backends::NetBackend;
+use serde::{Deserialize, Serialize};
+use std::sync::atomic::{AtomicU32, Ordering};
+use vmmapi::GuestMemory;
+
+/// Bytes of a descriptor.
+pub const DESCRIPTOR: u64 = 16;
+/// The longest frame, as the manual has it.
+pub const LONGEST_FRAME: usize = 16384;
+/// What the cable has at least, without the checksum.
+pub const SHORTEST_FRAME: usize = 60;
+const ADDRESSES: usize = 16;
+const FILTER_WORDS: usize = 128;
+
+/// What the controller reaches.
+pub struct Port {
+    pub name: String,
+    pub mem: GuestMemory,
+    pub backend: Box<dyn NetBackend>,
+    pub complaints: AtomicU32,
+}
+
+impl Port {
+    /// Logs what a guest or the host has done wrong, ever more rarely: the 1st time, the 2nd, 4th, 8th and so on.
+    pub fn complain(&self, what: std::fmt::Arguments<'_>) {
+        let count = self
+            .complaints
+            .fetch_add(1, Ordering::Relaxed)
+            .wrapping_add(1);
+        if count.is_power_of_two() {
+            log::warn!("{}: {what} (complaint {count})", self.name);
+        }
+    }
+}
+
+/// A ring of descriptors, as the driver has programmed it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Ring {
+    base: u64,
+    len: u32,
+    pub head: u32,
+    pub tail: u32,
+}
+
+impl Ring {
+    fn read(&self, register: u32) -> u32 {
+        match register {
+            0x00 => self.base as u32,
+            0x04 => (self.base >> 32) as u32,
+            0x08 => self.len,
+            0x10 => self.head,
+            0x18 => self.tail,
+            _ => 0,
+        }
+    }
+
+    fn write(&mut self, register: u32, value: u32) {
+        match register {
+            0x00 => self.base = self.base & !0xffff_ffff | u64::from(value & !0xf),
+            0x04 => self.base = self.base & 0xffff_ffff | u64::from(value) << 32,
+            0x08 => self.len = value & 0x000f_ff80,
+            0x10 => self.head = value & 0xffff,
+            0x18 => self.tail = value & 0xffff,
+            _ => {}
+        }
+    }
+
+    /// Descriptors in the ring.
+    pub fn size(&self) -> u32 {
+        self.len / DESCRIPTOR as u32
+    }
+
+    /// Descriptors that are the controller's; none while head or tail are outside of the ring.
+    pub fn pending(&self) -> u32 {
+        let size = self.size();
+        if self.head >= size || self.tail >= size {
+            0
+        } else {
+            (self.tail + size - self.head) % size
+        }
+    }
+
+    /// Address of the descriptor at the head.
+    pub fn at_head(&self) -> u64 {
+        self.base.wrapping_add(u64::from(self.head) * DESCRIPTOR)
+    }
+
+    /// The next descriptor; only if there was one.
+    pub fn advance(&mut self) {
+        self.head = (self.head + 1) % self.size().max(1);
+    }
+
+    pub(super) fn is_valid(&self) -> bool {
+        let Self {
+            base,
+            len,
+            head,
+            tail,
+        } = *self;
+        base & 0xf == 0 && len & !0x000f_ff80 == 0 && head <= 0xffff && tail <= 0xffff
+    }
+}
+
+/// The controller.
+pub struct Nic {
+    /// The address that it was made with.
+    pub mac: [u8; 6],
+    pub link_up: bool,
+    /// Whether interrupts are held back by time.
+    pub moderated: bool,
+    /// Whether it works on rings, or only remembers what it is told.
+    pub running: bool,
+    /// The time, in nanoseconds from an arbitrary moment.
+    pub now: u64,
+    pub ctrl: u32,
+    pub rctl: u32,
+    pub tctl: u32,
+    pub io_addr: u32,
+    pub plain: Plain,
+    pub intr: Interrupts,
+    pub eeprom: Eeprom,
+    pub phy: Phy,
+    pub stats: Stats,
+    pub rx: Ring,
+    pub tx: Ring,
+    /// RAL and RAH in turns.
+    pub addresses: Vec<u32>,
+    pub multicast: Vec<u32>,
+    pub vlans: Vec<u32>,
+    pub context: Context,
+    pub packet: Packet,
+    /// A frame for which the driver has not enough descriptors yet.
+    pub held: Option<Vec<u8>>,
+    pub(super) scratch: Vec<u8>,
+}
+
+// Which word of an array of registers an offset names.
+fn index(offset: u32, base: u32, words: usize) -> Option<usize> {
+    let index = (offset.checked_sub(base)? / 4) as usize;
+    (index < words).then_some(index)
+}
+
+impl Nic {
+    /// As at power-on.
+    pub fn new(mac: [u8; 6], link_up: bool, moderated: bool) -> Self {
+        let mut nic = Self {
+            mac,
+            link_up,
+            moderated,
+            running: true,
+            now: 0,
+            ctrl: CTRL_FD | CTRL_SPEED_1000,
+            rctl: 0,
+            tctl: 0,
+            io_addr: 0,
+            plain: Plain::default(),
+            intr: Interrupts::default(),
+            eeprom: Eeprom::new(mac),
+            phy: Phy::default(),
+            stats: Stats::default(),
+            rx: Ring::default(),
+            tx: Ring::default(),
+            addresses: vec![0; 2 * ADDRESSES],
+            multicast: vec![0; FILTER_WORDS],
+            vlans: vec![0; FILTER_WORDS],
+            context: Context::default(),
+            packet: Packet::default(),
+            held: None,
+            scratch: Vec::new(),
+        };
+        nic.load_address();
+        nic
+    }
+
+    /// Power was off and is on: all but the words of the EEPROM is lost.
+    pub fn power_on(&mut self) {
+        let fresh = Self::new(self.mac, self.link_up, self.moderated);
+        let old = std::mem::replace(self, fresh);
+        self.running = old.running;
+        self.now = old.now;
+        self.eeprom = old.eeprom;
+        self.eeprom.reset();
+        self.load_address();
+    }
+
+    // A reset by the driver spares the PHY, the filter tables and the window of I/O ports.
+    fn soft_reset(&mut self) {
+        let phy = self.phy.clone();
+        let (multicast, vlans) = (
+            std::mem::take(&mut self.multicast),
+            std::mem::take(&mut self.vlans),
+        );
+        let io_addr = self.io_addr;
+        self.power_on();
+        self.phy = phy;
+        self.multicast = multicast;
+        self.vlans = vlans;
+        self.io_addr = io_addr;
+    }
+
+    fn load_address(&mut self) {
+        let [a, b, c, d, e, f] = self.eeprom.mac();
+        let low = u32::from_le_bytes([a, b, c, d]);
+        let high = u32::from_le_bytes([e, f, 0, 0]) | RAH_AV;
+        for (register, value) in self.addresses.iter_mut().zip([low, high]) {
+            *register = value;
+        }
+    }
+
+    /// A load from a register. Some change by it.
+    pub fn read(&mut self, offset: u32) -> u32 {
+        let array = |words: &[u32], base| {
+            index(offset, base, words.len()).and_then(|n| words.get(n).copied())
+        };
+        match offset {
+            CTRL | CTRL_DUP => self.ctrl,
+            STATUS => {
+                let link = if self.link_up { STATUS_LU } else { 0 };
+                STATUS_FD | STATUS_SPEED_1000 | link
+            }
+            EECD => self.eeprom.read_eecd(),
+            EERD => self.eeprom.read_eerd(),
+            MDIC => self.phy.read_mdic(),
+            ICR => self.intr.take_icr(),
+            ITR => self.intr.read_itr(),
+            IMS => self.intr.read_ims(),
+            RCTL => self.rctl,
+            TCTL => self.tctl,
+            0x2800..=0x281c => self.rx.read(offset - RDBAL),
+            0x3800..=0x381c => self.tx.read(offset - TDBAL),
+            _ => self
+                .plain
+                .read(offset)
+                .or_else(|| self.stats.take(offset))
+                .or_else(|| array(&self.multicast, MTA))
+                .or_else(|| array(&self.addresses, RAL))
+                .or_else(|| array(&self.vlans, VFTA))
+                .unwrap_or(0),
+        }
+    }
+
+    /// A store to a register.
+    pub fn write(&mut self, port: &Port, offset: u32, value: u32) {
+        match offset {
+            CTRL | CTRL_DUP => self.write_ctrl(value),
+            EECD => self.eeprom.write_eecd(value),
+            EERD => self.eeprom.write_eerd(value),
+            MDIC => {
+                let effects = self.phy.write_mdic(value, self.link_up);
+                if effects.done {
+                    self.intr.raise(ICR_MDAC);
+                }
+                if effects.link_changed {
+                    self.intr.raise(ICR_LSC);
+                }
+            }
+            ICR => self.intr.clear(value),
+            ITR => self.intr.write_itr(value),
+            ICS => self.intr.raise(value),
+            IMS => self.intr.mask_set(value),
+            IMC => self.intr.mask_clear(value),
+            RCTL => {
+                self.rctl = value & RCTL_MASK;
+                self.deliver_held(port);
+            }
+            TCTL => {
+                self.tctl = value & TCTL_MASK;
+                self.transmit(port);
+            }
+            0x2800..=0x281c => {
+                self.rx.write(offset - RDBAL, value);
+                self.deliver_held(port);
+            }
+            0x3800..=0x381c => {
+                self.tx.write(offset - TDBAL, value);
+                if offset == TDBAL + 0x18 {
+                    self.transmit(port);
+                }
+            }
+            _ if self.plain.write(offset, value) => {
+                if offset == RDTR && value & FPD != 0 {
+                    self.intr.flush_rx();
+                }
+                if offset == TIDV && value & FPD != 0 {
+                    self.intr.flush_tx();
+                }
+            }
+            _ => {
+                for (words, base) in [
+                    (&mut self.multicast, MTA),
+                    (&mut self.addresses, RAL),
+                    (&mut self.vlans, VFTA),
+                ] {
+                    if let Some(word) =
+                        index(offset, base, words.len()).and_then(|n| words.get_mut(n))
+                    {
+                        *word = value;
+                    }
+                }
+            }
+        }
+    }
+
+    fn write_ctrl(&mut self, value: u32) {
+        if value & CTRL_PHY_RST != 0 {
+            self.phy.reset();
+        }
+        if value & CTRL_RST != 0 {
+            self.soft_reset();
+        } else {
+            self.ctrl = value & !CTRL_PHY_RST;
+        }
+    }
+}

@@ -1,0 +1,536 @@
+//! virtio-blk (`usr.sbin/bhyve/pci_virtio_block.c`), with write-zeroes beside what upstream has.
+
+use super::queue::{Chain, RingError, VirtQueue};
+use super::transport::{Model, Transport};
+use super::{VirtioDevice, VirtioPci, read_bytes};
+use crate::backends::block_if::{self, BlockIf, Completion, DiskIdentity, Op, Options, Request};
+use crate::bus::pci::func::PciFunc;
+use crate::bus::pci::{PciDevice, PciModel};
+use crate::config::Node;
+use crate::device::{BuildCtx, BuildError, SaveError, SavedBytes, StateError};
+use crate::iov::{self, Seg};
+use serde::{Deserialize, Serialize};
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use virtio_bindings::virtio_blk::{
+    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO,
+    VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_ID_BYTES,
+    VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD,
+    VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
+    VIRTIO_BLK_T_WRITE_ZEROES, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
+};
+use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
+
+/// The model.
+pub const VIRTIO_BLK: PciModel = PciModel {
+    name: "virtio-blk",
+    alias_of: None,
+    parse,
+    build,
+};
+
+const DEVICE_ID: u16 = 0x1001;
+/// Mass storage, SCSI, as upstream.
+const CLASS: (u8, u8) = (0x01, 0x00);
+const QUEUE_SIZE: u16 = 128;
+/// The request's header and status take one descriptor each.
+const SEG_MAX: u32 = QUEUE_SIZE as u32 - 2;
+/// The unit of sector numbers, whatever the disk's sector size.
+const SECTOR: u64 = 512;
+/// The most that one request may discard or zero, in sectors: 16 MiB, as upstream.
+const MAX_DISCARD: u32 = 16 << 11;
+/// type, priority, sector
+const HEADER: usize = 16;
+/// sector, count, flags
+const DISCARD_RANGE: usize = 16;
+const ID_BYTES: usize = VIRTIO_BLK_ID_BYTES as usize;
+/// Bytes of device configuration, up to and with write_zeroes_may_unmap.
+const CONFIG_LEN: usize = 60;
+
+fn parse(node: &Node, opts: &str) -> Result<(), String> {
+    block_if::options::parse_legacy(node, opts).map_err(|error| error.to_string())
+}
+
+/// What the guest is told about the disk.
+struct Face {
+    config: Vec<u8>,
+    serial: [u8; ID_BYTES],
+}
+
+/// What a checkpoint keeps.
+#[derive(Serialize, Deserialize)]
+pub struct BlockState {
+    identity: DiskIdentity,
+    config: Vec<u8>,
+    serial: Vec<u8>,
+}
+
+/// By what a finished request finds its way back.
+struct Token {
+    head: u16,
+    generation: u32,
+    status: u64,
+}
+
+#[derive(Default)]
+struct Batch {
+    chain: Chain,
+    requests: Vec<Request<Token>>,
+}
+
+struct Block {
+    front: Arc<Front>,
+    done: Arc<dyn Completion<Token>>,
+    disk: BlockIf<Token>,
+    // Whether a disk that has changed since the checkpoint is taken as it is.
+    forced: bool,
+}
+
+// What a finished request needs; the disk is not part of it, or the disk's threads would keep it alive.
+struct Front {
+    transport: Transport,
+    face: Mutex<Face>,
+    batch: Mutex<Batch>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn build(
+    ctx: &BuildCtx<'_>,
+    func: Arc<PciFunc>,
+    node: &Node,
+    saved: Option<&SavedBytes>,
+) -> Result<Arc<dyn PciDevice>, BuildError> {
+    let options = Options::from_node(node)?;
+    node.u64("bootindex")?;
+    let serial = serial(node, &options)?;
+    let forced = ctx.config.get("snapshot.disks")?.as_deref() == Some("force");
+    let bdf = func.bdf();
+    let disk = BlockIf::open(
+        options,
+        ctx.mem,
+        ctx.clock,
+        &format!("{}:{}", bdf.slot, bdf.func),
+    )?;
+    let mut features = 1 << VIRTIO_BLK_F_SEG_MAX
+        | 1 << VIRTIO_BLK_F_BLK_SIZE
+        | 1 << VIRTIO_BLK_F_FLUSH
+        | 1 << VIRTIO_BLK_F_TOPOLOGY;
+    if disk.is_read_only() {
+        features |= 1 << VIRTIO_BLK_F_RO;
+    } else {
+        features |= 1 << VIRTIO_BLK_F_WRITE_ZEROES;
+    }
+    if disk.can_discard() {
+        features |= 1 << VIRTIO_BLK_F_DISCARD;
+    }
+    let model = Model {
+        device: DEVICE_ID,
+        class: CLASS,
+        kind: VIRTIO_ID_BLOCK as u16,
+        features,
+        queues: &[QUEUE_SIZE],
+        config_len: CONFIG_LEN,
+    };
+    let transport = Transport::new(ctx, func, &model)?;
+    let face = Mutex::new(Face {
+        config: config_space(&disk),
+        serial,
+    });
+    let front = Arc::new(Front {
+        transport,
+        face,
+        batch: Mutex::default(),
+    });
+    let done = Arc::clone(&front) as Arc<dyn Completion<Token>>;
+    Ok(VirtioPci::start(
+        Block {
+            front,
+            done,
+            disk,
+            forced,
+        },
+        saved,
+    )?)
+}
+
+fn serial(node: &Node, options: &Options) -> Result<[u8; ID_BYTES], BuildError> {
+    let text = node
+        .get("ser")?
+        .unwrap_or_else(|| block_if::default_serial(&options.path));
+    if text.len() > ID_BYTES {
+        return Err(BuildError::Invalid(format!(
+            "serial number \"{text}\" is longer than {ID_BYTES} bytes"
+        )));
+    }
+    let mut serial = [0; ID_BYTES];
+    serial
+        .iter_mut()
+        .zip(text.bytes())
+        .for_each(|(to, from)| *to = from);
+    Ok(serial)
+}
+
+fn config_space(disk: &BlockIf<Token>) -> Vec<u8> {
+    let (logical, physical) = (disk.sector_size(), disk.physical_sector_size());
+    let per_sector = logical / SECTOR as u32;
+    let discard = if disk.can_discard() {
+        [MAX_DISCARD, 1, per_sector]
+    } else {
+        [0; 3]
+    };
+    let zeroes = if disk.is_read_only() {
+        [0; 2]
+    } else {
+        [MAX_DISCARD, 1]
+    };
+    let mut space = Vec::with_capacity(CONFIG_LEN);
+    space.extend((disk.size() / SECTOR).to_le_bytes());
+    space.extend(0u32.to_le_bytes()); // size_max: not offered
+    space.extend(SEG_MAX.to_le_bytes());
+    space.extend([0; 4]); // cylinders, heads, sectors: not offered
+    space.extend(logical.to_le_bytes());
+    space.push((physical / logical).max(1).ilog2() as u8);
+    space.extend([0; 7]); // alignment offset, smallest and best transfer: nothing to say
+    space.extend([0; 4]); // writeback, unused, number of queues: not offered
+    discard
+        .iter()
+        .chain(&zeroes)
+        .for_each(|field| space.extend(field.to_le_bytes()));
+    space.push(u8::from(disk.can_discard()));
+    space.extend([0; 3]);
+    space
+}
+
+// What the guest relies on in a configuration space: capacity and logical sector size.
+fn told(config: &[u8]) -> Option<(&[u8], &[u8])> {
+    Some((config.get(..8)?, config.get(20..24)?))
+}
+
+/// What a request turns out to be.
+enum Parsed {
+    Io(Request<Token>),
+    /// Done already: status, and how much was written before it.
+    Done {
+        status: u32,
+        written: u32,
+    },
+    /// Not even a place for the status.
+    Hopeless,
+}
+
+impl Front {
+    // Splits a chain into header, data and status as the bytes come, without regard to how descriptors cut them.
+    fn parse(&self, chain: &Chain, generation: u32) -> Parsed {
+        let mem = self.transport.mem();
+        let Some(status_at) = status_address(chain) else {
+            return Parsed::Hopeless;
+        };
+        let failed = |status| Parsed::Done { status, written: 0 };
+        let mut header = [0; HEADER];
+        if !matches!(
+            iov::gather(mem, chain.readable(), 0, &mut header),
+            Ok(HEADER)
+        ) {
+            return failed(VIRTIO_BLK_S_IOERR);
+        }
+        let [t0, t1, t2, t3, _, _, _, _, sector @ ..] = header;
+        let sector = u64::from_le_bytes(sector);
+        let input = iov::total(chain.writable()) - 1;
+        let output = iov::total(chain.readable()) - HEADER as u64;
+        let token = Token {
+            head: chain.head(),
+            generation,
+            status: status_at,
+        };
+        let mut segs = Vec::with_capacity(chain.readable().len() + chain.writable().len());
+        match u32::from_le_bytes([t0, t1, t2, t3]) {
+            VIRTIO_BLK_T_IN => {
+                iov::part(chain.writable(), 0, input, &mut segs);
+                transfer(Op::Read, sector, input, segs, token)
+            }
+            VIRTIO_BLK_T_OUT => {
+                iov::part(chain.readable(), HEADER as u64, output, &mut segs);
+                transfer(Op::Write, sector, output, segs, token)
+            }
+            VIRTIO_BLK_T_FLUSH => Parsed::Io(Request {
+                op: Op::Flush,
+                offset: 0,
+                len: 0,
+                segs,
+                token,
+            }),
+            VIRTIO_BLK_T_GET_ID => self.get_id(chain, input),
+            kind @ (VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES) => {
+                let mut range = [0; DISCARD_RANGE];
+                // One range, as the configuration space says.
+                let whole = output == DISCARD_RANGE as u64;
+                if !whole || iov::gather(mem, chain.readable(), HEADER as u64, &mut range).is_err()
+                {
+                    return failed(VIRTIO_BLK_S_IOERR);
+                }
+                erase(kind, range, token)
+            }
+            _ => failed(VIRTIO_BLK_S_UNSUPP),
+        }
+    }
+
+    fn get_id(&self, chain: &Chain, room: u64) -> Parsed {
+        let serial = lock(&self.face).serial;
+        let len = usize::try_from(room).unwrap_or(ID_BYTES).min(ID_BYTES);
+        match iov::scatter(
+            self.transport.mem(),
+            chain.writable(),
+            0,
+            serial.get(..len).unwrap_or_default(),
+        ) {
+            Ok(written) => Parsed::Done {
+                status: VIRTIO_BLK_S_OK,
+                written: written as u32,
+            },
+            Err(_) => Parsed::Done {
+                status: VIRTIO_BLK_S_IOERR,
+                written: 0,
+            },
+        }
+    }
+
+    fn give_back(
+        &self,
+        queue: &mut VirtQueue,
+        head: u16,
+        status_at: u64,
+        status: u32,
+        written: u32,
+    ) -> Result<(), RingError> {
+        let mem = self.transport.mem();
+        // The place was found to be memory when the request was taken.
+        if mem.write(status_at, &[status as u8]).is_err() {
+            return Err(RingError::Outside {
+                head,
+                gpa: status_at,
+                len: 1,
+            });
+        }
+        queue.push_used(mem, head, written.saturating_add(1))
+    }
+}
+
+fn status_address(chain: &Chain) -> Option<u64> {
+    let Seg { gpa, len } = chain.writable().last()?;
+    gpa.checked_add(u64::from(*len).checked_sub(1)?)
+}
+
+fn transfer(op: Op, sector: u64, len: u64, segs: Vec<Seg>, token: Token) -> Parsed {
+    match sector.checked_mul(SECTOR) {
+        Some(offset) if len.is_multiple_of(SECTOR) => Parsed::Io(Request {
+            op,
+            offset,
+            len,
+            segs,
+            token,
+        }),
+        _ => Parsed::Done {
+            status: VIRTIO_BLK_S_IOERR,
+            written: 0,
+        },
+    }
+}
+
+fn erase(kind: u32, range: [u8; DISCARD_RANGE], token: Token) -> Parsed {
+    let [s0, s1, s2, s3, s4, s5, s6, s7, n0, n1, n2, n3, flags @ ..] = range;
+    let sector = u64::from_le_bytes([s0, s1, s2, s3, s4, s5, s6, s7]);
+    let sectors = u32::from_le_bytes([n0, n1, n2, n3]);
+    let flags = u32::from_le_bytes(flags);
+    let unmap = flags & VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP != 0;
+    let op = match kind {
+        VIRTIO_BLK_T_DISCARD => Op::Discard,
+        _ => Op::WriteZeroes { unmap },
+    };
+    let allowed = if op == Op::Discard {
+        0
+    } else {
+        VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP
+    };
+    if flags & !allowed != 0 {
+        return Parsed::Done {
+            status: VIRTIO_BLK_S_UNSUPP,
+            written: 0,
+        };
+    }
+    match sector.checked_mul(SECTOR) {
+        Some(offset) if sectors <= MAX_DISCARD => Parsed::Io(Request {
+            op,
+            offset,
+            len: u64::from(sectors) * SECTOR,
+            segs: Vec::new(),
+            token,
+        }),
+        _ => Parsed::Done {
+            status: VIRTIO_BLK_S_IOERR,
+            written: 0,
+        },
+    }
+}
+
+impl Completion<Token> for Front {
+    fn complete(&self, request: Request<Token>, result: io::Result<()>, more: bool) {
+        let Request {
+            op,
+            offset,
+            len,
+            segs: _,
+            token:
+                Token {
+                    head,
+                    generation,
+                    status: status_at,
+                },
+        } = request;
+        let (status, written) = match &result {
+            Ok(()) if op == Op::Read => (VIRTIO_BLK_S_OK, u32::try_from(len).unwrap_or(u32::MAX)),
+            Ok(()) => (VIRTIO_BLK_S_OK, 0),
+            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
+                (VIRTIO_BLK_S_UNSUPP, 0)
+            }
+            Err(error) => {
+                self.transport.complain(format_args!(
+                    "{op:?} of {len} bytes at {offset:#x} failed: {error}"
+                ));
+                (VIRTIO_BLK_S_IOERR, 0)
+            }
+        };
+        let Some(mut queue) = self.transport.queue(0) else {
+            return;
+        };
+        if queue.generation() != generation {
+            return; // the driver has taken the queue away since
+        }
+        let result = self.give_back(&mut queue, head, status_at, status, written);
+        if !more || result.is_err() {
+            self.transport.finish(0, queue, result);
+        }
+    }
+}
+
+impl VirtioDevice for Block {
+    type State = BlockState;
+    const KIND: &'static str = "virtio-blk";
+    const VERSION: u32 = 2;
+
+    fn disks(&self) -> Vec<std::io::Result<crate::backends::block_if::DiskIdentity>> {
+        vec![self.disk.identity()]
+    }
+    fn transport(&self) -> &Transport {
+        &self.front.transport
+    }
+
+    fn read_config(&self, offset: usize, out: &mut [u8]) {
+        read_bytes(&lock(&self.front.face).config, offset, out);
+    }
+
+    fn write_config(&self, _offset: usize, _data: &[u8]) {}
+
+    fn features_chosen(&self, _features: u64) {}
+
+    fn kick(&self, index: usize) {
+        let front = &*self.front;
+        let mut batch = lock(&front.batch);
+        let Batch { chain, requests } = &mut *batch;
+        let Some(mut queue) = front.transport.queue(index) else {
+            return;
+        };
+        let generation = queue.generation();
+        let mut answered = false;
+        let result = front
+            .transport
+            .take_all(index, &mut queue, chain, |queue, chain| {
+                match front.parse(chain, generation) {
+                    Parsed::Io(request) => requests.push(request),
+                    Parsed::Done { status, written } => {
+                        answered = true;
+                        let status_at = status_address(chain).unwrap_or_default();
+                        front.give_back(queue, chain.head(), status_at, status, written)?;
+                    }
+                    Parsed::Hopeless => {
+                        front
+                            .transport
+                            .complain(format_args!("a request without room for its status"));
+                        answered = true;
+                        queue.push_used(front.transport.mem(), chain.head(), 0)?;
+                    }
+                }
+                Ok(true)
+            });
+        if answered || result.is_err() {
+            front.transport.finish(index, queue, result);
+        } else {
+            drop(queue);
+        }
+        if !requests.is_empty() {
+            self.disk.submit(requests, &self.done);
+        }
+    }
+
+    fn reset(&self) {
+        self.disk.drain();
+    }
+
+    fn stop(&self) {}
+
+    fn is_idle(&self) -> bool {
+        self.disk.is_idle()
+    }
+
+    fn save(&self) -> Result<BlockState, SaveError> {
+        let unsaved = |error: io::Error| {
+            SaveError::Unsupported(format!("the disk cannot be brought to rest: {error}"))
+        };
+        self.disk.flush().map_err(unsaved)?;
+        let identity = self.disk.identity().map_err(unsaved)?;
+        let face = lock(&self.front.face);
+        let Face { config, serial } = &*face;
+        Ok(BlockState {
+            identity,
+            config: config.clone(),
+            serial: serial.to_vec(),
+        })
+    }
+
+    fn restore(&self, state: BlockState) -> Result<(), StateError> {
+        let BlockState {
+            identity,
+            config,
+            serial,
+        } = state;
+        let now = self.disk.identity().map_err(|error| {
+            StateError::Invalid(format!("the disk does not say who it is: {error}"))
+        })?;
+        let mut face = lock(&self.front.face);
+        if config.len() != CONFIG_LEN || told(&config) != told(&face.config) {
+            return Err(StateError::Invalid(format!(
+                "{}: the disk has another size or sector size than the guest knows",
+                now.path
+            )));
+        }
+        let serial = serial
+            .try_into()
+            .map_err(|_| StateError::Invalid("the saved serial number is too long".to_owned()))?;
+        if let Some(why) = identity.moved_on(&now)
+            && !self.forced
+        {
+            return Err(StateError::Invalid(format!(
+                "{why}; \"-o snapshot.disks=force\" takes it as it is"
+            )));
+        }
+        *face = Face { config, serial };
+        Ok(())
+    }
+
+    fn restart(&self) {}
+}
+
+#[cfg(test)]
+mod tests;

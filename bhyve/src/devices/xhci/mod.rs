@@ -1,0 +1,247 @@
+//! The xHCI host controller (`usr.sbin/bhyve/pci_xhci.c`), with upstream's identity and number of ports and slots.
+//!
+//! Differences: several controllers may be there; a device can be put into a USB 2 port; an event ring may have several
+//! segments and may be full; a checkpoint may be taken at any moment.
+
+mod command;
+mod controller;
+mod event;
+mod port;
+mod regs;
+mod ring;
+mod slot;
+mod state;
+mod transfer;
+mod trb;
+
+use crate::backends::block_if::DiskIdentity;
+use crate::backends::console::{self, Console, PtrEvent, TABLET_PRIORITY};
+use crate::bus::pci::bar::BarType;
+use crate::bus::pci::func::{PciFunc, PciIds};
+use crate::bus::pci::{PciDevice, PciModel, parse_options};
+use crate::config::Node;
+use crate::device::{BuildCtx, BuildError, Device, SaveError, SavedBytes, SavedState, StateError};
+use crate::devices::usb::{self, Pointer, UsbDevice};
+use controller::Controller;
+use regs::{BAR_SIZE, PORTS, PORTS_PER_KIND, SLOTS};
+use state::ControllerState;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+/// The model.
+pub const XHCI: PciModel = PciModel {
+    name: "xhci",
+    alias_of: None,
+    parse,
+    build,
+};
+
+/// Panther Point's controller, as upstream.
+const IDS: PciIds = PciIds {
+    vendor: 0x8086,
+    device: 0x1e31,
+    class: 0x0c,
+    subclass: 0x03,
+    prog_if: 0x30,
+    revision: 0,
+    subvendor: 0,
+    subdevice: 0,
+};
+
+/// The serial bus's release number, 3.0, and behind it the length of a frame as it comes out of the factory.
+const SBRN: u16 = 0x60;
+const SBRN_VALUE: [u8; 2] = [0x30, 0x20];
+
+const KIND: &str = "xhci";
+const VERSION: u32 = 1;
+
+/// `device[=option]`, separated by commas: the devices, numbered from 1.
+fn parse(node: &Node, opts: &str) -> Result<(), String> {
+    let devices = opts.split(',').filter(|device| !device.is_empty());
+    for (n, device) in devices.enumerate() {
+        let slot = node.node(&format!("slot.{}", n + 1));
+        let (name, option) = device.split_once('=').unwrap_or((device, ""));
+        slot.set("device", name)
+            .and_then(|()| parse_options(&slot, option))
+            .map_err(|error| error.to_string())?;
+    }
+    Ok(())
+}
+
+/// The devices by port, USB 3 ports first.
+type Devices = [Option<Box<dyn UsbDevice>>; PORTS];
+
+fn devices(node: &Node) -> Result<Devices, BuildError> {
+    let list = node.node("slot");
+    let invalid = |name: &str, what: &str| {
+        Err(BuildError::Invalid(format!(
+            "{}.{name}: {what}",
+            list.path()
+        )))
+    };
+    let mut numbered = Vec::new();
+    for name in list.children() {
+        match name.parse::<usize>() {
+            Ok(number) if (1..=SLOTS).contains(&number) => numbered.push((number, name)),
+            _ => return invalid(&name, &format!("not a number from 1 to {SLOTS}")),
+        }
+    }
+    numbered.sort();
+    let mut ports = [const { None }; PORTS];
+    for (_, name) in numbered {
+        let slot = list.node(&name);
+        let Some(model) = slot.get("device")? else {
+            return invalid(&name, "no \"device\" is named");
+        };
+        let Some(new) = usb::find(&model) else {
+            return invalid(&name, &format!("unknown device \"{model}\""));
+        };
+        if let Some(unknown) = slot
+            .children()
+            .iter()
+            .find(|child| !matches!(child.as_str(), "device" | "usb"))
+        {
+            return invalid(
+                &name,
+                &format!("device \"{model}\" has no option \"{unknown}\""),
+            );
+        }
+        let (range, speed) = match slot.u64("usb")?.unwrap_or(3) {
+            3 => (0..PORTS_PER_KIND, usb::Speed::Super),
+            2 => (PORTS_PER_KIND..PORTS, usb::Speed::High),
+            other => return invalid(&name, &format!("usb={other} is neither 2 nor 3")),
+        };
+        let free = ports.get_mut(range).into_iter().flatten();
+        match free.into_iter().find(|port| port.is_none()) {
+            Some(port) => *port = Some(new(speed)),
+            None => {
+                return invalid(
+                    &name,
+                    &format!("there are only {PORTS_PER_KIND} ports of that kind"),
+                );
+            }
+        }
+    }
+    Ok(ports)
+}
+
+/// The PCI device.
+struct Xhci {
+    func: Arc<PciFunc>,
+    console: Arc<Console>,
+    controller: Mutex<Controller>,
+}
+
+fn build(
+    ctx: &BuildCtx<'_>,
+    func: Arc<PciFunc>,
+    node: &Node,
+    saved: Option<&SavedBytes>,
+) -> Result<Arc<dyn PciDevice>, BuildError> {
+    let devices = devices(node)?;
+    func.set_ids(IDS);
+    func.add_msi(1)?;
+    func.add_bar(0, BarType::Mem32, BAR_SIZE)?;
+    func.set_intx();
+    let controller = Controller::new(ctx.mem.clone(), Arc::clone(&func), ctx.clock, devices);
+    let device = Arc::new(Xhci {
+        func,
+        console: Arc::clone(ctx.console),
+        controller: Mutex::new(controller),
+    });
+    if let Some(saved) = saved {
+        device.pause();
+        device.restore(saved)?;
+    }
+    let pointer: Weak<dyn console::Pointer> = Arc::downgrade(&device) as _;
+    ctx.console.register_pointer(TABLET_PRIORITY, pointer);
+    Ok(device)
+}
+
+impl Xhci {
+    // Every change under the lock is complete before anything that could panic.
+    fn controller(&self) -> MutexGuard<'_, Controller> {
+        self.controller
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl console::Pointer for Xhci {
+    fn ptr_event(&self, event: PtrEvent) -> bool {
+        let geometry = self.console.geometry();
+        self.controller().pointer(Pointer {
+            buttons: event.buttons,
+            x: event.x.into(),
+            y: event.y.into(),
+            width: geometry.width.into(),
+            height: geometry.height.into(),
+        })
+    }
+}
+
+impl Device for Xhci {
+    fn name(&self) -> &str {
+        self.func.name()
+    }
+
+    fn pause(&self) {
+        self.controller().pause();
+    }
+
+    fn quiesced(&self) -> bool {
+        true // everything is done inside the access that asks for it
+    }
+
+    fn save(&self) -> Result<SavedState, SaveError> {
+        SavedState::encode(KIND, VERSION, &self.controller().save())
+    }
+
+    fn restore(&self, saved: &SavedBytes) -> Result<(), StateError> {
+        let state: ControllerState = saved.decode(KIND, VERSION)?;
+        self.controller().restore(state)
+    }
+
+    fn resume(&self) {
+        self.controller().resume();
+    }
+
+    fn reset(&self) {
+        self.controller().reset();
+    }
+}
+
+impl PciDevice for Xhci {
+    fn bar_read(&self, bar: usize, offset: u64, size: u8) -> u64 {
+        match bar {
+            0 => self.controller().read(offset, size),
+            _ => u64::MAX,
+        }
+    }
+
+    fn bar_write(&self, bar: usize, offset: u64, size: u8, value: u64) {
+        if bar == 0 {
+            self.controller().write(offset, size, value);
+        }
+    }
+
+    fn cfg_read(&self, offset: u16, size: u8) -> Option<u32> {
+        let [release, frame] = SBRN_VALUE.map(u32::from);
+        match (offset, size) {
+            (SBRN, 1) => Some(release),
+            (SBRN, 2 | 4) => Some(release | frame << 8),
+            (0x61, 1) => Some(frame),
+            _ => None,
+        }
+    }
+
+    fn cfg_write(&self, _offset: u16, _size: u8, _value: u32) -> bool {
+        false
+    }
+
+    fn disks(&self) -> Vec<std::io::Result<DiskIdentity>> {
+        Vec::new()
+    }
+}
+
+#[cfg(test)]
+mod tests;

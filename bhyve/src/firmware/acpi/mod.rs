@@ -1,0 +1,237 @@
+//! The ACPI tables (`usr.sbin/bhyve/acpi.c` and `basl.c`), made at a cold start and never after a restore: the guest has
+//! read them by then.
+
+mod dsdt;
+
+use crate::bus::pci::windows::BusWindows;
+use crate::bus::pci::{Bdf, SlotRoute};
+use crate::devices::pm::{
+    ACPI_DISABLE, ACPI_ENABLE, PM1A_CNT, PM1A_EVT, RESET_PORT, RESET_VALUE, SCI_IRQ, SMI_CMD,
+};
+use crate::firmware::e820::{BIOS_TABLES, ECAM};
+use acpi_tables::fadt::{FADTBuilder, Flags};
+use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
+use acpi_tables::sdt::Sdt;
+use acpi_tables::{Aml, facs::FACS, mcfg::MCFG, rsdp::Rsdp, xsdt::XSDT};
+use std::collections::BTreeMap;
+
+/// Where the tables begin. Operating systems look for the RSDP at multiples of 16 in the BIOS area.
+pub const RSDP: u64 = 0xf_2400;
+const TABLE_ALIGN: usize = 64;
+const OEM_ID: [u8; 6] = *b"BHYVE ";
+const OEM_REVISION: u32 = 1;
+
+/// The port of the power management timer; the kernel answers there.
+const PM_TIMER: u16 = 0x408;
+const LOCAL_APIC: u32 = 0xfee0_0000;
+const IO_APIC: u32 = 0xfec0_0000;
+const HPET: u64 = 0xfed0_0000;
+const CMOS_CENTURY: u8 = 0x32;
+
+/// What the tables describe.
+pub struct AcpiMachine<'a> {
+    /// How many processors; their local APIC ids count from 0.
+    pub cpus: u32,
+    /// The low half of the HPET's capabilities, as VM_GET_HPET_CAPABILITIES says.
+    pub hpet_capabilities: u32,
+    /// The root buses and what they decode.
+    pub windows: &'a BTreeMap<u8, BusWindows>,
+    /// Where interrupt pins lead.
+    pub routes: &'a [SlotRoute],
+    /// The bridge with the PIRQ registers and the ISA bus.
+    pub lpc: Option<Bdf>,
+}
+
+/// Why there are no tables.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the ACPI tables do not fit below 1 MiB: they have {0} bytes")]
+pub struct TooLarge(usize);
+
+/// The tables as one piece of memory.
+#[derive(Debug)]
+pub struct AcpiTables {
+    /// Where it goes, and where the RSDP is.
+    pub rsdp: u64,
+    /// The bytes.
+    pub bytes: Vec<u8>,
+}
+
+/// A table's OEM table id, as upstream names them.
+fn table_id(signature: &[u8; 4]) -> [u8; 8] {
+    let [a, b, c, d] = *signature;
+    [b'B', b'V', a, b, c, d, b' ', b' ']
+}
+
+fn bytes(aml: &dyn Aml) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    aml.to_aml_bytes(&mut bytes);
+    bytes
+}
+
+fn table(signature: &[u8; 4], revision: u8) -> Sdt {
+    Sdt::new(
+        *signature,
+        36,
+        revision,
+        OEM_ID,
+        table_id(signature),
+        OEM_REVISION,
+    )
+}
+
+fn madt(cpus: u32) -> Vec<u8> {
+    // Flags of an interrupt: polarity in bits 0-1, trigger mode in bits 2-3.
+    const HIGH_EDGE: u16 = 0b0101;
+    const LOW_LEVEL: u16 = 0b1111;
+    const PCAT_COMPAT: u32 = 1;
+    let mut madt = table(b"APIC", 1);
+    madt.append_slice(&LOCAL_APIC.to_le_bytes());
+    madt.append_slice(&PCAT_COMPAT.to_le_bytes());
+    for cpu in 0..cpus {
+        match u8::try_from(cpu) {
+            // Processor local APIC, enabled. 255 is the broadcast address.
+            Ok(id) if id != u8::MAX => madt.append_slice(&[0, 8, id, id, 1, 0, 0, 0]),
+            // Processor local x2APIC.
+            _ => {
+                madt.append_slice(&[9, 16, 0, 0]);
+                [cpu, 1, cpu]
+                    .iter()
+                    .for_each(|word| madt.append_slice(&word.to_le_bytes()));
+            }
+        }
+    }
+    // I/O APIC 0, interrupts from 0 on.
+    madt.append_slice(&[1, 12, 0, 0]);
+    madt.append_slice(&IO_APIC.to_le_bytes());
+    madt.append_slice(&0_u32.to_le_bytes());
+    let mut source_override = |irq: u8, gsi: u32, flags: u16| {
+        madt.append_slice(&[2, 10, 0, irq]);
+        madt.append_slice(&gsi.to_le_bytes());
+        madt.append_slice(&flags.to_le_bytes());
+    };
+    // The timer is at pin 2.
+    source_override(0, 2, HIGH_EDGE);
+    source_override(SCI_IRQ, SCI_IRQ.into(), LOW_LEVEL);
+    // NMI at LINT1 of all processors.
+    let [low, high] = HIGH_EDGE.to_le_bytes();
+    madt.append_slice(&[4, 6, 0xff, low, high, 1]);
+    madt.update_checksum();
+    madt.as_slice().to_vec()
+}
+
+fn io_register(port: u16, width: u8, access: AccessSize) -> GAS {
+    GAS::new(AddressSpace::SystemIo, width, 0, access, port.into())
+}
+
+fn fadt(dsdt: u64, facs: u64) -> Vec<u8> {
+    // Legacy devices, a 8042, no VGA, and ASPM is not to be touched.
+    const BOOT_ARCH: u16 = 1 << 0 | 1 << 1 | 1 << 2 | 1 << 4;
+    // Above 100 and 1000 microseconds: C2 and C3 are not there.
+    const NO_C2: u16 = 0xffff;
+    const NO_C3: u16 = 0xffff;
+    let mut fadt = FADTBuilder::new(OEM_ID, table_id(b"FACP"), OEM_REVISION);
+    // Both forms hold the same addresses; all of them are below 1 MiB.
+    fadt.firmware_ctrl = (facs as u32).into();
+    fadt.x_firmware_ctrl = facs.into();
+    fadt.dsdt = (dsdt as u32).into();
+    fadt.x_dsdt = dsdt.into();
+    fadt.sci_int = u16::from(SCI_IRQ).into();
+    fadt.smi_cmd = u32::from(SMI_CMD).into();
+    fadt.acpi_enable = ACPI_ENABLE;
+    fadt.acpi_disable = ACPI_DISABLE;
+    fadt.pm1a_evt_blk = u32::from(PM1A_EVT).into();
+    fadt.pm1a_cnt_blk = u32::from(PM1A_CNT).into();
+    fadt.pm_tmr_blk = u32::from(PM_TIMER).into();
+    fadt.pm1_evt_len = 4;
+    fadt.pm1_cnt_len = 2;
+    fadt.pm_tmr_len = 4;
+    fadt.x_pm1a_evt_blk = io_register(PM1A_EVT, 32, AccessSize::WordAccess);
+    fadt.x_pm1a_cnt_blk = io_register(PM1A_CNT, 16, AccessSize::WordAccess);
+    fadt.x_pm_tmr_blk = io_register(PM_TIMER, 32, AccessSize::DwordAccess);
+    fadt.p_lvl2_lat = NO_C2.into();
+    fadt.p_lvl3_lat = NO_C3.into();
+    fadt.century = CMOS_CENTURY;
+    fadt.iapc_boot_arch = BOOT_ARCH.into();
+    fadt.reset_reg = io_register(RESET_PORT, 8, AccessSize::ByteAccess);
+    fadt.reset_value = RESET_VALUE;
+    let flags = [
+        Flags::Wbinvd,
+        Flags::ProcC1,
+        // There is no sleep button; the power button is in the fixed registers, its flag clear.
+        Flags::SlpButton,
+        // The clock's alarm is an interrupt of its own, no fixed event.
+        Flags::FixRtc,
+        Flags::TmrValExt,
+        Flags::ResetRegSup,
+        Flags::Headless,
+        Flags::ForceApicPhysicalDestinationMode,
+    ];
+    bytes(&flags.into_iter().fold(fadt, FADTBuilder::flag).finalize())
+}
+
+fn hpet(capabilities: u32) -> Vec<u8> {
+    let mut hpet = table(b"HPET", 1);
+    hpet.append_slice(&capabilities.to_le_bytes());
+    // A generic address in memory, 64 bits wide.
+    hpet.append_slice(&[0, 64, 0, 0]);
+    hpet.append_slice(&HPET.to_le_bytes());
+    // Number 0, no minimum tick known, nothing else in its page of 4 KiB.
+    hpet.append_slice(&[0, 0, 0, 1]);
+    hpet.update_checksum();
+    hpet.as_slice().to_vec()
+}
+
+fn mcfg() -> Vec<u8> {
+    let mut mcfg = MCFG::new(OEM_ID, table_id(b"MCFG"), OEM_REVISION);
+    mcfg.add_ecam(ECAM.start, 0, 0, 255);
+    bytes(&mcfg)
+}
+
+/// One table after another.
+struct Memory {
+    bytes: Vec<u8>,
+}
+
+impl Memory {
+    fn next(&self) -> u64 {
+        RSDP + self.bytes.len().next_multiple_of(TABLE_ALIGN) as u64
+    }
+
+    fn add(&mut self, table: &[u8]) -> u64 {
+        let at = self.next();
+        self.bytes.resize((at - RSDP) as usize, 0);
+        self.bytes.extend_from_slice(table);
+        at
+    }
+}
+
+/// Makes the tables.
+pub fn build(machine: &AcpiMachine<'_>) -> Result<AcpiTables, TooLarge> {
+    let mut memory = Memory {
+        bytes: vec![0; Rsdp::len()],
+    };
+    let facs = memory.add(&bytes(&FACS::new()));
+    let dsdt = memory.add(&dsdt::build(machine));
+    let entries = [
+        memory.add(&fadt(dsdt, facs)),
+        memory.add(&madt(machine.cpus)),
+        memory.add(&hpet(machine.hpet_capabilities)),
+        memory.add(&mcfg()),
+    ];
+    let mut xsdt = XSDT::new(OEM_ID, table_id(b"XSDT"), OEM_REVISION);
+    entries.into_iter().for_each(|entry| xsdt.add_entry(entry));
+    let xsdt = memory.add(&bytes(&xsdt));
+    let mut bytes_of_all = memory.bytes;
+    let rsdp = bytes(&Rsdp::new(OEM_ID, xsdt));
+    bytes_of_all[..rsdp.len()].copy_from_slice(&rsdp);
+    if RSDP + bytes_of_all.len() as u64 > BIOS_TABLES.end {
+        return Err(TooLarge(bytes_of_all.len()));
+    }
+    Ok(AcpiTables {
+        rsdp: RSDP,
+        bytes: bytes_of_all,
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,661 @@
+//! The threads of the virtual processors and how they are all brought to rest (`fbsdrun_start_thread` of
+//! `usr.sbin/bhyve/bhyverun.c` and the vCPU half of `snapshot.c`).
+//!
+//! Every vCPU is active from the start and has a thread. A vCPU that the guest has not started yet is *parked*: it is in
+//! the vmm's debug set, so VM_RUN comes back at once, and its thread looks in only now and then, to notice the end of
+//! the VM. Unlike upstream, which uses the debug set alone, a parked vCPU stays parked when a checkpoint lets the
+//! others go on.
+
+use crate::device::{Device, SaveError, SavedBytes, SavedState, StateError};
+use crate::mevent::Mevent;
+use serde::{Deserialize, Serialize};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use vmmapi::Vm;
+
+const KIND: &str = "vcpus";
+const VERSION: u32 = 1;
+/// How often a parked vCPU, and who waits for all to rest, looks whether the VM has ended.
+const LOOK_IN: Duration = Duration::from_millis(10);
+
+/// Why the VM stops running.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum End {
+    /// One of `VM_SUSPEND_*`.
+    Suspended(i32),
+    /// A checkpoint was taken that is to be continued elsewhere.
+    Checkpointed,
+    /// Something that cannot be gone on from.
+    Failed(String),
+}
+
+struct State {
+    /// Not started by the guest.
+    parked: Vec<bool>,
+    /// Its thread is neither in VM_RUN nor in a device.
+    resting: Vec<bool>,
+    /// Somebody wants all to rest.
+    hold: bool,
+    /// It was the vmm that stopped them, not one who called [`Vcpus::hold`].
+    stopping: bool,
+    /// Held by the debugger, whoever else holds them or lets them go.
+    debugged: Vec<bool>,
+    /// The guest does not start before somebody looks at its screen.
+    awaits_viewer: bool,
+    /// Somebody does.
+    viewer_came: bool,
+    end: Option<End>,
+    /// What is to be done when the vmm stops the processors by itself.
+    on_stop: Option<OnStop>,
+}
+
+impl State {
+    /// Whether somebody holds it, be it parked or not.
+    fn is_held(&self, id: usize) -> bool {
+        self.hold || self.debugged.get(id).copied().unwrap_or(false)
+    }
+
+    /// Whether it has reason to be in the guest.
+    fn goes_on(&self, id: usize) -> bool {
+        !self.is_held(id) && !self.looks_in(id)
+    }
+
+    /// Whether it is only to look now and then whether the VM has ended.
+    fn looks_in(&self, id: usize) -> bool {
+        self.awaits_viewer || self.parked.get(id).copied().unwrap_or(true)
+    }
+}
+
+type OnStop = Box<dyn FnOnce() + Send>;
+
+/// The virtual processors of a machine.
+pub struct Vcpus {
+    vm: Vm,
+    mevent: Arc<Mevent>,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+/// What the guest can see of the processors beyond the vmm's own state.
+#[derive(Debug, Serialize, Deserialize)]
+struct VcpusState {
+    parked: Vec<bool>,
+}
+
+/// Why the processors cannot be brought to rest.
+#[derive(Debug, thiserror::Error)]
+pub enum RestError {
+    /// The vmm refused.
+    #[error(transparent)]
+    Vm(#[from] vmmapi::Error),
+    /// There is nothing left to checkpoint.
+    #[error("the guest has stopped running")]
+    Ended,
+    /// Somebody else holds them.
+    #[error("the processors are already being stopped")]
+    Busy,
+    /// A vCPU does not come out.
+    #[error("vcpu {0} does not stop")]
+    Stuck(usize),
+}
+
+impl Vcpus {
+    /// `count` processors, of which the guest has started the first.
+    pub fn new(vm: Vm, mevent: Arc<Mevent>, count: u16) -> Self {
+        let count = usize::from(count);
+        Self {
+            vm,
+            mevent,
+            state: Mutex::new(State {
+                parked: (0..count).map(|n| n != 0).collect(),
+                resting: vec![false; count],
+                hold: false,
+                stopping: false,
+                debugged: vec![false; count],
+                awaits_viewer: false,
+                viewer_came: false,
+                end: None,
+                on_stop: None,
+            }),
+            changed: Condvar::new(),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.state().parked.len()
+    }
+
+    /// Says why the VM ends; the first one counts. The threads come to an end and so does the event loop.
+    pub fn end(&self, end: End) {
+        self.state().end.get_or_insert(end);
+        self.changed.notify_all();
+        self.mevent.stop();
+    }
+
+    /// Why the VM ended.
+    pub fn ended(&self) -> Option<End> {
+        self.state().end.clone()
+    }
+
+    /// The guest starts a processor.
+    pub fn unpark(&self, id: usize) -> Result<(), vmmapi::Error> {
+        let mut state = self.state();
+        if let Some(parked) = state.parked.get_mut(id) {
+            *parked = false;
+        }
+        if state.goes_on(id) {
+            self.resume_cpu(id)?;
+        }
+        self.changed.notify_all();
+        Ok(())
+    }
+
+    fn resume_cpu(&self, id: usize) -> Result<(), vmmapi::Error> {
+        match self.vm.vcpu(id as i32).resume_cpu() {
+            // Not in the debug set: somebody else has let it go.
+            Err(error) if error.errno.0 == libc::EINVAL => Ok(()),
+            other => other,
+        }
+    }
+
+    /// The guest stops a processor until it starts it again.
+    pub fn park(&self, id: usize) -> Result<(), vmmapi::Error> {
+        if let Some(parked) = self.state().parked.get_mut(id) {
+            *parked = true;
+        }
+        self.vm.vcpu(id as i32).suspend_cpu()
+    }
+
+    /// Has `action` called, in a thread of its own, when the vmm has stopped all processors without being asked by
+    /// [`Vcpus::hold`]; they are then held.
+    pub fn on_stop(&self, action: impl FnOnce() + Send + 'static) {
+        self.state().on_stop = Some(Box::new(action));
+    }
+
+    /// The vmm has stopped a processor: if that was waited for, nobody goes on, and the last one to come calls.
+    fn stopped(&self, state: &mut State) {
+        if !state.hold && state.on_stop.is_some() {
+            state.hold = true;
+            state.stopping = true;
+        }
+        if state.stopping
+            && state.resting.iter().all(|resting| *resting)
+            && let Some(action) = state.on_stop.take()
+            && let Err(error) = std::thread::Builder::new()
+                .name("stop".to_owned())
+                .spawn(action)
+        {
+            state
+                .end
+                .get_or_insert(End::Failed(format!("cannot start a thread: {error}")));
+        }
+    }
+
+    /// Called by a vCPU's thread when the vmm says that it is in the debug set: waits until there is a reason to try again.
+    pub fn rest(&self, id: usize) {
+        let mut state = self.state();
+        if let Some(resting) = state.resting.get_mut(id) {
+            *resting = true;
+        }
+        if state.hold || !state.looks_in(id) {
+            self.stopped(&mut state);
+        }
+        self.changed.notify_all();
+        loop {
+            if state.end.is_some() {
+                break;
+            } else if state.is_held(id) {
+                state = self
+                    .changed
+                    .wait(state)
+                    .unwrap_or_else(PoisonError::into_inner);
+            } else if state.looks_in(id) {
+                let waited = self
+                    .changed
+                    .wait_timeout(state, LOOK_IN)
+                    .unwrap_or_else(PoisonError::into_inner);
+                state = waited.0;
+                if waited.1.timed_out() && !state.is_held(id) {
+                    break;
+                }
+            } else {
+                break;
+            }
+        }
+        if let Some(resting) = state.resting.get_mut(id) {
+            *resting = false;
+        }
+    }
+
+    /// Called by a vCPU's thread that must not go on before [`Vcpus::hold`], which another thread is about to call.
+    pub fn rest_when_held(&self, id: usize) {
+        let waited = self
+            .changed
+            .wait_while(self.state(), |state| !state.hold && state.end.is_none());
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
+        self.rest(id);
+    }
+
+    /// Brings every processor to rest, and answers when none is in the guest or in a device.
+    pub fn hold(&self, patience: Duration) -> Result<(), RestError> {
+        {
+            let mut state = self.state();
+            if state.end.is_some() {
+                return Err(RestError::Ended);
+            }
+            if std::mem::replace(&mut state.hold, true) {
+                return Err(RestError::Busy);
+            }
+        }
+        self.changed.notify_all();
+        let result = self
+            .vm
+            .suspend_all_cpus()
+            .map_err(RestError::from)
+            .and_then(|()| self.wait_rest(patience));
+        if result.is_err()
+            && let Err(error) = self.release()
+        {
+            log::error!("cannot resume the processors: {error}");
+        }
+        result
+    }
+
+    /// Waits until none is in the guest or in a device, as [`Vcpus::hold`] does.
+    pub fn wait_rest(&self, patience: Duration) -> Result<(), RestError> {
+        let deadline = Instant::now() + patience;
+        let mut state = self.state();
+        loop {
+            if state.end.is_some() {
+                return Err(RestError::Ended);
+            }
+            let Some(running) = state.resting.iter().position(|resting| !resting) else {
+                return Ok(());
+            };
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(RestError::Stuck(running));
+            }
+            let waited = self
+                .changed
+                .wait_timeout(state, left.min(LOOK_IN))
+                .unwrap_or_else(PoisonError::into_inner);
+            state = waited.0;
+            if waited.1.timed_out() && self.awaits_end(&state)? {
+                return Err(RestError::Ended);
+            }
+        }
+    }
+
+    /// Whether all that do not rest are in VM_RUN still because the VM is suspended, where each waits for all others to see
+    /// it: those that rest have to go on for that.
+    fn awaits_end(&self, state: &State) -> Result<bool, vmmapi::Error> {
+        let suspended = self.vm.suspended_cpus()?;
+        let ids = state.resting.iter().enumerate();
+        let mut running = ids.filter(|(_, resting)| !**resting).peekable();
+        Ok(running.peek().is_some() && running.all(|(id, _)| suspended.contains(id)))
+    }
+
+    /// Marks all as held before their threads start: none enters the guest before [`Vcpus::start`].
+    pub fn hold_before_start(&self) -> Result<(), vmmapi::Error> {
+        self.state().hold = true;
+        self.vm.suspend_all_cpus()
+    }
+
+    /// Lets the started processors go on.
+    pub fn release(&self) -> Result<(), vmmapi::Error> {
+        let mut state = self.state();
+        state.hold = false;
+        state.stopping = false;
+        self.resume_cpus(&state)
+    }
+
+    /// Keeps the guest from being started before [`Vcpus::start`], in place of [`Vcpus::hold_before_start`]; before their
+    /// threads start. Unlike those that are held they notice the end of the VM.
+    pub fn await_viewer(&self) -> Result<(), vmmapi::Error> {
+        let mut state = self.state();
+        (state.awaits_viewer, state.hold) = (true, false);
+        self.vm.suspend_all_cpus()
+    }
+
+    /// Somebody looks at the guest's screen.
+    pub fn viewer_came(&self) {
+        self.state().viewer_came = true;
+        self.changed.notify_all();
+    }
+
+    /// Waits for [`Vcpus::viewer_came`]. False if the VM has ended before.
+    pub fn wait_for_viewer(&self) -> bool {
+        let waited = self.changed.wait_while(self.state(), |state| {
+            !state.viewer_came && state.end.is_none()
+        });
+        let state = waited.unwrap_or_else(PoisonError::into_inner);
+        state.end.is_none()
+    }
+
+    /// Whether the guest has not been started, for want of a viewer.
+    pub fn awaits_viewer(&self) -> bool {
+        self.state().awaits_viewer
+    }
+
+    /// Starts the guest, or lets a restored one go on.
+    pub fn start(&self) -> Result<(), vmmapi::Error> {
+        self.state().awaits_viewer = false;
+        self.release()
+    }
+
+    /// Lets those go on that nobody holds. The state stays locked until it is done, or the debugger could stop a processor
+    /// that is then resumed.
+    fn resume_cpus(&self, state: &State) -> Result<(), vmmapi::Error> {
+        let result = (0..state.parked.len())
+            .filter(|id| state.goes_on(*id))
+            .try_for_each(|id| self.resume_cpu(id));
+        self.changed.notify_all();
+        result
+    }
+
+    /// The debugger stops every processor, and none goes on before [`Vcpus::debug_release`]. Does not wait.
+    pub fn debug_hold(&self) -> Result<(), vmmapi::Error> {
+        let mut state = self.state();
+        state.debugged.fill(true);
+        self.vm.suspend_all_cpus()
+    }
+
+    /// The debugger lets a set of processors go on as soon as nobody else holds them.
+    pub fn debug_release(&self, ids: &[usize]) -> Result<(), vmmapi::Error> {
+        let mut state = self.state();
+        for id in ids {
+            if let Some(debugged) = state.debugged.get_mut(*id) {
+                *debugged = false;
+            }
+        }
+        self.resume_cpus(&state)
+    }
+
+    /// Whether the guest has not started it.
+    pub fn is_parked(&self, id: usize) -> bool {
+        self.state().parked.get(id).copied().unwrap_or(false)
+    }
+}
+
+// The processors are at rest whenever a device is saved, so that there is nothing to pause here.
+impl Device for Vcpus {
+    fn name(&self) -> &str {
+        KIND
+    }
+    fn pause(&self) {}
+    fn quiesced(&self) -> bool {
+        true
+    }
+    fn save(&self) -> Result<SavedState, SaveError> {
+        SavedState::encode(
+            KIND,
+            VERSION,
+            &VcpusState {
+                parked: self.state().parked.clone(),
+            },
+        )
+    }
+    fn restore(&self, saved: &SavedBytes) -> Result<(), StateError> {
+        let VcpusState { parked } = saved.decode(KIND, VERSION)?;
+        let mut state = self.state();
+        if parked.len() != state.parked.len() || parked.first() != Some(&false) {
+            return Err(StateError::Invalid(
+                "the saved set of started processors is not this machine's".to_owned(),
+            ));
+        }
+        state.parked = parked;
+        Ok(())
+    }
+    fn resume(&self) {}
+    fn reset(&self) {
+        for (id, parked) in self.state().parked.iter_mut().enumerate() {
+            *parked = id != 0;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::amd64::vmexit::VcpuThread;
+    use crate::bus::inout::{Inout, PortHandler};
+    use crate::bus::mem::{Mmio, MmioHandler};
+    use crate::machine::fuzz::Rig;
+    use std::sync::mpsc::{self, SyncSender};
+    use vmmapi::abi::{self, SegDesc};
+    use vmmapi::{Choice, CreateOptions, SoftOptions};
+
+    /// Threads that are never in the guest, for as long as the VM lasts.
+    fn idle_threads(vcpus: &Arc<Vcpus>) -> Vec<std::thread::JoinHandle<()>> {
+        (0..vcpus.count())
+            .map(|id| {
+                let vcpus = Arc::clone(vcpus);
+                std::thread::spawn(move || {
+                    while vcpus.ended().is_none() {
+                        vcpus.rest(id);
+                        std::thread::sleep(Duration::from_millis(1));
+                    }
+                })
+            })
+            .collect()
+    }
+
+    fn held(vm: &Vm) -> Vec<usize> {
+        vm.debug_cpus().unwrap().iter().collect()
+    }
+
+    #[test]
+    fn a_parked_processor_stays_parked() {
+        const SOON: Duration = Duration::from_secs(20);
+        let options = CreateOptions {
+            backend: Choice::Soft,
+            soft: SoftOptions::default(),
+        };
+        let vm = Vm::create("vcpus-test", &options).unwrap();
+        for id in 0..2 {
+            vm.vcpu(id).activate().unwrap();
+        }
+        vm.vcpu(1).suspend_cpu().unwrap();
+        let vcpus = Arc::new(Vcpus::new(vm.clone(), Arc::new(Mevent::new().unwrap()), 2));
+        let threads = idle_threads(&vcpus);
+
+        vcpus.hold(SOON).unwrap();
+        assert_eq!(held(&vm), [0, 1]);
+        assert!(matches!(vcpus.hold(SOON), Err(RestError::Busy)));
+        let saved = SavedBytes::from(vcpus.save().unwrap());
+        // Started while all are held: it goes on with the others, not before.
+        vcpus.unpark(1).unwrap();
+        assert_eq!(held(&vm), [0, 1]);
+        vcpus.release().unwrap();
+        assert!(held(&vm).is_empty());
+
+        vcpus.restore(&saved).unwrap();
+        vcpus.park(1).unwrap();
+        vcpus.hold(SOON).unwrap();
+        vcpus.release().unwrap();
+        assert_eq!(held(&vm), [1]);
+
+        vcpus.end(End::Suspended(1));
+        vcpus.end(End::Checkpointed);
+        assert_eq!(vcpus.ended(), Some(End::Suspended(1)));
+        assert!(matches!(vcpus.hold(SOON), Err(RestError::Ended)));
+        threads
+            .into_iter()
+            .for_each(|thread| thread.join().unwrap());
+        vm.destroy().unwrap();
+    }
+
+    #[test]
+    fn a_checkpoint_does_not_let_the_debuggers_processors_go() {
+        const SOON: Duration = Duration::from_secs(20);
+        let options = CreateOptions {
+            backend: Choice::Soft,
+            soft: SoftOptions::default(),
+        };
+        let vm = Vm::create("vcpus-debugger-test", &options).unwrap();
+        for id in 0..3 {
+            vm.vcpu(id).activate().unwrap();
+        }
+        vm.vcpu(2).suspend_cpu().unwrap();
+        let vcpus = Arc::new(Vcpus::new(vm.clone(), Arc::new(Mevent::new().unwrap()), 3));
+        vcpus.unpark(1).unwrap();
+        let threads = idle_threads(&vcpus);
+
+        vcpus.debug_hold().unwrap();
+        vcpus.wait_rest(SOON).unwrap();
+        vcpus.hold(SOON).unwrap();
+        vcpus.release().unwrap();
+        assert_eq!(held(&vm), [0, 1, 2]);
+        // Released while a checkpoint is taken: afterwards.
+        vcpus.hold(SOON).unwrap();
+        vcpus.debug_release(&[1, 2]).unwrap();
+        assert_eq!(held(&vm), [0, 1, 2]);
+        vcpus.release().unwrap();
+        assert_eq!(held(&vm), [0, 2]);
+        // Started by the guest while the debugger holds it.
+        vcpus.debug_hold().unwrap();
+        vcpus.unpark(2).unwrap();
+        assert_eq!(held(&vm), [0, 1, 2]);
+        vcpus.debug_release(&[0, 1, 2]).unwrap();
+        assert!(held(&vm).is_empty());
+
+        vcpus.end(End::Suspended(1));
+        threads
+            .into_iter()
+            .for_each(|thread| thread.join().unwrap());
+        vm.destroy().unwrap();
+    }
+
+    #[test]
+    fn nothing_starts_before_somebody_looks() {
+        const SOON: Duration = Duration::from_secs(20);
+        let options = CreateOptions {
+            backend: Choice::Soft,
+            soft: SoftOptions::default(),
+        };
+        let vm = Vm::create("vcpus-viewer-test", &options).unwrap();
+        for id in 0..2 {
+            vm.vcpu(id).activate().unwrap();
+        }
+        vm.vcpu(1).suspend_cpu().unwrap();
+        let vcpus = Arc::new(Vcpus::new(vm.clone(), Arc::new(Mevent::new().unwrap()), 2));
+        vcpus.on_stop(|| panic!("nobody has stopped"));
+        vcpus.await_viewer().unwrap();
+        let threads = idle_threads(&vcpus);
+        assert_eq!(held(&vm), [0, 1]);
+        // Whoever holds them meanwhile does not start them.
+        vcpus.hold(SOON).unwrap();
+        vcpus.release().unwrap();
+        vcpus.debug_hold().unwrap();
+        vcpus.debug_release(&[0, 1]).unwrap();
+        assert_eq!(held(&vm), [0, 1]);
+        assert!(vcpus.awaits_viewer());
+        let waiter = {
+            let vcpus = Arc::clone(&vcpus);
+            std::thread::spawn(move || vcpus.wait_for_viewer())
+        };
+        vcpus.viewer_came();
+        assert!(waiter.join().unwrap());
+        vcpus.on_stop(|| ());
+        vcpus.start().unwrap();
+        assert_eq!(held(&vm), [1]);
+        vcpus.end(End::Suspended(1));
+        assert!(!vcpus.wait_for_viewer());
+        threads
+            .into_iter()
+            .for_each(|thread| thread.join().unwrap());
+        vm.destroy().unwrap();
+    }
+
+    #[test]
+    fn other_machines_sets_are_refused() {
+        let options = CreateOptions {
+            backend: Choice::Soft,
+            soft: SoftOptions::default(),
+        };
+        let vm = Vm::create("vcpus-refusal-test", &options).unwrap();
+        let vcpus = |count| Vcpus::new(vm.clone(), Arc::new(Mevent::new().unwrap()), count);
+        let saved = SavedBytes::from(vcpus(2).save().unwrap());
+        assert!(vcpus(3).restore(&saved).is_err());
+        let stopped = SavedState::encode(
+            KIND,
+            VERSION,
+            &VcpusState {
+                parked: vec![true, true],
+            },
+        )
+        .unwrap();
+        assert!(vcpus(2).restore(&stopped.into()).is_err());
+        assert!(vcpus(2).restore(&saved).is_ok());
+        vm.destroy().unwrap();
+    }
+
+    /// Tells of every access.
+    struct Bell(SyncSender<()>);
+
+    impl PortHandler for Bell {
+        fn read(&self, _port: u16, _size: u8) -> u32 {
+            0
+        }
+        fn write(&self, _port: u16, _size: u8, _value: u32) {
+            let _ = self.0.try_send(());
+        }
+    }
+
+    impl MmioHandler for Bell {
+        fn read(&self, _offset: u64, _size: u8) -> u64 {
+            0
+        }
+        fn write(&self, _offset: u64, _size: u8, _value: u64) {
+            let _ = self.0.try_send(());
+        }
+    }
+
+    /// What pausing costs on an exit is not to include a lock: a guest's exits go on while somebody has the one by which
+    /// all pausing goes.
+    #[test]
+    fn exits_take_no_lock_of_those_who_pause() {
+        const ENTRY: u64 = 0x8000;
+        const WINDOW: u64 = 0xd000_0000;
+        const SOON: Duration = Duration::from_secs(20);
+        let rig = Rig::new();
+        let (thread, vcpus) = rig.vcpus(ENTRY);
+        // out 0x80, al; mov [0], al; jmp to the first
+        let code = [0xe6, 0x80, 0xa2, 0, 0, 0xeb, 0xf9];
+        rig.vm.memory().write(ENTRY, &code).unwrap();
+        let data = SegDesc::new(WINDOW, 0xffff, 0x93);
+        rig.vm.vcpu(0).set_desc(abi::VM_REG_GUEST_DS, data).unwrap();
+        let (inout, mmio) = (Arc::new(Inout::new()), Arc::new(Mmio::new()));
+        let (out, outs) = mpsc::sync_channel(1);
+        let (store, stores) = mpsc::sync_channel(1);
+        inout
+            .register("bell", 0x80..=0x80, Arc::new(Bell(out)))
+            .unwrap();
+        mmio.register("bell", WINDOW..WINDOW + 0x1000, Arc::new(Bell(store)))
+            .unwrap();
+        let thread = VcpuThread {
+            inout,
+            mmio,
+            ..thread
+        };
+        let lock = vcpus.state();
+        let processor = std::thread::spawn(move || thread.run());
+        for _ in 0..100 {
+            outs.recv_timeout(SOON).unwrap();
+            stores.recv_timeout(SOON).unwrap();
+        }
+        drop(lock);
+        rig.vm.suspend(abi::VM_SUSPEND_POWEROFF).unwrap();
+        processor.join().unwrap();
+        assert_eq!(
+            vcpus.ended(),
+            Some(End::Suspended(abi::VM_SUSPEND_POWEROFF))
+        );
+    }
+}

@@ -1,0 +1,65 @@
+//! Signals (`usr.sbin/bhyve/mevent.c` and `pm.c` for SIGTERM). They are waited for by a thread instead of being handled:
+//! SIGTERM presses the power button, and what would kill the process first puts the terminal back.
+
+use crate::process::cleanup;
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, raise, sigaction};
+use std::io;
+
+/// Signals whose default is to end the process, as others send them. abort(3) in this process is not held back by this.
+const DEADLY: [Signal; 6] = [
+    Signal::SIGINT,
+    Signal::SIGHUP,
+    Signal::SIGQUIT,
+    Signal::SIGABRT,
+    Signal::SIGUSR1,
+    Signal::SIGUSR2,
+];
+
+/// The signals that are held back until somebody watches them.
+pub struct Blocked(SigSet);
+
+/// Holds the signals back in this thread and all that it starts.
+pub fn block() -> io::Result<Blocked> {
+    let mut set = SigSet::empty();
+    set.add(Signal::SIGTERM);
+    DEADLY.into_iter().for_each(|signal| set.add(signal));
+    set.thread_block()?;
+    Ok(Blocked(set))
+}
+
+impl Blocked {
+    /// Waits for signals in a thread of its own; `term` is called for each SIGTERM.
+    pub fn watch(self, term: impl Fn() + Send + 'static) -> io::Result<()> {
+        std::thread::Builder::new()
+            .name("signals".to_owned())
+            .spawn(move || {
+                loop {
+                    match self.0.wait() {
+                        Ok(Signal::SIGTERM) => term(),
+                        Ok(signal) => die(signal),
+                        Err(error) => {
+                            log::error!("cannot wait for signals: {error}");
+                            return;
+                        }
+                    }
+                }
+            })?;
+        Ok(())
+    }
+}
+
+/// Dies of the signal as if it had never been held back, with the terminal as it was.
+fn die(signal: Signal) {
+    cleanup::run();
+    let mut set = SigSet::empty();
+    set.add(signal);
+    let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
+    // SAFETY: the default disposition runs no code of this process.
+    let result = unsafe { sigaction(signal, &default) }
+        .and_then(|_| set.thread_unblock())
+        .and_then(|()| raise(signal));
+    if let Err(error) = result {
+        log::error!("cannot die of {signal}: {error}");
+    }
+    std::process::exit(128 + signal as i32);
+}
