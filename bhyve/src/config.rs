@@ -3,10 +3,11 @@
 //! Every option of the command line only writes here, and every device only reads here. Unlike upstream, asking for a
 //! value that cannot be expanded or understood is an error that names the variable, not an exit from the library.
 
+use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// How deep `%(x)` may lead to further `%(y)`, as upstream.
 const MAX_EXPANSION_DEPTH: usize = 15;
@@ -85,11 +86,11 @@ impl Config {
 
     // A panic elsewhere cannot leave the tree half changed: every change is one insertion.
     fn read(&self) -> RwLockReadGuard<'_, Entry> {
-        self.root.read().unwrap_or_else(PoisonError::into_inner)
+        self.root.read()
     }
 
     fn write(&self) -> RwLockWriteGuard<'_, Entry> {
-        self.root.write().unwrap_or_else(PoisonError::into_inner)
+        self.root.write()
     }
 
     /// Sets a variable, creating the nodes above it. A later value replaces an earlier one.

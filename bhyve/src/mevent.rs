@@ -1,10 +1,11 @@
 //! The event loop of the back ends (`usr.sbin/bhyve/mevent.c`): descriptors and timers, one thread, kqueue or epoll.
 
+use parking_lot::{Mutex, MutexGuard};
 use polling::{Event, Events, PollMode, Poller};
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
 
 /// What a descriptor is watched for.
@@ -87,7 +88,7 @@ impl Mevent {
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock()
     }
 
     /// Watches `fd`, level-triggered: the callback runs again and again until it has dealt with the reason.
@@ -256,7 +257,7 @@ impl Mevent {
                 }
             }
             for callback in self.due() {
-                callback.lock().unwrap_or_else(PoisonError::into_inner)();
+                callback.lock()();
             }
             for event in events.iter() {
                 let callback = self
@@ -265,7 +266,7 @@ impl Mevent {
                     .get(&event.key)
                     .map(|source| Arc::clone(&source.callback));
                 if let Some(callback) = callback {
-                    let mut callback = callback.lock().unwrap_or_else(PoisonError::into_inner);
+                    let mut callback = callback.lock();
                     callback(Ready {
                         readable: event.readable,
                         writable: event.writable,

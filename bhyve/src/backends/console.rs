@@ -8,8 +8,9 @@
 //! While the machine is at rest no event reaches a device: it waits here, and arrives when the machine goes on. So a device
 //! that is paused need not know of viewers, and a key that is let go during a checkpoint is not stuck afterwards.
 
+use parking_lot::{Mutex, MutexGuard};
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 
 /// The priority of PS/2 keyboards and mice.
 pub const PS2_PRIORITY: u8 = 1;
@@ -206,11 +207,11 @@ impl Console {
     }
 
     fn input(&self) -> MutexGuard<'_, Input> {
-        self.input.lock().unwrap_or_else(PoisonError::into_inner)
+        self.input.lock()
     }
 
     fn viewer(&self) -> MutexGuard<'_, FirstViewer> {
-        self.viewer.lock().unwrap_or_else(PoisonError::into_inner)
+        self.viewer.lock()
     }
 
     /// The guest is not to start before somebody looks.
@@ -337,14 +338,14 @@ mod tests {
 
     impl Keyboard for Recorder {
         fn kbd_event(&self, event: KeyEvent) -> bool {
-            self.keys.lock().unwrap().push(event.keysym);
+            self.keys.lock().push(event.keysym);
             !self.deaf
         }
     }
 
     impl Pointer for Recorder {
         fn ptr_event(&self, event: PtrEvent) -> bool {
-            self.positions.lock().unwrap().push(event.x);
+            self.positions.lock().push(event.x);
             !self.deaf
         }
     }
@@ -385,9 +386,9 @@ mod tests {
         console.ptr_event(at(1));
         console.register_pointer(TABLET_PRIORITY, weak(&tablet) as _);
         console.ptr_event(at(2));
-        assert_eq!(*deaf.positions.lock().unwrap(), [1, 2]);
-        assert_eq!(*tablet.positions.lock().unwrap(), [2]);
-        assert_eq!(*ps2.positions.lock().unwrap(), [1]);
+        assert_eq!(*deaf.positions.lock(), [1, 2]);
+        assert_eq!(*tablet.positions.lock(), [2]);
+        assert_eq!(*ps2.positions.lock(), [1]);
     }
 
     #[test]
@@ -396,13 +397,13 @@ mod tests {
         let kbd = Arc::new(Recorder::default());
         console.register_keyboard(PS2_PRIORITY, weak(&kbd) as _);
         console.kbd_event(key(1));
-        assert!(kbd.keys.lock().unwrap().is_empty());
+        assert!(kbd.keys.lock().is_empty());
         console.resume();
         console.kbd_event(key(2));
         console.pause();
         (3..1000).for_each(|keysym| console.kbd_event(key(keysym)));
-        assert_eq!(*kbd.keys.lock().unwrap(), [1, 2]);
+        assert_eq!(*kbd.keys.lock(), [1, 2]);
         console.resume();
-        assert_eq!(kbd.keys.lock().unwrap().len(), 2 + WAITING_LIMIT);
+        assert_eq!(kbd.keys.lock().len(), 2 + WAITING_LIMIT);
     }
 }

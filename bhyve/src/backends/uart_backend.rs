@@ -10,6 +10,7 @@ use crate::devices::uart::{TtyClient, TtySink};
 use crate::mevent::{EventId, Interest, Mevent, Ready};
 use crate::process::cleanup::{self, Left};
 use nix::sys::termios::{self, SetArg};
+use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal, Read, Write};
@@ -17,7 +18,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use vmmapi::sandbox::{self, Purpose};
 
 /// Bytes that wait for the other end.
@@ -51,10 +52,6 @@ pub struct Tty {
     this: Weak<Tty>,
     line: Mutex<Option<Line>>,
     output: Mutex<Option<Output>>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Where a TCP back end listens: `tcp=address:port`, the address in brackets if it is an IPv6 one.
@@ -146,7 +143,7 @@ impl Tty {
     }
 
     fn accepted(&self, mut stream: TcpStream) {
-        if lock(&self.line).is_some() {
+        if self.line.lock().is_some() {
             // Best effort: the caller is about to be disconnected anyway.
             let _ = stream.write_all(BUSY);
             return;
@@ -164,7 +161,7 @@ impl Tty {
 
     fn attach(&self, reader: OwnedFd, writer: OwnedFd, blocking: bool) -> io::Result<()> {
         let fd = Arc::new(reader);
-        let mut line = lock(&self.line);
+        let mut line = self.line.lock();
         let output = Output {
             writer: writer.into(),
             blocking,
@@ -191,13 +188,13 @@ impl Tty {
             input,
             stopped: false,
         });
-        *lock(&self.output) = Some(output);
+        *self.output.lock() = Some(output);
         Ok(())
     }
 
     /// On the event loop's thread.
     fn readable(&self) {
-        let mut guard = lock(&self.line);
+        let mut guard = self.line.lock();
         let (Some(line), Some(client)) = (guard.as_mut(), self.client.upgrade()) else {
             return;
         };
@@ -234,7 +231,7 @@ impl Tty {
         if let Some(input) = old.input.take() {
             self.mevent.delete(input);
         }
-        let mut output = lock(&self.output);
+        let mut output = self.output.lock();
         if output.as_ref().is_none_or(|output| !output.blocking) {
             if let Some(event) = output.take().and_then(|output| output.event) {
                 self.mevent.delete(event);
@@ -245,7 +242,7 @@ impl Tty {
 
     /// On the event loop's thread: the other end takes more.
     fn writable(&self) {
-        let mut guard = lock(&self.output);
+        let mut guard = self.output.lock();
         if let Some(output) = guard.as_mut()
             && (output.flush().is_err() || output.pending.is_empty())
             && let Some(event) = output.event.take()
@@ -297,7 +294,7 @@ impl Output {
 
 impl TtySink for Tty {
     fn send(&self, byte: u8) {
-        let mut guard = lock(&self.output);
+        let mut guard = self.output.lock();
         let Some(output) = guard.as_mut() else { return };
         if output.blocking {
             // There is nobody to tell when the standard output is gone.
@@ -313,7 +310,7 @@ impl TtySink for Tty {
     }
 
     fn input_wanted(&self) {
-        let mut guard = lock(&self.line);
+        let mut guard = self.line.lock();
         if let Some(line) = guard.as_mut()
             && line.stopped
             && let Some(input) = line.input

@@ -1,8 +1,9 @@
 //! I/O ports that userland emulates (`usr.sbin/bhyve/amd64/inout.c`).
 
+use parking_lot::RwLock;
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
 /// What answers at a range of ports. `size` is 1, 2 or 4 bytes; an access may begin at any port of the range and reach
 /// beyond its end, as on the real bus.
@@ -62,7 +63,7 @@ impl Inout {
         handler: Arc<dyn PortHandler>,
     ) -> Result<(), PortConflict> {
         let (first, last) = (*ports.start(), *ports.end());
-        let mut ranges = self.ranges.write().unwrap_or_else(PoisonError::into_inner);
+        let mut ranges = self.ranges.write();
         if let Some((_, taken)) = ranges.range(..=last).next_back()
             && taken.last >= first
         {
@@ -86,7 +87,7 @@ impl Inout {
 
     /// Takes back the range that begins at the first of `ports`.
     pub fn unregister(&self, ports: RangeInclusive<u16>) {
-        let mut ranges = self.ranges.write().unwrap_or_else(PoisonError::into_inner);
+        let mut ranges = self.ranges.write();
         if ranges
             .get(ports.start())
             .is_some_and(|range| range.last == *ports.end())
@@ -97,7 +98,7 @@ impl Inout {
 
     /// Takes everything off. Handlers that know of these ports are let go of, and what they have is, too.
     pub fn clear(&self) {
-        let mut ranges = self.ranges.write().unwrap_or_else(PoisonError::into_inner);
+        let mut ranges = self.ranges.write();
         let gone = std::mem::take(&mut *ranges);
         // What ends with them may unregister.
         drop(ranges);
@@ -106,7 +107,7 @@ impl Inout {
 
     // The lock is not held while a handler runs: a handler may move its own or another device's ports.
     fn handler(&self, port: u16) -> Option<Arc<dyn PortHandler>> {
-        let ranges = self.ranges.read().unwrap_or_else(PoisonError::into_inner);
+        let ranges = self.ranges.read();
         let (_, range) = ranges.range(..=port).next_back()?;
         (range.last >= port).then(|| Arc::clone(&range.handler))
     }

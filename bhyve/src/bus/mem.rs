@@ -1,8 +1,9 @@
 //! Memory-mapped I/O that userland emulates (`usr.sbin/bhyve/mem.c`).
 
+use parking_lot::RwLock;
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
 /// What answers at a range of guest physical addresses. `offset` counts from the range's start, `size` is 1, 2, 4 or 8.
 pub trait MmioHandler: Send + Sync {
@@ -70,7 +71,7 @@ impl Mmio {
         if range.is_empty() {
             return Err(MmioError::Empty(name.to_owned()));
         }
-        let mut ranges = self.ranges.write().unwrap_or_else(PoisonError::into_inner);
+        let mut ranges = self.ranges.write();
         if let Some((_, taken)) = ranges.range(..range.end).next_back()
             && taken.end > range.start
         {
@@ -94,7 +95,7 @@ impl Mmio {
 
     /// Takes back exactly `range`.
     pub fn unregister(&self, range: Range<u64>) {
-        let mut ranges = self.ranges.write().unwrap_or_else(PoisonError::into_inner);
+        let mut ranges = self.ranges.write();
         if ranges
             .get(&range.start)
             .is_some_and(|window| window.end == range.end)
@@ -105,7 +106,7 @@ impl Mmio {
 
     /// Takes everything off, as [`crate::bus::inout::Inout::clear`] does.
     pub fn clear(&self) {
-        let mut ranges = self.ranges.write().unwrap_or_else(PoisonError::into_inner);
+        let mut ranges = self.ranges.write();
         let gone = std::mem::take(&mut *ranges);
         drop(ranges);
         drop(gone);
@@ -113,7 +114,7 @@ impl Mmio {
 
     // As in `Inout`, the lock is not held while a handler runs.
     fn handler(&self, gpa: u64) -> Option<(u64, Arc<dyn MmioHandler>)> {
-        let ranges = self.ranges.read().unwrap_or_else(PoisonError::into_inner);
+        let ranges = self.ranges.read();
         let (start, window) = ranges.range(..=gpa).next_back()?;
         (window.end > gpa).then(|| (gpa - start, Arc::clone(&window.handler)))
     }

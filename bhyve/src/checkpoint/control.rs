@@ -4,8 +4,9 @@
 use super::{Afterwards, SnapshotError, take};
 use crate::machine::vcpu::End;
 use crate::machine::{Machine, MachineError};
+use parking_lot::Mutex;
+use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::sync::{Arc, Mutex, TryLockError};
 use std::time::Duration;
 use vmmapi::abi::soft;
 use vmmapi::backend::Backend;
@@ -73,10 +74,8 @@ impl ControlHandler for Control {
         request: CheckpointRequest,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<(), Failure> {
-        let _taking = match self.taking.try_lock() {
-            Ok(guard) => guard,
-            Err(TryLockError::Poisoned(guard)) => guard.into_inner(),
-            Err(TryLockError::WouldBlock) => return Err(Failure::from(Errno(libc::EBUSY))),
+        let Some(_taking) = self.taking.try_lock() else {
+            return Err(Failure::from(Errno(libc::EBUSY)));
         };
         let CheckpointRequest {
             filename,

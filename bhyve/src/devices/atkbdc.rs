@@ -10,9 +10,10 @@ use crate::backends::console::{Console, KeyEvent, Keyboard, PS2_PRIORITY, Pointe
 use crate::bus::inout::{Inout, PortHandler};
 use crate::device::{BuildError, Device, SaveError, SavedBytes, SavedState, StateError};
 use crate::machine::irqchip::IrqChip;
+use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 /// The keyboard's interrupt.
 pub const KBD_IRQ: u8 = 1;
@@ -393,9 +394,7 @@ impl Atkbdc {
     }
 
     fn controller(&self) -> MutexGuard<'_, Controller> {
-        self.controller
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.controller.lock()
     }
 
     /// Drives the interrupts from one state of the lines to another. Called under the controller's lock.

@@ -16,8 +16,9 @@ use crate::bus::pci::{PciDevice, PciModel, parse_options};
 use crate::config::Node;
 use crate::device::{BuildCtx, BuildError, Device, SaveError, SavedBytes, SavedState, StateError};
 use crate::devices::vga::{Extent, Vga, VgaState, bios};
+use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use vmmapi::abi::VM_FRAMEBUFFER;
 use vmmapi::{DeviceMemory, Vm};
 use zerocopy::IntoBytes;
@@ -116,7 +117,7 @@ impl Frame {
     }
 
     fn gpa(&self) -> MutexGuard<'_, Option<u64>> {
-        self.gpa.lock().unwrap_or_else(PoisonError::into_inner)
+        self.gpa.lock()
     }
 
     /// Every page that is not all zeroes.
@@ -190,7 +191,7 @@ struct Screen {
 
 impl Screen {
     fn regs(&self) -> MutexGuard<'_, [u8; REGS_SIZE]> {
-        self.regs.lock().unwrap_or_else(PoisonError::into_inner)
+        self.regs.lock()
     }
 
     /// The mode that the guest has set, as far as there is memory for it; `None` without pixels.

@@ -4,8 +4,9 @@
 use crate::bus::inout::{Inout, PortHandler};
 use crate::device::{BuildError, Device, SaveError, SavedBytes, SavedState, StateError};
 use crate::machine::irqchip::IrqChip;
+use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 /// The system control interrupt.
 pub const SCI_IRQ: u8 = 9;
@@ -141,9 +142,7 @@ impl Pm {
     }
 
     fn registers(&self) -> MutexGuard<'_, Registers> {
-        self.registers
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.registers.lock()
     }
 
     fn with<R>(&self, change: impl FnOnce(&mut Registers) -> R) -> R {
@@ -345,7 +344,7 @@ mod tests {
         let chip = Arc::new(MockChip::default());
         let requests = Requests::default();
         let log = Arc::clone(&requests);
-        let power = Arc::new(move |request| log.lock().unwrap().push(request));
+        let power = Arc::new(move |request| log.lock().push(request));
         (
             Arc::new(Pm::new(chip.clone(), power, saved).unwrap()),
             chip,
@@ -356,7 +355,7 @@ mod tests {
     #[test]
     fn power_button() {
         let (pm, chip, _) = pm(None);
-        assert_eq!(*chip.level.lock().unwrap(), [SCI_IRQ]);
+        assert_eq!(*chip.level.lock(), [SCI_IRQ]);
         assert!(!pm.power_button(), "ACPI is off");
         pm.write(PM1A_EVT, 2, 0xffff);
         pm.write(SMI_CMD, 1, ACPI_ENABLE.into());
@@ -381,27 +380,27 @@ mod tests {
     fn sleep_and_reset() {
         let (pm, _, requests) = pm(None);
         pm.write(PM1A_CNT, 2, 4 << 10 | 1 << 13);
-        assert!(requests.lock().unwrap().is_empty(), "S4 is not there");
+        assert!(requests.lock().is_empty(), "S4 is not there");
         pm.write(PM1A_CNT, 2, 5 << 10);
-        assert!(requests.lock().unwrap().is_empty(), "not yet");
+        assert!(requests.lock().is_empty(), "not yet");
         pm.write(PM1A_CNT, 2, 5 << 10 | 1 << 13);
-        assert_eq!(requests.lock().unwrap().pop(), Some(PowerRequest::PowerOff));
+        assert_eq!(requests.lock().pop(), Some(PowerRequest::PowerOff));
         assert_eq!(
             pm.read(PM1A_CNT, 2),
             5 << 10,
             "neither SLP_EN nor SCI_EN are stored"
         );
         pm.write(RESET_PORT, 1, 2);
-        assert!(requests.lock().unwrap().is_empty());
+        assert!(requests.lock().is_empty());
         pm.write(RESET_PORT, 1, RESET_VALUE.into());
-        assert_eq!(requests.lock().unwrap().pop(), Some(PowerRequest::Reset));
+        assert_eq!(requests.lock().pop(), Some(PowerRequest::Reset));
         assert_eq!(pm.read(0x92, 1), 2);
         pm.write(0x92, 1, 2);
-        assert!(requests.lock().unwrap().is_empty());
+        assert!(requests.lock().is_empty());
         pm.write(0x92, 1, 3);
         pm.write(0x92, 1, 3);
         assert_eq!(
-            *requests.lock().unwrap(),
+            *requests.lock(),
             [PowerRequest::Reset],
             "only the edge resets"
         );
@@ -432,12 +431,12 @@ mod tests {
             let saved = SavedBytes::from(first.save().unwrap());
             let (twin, twin_chip, twin_requests) = pm(Some(&saved));
             let offset = chip.isa_count(SCI_IRQ);
-            requests.lock().unwrap().clear();
+            requests.lock().clear();
             for access in after {
                 prop_assert_eq!(apply(&first, access), apply(&twin, access));
                 prop_assert_eq!(chip.isa_count(SCI_IRQ), twin_chip.isa_count(SCI_IRQ) + offset);
             }
-            prop_assert_eq!(&*requests.lock().unwrap(), &*twin_requests.lock().unwrap());
+            prop_assert_eq!(&*requests.lock(), &*twin_requests.lock());
             prop_assert_eq!(first.save().unwrap(), twin.save().unwrap());
         }
     }

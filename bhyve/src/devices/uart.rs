@@ -3,9 +3,10 @@
 //! The interrupt is a level that follows the registers; upstream pulses it.
 
 use crate::device::StateError;
+use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 
 /// Registers of a port.
 pub const UART_PORTS: u16 = 8;
@@ -417,7 +418,7 @@ impl Uart {
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock()
     }
 
     /// Does something to the registers and drives the interrupt line as it follows from them.

@@ -6,10 +6,11 @@
 
 use super::breakpoints::{Breakpoints, INT3};
 use crate::machine::vcpu::{RestError, Vcpus};
+use parking_lot::{Mutex, MutexGuard};
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 use vmmapi::abi::{self, VmExit, VmGuestPaging};
 use vmmapi::backend::Kind;
@@ -125,7 +126,7 @@ impl Debugger {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// A processor.

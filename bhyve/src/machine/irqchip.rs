@@ -52,8 +52,8 @@ impl IrqChip for vmmapi::Vm {
 #[cfg(test)]
 pub mod mock {
     use super::IrqChip;
+    use parking_lot::Mutex;
     use std::collections::BTreeMap;
-    use std::sync::Mutex;
 
     /// Counts of assertions.
     #[derive(Default)]
@@ -69,38 +69,38 @@ pub mod mock {
     impl MockChip {
         /// How often an IRQ is asserted.
         pub fn isa_count(&self, irq: u8) -> i32 {
-            self.isa.lock().unwrap().get(&irq).copied().unwrap_or(0)
+            self.isa.lock().get(&irq).copied().unwrap_or(0)
         }
 
         /// How often a pin is asserted.
         pub fn ioapic_count(&self, pin: u8) -> i32 {
-            self.ioapic.lock().unwrap().get(&pin).copied().unwrap_or(0)
+            self.ioapic.lock().get(&pin).copied().unwrap_or(0)
         }
     }
 
     impl IrqChip for MockChip {
         fn isa_assert(&self, irq: u8, ioapic: Option<u8>) {
-            *self.isa.lock().unwrap().entry(irq).or_default() += 1;
+            *self.isa.lock().entry(irq).or_default() += 1;
             if let Some(pin) = ioapic {
                 self.ioapic_assert(pin);
             }
         }
         fn isa_deassert(&self, irq: u8, ioapic: Option<u8>) {
-            *self.isa.lock().unwrap().entry(irq).or_default() -= 1;
+            *self.isa.lock().entry(irq).or_default() -= 1;
             if let Some(pin) = ioapic {
                 self.ioapic_deassert(pin);
             }
         }
         fn isa_level_triggered(&self, irq: u8, level: bool) {
             if level {
-                self.level.lock().unwrap().push(irq);
+                self.level.lock().push(irq);
             }
         }
         fn ioapic_assert(&self, pin: u8) {
-            *self.ioapic.lock().unwrap().entry(pin).or_default() += 1;
+            *self.ioapic.lock().entry(pin).or_default() += 1;
         }
         fn ioapic_deassert(&self, pin: u8) {
-            *self.ioapic.lock().unwrap().entry(pin).or_default() -= 1;
+            *self.ioapic.lock().entry(pin).or_default() -= 1;
         }
     }
 }

@@ -27,8 +27,9 @@ use crate::device::{BuildCtx, BuildError, Clock};
 use crate::gdb::{Debugger, Endpoint};
 use crate::machine::vcpu::{End, Vcpus};
 use crate::mevent::Mevent;
+use parking_lot::{Mutex, MutexGuard};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use vmmapi::abi;
 use vmmapi::backend::{Kind, Lifetime};
@@ -285,9 +286,7 @@ impl Machine {
 
     /// Held by whoever brings everything to rest, for as long as it rests.
     pub fn standstill(&self) -> MutexGuard<'_, ()> {
-        self.standstill
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.standstill.lock()
     }
 
     /// The debug server's side of it, if there is one.
@@ -446,10 +445,7 @@ impl Machine {
                 what: "start a thread",
                 source,
             })?;
-        self.threads
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(handle);
+        self.threads.lock().push(handle);
         Ok(())
     }
 
@@ -463,8 +459,7 @@ impl Machine {
         if let Err(error) = self.vm.suspend(abi::VM_SUSPEND_POWEROFF) {
             log::debug!("{error}");
         }
-        let threads =
-            std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        let threads = std::mem::take(&mut *self.threads.lock());
         for thread in threads {
             if thread.join().is_err() {
                 log::error!("a processor's thread has panicked");

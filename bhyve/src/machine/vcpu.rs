@@ -8,8 +8,9 @@
 
 use crate::device::{Device, SaveError, SavedBytes, SavedState, StateError};
 use crate::mevent::Mevent;
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use vmmapi::Vm;
 
@@ -122,7 +123,7 @@ impl Vcpus {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// How many there are.
@@ -210,17 +211,10 @@ impl Vcpus {
             if state.end.is_some() {
                 break;
             } else if state.is_held(id) {
-                state = self
-                    .changed
-                    .wait(state)
-                    .unwrap_or_else(PoisonError::into_inner);
+                self.changed.wait(&mut state);
             } else if state.looks_in(id) {
-                let waited = self
-                    .changed
-                    .wait_timeout(state, LOOK_IN)
-                    .unwrap_or_else(PoisonError::into_inner);
-                state = waited.0;
-                if waited.1.timed_out() && !state.is_held(id) {
+                let waited = self.changed.wait_for(&mut state, LOOK_IN);
+                if waited.timed_out() && !state.is_held(id) {
                     break;
                 }
             } else {
@@ -234,10 +228,9 @@ impl Vcpus {
 
     /// Called by a vCPU's thread that must not go on before [`Vcpus::hold`], which another thread is about to call.
     pub fn rest_when_held(&self, id: usize) {
-        let waited = self
-            .changed
-            .wait_while(self.state(), |state| !state.hold && state.end.is_none());
-        drop(waited.unwrap_or_else(PoisonError::into_inner));
+        self.changed.wait_while(&mut self.state(), |state| {
+            !state.hold && state.end.is_none()
+        });
         self.rest(id);
     }
 
@@ -281,12 +274,8 @@ impl Vcpus {
             if left.is_zero() {
                 return Err(RestError::Stuck(running));
             }
-            let waited = self
-                .changed
-                .wait_timeout(state, left.min(LOOK_IN))
-                .unwrap_or_else(PoisonError::into_inner);
-            state = waited.0;
-            if waited.1.timed_out() && self.awaits_end(&state)? {
+            let waited = self.changed.wait_for(&mut state, left.min(LOOK_IN));
+            if waited.timed_out() && self.awaits_end(&state)? {
                 return Err(RestError::Ended);
             }
         }
@@ -331,10 +320,10 @@ impl Vcpus {
 
     /// Waits for [`Vcpus::viewer_came`]. False if the VM has ended before.
     pub fn wait_for_viewer(&self) -> bool {
-        let waited = self.changed.wait_while(self.state(), |state| {
+        let mut state = self.state();
+        self.changed.wait_while(&mut state, |state| {
             !state.viewer_came && state.end.is_none()
         });
-        let state = waited.unwrap_or_else(PoisonError::into_inner);
         state.end.is_none()
     }
 

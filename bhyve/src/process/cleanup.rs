@@ -1,7 +1,8 @@
 //! What must be undone however the process ends. It answers to the atexit(3) handlers of bhyve(8), but is also run
 //! before dying of a signal or a panic: a terminal left in raw mode is of no use to anybody, and neither is a dead socket.
 
-use std::sync::{Mutex, Once, PoisonError};
+use parking_lot::Mutex;
+use std::sync::Once;
 
 /// What is left in a state that nobody wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,22 +27,20 @@ pub fn at_exit(left: Left, undo: impl FnMut() + Send + 'static) {
             previous(info);
         }));
     });
-    UNDO.lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .push((left, Box::new(undo)));
+    UNDO.lock().push((left, Box::new(undo)));
 }
 
 /// Whether the terminal is in raw mode.
 pub fn terminal_is_raw() -> bool {
     let is_terminal = |(left, _): &Undo| *left == Left::Terminal;
     UNDO.try_lock()
-        .is_ok_and(|undo| undo.iter().any(is_terminal))
+        .is_some_and(|undo| undo.iter().any(is_terminal))
 }
 
 /// Runs what is registered and forgets it.
 pub fn run() {
     // try_lock: a panic inside a handler comes back here.
-    let Ok(mut handlers) = UNDO.try_lock().map(|mut undo| std::mem::take(&mut *undo)) else {
+    let Some(mut handlers) = UNDO.try_lock().map(|mut undo| std::mem::take(&mut *undo)) else {
         return;
     };
     while let Some((_, mut undo)) = handlers.pop() {

@@ -13,12 +13,13 @@ pub use options::Options;
 use crate::device::{BuildError, Clock};
 use crate::iov::{self, Direction, Seg};
 use host::Geometry;
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 use vmmapi::sandbox::{self, Purpose};
@@ -221,10 +222,7 @@ impl<T: Send + 'static> BlockIf<T> {
         if let Some(shared) = &self.queue.shared {
             let mut state = shared.lock();
             while state.outstanding > 0 {
-                state = shared
-                    .idle
-                    .wait(state)
-                    .unwrap_or_else(PoisonError::into_inner);
+                shared.idle.wait(&mut state);
             }
         }
     }
@@ -415,7 +413,7 @@ struct Shared<T> {
 
 impl<T> Shared<T> {
     fn lock(&self) -> MutexGuard<'_, PoolState<T>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     fn next(&self) -> Option<Work<T>> {
@@ -427,10 +425,7 @@ impl<T> Shared<T> {
             if state.stop {
                 return None;
             }
-            state = self
-                .work
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
+            self.work.wait(&mut state);
         }
     }
 

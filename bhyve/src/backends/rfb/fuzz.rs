@@ -8,18 +8,19 @@ use crate::backends::console::{
     BootScreen, Console, Geometry, Image, KeyEvent, Keyboard, Picture, Pointer, PtrEvent,
 };
 use crate::fuzz::Chance;
+use parking_lot::Mutex;
 use std::io;
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 /// A picture that is as large as it is told to be, a keyboard and a pointer.
 struct Screen(Mutex<Geometry>);
 
 impl Picture for Screen {
     fn geometry(&self) -> Geometry {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.0.lock()
     }
 
     fn capture(&self, image: &mut Image) {
@@ -86,7 +87,7 @@ pub fn vnc(input: &[u8]) {
         .collect();
     while !chance.is_over() {
         match chance.below(16) {
-            0 => *screen.0.lock().unwrap_or_else(PoisonError::into_inner) = size(&mut chance),
+            0 => *screen.0.lock() = size(&mut chance),
             1 => console.pause(),
             2 => console.resume(),
             _ => {

@@ -6,8 +6,9 @@ use super::message::{self, Message, Rect};
 use super::pixel::PixelFormat;
 use super::stream::Stream;
 use crate::backends::console::{Console, Geometry, Image};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::io::{self, BufReader, Write};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -41,7 +42,7 @@ struct Shared {
 
 impl Shared {
     fn wishes(&self) -> MutexGuard<'_, Wishes> {
-        self.wishes.lock().unwrap_or_else(PoisonError::into_inner)
+        self.wishes.lock()
     }
 
     /// Ends both threads.
@@ -217,10 +218,8 @@ fn send(shared: &Shared, console: &Console, geometry: Geometry) -> io::Result<()
             let idle = |wishes: &mut Wishes| {
                 !wishes.gone && wishes.full.is_none() && wishes.incremental.is_none()
             };
-            let mut wishes = shared
-                .changed
-                .wait_while(shared.wishes(), idle)
-                .unwrap_or_else(PoisonError::into_inner);
+            let mut wishes = shared.wishes();
+            shared.changed.wait_while(&mut wishes, idle);
             let asked = *wishes;
             // One update answers all that was asked for so far.
             (wishes.full, wishes.incremental) = (None, None);
@@ -241,12 +240,10 @@ fn send(shared: &Shared, console: &Console, geometry: Geometry) -> io::Result<()
             let mut now = shared.wishes();
             now.incremental = Some(now.incremental.map_or(area, |new| new.hull(area)));
         }
-        let wishes = shared.wishes();
-        drop(
-            shared
-                .changed
-                .wait_timeout_while(wishes, FRAME, |wishes| !wishes.gone),
-        );
+        let mut wishes = shared.wishes();
+        shared
+            .changed
+            .wait_while_for(&mut wishes, |wishes| !wishes.gone, FRAME);
     }
 }
 

@@ -4,18 +4,18 @@ use super::pixel::PixelFormat;
 use super::*;
 use crate::backends::console::{BootScreen, Geometry, Image, KeyEvent, Keyboard, Picture};
 use flate2::{Decompress, FlushDecompress};
+use parking_lot::Mutex;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::Mutex;
 
 struct Canvas(Mutex<Image>);
 
 impl Picture for Canvas {
     fn geometry(&self) -> Geometry {
-        self.0.lock().unwrap().geometry
+        self.0.lock().geometry
     }
     fn capture(&self, image: &mut Image) {
-        *image = self.0.lock().unwrap().clone();
+        *image = self.0.lock().clone();
     }
     fn boot_screen(&self) -> Option<BootScreen> {
         None
@@ -27,7 +27,7 @@ struct Keys(Mutex<Vec<KeyEvent>>);
 
 impl Keyboard for Keys {
     fn kbd_event(&self, event: KeyEvent) -> bool {
-        self.0.lock().unwrap().push(event);
+        self.0.lock().push(event);
         true
     }
 }
@@ -266,7 +266,7 @@ fn every_version_gets_the_picture() {
         let mut peer = Peer::connect(&stage, version, None).unwrap();
         peer.request(false);
         peer.update();
-        assert!(peer.shows(&stage.canvas.0.lock().unwrap()));
+        assert!(peer.shows(&stage.canvas.0.lock()));
     }
 }
 
@@ -306,13 +306,13 @@ fn encodings_and_formats_show_the_same_to_several_viewers() {
         peer.format(rgb565());
         peer.request(false);
         peer.update();
-        assert!(peer.shows(&stage.canvas.0.lock().unwrap()), "{encoding}");
+        assert!(peer.shows(&stage.canvas.0.lock()), "{encoding}");
         // The first look for changes finds them all sent.
         peer.request(true);
         peers.push(peer);
     }
     std::thread::sleep(Duration::from_millis(100));
-    stage.canvas.0.lock().unwrap().pixels[200 * 99 + 199] = 0xff_0000;
+    stage.canvas.0.lock().pixels[200 * 99 + 199] = 0xff_0000;
     for peer in &mut peers {
         // Of the tiles only the last one has changed.
         let rects = peer.update();
@@ -324,7 +324,7 @@ fn encodings_and_formats_show_the_same_to_several_viewers() {
                 height: 36
             }
         );
-        assert!(peer.shows(&stage.canvas.0.lock().unwrap()));
+        assert!(peer.shows(&stage.canvas.0.lock()));
     }
 }
 
@@ -335,7 +335,7 @@ fn a_new_size_is_told() {
     peer.encodings(&[6, -223, -258]);
     peer.request(false);
     assert!(peer.update().iter().any(|(_, encoding)| *encoding == -258));
-    *stage.canvas.0.lock().unwrap() = picture(90, 300);
+    *stage.canvas.0.lock() = picture(90, 300);
     peer.request(true);
     let size = Geometry {
         width: 90,
@@ -346,7 +346,7 @@ fn a_new_size_is_told() {
     peer.screen.clear();
     peer.request(true);
     peer.update();
-    assert!(peer.shows(&stage.canvas.0.lock().unwrap()));
+    assert!(peer.shows(&stage.canvas.0.lock()));
 }
 
 #[test]
@@ -357,7 +357,7 @@ fn a_viewer_that_knows_one_size_only_keeps_it() {
     peer.update();
     // Wider, and not as high: what is missing is black.
     let other = picture(300, 50);
-    *stage.canvas.0.lock().unwrap() = other.clone();
+    *stage.canvas.0.lock() = other.clone();
     peer.request(true);
     peer.update();
     let mut shown = picture(200, 100);
@@ -386,14 +386,14 @@ fn a_colour_map_is_told_to_who_wants_one() {
         let map: [u8; 216 * 6] = take(&mut peer.stream);
         assert_eq!(map[6..12], [0, 0, 0, 0, 0x33, 0x33]);
         peer.update();
-        assert!(peer.shows(&stage.canvas.0.lock().unwrap()));
+        assert!(peer.shows(&stage.canvas.0.lock()));
     }
     // Once is enough.
     peer.encodings(&[16]);
     peer.request(false);
     peer.screen.clear();
     peer.update();
-    assert!(peer.shows(&stage.canvas.0.lock().unwrap()));
+    assert!(peer.shows(&stage.canvas.0.lock()));
 }
 
 #[test]
@@ -421,10 +421,7 @@ fn keys_arrive() {
         keysym: 0x61,
         keycode,
     };
-    assert_eq!(
-        *stage.keys.0.lock().unwrap(),
-        [key(true, 0), key(false, 0x1e)]
-    );
+    assert_eq!(*stage.keys.0.lock(), [key(true, 0), key(false, 0x1e)]);
 }
 
 #[test]
@@ -468,5 +465,5 @@ fn hostile_viewers_harm_nobody() {
     let mut peer = Peer::connect(&stage, V38, None).unwrap();
     peer.request(false);
     peer.update();
-    assert!(peer.shows(&stage.canvas.0.lock().unwrap()));
+    assert!(peer.shows(&stage.canvas.0.lock()));
 }

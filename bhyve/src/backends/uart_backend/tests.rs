@@ -18,7 +18,7 @@ impl TtyClient for Port {
     }
     fn receive(&self, bytes: &[u8]) {
         self.room.fetch_sub(bytes.len(), Ordering::Relaxed);
-        lock(&self.got).extend_from_slice(bytes);
+        self.got.lock().extend_from_slice(bytes);
     }
 }
 
@@ -64,7 +64,7 @@ fn one_connection_at_a_time() {
     // Nobody listens: lost.
     tty.send(b'?');
     let mut first = TcpStream::connect(address).unwrap();
-    until("the connection", || lock(&tty.line).is_some());
+    until("the connection", || tty.line.lock().is_some());
     let mut line = String::new();
     BufReader::new(TcpStream::connect(address).unwrap())
         .read_line(&mut line)
@@ -74,26 +74,26 @@ fn one_connection_at_a_time() {
     // Nothing is read beyond what the port takes.
     first.write_all(b"hello").unwrap();
     until("the full port", || {
-        lock(&tty.line).as_ref().is_some_and(|line| line.stopped)
+        tty.line.lock().as_ref().is_some_and(|line| line.stopped)
     });
     port.room.store(3, Ordering::Relaxed);
     tty.input_wanted();
-    until("input", || lock(&port.got).len() == 3);
+    until("input", || port.got.lock().len() == 3);
     until("the full port", || {
-        lock(&tty.line).as_ref().is_some_and(|line| line.stopped)
+        tty.line.lock().as_ref().is_some_and(|line| line.stopped)
     });
     port.room.store(100, Ordering::Relaxed);
     tty.input_wanted();
-    until("the rest", || *lock(&port.got) == b"hello");
+    until("the rest", || *port.got.lock() == b"hello");
     tty.send(b'!');
     let mut byte = [0];
     first.read_exact(&mut byte).unwrap();
     assert_eq!(byte, *b"!");
 
     drop(first);
-    until("the hang-up", || lock(&tty.line).is_none());
+    until("the hang-up", || tty.line.lock().is_none());
     let mut second = TcpStream::connect(address).unwrap();
-    until("the second connection", || lock(&tty.line).is_some());
+    until("the second connection", || tty.line.lock().is_some());
     tty.send(b'2');
     second.read_exact(&mut byte).unwrap();
     assert_eq!(byte, *b"2");
@@ -106,11 +106,13 @@ fn a_listener_that_does_not_read_costs_nothing_but_output() {
     let port = Arc::new(Port::default());
     let (tty, address, mevent, thread) = tcp(&port);
     let mut peer = TcpStream::connect(address).unwrap();
-    until("the connection", || lock(&tty.line).is_some());
+    until("the connection", || tty.line.lock().is_some());
     // More than any socket buffer and ours hold.
     for n in 0..16 << 20 {
         tty.send(n as u8);
-        if lock(&tty.output)
+        if tty
+            .output
+            .lock()
             .as_ref()
             .is_some_and(|output| output.pending.len() == PENDING_LIMIT)
         {
@@ -118,7 +120,7 @@ fn a_listener_that_does_not_read_costs_nothing_but_output() {
         }
     }
     assert_eq!(
-        lock(&tty.output).as_ref().unwrap().pending.len(),
+        tty.output.lock().as_ref().unwrap().pending.len(),
         PENDING_LIMIT
     );
     // What was taken arrives in order once it is read.
@@ -127,7 +129,9 @@ fn a_listener_that_does_not_read_costs_nothing_but_output() {
     assert!(buffer.iter().enumerate().all(|(n, byte)| *byte == n as u8));
     peer.set_read_timeout(Some(Duration::from_secs(10)))
         .unwrap();
-    while lock(&tty.output)
+    while tty
+        .output
+        .lock()
         .as_ref()
         .is_some_and(|output| !output.pending.is_empty())
     {

@@ -5,8 +5,9 @@ use super::Bdf;
 use super::intx::{IntxRoute, IntxRouter};
 use crate::device::{Device, SaveError, SavedBytes, SavedState, StateError};
 use crate::machine::irqchip::IrqChip;
+use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 /// Bit 7 of a PIRQ register: not routed.
 const PIRQ_DISABLED: u8 = 0x80;
@@ -108,7 +109,7 @@ impl PciIrq {
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock()
     }
 
     /// Keeps an IRQ for a device of the ISA bus (`pci_irq_reserve`).
@@ -275,7 +276,7 @@ mod tests {
         assert_eq!(routes[8].ioapic, 16);
         let lines: Vec<_> = routes.iter().map(|route| router.irq_line(*route)).collect();
         assert_eq!(lines, [5, 6, 7, 10, 11, 14, 15, 5, 5, 6]);
-        assert_eq!(*chip.level.lock().unwrap(), [5, 6, 7, 10, 11, 14, 15, 5]);
+        assert_eq!(*chip.level.lock(), [5, 6, 7, 10, 11, 14, 15, 5]);
     }
 
     #[test]
@@ -322,7 +323,7 @@ mod tests {
         let chip = Arc::new(MockChip::default());
         let twin = PciIrq::new(chip.clone(), Some(&saved)).unwrap();
         assert_eq!(twin.alloc(), route);
-        assert!(chip.level.lock().unwrap().is_empty());
+        assert!(chip.level.lock().is_empty());
         assert!((0..PIRQS).all(|n| router.pirq_read(n) == twin.pirq_read(n)));
         twin.deassert(route);
         assert_eq!(

@@ -8,9 +8,10 @@ use super::{Bdf, PciDevice};
 use crate::bus::inout::Inout;
 use crate::bus::mem::Mmio;
 use crate::device::{Device, SaveError, SavedBytes, SavedState, StateError};
+use parking_lot::Mutex;
 use proptest::prelude::*;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
-use std::sync::{Arc, Mutex};
 
 const BDF: Bdf = Bdf {
     bus: 0,
@@ -48,7 +49,7 @@ impl IntxRouter for Wires {
 
 impl MsiSink for Wires {
     fn msi(&self, address: u64, data: u32) {
-        self.messages.lock().unwrap().push((address, data));
+        self.messages.lock().push((address, data));
     }
 }
 
@@ -160,7 +161,7 @@ impl Bench {
     }
 
     fn messages(&self) -> Vec<(u64, u32)> {
-        std::mem::take(&mut *self.wires.messages.lock().unwrap())
+        std::mem::take(&mut *self.wires.messages.lock())
     }
 
     fn line(&self) -> i32 {

@@ -160,9 +160,10 @@ impl Entry {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use parking_lot::Mutex;
     use std::collections::HashMap;
     use std::ops::Range;
-    use std::sync::{Arc, Mutex};
+    use std::sync::Arc;
     use vmmapi::backend::{Backend, HostMapping, Kind};
     use vmmapi::{Errno, Vm};
     use zerocopy::FromBytes;
@@ -180,7 +181,7 @@ mod tests {
             Kind::Kernel
         }
         fn ioctl(&self, request: u64, arg: &mut [u8], _: &mut [&mut [u8]]) -> Result<(), Errno> {
-            let say = |text| self.said.lock().unwrap().push(text);
+            let say = |text| self.said.lock().push(text);
             match request {
                 VM_GET_REGISTER => {
                     let register = VmRegister::mut_from_bytes(arg).unwrap();
@@ -249,7 +250,7 @@ mod tests {
         let entry = Entry::of(&vcpu, Vendor::Intel).unwrap();
         entry.leave(&vcpu).unwrap();
         entry.put_back(&vcpu).unwrap();
-        let said = said.lock().unwrap().clone();
+        let said = said.lock().clone();
         (entry, said)
     }
 

@@ -9,8 +9,8 @@ mod program;
 
 use crate::machine::LOWMEM_LIMIT;
 use crate::machine::vcpu::{End, Vcpus};
+use parking_lot::{Condvar, Mutex};
 use program as at;
-use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use vmmapi::abi::specialreg::*;
 use vmmapi::abi::*;
@@ -214,16 +214,15 @@ impl<'a> Runner<'a> {
     }
 
     fn watch_for(&self, next: Watched) {
-        *self.watched.lock().unwrap_or_else(PoisonError::into_inner) = next;
+        *self.watched.lock() = next;
     }
 
     /// A processor of a VM that has come to its end waits for all others to see it, too, and they have to be let go for that;
     /// another one may take its time, but not forever.
     fn watch(&self) {
-        let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut watched = self.watched.lock();
         while !matches!(*watched, Watched::Done) {
-            let waited = self.changed.wait_timeout(watched, LOOK_IN);
-            watched = waited.unwrap_or_else(PoisonError::into_inner).0;
+            self.changed.wait_for(&mut watched, LOOK_IN);
             let Watched::Running(id, deadline) = *watched else {
                 continue;
             };

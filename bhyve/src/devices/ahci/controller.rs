@@ -12,9 +12,10 @@ use crate::bus::mem::all_ones;
 use crate::bus::pci::PciDevice;
 use crate::bus::pci::func::PciFunc;
 use crate::device::{Device, SaveError, SavedBytes, SavedState, StateError};
+use parking_lot::{Mutex, MutexGuard};
 use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use vmmapi::GuestMemory;
 
 /// The BAR with the registers.
@@ -119,7 +120,7 @@ fn zeros_mean_nothing(offset: u64) -> bool {
 
 impl Hba {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     fn load(&self, offset: u64, size: u8) -> u64 {

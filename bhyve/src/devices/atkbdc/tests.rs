@@ -11,7 +11,7 @@ fn build(saved: Option<&SavedBytes>) -> (Arc<Atkbdc>, Arc<MockChip>, Requests) {
     let chip = Arc::new(MockChip::default());
     let requests = Requests::default();
     let log = Arc::clone(&requests);
-    let power = Arc::new(move |request| log.lock().unwrap().push(request));
+    let power = Arc::new(move |request| log.lock().push(request));
     (
         Arc::new(Atkbdc::new(chip.clone(), power, saved).unwrap()),
         chip,
@@ -101,10 +101,10 @@ fn every_byte_has_its_edge() {
     struct Edges(Mutex<Vec<bool>>);
     impl IrqChip for Edges {
         fn isa_assert(&self, _irq: u8, _ioapic: Option<u8>) {
-            self.0.lock().unwrap().push(true);
+            self.0.lock().push(true);
         }
         fn isa_deassert(&self, _irq: u8, _ioapic: Option<u8>) {
-            self.0.lock().unwrap().push(false);
+            self.0.lock().push(false);
         }
         fn isa_level_triggered(&self, _irq: u8, _level: bool) {}
         fn ioapic_assert(&self, _pin: u8) {}
@@ -114,10 +114,7 @@ fn every_byte_has_its_edge() {
     let device = Atkbdc::new(edges.clone(), Arc::new(|_| {}), None).unwrap();
     data(&device, 0xf2);
     assert_eq!(drain(&device).len(), 3);
-    assert_eq!(
-        *edges.0.lock().unwrap(),
-        [true, false, true, false, true, false]
-    );
+    assert_eq!(*edges.0.lock(), [true, false, true, false, true, false]);
 }
 
 #[test]
@@ -128,11 +125,11 @@ fn resets() {
     command(&device, CMD_WRITE_OUTPORT);
     data(&device, 0xdf);
     command(&device, 0xff);
-    assert!(requests.lock().unwrap().is_empty());
+    assert!(requests.lock().is_empty());
     command(&device, 0xfe);
     command(&device, CMD_WRITE_OUTPORT);
     data(&device, 0xde);
-    assert_eq!(*requests.lock().unwrap(), [PowerRequest::Reset; 2]);
+    assert_eq!(*requests.lock(), [PowerRequest::Reset; 2]);
 }
 
 fn key(keysym: u32, down: bool) -> KeyEvent {
@@ -265,14 +262,14 @@ proptest! {
         let saved = SavedBytes::from(first.save().unwrap());
         let (twin, twin_chip, twin_requests) = build(Some(&saved));
         let offsets = [KBD_IRQ, AUX_IRQ].map(|irq| chip.isa_count(irq));
-        requests.lock().unwrap().clear();
+        requests.lock().clear();
         for access in after {
             prop_assert_eq!(apply(&first, access), apply(&twin, access));
             for (irq, offset) in [KBD_IRQ, AUX_IRQ].into_iter().zip(offsets) {
                 prop_assert_eq!(chip.isa_count(irq), twin_chip.isa_count(irq) + offset);
             }
         }
-        prop_assert_eq!(&*requests.lock().unwrap(), &*twin_requests.lock().unwrap());
+        prop_assert_eq!(&*requests.lock(), &*twin_requests.lock());
         prop_assert_eq!(first.save().unwrap(), twin.save().unwrap());
     }
 

@@ -26,9 +26,10 @@ use crate::device::{
 };
 use crate::mevent::{Mevent, TimerId};
 use nic::{Nic, Port};
+use parking_lot::{Mutex, MutexGuard};
 use state::NicState;
 use std::sync::atomic::AtomicU32;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 /// The model.
@@ -205,9 +206,8 @@ impl Inner {
         Ok(())
     }
 
-    // Every change under the lock is complete before anything that could panic.
     fn core(&self) -> MutexGuard<'_, Core> {
-        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+        self.core.lock()
     }
 
     /// Does something with the controller at its present time, and lets the world follow.

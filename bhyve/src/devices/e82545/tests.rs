@@ -7,11 +7,12 @@ use super::state::NicState;
 use super::tx::POPTS;
 use crate::backends::net_backends::NetBackend;
 use crate::device::SavedState;
+use parking_lot::Mutex;
 use proptest::prelude::*;
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
-use std::sync::{Arc, Mutex};
 use vmmapi::{Choice, CreateOptions, Vm};
 
 const MAC: [u8; 6] = [0x58, 0x9c, 0xfc, 1, 2, 3];
@@ -32,7 +33,7 @@ impl NetBackend for Wire {
         None
     }
     fn send(&self, frame: &[u8]) -> std::io::Result<()> {
-        self.0.lock().unwrap().push_back(frame.to_vec());
+        self.0.lock().push_back(frame.to_vec());
         Ok(())
     }
     fn recv(&self, _frame: &mut [u8]) -> std::io::Result<Option<usize>> {
@@ -123,7 +124,7 @@ impl Bench {
     }
 
     fn sent(&self) -> Vec<Vec<u8>> {
-        self.wire.0.lock().unwrap().drain(..).collect()
+        self.wire.0.lock().drain(..).collect()
     }
 
     /// The next descriptor that the controller has given back, as (data, status, errors, special); gives the buffer back.
@@ -611,7 +612,7 @@ fn a_restored_twin_is_no_other() {
     let steps = prop::collection::vec((step(), prop::bool::weighted(0.2)), 1..60);
     runner
         .run(&steps, |steps| {
-            let mut benches = benches.lock().unwrap_or_else(|poison| poison.into_inner());
+            let mut benches = benches.lock();
             let (one, two) = &mut *benches;
             for bench in [&mut *one, &mut *two] {
                 bench.nic = Nic::new(MAC, true, true);

@@ -25,7 +25,7 @@ struct Terminal {
 
 impl TtySink for Terminal {
     fn send(&self, byte: u8) {
-        self.sent.lock().unwrap().push(byte);
+        self.sent.lock().push(byte);
     }
     fn input_wanted(&self) {
         self.wanted.fetch_add(1, Ordering::Relaxed);
@@ -55,7 +55,7 @@ fn transmits_and_tells_when_empty() {
         uart.write(REG_DATA, *byte);
     }
     assert!(line.load(Ordering::Relaxed));
-    assert_eq!(*terminal.sent.lock().unwrap(), b"hello");
+    assert_eq!(*terminal.sent.lock(), b"hello");
     assert_eq!(uart.read(REG_LSR), LSR_TX_EMPTY);
     uart.write(REG_IER, 0);
     assert!(!line.load(Ordering::Relaxed));
@@ -64,7 +64,7 @@ fn transmits_and_tells_when_empty() {
     uart.write(REG_DATA, 1);
     uart.write(REG_IER, 0);
     assert_eq!((uart.read(REG_DATA), uart.read(REG_IER)), (1, 0));
-    assert_eq!(terminal.sent.lock().unwrap().len(), 5);
+    assert_eq!(terminal.sent.lock().len(), 5);
 }
 
 #[test]
@@ -108,7 +108,7 @@ fn loopback_is_what_drivers_probe() {
     assert_eq!(uart.read(REG_MSR) & 0xf0, 0x90);
     assert_eq!(uart.room(), 0);
     uart.write(REG_DATA, b'x');
-    assert!(terminal.sent.lock().unwrap().is_empty());
+    assert!(terminal.sent.lock().is_empty());
     assert_eq!(uart.read(REG_LSR) & LSR_RX, LSR_RX);
     assert_eq!(uart.read(REG_DATA), b'x');
     uart.write(REG_MCR, MCR_LOOP | MCR_OUT1);
@@ -167,13 +167,13 @@ proptest! {
         let twin = Uart::new(Box::new(Line(Arc::clone(&twin_line))), Some(&state)).unwrap();
         let twin_terminal = Arc::new(Terminal::default());
         twin.connect(twin_terminal.clone());
-        terminal.sent.lock().unwrap().clear();
+        terminal.sent.lock().clear();
         for access in &after {
             prop_assert_eq!(apply(&uart, access), apply(&twin, access));
             prop_assert_eq!(line.load(Ordering::Relaxed), twin_line.load(Ordering::Relaxed));
             prop_assert_eq!(uart.room(), twin.room());
         }
-        prop_assert_eq!(&*terminal.sent.lock().unwrap(), &*twin_terminal.sent.lock().unwrap());
+        prop_assert_eq!(&*terminal.sent.lock(), &*twin_terminal.sent.lock());
         prop_assert_eq!(uart.save(), twin.save());
     }
 }

@@ -15,10 +15,11 @@ use crate::bus::mem::MmioHandler;
 use crate::device::{BuildCtx, BuildError, StateError};
 use draw::Blink;
 use memory::{Cell, Memory, PLANE, WINDOW, WINDOW_SIZE};
+use parking_lot::{Mutex, MutexGuard};
 use regs::{Bank, COLOURS, Chip, Dac, General};
 use serde::{Deserialize, Serialize};
 use std::ops::RangeInclusive;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 const NAME: &str = "VGA";
@@ -109,7 +110,7 @@ impl Vga {
     }
 
     fn chip(&self) -> MutexGuard<'_, Chip> {
-        self.chip.lock().unwrap_or_else(PoisonError::into_inner)
+        self.chip.lock()
     }
 
     /// Whether its picture is the one to be seen.

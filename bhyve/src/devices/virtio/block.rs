@@ -9,9 +9,10 @@ use crate::bus::pci::{PciDevice, PciModel};
 use crate::config::Node;
 use crate::device::{BuildCtx, BuildError, SaveError, SavedBytes, StateError};
 use crate::iov::{self, Seg};
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO,
     VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_ID_BYTES,
@@ -91,10 +92,6 @@ struct Front {
     transport: Transport,
     face: Mutex<Face>,
     batch: Mutex<Batch>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn build(
@@ -278,7 +275,7 @@ impl Front {
     }
 
     fn get_id(&self, chain: &Chain, room: u64) -> Parsed {
-        let serial = lock(&self.face).serial;
+        let serial = self.face.lock().serial;
         let len = usize::try_from(room).unwrap_or(ID_BYTES).min(ID_BYTES);
         match iov::scatter(
             self.transport.mem(),
@@ -428,7 +425,7 @@ impl VirtioDevice for Block {
     }
 
     fn read_config(&self, offset: usize, out: &mut [u8]) {
-        read_bytes(&lock(&self.front.face).config, offset, out);
+        read_bytes(&self.front.face.lock().config, offset, out);
     }
 
     fn write_config(&self, _offset: usize, _data: &[u8]) {}
@@ -437,7 +434,7 @@ impl VirtioDevice for Block {
 
     fn kick(&self, index: usize) {
         let front = &*self.front;
-        let mut batch = lock(&front.batch);
+        let mut batch = front.batch.lock();
         let Batch { chain, requests } = &mut *batch;
         let Some(mut queue) = front.transport.queue(index) else {
             return;
@@ -490,7 +487,7 @@ impl VirtioDevice for Block {
         };
         self.disk.flush().map_err(unsaved)?;
         let identity = self.disk.identity().map_err(unsaved)?;
-        let face = lock(&self.front.face);
+        let face = self.front.face.lock();
         let Face { config, serial } = &*face;
         Ok(BlockState {
             identity,
@@ -508,7 +505,7 @@ impl VirtioDevice for Block {
         let now = self.disk.identity().map_err(|error| {
             StateError::Invalid(format!("the disk does not say who it is: {error}"))
         })?;
-        let mut face = lock(&self.front.face);
+        let mut face = self.front.face.lock();
         if config.len() != CONFIG_LEN || told(&config) != told(&face.config) {
             return Err(StateError::Invalid(format!(
                 "{}: the disk has another size or sector size than the guest knows",

@@ -10,8 +10,8 @@ use super::transport::Transport;
 use crate::bus::pci::bar::BarType;
 use crate::bus::pci::func::PciFunc;
 use crate::device::BuildError;
+use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_F_VERSION_1,
 };
@@ -122,9 +122,7 @@ impl Modern {
     }
 
     fn lock(&self) -> MutexGuard<'_, Registers> {
-        self.registers
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.registers.lock()
     }
 
     /// Forgets the driver. The window is PCI's, and stays.
@@ -157,7 +155,7 @@ impl Modern {
                     offset,
                     length,
                 },
-        } = *registers.lock().unwrap_or_else(PoisonError::into_inner);
+        } = *registers.lock();
         ModernState {
             device_feature_select,
             driver_feature_select,

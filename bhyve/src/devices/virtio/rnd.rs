@@ -10,10 +10,11 @@ use crate::config::Node;
 use crate::device::{BuildCtx, BuildError, Clock, SaveError, SavedBytes, StateError};
 use crate::iov;
 use md5::{Digest, Md5};
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::Read;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 
 /// The model.
@@ -150,7 +151,7 @@ impl VirtioDevice for Rnd {
     fn features_chosen(&self, _features: u64) {}
 
     fn kick(&self, index: usize) {
-        let mut work = self.work.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut work = self.work.lock();
         let Work {
             source,
             chain,
@@ -183,7 +184,7 @@ impl VirtioDevice for Rnd {
 
     fn save(&self) -> Result<RndState, SaveError> {
         let Self { transport: _, work } = self;
-        let work = work.lock().unwrap_or_else(PoisonError::into_inner);
+        let work = work.lock();
         let Work {
             source,
             chain: _,
@@ -198,7 +199,7 @@ impl VirtioDevice for Rnd {
 
     fn restore(&self, state: RndState) -> Result<(), StateError> {
         let RndState { generator } = state;
-        let mut work = self.work.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut work = self.work.lock();
         match (&mut work.source, generator) {
             (Source::Generator(own), Some(saved)) => *own = saved,
             (Source::Host(_), None) => {}

@@ -8,9 +8,10 @@ use super::queue::{Chain, QueueState, RingError, VirtQueue};
 use crate::bus::pci::bar::BarType;
 use crate::bus::pci::func::{PciFunc, PciIds};
 use crate::device::{BuildCtx, BuildError, Clock, StateError};
+use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard};
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_NEEDS_RESET, VIRTIO_F_ANY_LAYOUT, VIRTIO_F_VERSION_1,
 };
@@ -108,10 +109,6 @@ struct QueueRecord {
     ring: QueueState,
     vector: u16,
     kicked: bool,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Transport {
@@ -228,13 +225,13 @@ impl Transport {
         self.features
             .store(wanted & self.offered, Ordering::Release);
         for queue in &self.queues {
-            lock(&queue.ring).set_event_idx(self.event_idx());
+            queue.ring.lock().set_event_idx(self.event_idx());
         }
     }
 
     /// A queue, locked.
     pub fn queue(&self, index: usize) -> Option<MutexGuard<'_, VirtQueue>> {
-        self.queues.get(index).map(|queue| lock(&queue.ring))
+        self.queues.get(index).map(|queue| queue.ring.lock())
     }
 
     /// The number of queues.
@@ -249,22 +246,22 @@ impl Transport {
 
     /// The queue that the queue registers show.
     pub fn selected(&self) -> usize {
-        lock(&self.registers).queue_select.into()
+        self.registers.lock().queue_select.into()
     }
 
     /// Selects a queue; it need not exist.
     pub fn select(&self, index: u16) {
-        lock(&self.registers).queue_select = index;
+        self.registers.lock().queue_select = index;
     }
 
     /// The device status register.
     pub fn status(&self) -> u8 {
-        lock(&self.registers).status
+        self.registers.lock().status
     }
 
     /// Everything but a reset. The driver cannot take back that it has to reset the device.
     pub fn set_status(&self, status: u8) {
-        let mut registers = lock(&self.registers);
+        let mut registers = self.registers.lock();
         registers.status = status | registers.status & VIRTIO_CONFIG_S_NEEDS_RESET as u8;
     }
 
@@ -275,24 +272,24 @@ impl Transport {
 
     /// A number that changes with the device configuration.
     pub fn generation(&self) -> u8 {
-        lock(&self.registers).generation
+        self.registers.lock().generation
     }
 
     /// Forgets the driver. The device must have let go of the queues.
     pub fn reset(&self) {
         for queue in &self.queues {
             queue.kicked.store(false, Ordering::Release);
-            let mut ring = lock(&queue.ring);
+            let mut ring = queue.ring.lock();
             ring.reset();
         }
         self.features.store(0, Ordering::Release);
         {
-            let mut registers = lock(&self.registers);
+            let mut registers = self.registers.lock();
             registers.status = 0;
             registers.queue_select = 0;
         }
         self.modern.reset();
-        let mut interrupts = lock(&self.interrupts);
+        let mut interrupts = self.interrupts.lock();
         interrupts.isr = 0;
         interrupts.config_vector = NO_VECTOR;
         interrupts.queue_vectors.fill(NO_VECTOR);
@@ -303,7 +300,7 @@ impl Transport {
 
     /// Reads and clears the interrupt status.
     pub fn take_isr(&self) -> u8 {
-        let mut interrupts = lock(&self.interrupts);
+        let mut interrupts = self.interrupts.lock();
         let isr = std::mem::take(&mut interrupts.isr);
         self.func.intx_deassert();
         isr
@@ -311,17 +308,18 @@ impl Transport {
 
     /// The vector of configuration changes.
     pub fn config_vector(&self) -> u16 {
-        lock(&self.interrupts).config_vector
+        self.interrupts.lock().config_vector
     }
 
     /// Sets it; one that does not exist becomes none, which the driver reads back.
     pub fn set_config_vector(&self, vector: u16) {
-        lock(&self.interrupts).config_vector = self.checked_vector(vector);
+        self.interrupts.lock().config_vector = self.checked_vector(vector);
     }
 
     /// A queue's vector.
     pub fn queue_vector(&self, index: usize) -> u16 {
-        lock(&self.interrupts)
+        self.interrupts
+            .lock()
             .queue_vectors
             .get(index)
             .copied()
@@ -331,7 +329,7 @@ impl Transport {
     /// Sets it; see [`Transport::set_config_vector`].
     pub fn set_queue_vector(&self, index: usize, vector: u16) {
         let vector = self.checked_vector(vector);
-        if let Some(slot) = lock(&self.interrupts).queue_vectors.get_mut(index) {
+        if let Some(slot) = self.interrupts.lock().queue_vectors.get_mut(index) {
             *slot = vector;
         }
     }
@@ -346,7 +344,7 @@ impl Transport {
 
     /// Tells the driver that a queue has something for it.
     pub fn interrupt(&self, index: usize) {
-        let interrupts = lock(&self.interrupts);
+        let interrupts = self.interrupts.lock();
         let vector = interrupts
             .queue_vectors
             .get(index)
@@ -358,7 +356,7 @@ impl Transport {
     /// The device configuration has changed: the driver is told.
     pub fn config_changed(&self) {
         {
-            let mut registers = lock(&self.registers);
+            let mut registers = self.registers.lock();
             registers.generation = registers.generation.wrapping_add(1);
         }
         self.interrupt_config();
@@ -366,7 +364,7 @@ impl Transport {
 
     /// Tells the driver that the device configuration or status has changed.
     fn interrupt_config(&self) {
-        let interrupts = lock(&self.interrupts);
+        let interrupts = self.interrupts.lock();
         let vector = interrupts.config_vector;
         self.raise(interrupts, ISR_CONFIG, vector);
     }
@@ -392,7 +390,7 @@ impl Transport {
 
     /// Lets a back end in that has something for the guest; `None` while paused.
     pub fn enter(&self) -> Option<RwLockReadGuard<'_, bool>> {
-        let gate = self.gate.read().unwrap_or_else(PoisonError::into_inner);
+        let gate = self.gate.read();
         if *gate { None } else { Some(gate) }
     }
 
@@ -401,7 +399,7 @@ impl Transport {
         let Some(queue) = self.queues.get(index) else {
             return;
         };
-        let gate = self.gate.read().unwrap_or_else(PoisonError::into_inner);
+        let gate = self.gate.read();
         if *gate || !self.is_live() {
             queue.kicked.store(true, Ordering::Release);
         } else {
@@ -500,7 +498,7 @@ impl Transport {
     /// A queue is beyond use: says so to the driver, which has to reset the device.
     pub fn fail(&self, index: usize, error: &RingError) {
         self.complain(format_args!("queue {index}: {error}"));
-        lock(&self.registers).status |= VIRTIO_CONFIG_S_NEEDS_RESET as u8;
+        self.registers.lock().status |= VIRTIO_CONFIG_S_NEEDS_RESET as u8;
         self.interrupt_config();
     }
 
@@ -520,19 +518,19 @@ impl Transport {
     /// Closes the gate, and waits until whoever is inside has left.
     pub fn pause(&self) {
         self.closing.store(true, Ordering::Release);
-        *self.gate.write().unwrap_or_else(PoisonError::into_inner) = true;
+        *self.gate.write() = true;
     }
 
     /// Opens the gate and passes on what was remembered.
     pub fn resume<D: VirtioDevice>(&self, device: &D) {
-        *self.gate.write().unwrap_or_else(PoisonError::into_inner) = false;
+        *self.gate.write() = false;
         self.closing.store(false, Ordering::Release);
         device.restart();
         for (index, queue) in self.queues.iter().enumerate() {
             let kicked = queue.kicked.swap(false, Ordering::AcqRel);
             // With the host's clock a look too many does no harm. With the other it would serve a request earlier than the
             // machine that was never interrupted.
-            if kicked || (self.clock == Clock::Host && lock(&queue.ring).is_ready()) {
+            if kicked || (self.clock == Clock::Host && queue.ring.lock().is_ready()) {
                 self.kick(device, index);
             }
         }
@@ -559,8 +557,8 @@ impl Transport {
             status,
             queue_select,
             generation,
-        } = *lock(registers);
-        let interrupts = lock(interrupts);
+        } = *registers.lock();
+        let interrupts = interrupts.lock();
         let Interrupts {
             isr,
             config_vector,
@@ -570,7 +568,7 @@ impl Transport {
             .iter()
             .zip(queue_vectors)
             .map(|(Queue { ring, kicked }, vector)| QueueRecord {
-                ring: lock(ring).save(),
+                ring: ring.lock().save(),
                 vector: *vector,
                 kicked: kicked.load(Ordering::Acquire),
             })
@@ -624,12 +622,12 @@ impl Transport {
         self.pause();
         self.features.store(features, Ordering::Release);
         self.modern.restore(modern);
-        *lock(&self.registers) = Registers {
+        *self.registers.lock() = Registers {
             status,
             queue_select,
             generation,
         };
-        *lock(&self.interrupts) = Interrupts {
+        *self.interrupts.lock() = Interrupts {
             isr,
             config_vector,
             queue_vectors: queues.iter().map(|queue| queue.vector).collect(),
@@ -641,7 +639,9 @@ impl Transport {
                 kicked,
             } = record;
             queue.kicked.store(kicked, Ordering::Release);
-            lock(&queue.ring)
+            queue
+                .ring
+                .lock()
                 .restore(&self.mem, ring)
                 .map_err(|error| StateError::Invalid(format!("queue {index}: {error}")))?;
         }

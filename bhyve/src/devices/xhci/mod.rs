@@ -23,9 +23,10 @@ use crate::config::Node;
 use crate::device::{BuildCtx, BuildError, Device, SaveError, SavedBytes, SavedState, StateError};
 use crate::devices::usb::{self, Pointer, UsbDevice};
 use controller::Controller;
+use parking_lot::{Mutex, MutexGuard};
 use regs::{BAR_SIZE, PORTS, PORTS_PER_KIND, SLOTS};
 use state::ControllerState;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
 /// The model.
 pub const XHCI: PciModel = PciModel {
@@ -158,11 +159,8 @@ fn build(
 }
 
 impl Xhci {
-    // Every change under the lock is complete before anything that could panic.
     fn controller(&self) -> MutexGuard<'_, Controller> {
-        self.controller
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.controller.lock()
     }
 }
 

@@ -18,9 +18,10 @@ use crate::bus::inout::Inout;
 use crate::bus::mem::Mmio;
 pub use build::PciIds;
 pub use decode::BarMemory;
+use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 use space::{CONFIG_SIZE, STATUS_INTX};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 
 const BARS: usize = 6;
 
@@ -97,9 +98,8 @@ impl PciFunc {
         })
     }
 
-    // Every change under the lock is complete before anything that could panic.
     fn inner(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock()
     }
 
     /// Where the function is.

@@ -5,9 +5,10 @@ use crate::checkpoint::items::Item;
 use crate::checkpoint::save_kernel;
 use crate::mevent::Mevent;
 use iced_x86::code_asm::*;
+use parking_lot::Mutex;
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
 use vmmapi::abi::specialreg::*;
 use vmmapi::backend::standin::Release;
 use vmmapi::backend::{Backend, HostMapping, Kind};
@@ -240,7 +241,7 @@ impl Backend for Noting {
                 .then_some("restore"),
             _ => None,
         };
-        self.noted.lock().unwrap().extend(what);
+        self.noted.lock().extend(what);
         self.inner.ioctl(request, arg, buffers)
     }
     fn map_sysmem(&self, gpa: u64, len: u64) -> Result<HostMapping, Errno> {

@@ -75,7 +75,7 @@ fn a_mapping_goes_before_the_stub_and_after_it() {
     let machine = Machine::with_processors(Release::Fifteen, 2);
     machine.vcpus.unpark(1).unwrap();
     machine.vm.suspend_all_cpus().unwrap();
-    let noted = || std::mem::take(&mut *machine.noted.lock().unwrap());
+    let noted = || std::mem::take(&mut *machine.noted.lock());
     noted();
     let saved = machine.processors().save(Part::Fpu).unwrap();
     let flush = ["map and wire", "unmap", "map"];

@@ -15,10 +15,11 @@ use crate::config::Node;
 use crate::device::{BuildCtx, BuildError, SaveError, SavedBytes, StateError};
 use crate::iov;
 use crate::mevent::{Interest, Mevent, Ready};
+use parking_lot::{Mutex, MutexGuard};
 use port::{Input, Output, Port};
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use virtio_bindings::virtio_ids::VIRTIO_ID_CONSOLE;
 
 /// The model.
@@ -182,7 +183,7 @@ fn build(
 
 impl Inner {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     // Callbacks hold no reference: the event loop must not keep the device alive.

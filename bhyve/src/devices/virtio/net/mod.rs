@@ -15,9 +15,10 @@ use crate::config::Node;
 use crate::device::{BuildCtx, BuildError, SaveError, SavedBytes, StateError};
 use crate::iov;
 use crate::mevent::Mevent;
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_bindings::virtio_net::{
@@ -106,10 +107,6 @@ struct Tx {
     segment: Vec<u8>,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 fn build(
     ctx: &BuildCtx<'_>,
     func: Arc<PciFunc>,
@@ -184,7 +181,7 @@ impl Net {
                 inner.frames_came(&mevent);
             }
         };
-        let mut watch = lock(&self.inner.watch);
+        let mut watch = self.inner.watch.lock();
         *watch = Watch::new(&self.mevent, &*self.inner.backend, frames_came)?;
         Ok(())
     }
@@ -192,7 +189,7 @@ impl Net {
 
 impl Drop for Net {
     fn drop(&mut self) {
-        lock(&self.inner.watch).end(&self.mevent);
+        self.inner.watch.lock().end(&self.mevent);
     }
 }
 
@@ -207,7 +204,7 @@ impl Inner {
     }
 
     fn watch(&self, mevent: &Mevent, on: bool) {
-        if let Err(error) = lock(&self.watch).set(mevent, on) {
+        if let Err(error) = self.watch.lock().set(mevent, on) {
             log::warn!(
                 "{}: cannot watch the network backend: {error}",
                 self.transport.name()
@@ -218,7 +215,7 @@ impl Inner {
     // Runs on the event loop while there is something to read.
     fn frames_came(&self, mevent: &Mevent) {
         let gate = self.transport.enter();
-        let mut rx = lock(&self.rx);
+        let mut rx = self.rx.lock();
         let Some(mut queue) = self.transport.queue(RX) else {
             return;
         };
@@ -365,7 +362,7 @@ impl Inner {
     }
 
     fn transmit(&self) {
-        let mut tx = lock(&self.tx);
+        let mut tx = self.tx.lock();
         let Tx {
             chain,
             buffer,
@@ -447,7 +444,7 @@ impl VirtioDevice for Net {
             0
         };
         let [mtu_low, mtu_high] = self.inner.mtu.unwrap_or(0).to_le_bytes();
-        let MacAddr(mac) = *lock(&self.inner.mac);
+        let MacAddr(mac) = *self.inner.mac.lock();
         let fields = mac.into_iter().chain([status, 0, 1, 0, mtu_low, mtu_high]);
         space
             .iter_mut()
@@ -461,7 +458,7 @@ impl VirtioDevice for Net {
         if self.inner.transport.is_modern() {
             return;
         }
-        let mut mac = lock(&self.inner.mac);
+        let mut mac = self.inner.mac.lock();
         for (n, byte) in data.iter().enumerate() {
             if let Some(slot) = offset.checked_add(n).and_then(|at| mac.0.get_mut(at)) {
                 *slot = *byte;
@@ -518,7 +515,7 @@ impl VirtioDevice for Net {
             watch: _,
         } = &**inner;
         Ok(NetState {
-            mac: lock(mac).0,
+            mac: mac.lock().0,
             mtu: *mtu,
             link_up: *link_up,
         })
@@ -531,7 +528,7 @@ impl VirtioDevice for Net {
         if mtu != self.inner.mtu {
             return Err(differs("mtu"));
         }
-        let mut own = lock(&self.inner.mac);
+        let mut own = self.inner.mac.lock();
         if self.mac_configured && own.0 != mac {
             return Err(differs("mac"));
         }
