@@ -10,10 +10,10 @@ use crate::machine::{Machine, MachineError};
 use crate::process::cleanup;
 use crate::process::monitor::{self, Role};
 use crate::process::proctitle;
-use crate::process::signals;
+use crate::process::{panic, signals, stdio};
 use std::error::Error as StdError;
 use std::ffi::OsString;
-use std::fmt::Write as _;
+use std::fmt::{Arguments, Write as _};
 use std::io::Write as _;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -65,6 +65,7 @@ impl RunError {
 
 /// Runs the program with these arguments, without its name, and answers with its exit status. The terminal is as it was.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    panic::abort_on_panic();
     init_log();
     let mut args = args.into_iter().peekable();
     let status = if args.peek().is_some_and(|arg| arg == slirp_helper::ARGUMENT) {
@@ -79,18 +80,17 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 fn serve(args: impl IntoIterator<Item = OsString>) -> u8 {
     let invocation = match cli::parse(args) {
         Ok(Request::Help) => {
-            eprint!("{}", cli::usage());
+            stdio::complain(format_args!("{}", cli::usage()));
             return 0;
         }
         Ok(Request::List(list)) => {
-            print!("{list}");
-            return 0;
+            return print(format_args!("{list}"), 0);
         }
         Ok(Request::Run(invocation)) => invocation,
         Err(error) => {
             complain(&error);
             if error.wants_usage() {
-                eprint!("{}", cli::usage());
+                stdio::complain(format_args!("{}", cli::usage()));
             }
             return error.status();
         }
@@ -100,6 +100,17 @@ fn serve(args: impl IntoIterator<Item = OsString>) -> u8 {
         Err(error) => {
             complain(&error);
             error.status()
+        }
+    }
+}
+
+/// Prints what was asked for, and answers with the exit status.
+fn print(text: Arguments<'_>, status: u8) -> u8 {
+    match stdio::print(text) {
+        Ok(()) => status,
+        Err(error) => {
+            stdio::complain(format_args!("bhyve: standard output: {error}\n"));
+            STATUS_ERROR
         }
     }
 }
@@ -136,7 +147,7 @@ fn complain(error: &(dyn StdError + 'static)) {
         }
         cause = error.source();
     }
-    eprint!("{line}{}", line_end());
+    stdio::complain(format_args!("{line}{}", line_end()));
 }
 
 fn run(invocation: Invocation) -> Result<u8, RunError> {
@@ -148,8 +159,7 @@ fn run(invocation: Invocation) -> Result<u8, RunError> {
         .as_ref()
         .map_or(config, |restore| restore.config().clone());
     if config.bool("config.dump", false)? {
-        print!("{}", config.dump());
-        return Ok(STATUS_DUMP);
+        return Ok(print(format_args!("{}", config.dump()), STATUS_DUMP));
     }
     refuse_unbuilt(&config)?;
     let mut restore = restore;
@@ -194,7 +204,7 @@ fn run(invocation: Invocation) -> Result<u8, RunError> {
         _ => status(&end),
     };
     if let End::Failed(reason) = &end {
-        eprint!("bhyve: {reason}{}", line_end());
+        stdio::complain(format_args!("bhyve: {reason}{}", line_end()));
     }
     machine.destroy(&end);
     Ok(status)

@@ -129,19 +129,14 @@ impl ControlHandler for Control {
                     Err(RecvTimeoutError::Disconnected) => break,
                 }
             }
-            writer.join()
+            writer.join().expect("a panic ends the process")
         });
-        match result {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(error @ SnapshotError::NoKernelSupport)) => {
-                Err(Failure::new(Errno(libc::EOPNOTSUPP), error.to_string()))
+        result.map_err(|error| match error {
+            SnapshotError::NoKernelSupport => {
+                Failure::new(Errno(libc::EOPNOTSUPP), error.to_string())
             }
-            Ok(Err(error)) => Err(Failure::new(Errno(libc::EIO), error.to_string())),
-            Err(_) => Err(Failure::new(
-                Errno(libc::EIO),
-                "the checkpoint's writer has panicked",
-            )),
-        }
+            _ => Failure::new(Errno(libc::EIO), error.to_string()),
+        })
     }
 
     fn checkpoint_answered(&self, suspend: bool) {

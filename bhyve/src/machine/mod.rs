@@ -7,6 +7,8 @@ mod devices;
 pub mod fuzz;
 pub mod irqchip;
 mod options;
+#[cfg(test)]
+mod tests;
 pub mod vcpu;
 
 pub use devices::{Devices, NotQuiesced};
@@ -27,6 +29,7 @@ use crate::device::{BuildCtx, BuildError, Clock};
 use crate::gdb::{Debugger, Endpoint};
 use crate::machine::vcpu::{End, Vcpus};
 use crate::mevent::Mevent;
+use crate::process::cleanup;
 use parking_lot::{Mutex, MutexGuard};
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
@@ -336,6 +339,7 @@ impl Machine {
         let at_rest = self.standstill();
         let control = Arc::new(Control::new(Arc::clone(self)));
         let server = ControlServer::start(&rundir, self.name(), control.clone())?;
+        cleanup::remove_at_exit(server.socket());
         control.arm()?;
         self.confine()?;
         if let Some(mark) = &self.mark {
@@ -461,9 +465,7 @@ impl Machine {
         }
         let threads = std::mem::take(&mut *self.threads.lock());
         for thread in threads {
-            if thread.join().is_err() {
-                log::error!("a processor's thread has panicked");
-            }
+            thread.join().expect("a panic ends the process");
         }
     }
 

@@ -1,33 +1,36 @@
-//! What must be undone however the process ends. It answers to the atexit(3) handlers of bhyve(8), but is also run
-//! before dying of a signal or a panic: a terminal left in raw mode is of no use to anybody, and neither is a dead socket.
+//! What bhyve undoes however its process ends. It answers to the atexit(3) handlers of bhyve(8), but runs before the process dies of a
+//! signal or a panic, too: the terminal leaves raw mode and the sockets go.
 
 use parking_lot::Mutex;
-use std::sync::Once;
+use std::sync::Arc;
+use vmmapi::SocketName;
 
-/// What is left in a state that nobody wants.
+/// A state of the host that outlives the process unless it is undone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Left {
-    /// A terminal, in raw mode.
+    /// A terminal in raw mode.
     Terminal,
-    /// A socket, in the file system.
+    /// The name of a socket.
     Socket,
 }
 
 type Undo = (Left, Box<dyn FnMut() + Send>);
 
 static UNDO: Mutex<Vec<Undo>> = Mutex::new(Vec::new());
-static HOOK: Once = Once::new();
 
 /// Runs `undo` once when the process ends in whatever way it can notice. The last registered runs first.
 pub fn at_exit(left: Left, undo: impl FnMut() + Send + 'static) {
-    HOOK.call_once(|| {
-        let previous = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |info| {
-            run();
-            previous(info);
-        }));
-    });
     UNDO.lock().push((left, Box::new(undo)));
+}
+
+/// Removes the socket's name when the process ends without dropping it, as it does when it takes no devices apart.
+pub fn remove_at_exit(name: &Arc<SocketName>) {
+    let left = Arc::downgrade(name);
+    at_exit(Left::Socket, move || {
+        if let Some(name) = left.upgrade() {
+            name.remove();
+        }
+    });
 }
 
 /// Whether the terminal is in raw mode.

@@ -2,7 +2,7 @@
 //! SIGTERM presses the power button, and what would kill the process first puts the terminal back.
 
 use crate::process::cleanup;
-use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, raise, sigaction};
+use nix::sys::signal::{SigSet, Signal};
 use std::io;
 
 /// Signals whose default is to end the process, as others send them. abort(3) in this process is not held back by this.
@@ -49,17 +49,7 @@ impl Blocked {
 }
 
 /// Dies of the signal as if it had never been held back, with the terminal as it was.
-fn die(signal: Signal) {
+fn die(signal: Signal) -> ! {
     cleanup::run();
-    let mut set = SigSet::empty();
-    set.add(signal);
-    let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
-    // SAFETY: the default disposition runs no code of this process.
-    let result = unsafe { sigaction(signal, &default) }
-        .and_then(|_| set.thread_unblock())
-        .and_then(|()| raise(signal));
-    if let Err(error) = result {
-        log::error!("cannot die of {signal}: {error}");
-    }
-    std::process::exit(128 + signal as i32);
+    vmmapi::signal::die_of(signal);
 }

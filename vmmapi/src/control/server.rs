@@ -6,7 +6,7 @@
 use std::fs::{File, Permissions};
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,15 +15,14 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use ::vmm::Errno;
-use nix::fcntl::{AtFlags, Flock, FlockArg};
+use nix::fcntl::{Flock, FlockArg};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::stat::fstatat;
-use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::wire::{recv_list, send_list};
 use super::{CheckpointRequest, ControlError, ControlHandler, Failure, Progress, socket_path};
 use crate::backend::{Backend, pointers};
 use crate::errno::{from_io, from_nix, to_freebsd};
+use crate::local_socket::SocketName;
 use crate::nvlist::{NvList, Value};
 use crate::sandbox::{self, Purpose};
 use vmm_abi::{VM_RUN, VM_SNAPSHOT_REQ, VMMCTL_VM_DESTROY, iocparm_len};
@@ -40,10 +39,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub struct ControlServer {
     path: PathBuf,
-    /// Where the socket is, for its removal: paths lead nowhere in a sandbox.
-    rundir: File,
-    /// Device and inode of the socket, so that only our own is removed.
-    identity: (u64, u64),
+    socket: Arc<SocketName>,
     /// Closing this end wakes the listening thread.
     wake: Option<UnixStream>,
     thread: Option<JoinHandle<()>>,
@@ -65,13 +61,10 @@ impl ControlServer {
         };
         std::fs::set_permissions(&path, Permissions::from_mode(0o600))
             .map_err(|error| system("chmod", &error))?;
-        let metadata = std::fs::metadata(&path).map_err(|error| system("stat", &error))?;
         listener
             .set_nonblocking(true)
             .map_err(|error| system("fcntl", &error))?;
-        let rundir = File::open(rundir).map_err(|error| system("open", &error))?;
-        sandbox::limit(&rundir, Purpose::RunDir)
-            .map_err(|error| system("cap_rights_limit", &error))?;
+        let socket = SocketName::of(&path).map_err(|error| system("stat", &error))?;
         sandbox::limit(&listener, Purpose::Listener)
             .map_err(|error| system("cap_rights_limit", &error))?;
         let vm = Arc::new(Served {
@@ -84,9 +77,8 @@ impl ControlServer {
             .spawn(move || accept_loop(&listener, &woken, &vm))
             .map_err(|error| system("thread", &error))?;
         Ok(Self {
-            identity: (metadata.dev(), metadata.ino()),
             path,
-            rundir,
+            socket: Arc::new(socket),
             wake: Some(wake),
             thread: Some(thread),
         })
@@ -96,24 +88,20 @@ impl ControlServer {
     pub fn path(&self) -> &Path {
         &self.path
     }
+
+    /// The socket's name, for whoever has to remove it when the process ends without dropping this.
+    pub fn socket(&self) -> &Arc<SocketName> {
+        &self.socket
+    }
 }
 
 impl Drop for ControlServer {
     fn drop(&mut self) {
         self.wake = None;
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            log::error!("{}: the control thread panicked", self.path.display());
+        if let Some(thread) = self.thread.take() {
+            thread.join().expect("a panic ends the process");
         }
-        let Some(name) = self.path.file_name() else {
-            return;
-        };
-        let ours = fstatat(&self.rundir, name, AtFlags::AT_SYMLINK_NOFOLLOW)
-            .is_ok_and(|found| (found.st_dev, found.st_ino) == self.identity);
-        if ours && let Err(error) = unlinkat(&self.rundir, name, UnlinkatFlags::NoRemoveDir) {
-            log::warn!("{}: {error}", self.path.display());
-        }
+        self.socket.remove();
     }
 }
 

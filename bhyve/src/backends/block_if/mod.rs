@@ -459,8 +459,7 @@ impl<T> Drop for BlockIf<T> {
             shared.work.notify_all();
         }
         for thread in self.workers.drain(..) {
-            // A worker that panicked has said so already.
-            let _ = thread.join();
+            thread.join().expect("a panic ends the process");
         }
     }
 }

@@ -108,10 +108,8 @@ impl Viewer {
 impl Drop for Viewer {
     fn drop(&mut self) {
         self.shared.close();
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            log::error!("a viewer's thread has panicked");
+        if let Some(thread) = self.thread.take() {
+            thread.join().expect("a panic ends the process");
         }
     }
 }
@@ -144,9 +142,7 @@ fn serve(shared: &Arc<Shared>, console: &Arc<Console>, password: Option<&str>) -
     };
     let result = receive(shared, console, &mut BufReader::new(stream));
     shared.close();
-    if sender.join().is_err() {
-        log::error!("a viewer's thread has panicked");
-    }
+    sender.join().expect("a panic ends the process");
     result
 }
 

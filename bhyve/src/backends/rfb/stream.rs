@@ -1,13 +1,15 @@
 //! Where viewers connect, and what they come through: TCP, or a socket in the file system.
 
-use crate::backends::local_socket::{self, LocalSocket};
+use crate::backends::local_socket;
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
+use vmmapi::SocketName;
 use vmmapi::sandbox::{self, Purpose};
 
 const DEFAULT_ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -87,7 +89,7 @@ pub enum Listener {
         /// Where viewers come.
         listener: UnixListener,
         /// Its name lasts as long.
-        _socket: LocalSocket,
+        _socket: Arc<SocketName>,
     },
 }
 

@@ -1,12 +1,13 @@
 //! One port's socket, and the client that is connected to it.
 
-use crate::backends::local_socket::{self, LocalSocket};
+use crate::backends::local_socket;
 use crate::mevent::{EventId, Interest, Mevent, Ready};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
+use vmmapi::SocketName;
 
 /// The most that is copied at a time, in bytes.
 const CHUNK: usize = 4096;
@@ -24,7 +25,7 @@ pub struct Port {
     /// The guest has something that the client does not take.
     pub output_waits: bool,
     listener: UnixListener,
-    _socket: LocalSocket,
+    _socket: Arc<SocketName>,
     listening: Option<EventId>,
     client: Option<Client>,
     // Bytes of the guest's first buffer that the client has taken already.

@@ -1,0 +1,57 @@
+//! The name of a socket in the file system: whose it is, and its removal. No counterpart in FreeBSD's libvmmapi.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use nix::fcntl::AtFlags;
+use nix::sys::stat::fstatat;
+use nix::unistd::{UnlinkatFlags, unlinkat};
+
+use crate::sandbox::{self, Purpose};
+
+/// The name of a socket that this process has bound. Dropping it removes the name, unless another socket bears it by then.
+#[derive(Debug)]
+pub struct SocketName {
+    /// A sandbox leaves this of the path.
+    directory: File,
+    name: OsString,
+    /// Device and inode.
+    identity: (u64, u64),
+}
+
+impl SocketName {
+    /// The name of the socket that was just bound to `path`. Fails with the errno of stat(2), open(2) or cap_rights_limit(2).
+    pub fn of(path: &Path) -> io::Result<Self> {
+        let metadata = std::fs::symlink_metadata(path)?;
+        let parent = path
+            .parent()
+            .filter(|parent| !parent.as_os_str().is_empty());
+        let directory = File::open(parent.unwrap_or(Path::new(".")))?;
+        sandbox::limit(&directory, Purpose::RunDir)?;
+        Ok(Self {
+            directory,
+            // A path that a socket was bound to has a last part.
+            name: path.file_name().unwrap_or_default().to_owned(),
+            identity: (metadata.dev(), metadata.ino()),
+        })
+    }
+
+    /// Removes the name if it is still that socket's. Removing it again does nothing.
+    pub fn remove(&self) {
+        let name = self.name.as_os_str();
+        let ours = fstatat(&self.directory, name, AtFlags::AT_SYMLINK_NOFOLLOW)
+            .is_ok_and(|found| (found.st_dev, found.st_ino) == self.identity);
+        if ours && let Err(error) = unlinkat(&self.directory, name, UnlinkatFlags::NoRemoveDir) {
+            log::warn!("{}: {error}", name.display());
+        }
+    }
+}
+
+impl Drop for SocketName {
+    fn drop(&mut self) {
+        self.remove();
+    }
+}

@@ -1,0 +1,24 @@
+//! Ending this process by a signal. No counterpart in FreeBSD's libvmmapi.
+
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, raise, sigaction};
+
+/// Ends the process by `signal` as if the process had never blocked, ignored or handled that signal, so that the parent learns the
+/// true reason. A signal whose default is not to end a process ends it with status 128 + `signal`, as a shell would say.
+pub fn die_of(signal: Signal) -> ! {
+    let mut set = SigSet::empty();
+    set.add(signal);
+    let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
+    // SAFETY: the default disposition runs no code of this process.
+    let result = unsafe { sigaction(signal, &default) }
+        .and_then(|_| set.thread_unblock())
+        .and_then(|()| raise(signal));
+    if let Err(error) = result {
+        log::error!("cannot die of {signal}: {error}");
+    }
+    std::process::exit(128 + signal as i32);
+}
+
+/// As [`die_of`] of SIGPIPE: what Unix programs do whose output nobody reads any more.
+pub fn die_of_closed_pipe() -> ! {
+    die_of(Signal::SIGPIPE)
+}
