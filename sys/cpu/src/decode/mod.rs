@@ -21,6 +21,16 @@ const MAX_BRANCHES: usize = 4;
 /// Bytes that a block's code may have.
 pub(crate) const MAX_BYTES: usize = MAX_OPS * 15;
 
+/// The decoder knows every extension there is, and names an encoding after the newest one that uses it. Where that is one which
+/// CPUID does not show, the encoding is what it was before: a BSF or BSR with a prefix without meaning, WBINVD, or one of the
+/// opcodes 0F 0D and 0F 18 to 0F 1F, which were set aside as NOPs so that later extensions (CET, MPX, CLDEMOTE …) could use them as
+/// hints.
+const OPTIONS: u32 = DecoderOptions::AMD
+    | DecoderOptions::FORCE_RESERVED_NOP
+    | DecoderOptions::NO_MPFX_0FBC
+    | DecoderOptions::NO_MPFX_0FBD
+    | DecoderOptions::NO_WBNOINVD;
+
 /// What decoding and execution depend on besides the bytes: code and stack size, whether segmentation is out of the way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Mode(u8);
@@ -106,8 +116,7 @@ pub(crate) fn lower_block(
     floats: &mut Vec<fpu::Op>,
     exits: u32,
 ) -> Lowered {
-    let options = DecoderOptions::AMD | DecoderOptions::NO_MPFX_0FBC | DecoderOptions::NO_MPFX_0FBD;
-    let mut decoder = Decoder::with_ip(mode.bitness(), code, 0, options);
+    let mut decoder = Decoder::with_ip(mode.bitness(), code, 0, OPTIONS);
     let mut instruction = Instruction::default();
     let most = if mode.is_single() { 1 } else { MAX_OPS as u32 };
     let mut n = 0;
@@ -149,7 +158,7 @@ pub(crate) fn lower_block(
                 Decoder::new(
                     mode.bitness(),
                     from,
-                    options | DecoderOptions::NO_INVALID_CHECK,
+                    OPTIONS | DecoderOptions::NO_INVALID_CHECK,
                 )
                 .decode()
                 .is_invalid()

@@ -13,21 +13,16 @@ impl Lower<'_> {
         use Mnemonic as M;
         let i = self.i;
         let op = match i.mnemonic() {
+            // AMD's PREFETCH and PREFETCHW have no form with a register.
+            M::Reservednop if self.is_prefetch() && self.is_register(0) => {
+                return Some(self.undefined());
+            }
             M::Nop
             | M::Reservednop
-            | M::Endbr32
-            | M::Endbr64
-            | M::Prefetch
-            | M::Prefetchw
-            | M::Prefetchwt1
-            | M::Prefetchnta
-            | M::Prefetcht0
-            | M::Prefetcht1
-            | M::Prefetcht2
             // Loads are in order among themselves, and so are stores, by what memory is here: there is nothing to wait for.
             | M::Lfence
             | M::Sfence => return Some((self.op(misc::nop), Flow::Nothing)),
-            M::Mfence | M::Serialize => self.op(misc::fence),
+            M::Mfence => self.op(misc::fence),
             M::Pause => self.op(misc::pause),
             M::Hlt => return Some(self.ending(misc::hlt)),
             M::Clc => self.op(misc::clc),
@@ -68,7 +63,7 @@ impl Lower<'_> {
                 Self::address_size(&mut op, i.memory_base().size());
                 op
             }
-            M::Clflush | M::Clflushopt | M::Clwb => self.memory(self.op(system::clflush)),
+            M::Clflush | M::Clflushopt => self.memory(self.op(system::clflush)),
             M::Lds | M::Les | M::Lss | M::Lfs | M::Lgs => {
                 let s = match i.mnemonic() {
                     M::Les => 0,
@@ -88,6 +83,15 @@ impl Lower<'_> {
             _ => return None,
         };
         Some((op, Flow::More))
+    }
+
+    fn is_prefetch(&self) -> bool {
+        matches!(
+            self.i.code(),
+            Code::Reservednop_rm16_r16_0F0D
+                | Code::Reservednop_rm32_r32_0F0D
+                | Code::Reservednop_rm64_r64_0F0D
+        )
     }
 
     /// A 16-bit operand: in `s`, or memory with bit 7 of `x` set.
@@ -200,7 +204,7 @@ impl Lower<'_> {
                     Flow::End,
                 ));
             }
-            M::Wbinvd | M::Invd | M::Wbnoinvd => self.op(system::privileged_nop),
+            M::Wbinvd | M::Invd => self.op(system::privileged_nop),
             M::Swapgs => self.op(system::swapgs),
             M::Xgetbv => self.op(system::xgetbv),
             M::Xsetbv => return Some(self.ending(system::xsetbv)),
