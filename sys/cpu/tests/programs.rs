@@ -501,6 +501,61 @@ fn smap_and_smep() {
     assert_eq!(m.ram.read64(m.cpu.get(Reg::Rsp)), 0x11);
 }
 
+/// CPUID, not CR4, says whether CLAC and STAC are there, and only CPL 0 may execute them.
+#[test]
+fn stac_and_clac_do_not_ask_for_smap() {
+    let mut m = Machine::long();
+    assert_eq!(m.cpu.get(Reg::Cr4) & cr4::SMAP, 0);
+    m.load(64, |a| {
+        a.stac().unwrap();
+        a.pushfq().unwrap();
+        a.clac().unwrap();
+        a.pushfq().unwrap();
+        a.hlt().unwrap();
+    });
+    assert_eq!(m.run(), Exit::Hlt);
+    assert_eq!(m.ram.read64(STACK - 8) & flag::AC, flag::AC);
+    assert_eq!(m.ram.read64(STACK - 16) & flag::AC, 0);
+    for code in [[0x0f, 0x01, 0xcb], [0x0f, 0x01, 0xca]] {
+        let mut m = Machine::long();
+        let user = |selector, access| Segment {
+            selector,
+            base: 0,
+            limit: u32::MAX,
+            access,
+        };
+        m.cpu.set_segment(Seg::Cs, user(43, 0xa0fb));
+        m.cpu.set_segment(Seg::Ss, user(35, 0xc0f3));
+        m.ram.write(CODE, &code);
+        assert_eq!(m.run(), Exit::Hlt);
+        assert_eq!(m.cpu.get(Reg::Rax), 6);
+    }
+}
+
+#[test]
+fn rdpid_reads_tsc_aux() {
+    // RAX, and ECX of 32-bit code, where the upper half is not to be seen.
+    let mut m = Machine::long();
+    m.cpu.set(Reg::TscAux, 0xfedc_ba98);
+    m.cpu.set(Reg::Rax, u64::MAX);
+    m.load(64, |a| {
+        a.rdpid(rax).unwrap();
+        a.rdpid(r9).unwrap();
+        a.hlt().unwrap();
+    });
+    assert_eq!(m.run(), Exit::Hlt);
+    assert_eq!(m.cpu.get(Reg::Rax), 0xfedc_ba98);
+    assert_eq!(m.cpu.get(Reg::R9), 0xfedc_ba98);
+    let mut m = Machine::protected();
+    m.cpu.set(Reg::TscAux, 0x8000_0001);
+    m.load(32, |a| {
+        a.rdpid(ecx).unwrap();
+        a.hlt().unwrap();
+    });
+    assert_eq!(m.run(), Exit::Hlt);
+    assert_eq!(m.cpu.get(Reg::Rcx), 0x8000_0001);
+}
+
 #[test]
 fn invlpg_forgets_data_and_code() {
     let mut m = Machine::long();

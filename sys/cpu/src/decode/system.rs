@@ -156,6 +156,10 @@ impl Lower<'_> {
                 x: 1,
                 ..self.op(system::rdtsc)
             },
+            M::Rdpid => Op {
+                r: self.reg(0),
+                ..self.op(system::rdpid)
+            },
             M::Rdpmc => self.op(misc::forbidden),
             M::Rdrand | M::Rdseed => Op {
                 r: self.reg(0),

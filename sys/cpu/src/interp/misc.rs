@@ -148,9 +148,9 @@ pub(crate) fn sti(cpu: &mut Cpu, op: OpRef) -> Status {
     end(cpu, op, Ok(()))
 }
 
-/// CLAC and STAC (`x` is the new AC).
+/// CLAC and STAC (`x` is the new AC): the supervisor's, also while CR4.SMAP is clear.
 pub(crate) fn set_ac(cpu: &mut Cpu, op: OpRef) -> Status {
-    if cpu.cpl() != 0 || cpu.cr4 & cr4::SMAP == 0 {
+    if cpu.cpl() != 0 {
         return undefined(cpu, op);
     }
     if op.x != 0 {

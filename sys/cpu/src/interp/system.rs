@@ -610,6 +610,12 @@ system!(next rdtsc(cpu, op) {
     Ok(())
 });
 
+// RDPID: the whole register, which has 64 bits in 64-bit code.
+system!(next rdpid(cpu, op) {
+    cpu.wr::<3>(op.r, cpu.tsc_aux & 0xffff_ffff);
+    Ok(())
+});
+
 // RDRAND and RDSEED; operand size in `x`.
 system!(next rdrand(cpu, op) {
     let now = cpu.now(op);

@@ -2,6 +2,7 @@
 
 mod checkpoint;
 mod errors;
+mod features;
 mod guests;
 
 use std::sync::Arc;
