@@ -87,7 +87,7 @@ pub trait Bus {
 #[derive(Default)]
 pub(crate) struct BusSlot(Option<core::ptr::NonNull<dyn Bus>>);
 
-// SAFETY: the slot is empty whenever `Cpu::run` is not on the stack, so it never moves between threads with anything in it.
+// SAFETY: `Cpu::run` empties the slot in whatever way it ends, so it never moves between threads with anything in it.
 unsafe impl Send for BusSlot {}
 
 impl BusSlot {
@@ -105,6 +105,11 @@ impl BusSlot {
 
     pub fn clear(&mut self) {
         self.0 = None;
+    }
+
+    #[cfg(test)]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_none()
     }
 
     /// The bus.

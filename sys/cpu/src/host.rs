@@ -131,16 +131,19 @@ pub(crate) unsafe fn compare_exchange<const S: u8>(
 ///
 /// # Safety
 /// `p` must point to 16 mapped, writable bytes of guest RAM, aligned to 16.
+#[inline(always)]
 pub(crate) unsafe fn compare_exchange128(p: *mut u8, old: u128, new: u128) -> Result<(), u128> {
     let (lo, hi): (u64, u64);
-    // SAFETY: the caller's promise. RBX is the compiler's, so it is swapped in and out around the instruction.
+    // SAFETY: the caller's promise. RBX, which the instruction takes half of `new` from, is the compiler's and cannot be named as
+    // an operand, though it may be given to any `reg` operand: so it is swapped in and out, and every operand that is used
+    // between the two is in a register that has a name.
     unsafe {
         asm!(
-            "xchg rbx, {nlo}",
-            "lock cmpxchg16b [{p}]",
-            "mov rbx, {nlo}",
-            p = in(reg) p,
-            nlo = inout(reg) new as u64 => _,
+            "xchg rbx, rsi",
+            "lock cmpxchg16b [rdi]",
+            "mov rbx, rsi",
+            in("rdi") p,
+            inout("rsi") new as u64 => _,
             in("rcx") (new >> 64) as u64,
             inlateout("rax") old as u64 => lo,
             inlateout("rdx") (old >> 64) as u64 => hi,
@@ -170,5 +173,79 @@ pub(crate) unsafe fn fill_up(dst: *mut u8, value: u64, count: usize) {
     // SAFETY: the caller's promise; the direction flag is clear in Rust code.
     unsafe {
         asm!("rep stosq", inout("rdi") dst => _, in("rax") value, inout("rcx") count => _, options(nostack, preserves_flags));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::hint::black_box;
+
+    use super::*;
+
+    #[repr(align(16))]
+    struct Word(u128);
+
+    const OLD: u128 = 0x0f1e_2d3c_4b5a_6978_8796_a5b4_c3d2_e1f0;
+    const NEW: u128 = 0x0123_4567_89ab_cdef_fedc_ba98_7654_3210;
+
+    #[inline(never)]
+    fn elsewhere(n: u64) -> u64 {
+        black_box(n).rotate_left(7)
+    }
+
+    /// The exchange amidst calls, with `N` other values: all of them are wanted again behind each call, so they are in registers
+    /// that calls preserve, and one or the other is in RBX.
+    #[inline(never)]
+    fn amidst_calls<const N: usize>(
+        p: *mut u8,
+        old: u128,
+        new: u128,
+        values: &mut [u64; N],
+    ) -> u64 {
+        let mut local = *values;
+        let mut done = 0;
+        for _ in 0..2 {
+            for value in &mut local {
+                *value = elsewhere(*value);
+            }
+            // SAFETY: the caller's word is aligned and lives.
+            done += u64::from(unsafe { compare_exchange128(p, old, new) }.is_ok());
+            for value in &mut local {
+                *value = elsewhere(*value);
+            }
+        }
+        *values = local;
+        done
+    }
+
+    fn check<const N: usize>(p: *mut u8) {
+        let mut values = black_box([5_u64; N]);
+        assert_eq!(amidst_calls(p, OLD, NEW, &mut values), 1);
+        assert_eq!(amidst_calls(p, NEW, OLD, &mut values), 1);
+        assert_eq!(values, [5_u64.rotate_left(56); N]);
+    }
+
+    /// Nothing but the exchange.
+    #[inline(never)]
+    fn alone(p: *mut u8, old: u128, new: u128) -> Result<(), u128> {
+        // SAFETY: the caller's word is aligned and lives.
+        unsafe { compare_exchange128(p, old, new) }
+    }
+
+    #[test]
+    fn wide_exchange_wherever_its_operands_are() {
+        let mut word = Word(OLD);
+        let p: *mut u8 = black_box((&raw mut word.0).cast());
+        assert_eq!(alone(p, NEW, OLD), Err(OLD));
+        assert_eq!(alone(p, OLD, NEW), Ok(()));
+        assert_eq!(black_box(&word).0, NEW);
+        assert_eq!(alone(p, NEW, OLD), Ok(()));
+        check::<0>(p);
+        check::<1>(p);
+        check::<2>(p);
+        check::<3>(p);
+        check::<4>(p);
+        check::<5>(p);
+        assert_eq!(black_box(&word).0, OLD);
     }
 }

@@ -10,19 +10,30 @@ use crate::signals::Signals;
 use crate::state::{Pending, flag};
 use crate::trap::{Trap, Trapped};
 
+/// A processor that has a bus, for as long as this lives.
+struct Attached<'a>(&'a mut Cpu);
+
+impl Drop for Attached<'_> {
+    fn drop(&mut self) {
+        self.0.bus.clear();
+    }
+}
+
 impl Cpu {
     /// Runs at most `limit` instructions, exactly: stopping after N and continuing is the same as not stopping.
+    ///
+    /// If the bus panics, the instruction that asked it may be done by half: the processor may be dropped, or reset, but what it
+    /// had been doing is lost.
     pub fn run(&mut self, bus: &mut dyn Bus, limit: u64) -> Exit {
         if self.mem.epoch() != self.map_epoch {
             self.reload_map();
         }
         self.end = self.retired.saturating_add(limit);
         self.slow = true;
-        // SAFETY: cleared below; `bus` is not touched in between.
+        // SAFETY: `attached` clears it before `bus` is free again, also if the bus panics; it is not touched in between.
         unsafe { self.bus.set(bus) };
-        let exit = self.execute();
-        self.bus.clear();
-        exit
+        let attached = Attached(self);
+        attached.0.execute()
     }
 
     fn execute(&mut self) -> Exit {
@@ -300,5 +311,65 @@ impl Cpu {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use super::*;
+    use crate::bus::{CpuidInputs, Reply};
+    use crate::mem::PhysMem;
+
+    /// A bus on which every access is a bug.
+    struct Broken;
+
+    impl Bus for Broken {
+        fn mmio_read(&mut self, _: u64, _: u64, _: u8) -> Reply<u64> {
+            panic!("broken")
+        }
+        fn mmio_write(&mut self, _: u64, _: u64, _: u8, _: u64) -> Reply<()> {
+            panic!("broken")
+        }
+        fn in_port(&mut self, _: u64, _: u16, _: u8) -> Reply<u32> {
+            panic!("broken")
+        }
+        fn out_port(&mut self, _: u64, _: u16, _: u8, _: u32) -> Reply<()> {
+            panic!("broken")
+        }
+        fn rdmsr(&mut self, _: u64, _: u32) -> Reply<u64> {
+            panic!("broken")
+        }
+        fn wrmsr(&mut self, _: u64, _: u32, _: u64) -> Reply<()> {
+            panic!("broken")
+        }
+        fn cpuid(&mut self, _: u32, _: u32, _: CpuidInputs) -> [u32; 4] {
+            panic!("broken")
+        }
+        fn tsc(&mut self, _: u64) -> u64 {
+            panic!("broken")
+        }
+        fn cr8(&mut self, _: u64) -> u64 {
+            panic!("broken")
+        }
+        fn set_cr8(&mut self, _: u64, _: u64) {
+            panic!("broken")
+        }
+        fn poll(&mut self, _: u64, _: Window) -> Poll {
+            panic!("broken")
+        }
+        fn random(&mut self, _: u64) -> u64 {
+            panic!("broken")
+        }
+    }
+
+    #[test]
+    fn a_bus_that_panics_is_let_go() {
+        let mut cpu = Cpu::new(PhysMem::new());
+        cpu.signals().notify();
+        let run = AssertUnwindSafe(|| cpu.run(&mut Broken, 1));
+        assert!(catch_unwind(run).is_err());
+        assert!(cpu.bus.is_empty());
     }
 }
