@@ -17,6 +17,8 @@ on_each_vmm!(
     machines_that_are_not_the_checkpoints,
     processors_that_are_not_the_checkpoints,
     disks_that_have_moved_on,
+    disks_that_no_restore_could_have,
+    a_disk_that_has_grown,
 );
 #[cfg(target_os = "linux")]
 on_each_vmm!(memory_that_cannot_be_wired);
@@ -371,6 +373,75 @@ fn disks_that_have_moved_on(bench: &Bench) {
     refused(&bench.run(&["-r", "state"]), 1, &[&disk]);
     std::fs::write(&disk, vec![1; 1 << 20]).unwrap();
     let mut guest = bench.start(&["-o", "snapshot.disks=force", "-r", "state"]);
+    guest.expect("\n");
+}
+
+/// A guest whose disks do not lie where a restore would look for them goes on: it would be lost by a suspension.
+fn disks_that_no_restore_could_have(bench: &Bench) {
+    const SIZE: u64 = 1 << 20;
+    let [disk, sata, cd] = ["disk", "sata", "cd"].map(|name| image(bench, name, SIZE));
+    std::os::unix::fs::symlink("disk", bench.path("link")).unwrap();
+    let slots = [
+        format!("3,virtio-blk,{}", bench.text("link")),
+        format!("4,ahci,hd:{sata},cd:{cd}"),
+    ];
+    let more = ["-s", &slots[0], "-s", &slots[1], "vm"];
+    let mut guest = bench.start(&bench.machine(&guests::nonce(), &more));
+    guest.expect("\n");
+    let mut refused_with = |named: &[&str]| {
+        for option in ["--checkpoint=state", "--suspend=state"] {
+            refused(&bench.ctl(&["--vm=vm", option]), 1, named);
+            assert!(!bench.path("state.new").exists() && !bench.path("state.meta").exists());
+        }
+        guest.expect("\n");
+    };
+    let aside = bench.text("aside");
+    for (path, device) in [(&disk, "virtio-blk@pci.0.3.0"), (&sata, "ahci@pci.0.4.0")] {
+        std::fs::rename(path, &aside).unwrap();
+        let shown = if path == &disk { "link" } else { path };
+        refused_with(&[device, shown, "not there any more"]);
+        std::fs::copy(&aside, path).unwrap();
+        refused_with(&[device, shown, "has been replaced"]);
+        std::fs::rename(&aside, path).unwrap();
+        let file = std::fs::File::options().write(true).open(path).unwrap();
+        file.set_len(SIZE / 2).unwrap();
+        refused_with(&[device, shown, "has shrunk"]);
+        file.set_len(SIZE).unwrap();
+    }
+    // A link that leads to another disk.
+    std::fs::remove_file(bench.path("link")).unwrap();
+    std::os::unix::fs::symlink("sata", bench.path("link")).unwrap();
+    refused_with(&["virtio-blk@pci.0.3.0", "link"]);
+    std::fs::remove_file(bench.path("link")).unwrap();
+    std::os::unix::fs::symlink("disk", bench.path("link")).unwrap();
+    std::fs::rename(&cd, &aside).unwrap();
+    refused_with(&["ahci@pci.0.4.0", &cd]);
+    // Another copy of a disc will do.
+    std::fs::copy(&aside, &cd).unwrap();
+    let good = bench.ctl(&["--vm=vm", "--suspend=state"]);
+    assert!(good.status.success(), "{good:?}");
+    assert_eq!(guest.wait().code(), Some(0));
+    bench.start(&["-r", "state"]).expect("\n");
+}
+
+/// The guest goes on with the size that it knows.
+fn a_disk_that_has_grown(bench: &Bench) {
+    let disk = image(bench, "disk", 1 << 20);
+    let sata = image(bench, "sata", 1 << 20);
+    let slots = [format!("3,virtio-blk,{disk}"), format!("4,ahci-hd,{sata}")];
+    let more = ["-s", &slots[0], "-s", &slots[1], "vm"];
+    let mut guest = bench.start(&bench.machine(&guests::nonce(), &more));
+    for size in [2 << 20, 3 << 20] {
+        guest.expect("\n");
+        for path in [&disk, &sata] {
+            let file = std::fs::File::options().write(true).open(path).unwrap();
+            file.set_len(size).unwrap();
+        }
+        let good = bench.ctl(&["--vm=vm", "--suspend=state"]);
+        assert!(good.status.success(), "{good:?}");
+        assert_eq!(guest.wait().code(), Some(0));
+        guest = bench.start(&["-r", "state"]);
+    }
     guest.expect("\n");
 }
 

@@ -15,6 +15,8 @@ pub enum Purpose {
     Checkpoints,
     /// A directory in which a socket is removed.
     RunDir,
+    /// A directory in which names are looked up.
+    Names,
     /// A disk: transfers, and the requests of disk(9).
     Disk,
     /// A terminal or a serial line.
@@ -78,6 +80,7 @@ mod sys {
                 ],
                 Vec::new(),
             ),
+            Purpose::Names => (&[Right::Lookup, Right::Fstat], Vec::new()),
             Purpose::RunDir => (&[Right::Lookup, Right::Fstat, Right::Unlinkat], Vec::new()),
             Purpose::Disk => (
                 &[

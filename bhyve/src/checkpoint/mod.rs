@@ -51,8 +51,8 @@ pub enum SnapshotError {
         /// Why.
         source: SaveError,
     },
-    /// A disk that is not there any more.
-    #[error("{device}: cannot look at its disk: {source}")]
+    /// A disk that no restore could have as the guest knows it.
+    #[error("{device}: {source}")]
     Disk {
         /// Which.
         device: String,
@@ -130,6 +130,7 @@ pub fn take(
     if !held {
         items::check_support(machine.vm())?;
     }
+    disks(machine, afterwards)?;
     at_rest(machine, afterwards, held, || {
         write(machine, storage, base, afterwards, progress)
     })
@@ -185,6 +186,7 @@ fn write(
         writer.device(&name, state.kind, state.version, &state.bytes)?;
     }
     writer.memory(&VmImage(machine.vm()), progress)?;
+    // Last, since it looks once more whether the disks are where a restore will look for them.
     writer.commit(describe(machine, afterwards)?)?;
     Ok(())
 }
@@ -239,7 +241,7 @@ fn describe(machine: &Machine, afterwards: Afterwards) -> Result<Description, Sn
     })
 }
 
-/// The disks for whoever looks at the files. What a restore goes by is in the devices' own states, but for devices that the
+/// The disks for whoever looks at the files, if a restore can have every one of them ([`crate::block_if::BlockIf::identity`]). What a restore goes by is in the devices' own states, but for devices that the
 /// guest goes on with.
 fn disks(
     machine: &Machine,

@@ -1,5 +1,7 @@
 //! What a disk asks of the host: sizes, holes, and the identity by which a checkpoint recognises it.
 
+use super::place;
+use nix::sys::stat::{FileStat, SFlag};
 use serde::{Deserialize, Serialize};
 use std::fs::{File, Metadata};
 use std::io;
@@ -49,7 +51,7 @@ impl DiskIdentity {
             canonical: _,
             device,
             dev,
-            inode: _,
+            inode,
             size,
             mtime_ns,
             read_only,
@@ -64,6 +66,8 @@ impl DiskIdentity {
             "become read-only"
         } else if *device && *dev != now.dev {
             "become another device"
+        } else if *mtime_ns != now.mtime_ns && (*dev, *inode) != (now.dev, now.inode) {
+            "been replaced by another file"
         } else if *mtime_ns != now.mtime_ns {
             "been written"
         } else {
@@ -78,6 +82,45 @@ impl DiskIdentity {
         Some(format!(
             "disk {now_path}{moved} has {what} since the checkpoint"
         ))
+    }
+
+    /// Compares the open disk with what its path leads to now, which is what a restore will open. The guest has its blocks in
+    /// the open one, so it must be the same; of a disk that the guest cannot write another copy will do, as in
+    /// [`DiskIdentity::moved_on`].
+    pub(super) fn check_place(&self, now: io::Result<FileStat>) -> io::Result<()> {
+        let path = &self.path;
+        let now = now.map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => io::Error::other(format!(
+                "disk {path} is not there any more, and a restore would look for it there; put it back first"
+            )),
+            _ => io::Error::other(format!("cannot look for disk {path}: {error}")),
+        })?;
+        let kind = place::kind(&now);
+        let is_same = if self.device {
+            // Its node may have been made anew.
+            [SFlag::S_IFBLK, SFlag::S_IFCHR].contains(&kind) && now.st_rdev == self.dev
+        } else {
+            kind == SFlag::S_IFREG
+                && ((now.st_dev, now.st_ino) == (self.dev, self.inode)
+                    || self.read_only && u64::try_from(now.st_size) == Ok(self.size))
+        };
+        if is_same {
+            return Ok(());
+        }
+        Err(io::Error::other(format!(
+            "disk {path} has been replaced while the guest runs: the guest's blocks are in another file than a restore would open; put that back first"
+        )))
+    }
+
+    /// Compares the size with what the guest knows, in bytes.
+    pub(super) fn check_size(&self, told: u64) -> io::Result<()> {
+        if self.size >= told {
+            return Ok(());
+        }
+        Err(io::Error::other(format!(
+            "disk {} has shrunk to {} bytes while the guest runs, which knows {told}; give it its size back first",
+            self.path, self.size
+        )))
     }
 }
 

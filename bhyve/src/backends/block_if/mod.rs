@@ -6,6 +6,7 @@
 
 pub mod host;
 pub mod options;
+mod place;
 
 pub use host::DiskIdentity;
 pub use options::Options;
@@ -14,12 +15,14 @@ use crate::device::{BuildError, Clock};
 use crate::iov::{self, Direction, Seg};
 use host::Geometry;
 use parking_lot::{Condvar, Mutex, MutexGuard};
+use place::Place;
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use vmmapi::sandbox::{self, Purpose};
@@ -88,7 +91,11 @@ struct Disk {
     options: Options,
     /// The path without symbolic links, as it was when the disk was opened.
     canonical: String,
+    /// Where the path led; none where that cannot be looked at.
+    place: Option<Place>,
     geometry: Geometry,
+    /// Size in bytes that the guest knows: that of `geometry`, or less if the image has grown since the guest was told.
+    told: AtomicU64,
     read_only: bool,
     can_discard: bool,
     mem: vmmapi::GuestMemory,
@@ -123,11 +130,18 @@ impl<T: Send + 'static> BlockIf<T> {
         let canonical = std::fs::canonicalize(&options.path)
             .map(|path| path.to_string_lossy().into_owned())
             .unwrap_or_default();
+        let place = Place::of(&options.path)
+            .inspect_err(|error| {
+                log::warn!("{path}: cannot be looked for later, before a checkpoint: {error}");
+            })
+            .ok();
         sandbox::limit(&file, Purpose::Disk).map_err(could_not)?;
         let disk = Arc::new(Disk {
             file,
             options,
             canonical,
+            place,
+            told: geometry.size.into(),
             geometry,
             read_only,
             can_discard,
@@ -174,9 +188,15 @@ impl<T: Send + 'static> BlockIf<T> {
         }
     }
 
-    /// Size in bytes, whole sectors.
+    /// Size in bytes, whole sectors, when it was opened.
     pub fn size(&self) -> u64 {
         self.queue.disk.geometry.size
+    }
+
+    /// Says that the guest knows the disk as one of `size` bytes: an image may grow while a guest has it, or before the guest
+    /// is restored. What is behind that cannot be reached.
+    pub fn set_told(&self, size: u64) {
+        self.queue.disk.told.store(size, Ordering::Relaxed);
     }
 
     /// Logical sector size in bytes.
@@ -200,13 +220,21 @@ impl<T: Send + 'static> BlockIf<T> {
     }
 
     /// By what a checkpoint recognises the disk. Ask when it is idle.
+    ///
+    /// An error if no restore could have the disk as the guest knows it: it is not at its path any more, or has shrunk.
     pub fn identity(&self) -> io::Result<DiskIdentity> {
-        host::identity(
-            &self.queue.disk.file,
-            &self.queue.disk.options.path,
-            &self.queue.disk.canonical,
-            self.queue.disk.read_only,
-        )
+        let disk = &*self.queue.disk;
+        let identity = host::identity(
+            &disk.file,
+            &disk.options.path,
+            &disk.canonical,
+            disk.read_only,
+        )?;
+        if let Some(place) = &disk.place {
+            identity.check_place(place.look())?;
+        }
+        identity.check_size(disk.told.load(Ordering::Relaxed))?;
+        Ok(identity)
     }
 
     /// Whether nothing is being done.
@@ -338,7 +366,7 @@ impl Disk {
         if *op != Op::Flush
             && offset
                 .checked_add(len)
-                .is_none_or(|end| end > self.geometry.size)
+                .is_none_or(|end| end > self.told.load(Ordering::Relaxed))
         {
             return Err(io::Error::from_raw_os_error(libc::EINVAL));
         }

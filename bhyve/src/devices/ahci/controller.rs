@@ -391,6 +391,11 @@ impl Device for Ahci {
             })?;
         let mut guard = self.hba.lock();
         state.restore(&mut guard, now, self.forced)?;
+        for (port, disk) in guard.ports.iter().zip(&self.disks) {
+            if let (Some(drive), Some(disk)) = (&port.drive, disk) {
+                disk.set_told(drive.size());
+            }
+        }
         for port in &mut guard.ports {
             port.set_paused(true, &self.hba.mem);
         }

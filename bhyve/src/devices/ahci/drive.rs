@@ -192,6 +192,11 @@ impl Drive {
         }
     }
 
+    /// Size in bytes that the guest knows.
+    pub fn size(&self) -> u64 {
+        self.face.blocks.saturating_mul(self.face.block.into())
+    }
+
     /// Bytes from block `first` on, if all of `blocks` exist.
     pub fn range(&self, first: u64, blocks: u64) -> Option<(u64, u64)> {
         let block = u64::from(self.face.block);

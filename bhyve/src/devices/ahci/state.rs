@@ -181,8 +181,11 @@ impl DriveState {
             let had = if face.medium { "a" } else { "no" };
             return Err(format!("the drive had {had} medium"));
         }
-        if (face.blocks, face.block) != (here.blocks, here.block) {
-            return Err("the disk has another size or sector size than the guest knows".to_owned());
+        // An image may have grown; the guest goes on with what it knows.
+        if face.blocks > here.blocks || face.block != here.block {
+            return Err(
+                "the disk is smaller, or has another sector size, than the guest knows".to_owned(),
+            );
         }
         match (&identity, &now) {
             (Some(then), Some(now)) => {

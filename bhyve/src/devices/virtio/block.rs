@@ -201,9 +201,10 @@ fn config_space(disk: &BlockIf<Token>) -> Vec<u8> {
     space
 }
 
-// What the guest relies on in a configuration space: capacity and logical sector size.
-fn told(config: &[u8]) -> Option<(&[u8], &[u8])> {
-    Some((config.get(..8)?, config.get(20..24)?))
+// What the guest relies on in a configuration space: capacity in sectors, and logical sector size.
+fn told(config: &[u8]) -> Option<(u64, &[u8])> {
+    let capacity = config.first_chunk().copied().map(u64::from_le_bytes)?;
+    Some((capacity, config.get(20..24)?))
 }
 
 /// What a request turns out to be.
@@ -506,9 +507,17 @@ impl VirtioDevice for Block {
             StateError::Invalid(format!("the disk does not say who it is: {error}"))
         })?;
         let mut face = self.front.face.lock();
-        if config.len() != CONFIG_LEN || told(&config) != told(&face.config) {
+        let (Some((capacity, sector)), Some((here, sector_here))) =
+            (told(&config), told(&face.config))
+        else {
+            return Err(StateError::Invalid(
+                "the saved configuration space cannot be".to_owned(),
+            ));
+        };
+        // An image may have grown; the guest goes on with what it knows.
+        if config.len() != CONFIG_LEN || capacity > here || sector != sector_here {
             return Err(StateError::Invalid(format!(
-                "{}: the disk has another size or sector size than the guest knows",
+                "{}: the disk is smaller, or has another sector size, than the guest knows",
                 now.path
             )));
         }
@@ -522,6 +531,7 @@ impl VirtioDevice for Block {
                 "{why}; \"-o snapshot.disks=force\" takes it as it is"
             )));
         }
+        self.disk.set_told(capacity.saturating_mul(SECTOR));
         *face = Face { config, serial };
         Ok(())
     }

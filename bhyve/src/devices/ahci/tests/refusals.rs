@@ -28,8 +28,40 @@ fn disks_that_have_moved_on_are_refused() {
     refused(&opts, "been written since the checkpoint");
     rig.bench.config.set("snapshot.disks", "force").unwrap();
     drop(rig.start(&opts, Some(&saved)).unwrap());
-    changed.set_len(SECTORS * SECTOR * 2).unwrap();
-    refused(&opts, "port 0: the disk has another size");
+    changed.set_len(SECTORS * SECTOR / 2).unwrap();
+    refused(&opts, "port 0: the disk is smaller");
+}
+
+#[test]
+fn disks_that_no_restore_could_have_are_not_saved() {
+    let rig = rig(Clock::Instructions);
+    let opts = rig.both();
+    let driver = rig.ready(&opts);
+    let saved = save(&driver);
+    let refused = |why: &str| {
+        let error = driver.device.save().unwrap_err().to_string();
+        assert!(error.contains(why), "{error}");
+    };
+    // Any disc of the same size may lie in the drive.
+    let other = rig.cd.with_extension("other");
+    fs::copy(&rig.cd, &other).unwrap();
+    fs::rename(&other, &rig.cd).unwrap();
+    save(&driver);
+    fs::rename(&rig.cd, &other).unwrap();
+    refused("is not there any more");
+    fs::rename(&other, &rig.cd).unwrap();
+    fs::rename(&rig.hd, &other).unwrap();
+    fs::copy(&other, &rig.hd).unwrap();
+    refused("has been replaced");
+    fs::rename(&other, &rig.hd).unwrap();
+    let file = fs::File::options().write(true).open(&rig.hd).unwrap();
+    file.set_len(SECTORS * SECTOR / 2).unwrap();
+    refused("has shrunk");
+    file.set_len(SECTORS * SECTOR * 2).unwrap();
+    let grown = save(&driver);
+    drop(driver);
+    drop(rig.start(&opts, Some(&grown)).unwrap());
+    assert!(rig.start(&opts, Some(&saved)).is_err());
 }
 
 #[test]
