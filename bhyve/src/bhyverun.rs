@@ -2,6 +2,7 @@
 
 use crate::backends::net_backends::slirp_helper;
 use crate::checkpoint::restore::{Restore, RestoreError};
+use crate::checkpoint::{control, pulse};
 use crate::cli::{self, Invocation, Request};
 use crate::config::{Config, ConfigError};
 use crate::gdb::{Endpoint, GdbError};
@@ -198,7 +199,16 @@ fn run(invocation: Invocation) -> Result<u8, RunError> {
     if let Some(endpoint) = debug {
         machine.debug(endpoint)?;
     }
+    let control = control::serve(&machine)?;
+    let pulse = pulse::start(&machine).map_err(|source| RunError::Host {
+        what: "start a thread",
+        source,
+    })?;
     let end = machine.run()?;
+    drop(control);
+    if let Some(pulse) = pulse {
+        pulse.join().expect("a panic ends the process");
+    }
     let status = match end {
         End::Checkpointed if monitored => monitor::STATUS_SUSPENDED,
         _ => status(&end),

@@ -1,71 +1,69 @@
 //! What the control socket asks of a running machine, and checkpoints that the configuration asks for
 //! (`checkpoint_thread` of `usr.sbin/bhyve/snapshot.c`).
 
-use super::{Afterwards, SnapshotError, take};
-use crate::machine::vcpu::End;
+use super::{Afterwards, SnapshotError, take, take_at_rest};
+use crate::machine::vcpu::{End, RestError};
 use crate::machine::{Machine, MachineError};
-use parking_lot::Mutex;
+use crate::process::cleanup;
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 use vmmapi::abi::soft;
 use vmmapi::backend::Backend;
 use vmmapi::checkpoint::Directory;
-use vmmapi::control::{CheckpointRequest, ControlHandler, Failure, Progress};
+use vmmapi::control::{
+    CheckpointRequest, ControlHandler, ControlServer, Failure, Progress, server_rundir,
+};
 use vmmapi::{Errno, Error};
 
 /// How often a client hears about progress.
 const TICK: Duration = Duration::from_millis(100);
 
 /// The handler of a machine's control socket.
-pub struct Control {
+struct Control {
     machine: Arc<Machine>,
-    /// Held while a checkpoint is taken.
-    taking: Mutex<()>,
 }
 
-impl Control {
-    /// A handler for `machine`.
-    pub fn new(machine: Arc<Machine>) -> Self {
-        Self {
-            machine,
-            taking: Mutex::new(()),
-        }
-    }
+/// Makes the machine's control socket and serves it, and arms `snapshot.at`. Requests that need the guest wait until it is started.
+pub fn serve(machine: &Arc<Machine>) -> Result<ControlServer, MachineError> {
+    let rundir = server_rundir(machine.options().rundir.as_deref())?;
+    let control = Control {
+        machine: Arc::clone(machine),
+    };
+    let server = ControlServer::start(&rundir, machine.name(), Arc::new(control))?;
+    cleanup::remove_at_exit(server.socket());
+    arm(machine)?;
+    Ok(server)
+}
 
-    /// Arms `snapshot.at`: the processors stop by themselves, and the machine is then written to `snapshot.file`.
-    pub fn arm(self: &Arc<Self>) -> Result<(), MachineError> {
-        let options = self.machine.options();
-        let (Some(at), Some(file)) = (options.suspend_at, options.suspend_file.clone()) else {
-            return Ok(());
-        };
-        // Now: paths lead nowhere in a sandbox.
-        let (storage, base) = Directory::of(&file).map_err(|source| MachineError::SuspendFile {
-            path: file.clone(),
-            source,
-        })?;
-        let control = Arc::clone(self);
-        self.machine.vcpus().on_stop(move || {
-            let result = take(
-                &control.machine,
-                &storage,
-                &base,
-                Afterwards::Stay,
-                true,
-                &|_| (),
-            );
-            control.machine.vcpus().end(match result {
-                Ok(()) => End::Checkpointed,
-                Err(error) => End::Failed(format!("{}: {error}", file.display())),
-            });
+/// Arms `snapshot.at`: the processors stop by themselves, and the machine is then written to `snapshot.file`.
+fn arm(machine: &Arc<Machine>) -> Result<(), MachineError> {
+    let options = machine.options();
+    let (Some(at), Some(file)) = (options.suspend_at, options.suspend_file.clone()) else {
+        return Ok(());
+    };
+    // Now: paths lead nowhere in a sandbox.
+    let (storage, base) = Directory::of(&file).map_err(|source| MachineError::SuspendFile {
+        path: file.clone(),
+        source,
+    })?;
+    let stopped = Arc::clone(machine);
+    machine.vcpus().on_stop(move || {
+        let result = stopped
+            .rest_devices()
+            .map_err(SnapshotError::from)
+            .and_then(|rest| take_at_rest(rest, &storage, &base, Afterwards::End, &|_| ()));
+        stopped.vcpus().end(match result {
+            Ok(()) => End::Checkpointed,
+            Err(error) => End::Failed(format!("{}: {error}", file.display())),
         });
-        self.machine
-            .vm()
-            .backend()
-            .ioctl(soft::VM_SOFT_STOP_AT, &mut at.to_le_bytes(), &mut [])
-            .map_err(|errno| Error::new("stop_at", format!("{at} instructions"), errno))?;
-        Ok(())
-    }
+    });
+    machine
+        .vm()
+        .backend()
+        .ioctl(soft::VM_SOFT_STOP_AT, &mut at.to_le_bytes(), &mut [])
+        .map_err(|errno| Error::new("stop_at", format!("{at} instructions"), errno))?;
+    Ok(())
 }
 
 impl ControlHandler for Control {
@@ -74,9 +72,6 @@ impl ControlHandler for Control {
         request: CheckpointRequest,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<(), Failure> {
-        let Some(_taking) = self.taking.try_lock() else {
-            return Err(Failure::from(Errno(libc::EBUSY)));
-        };
         let CheckpointRequest {
             filename,
             suspend,
@@ -89,7 +84,7 @@ impl ControlHandler for Control {
             phase: "pausing".to_owned(),
         });
         let afterwards = if suspend {
-            Afterwards::Stay
+            Afterwards::End
         } else {
             Afterwards::Resume
         };
@@ -104,14 +99,7 @@ impl ControlHandler for Control {
                     // The receiver is gone only after this thread.
                     let _ = tx.send(now);
                 };
-                take(
-                    &self.machine,
-                    &storage,
-                    &filename,
-                    afterwards,
-                    false,
-                    &report,
-                )
+                take(&self.machine, &storage, &filename, afterwards, &report)
             });
             loop {
                 match rx.recv_timeout(TICK) {
@@ -135,6 +123,7 @@ impl ControlHandler for Control {
             SnapshotError::NoKernelSupport => {
                 Failure::new(Errno(libc::EOPNOTSUPP), error.to_string())
             }
+            SnapshotError::Rest(RestError::Busy) => Failure::new(Errno::EBUSY, error.to_string()),
             _ => Failure::new(Errno(libc::EIO), error.to_string()),
         })
     }

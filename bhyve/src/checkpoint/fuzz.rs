@@ -53,7 +53,8 @@ fn write_base() -> Checkpoint {
     };
     let machine = Machine::build(config, None).expect("a machine");
     let (storage, base) = Directory::of(&scratch(BASE)).expect("a directory");
-    take(&machine, &storage, &base, Afterwards::Stay, true, &|_| ()).expect("a checkpoint");
+    let rest = machine.rest_devices().expect("it has not been started");
+    take_at_rest(rest, &storage, &base, Afterwards::End, &|_| ()).expect("a checkpoint");
     machine.destroy(&End::Checkpointed);
     Checkpoint::open(&scratch(BASE)).expect("what was written is right")
 }

@@ -17,32 +17,27 @@ pub mod stub;
 use crate::backends::block_if::DiskIdentity;
 use crate::device::{Clock, Device, SaveError, SavedState, StateError};
 use crate::gdb::DebugError;
-use crate::machine::vcpu::RestError;
-use crate::machine::{Machine, NotQuiesced};
+use crate::machine::vcpu::{Hold, RestError};
+use crate::machine::{Machine, Rest};
 use guest::{GuestError, Processors};
 use image::VmImage;
 pub use items::check_support;
 use items::{Item, ItemError, items};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 use vmmapi::abi::soft;
 use vmmapi::checkpoint::{
     self, Basic, CpuContract, DEVICE_IDENTITY, Description, Progress, Storage, Writer,
 };
 
-/// How long processors and devices may take to come to rest. Disks can be slow.
-const PATIENCE: Duration = Duration::from_secs(60);
 /// Version of the kernel's structs: FreeBSD 15's layouts.
 const STRUCT_VERSION: u32 = 1;
 
 /// Why there is no checkpoint.
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotError {
-    /// The processors.
+    /// The machine does not come to rest.
     #[error(transparent)]
     Rest(#[from] RestError),
-    /// A device is busy.
-    #[error(transparent)]
-    Busy(#[from] NotQuiesced),
     /// A device's state.
     #[error("{device} cannot be saved: {source}")]
     Device {
@@ -78,9 +73,6 @@ pub enum SnapshotError {
         /// Why.
         source: GuestError,
     },
-    /// Nothing has happened yet.
-    #[error("the guest has not started: it waits for a viewer")]
-    AwaitsViewer,
     /// The files.
     #[error(transparent)]
     Files(#[from] checkpoint::Error),
@@ -110,70 +102,50 @@ pub enum SnapshotError {
 pub enum Afterwards {
     /// It goes on.
     Resume,
-    /// It stays as it is, to be taken apart.
-    Stay,
+    /// It stays at rest, to be taken apart.
+    End,
 }
 
-/// Takes a checkpoint. `held` says that the processors are at rest already.
+/// Takes a checkpoint of a machine that runs. After an error the guest goes on.
 pub fn take(
     machine: &Machine,
     storage: &dyn Storage,
     base: &str,
     afterwards: Afterwards,
-    held: bool,
     progress: &(dyn Fn(Progress) + Sync),
 ) -> Result<(), SnapshotError> {
-    if machine.vcpus().awaits_viewer() {
-        return Err(SnapshotError::AwaitsViewer);
-    }
     // Whatever cannot be saved is found out while the guest still runs.
-    if !held {
-        items::check_support(machine.vm())?;
-    }
+    items::check_support(machine.vm())?;
     disks(machine, afterwards)?;
-    at_rest(machine, afterwards, held, || {
-        write(machine, storage, base, afterwards, progress)
-    })
+    let rest = machine.rest(Hold::Checkpoint)?;
+    take_at_rest(rest, storage, base, afterwards, progress)
 }
 
-/// Does `work` while neither processors nor devices move.
-fn at_rest(
-    machine: &Machine,
-    afterwards: Afterwards,
-    held: bool,
-    work: impl FnOnce() -> Result<(), SnapshotError>,
-) -> Result<(), SnapshotError> {
-    // Whoever comes second waits for the first one, instead of finding the processors held.
-    let _one_at_a_time = machine.standstill();
-    if !held {
-        log::debug!("holding the processors");
-        machine.vcpus().hold(PATIENCE)?;
-    }
-    let result = machine
-        .devices()
-        .pause(PATIENCE)
-        .map_err(SnapshotError::from)
-        .and_then(|()| {
-            let result = work();
-            if result.is_err() || afterwards == Afterwards::Resume {
-                machine.devices().resume();
-            }
-            result
-        });
-    if result.is_err() || afterwards == Afterwards::Resume {
-        machine.vcpus().release()?;
-    }
-    result
-}
-
-/// Writes down a machine that does not move.
-fn write(
-    machine: &Machine,
+/// Takes a checkpoint of a machine that rests.
+pub fn take_at_rest(
+    rest: Rest<'_>,
     storage: &dyn Storage,
     base: &str,
     afterwards: Afterwards,
     progress: &(dyn Fn(Progress) + Sync),
 ) -> Result<(), SnapshotError> {
+    write(&rest, storage, base, afterwards, progress)?;
+    match afterwards {
+        Afterwards::Resume => drop(rest),
+        Afterwards::End => rest.end(),
+    }
+    Ok(())
+}
+
+/// Writes down a machine that does not move.
+fn write(
+    rest: &Rest<'_>,
+    storage: &dyn Storage,
+    base: &str,
+    afterwards: Afterwards,
+    progress: &(dyn Fn(Progress) + Sync),
+) -> Result<(), SnapshotError> {
+    let machine = rest.machine();
     let mut writer = Writer::begin(storage, base)?;
     let _lifted = machine
         .debugger()

@@ -1,81 +1,50 @@
 //! Saving and restoring in place while the guest runs (`snapshot.pulse`): a test of everything that a checkpoint carries, but
 //! for guest memory, at as many moments as one likes. Upstream has no such thing.
 
-use super::{Afterwards, SnapshotError, at_rest, save_devices, save_kernel};
+use super::{SnapshotError, save_devices, save_kernel};
 use crate::device::{Device, SavedBytes};
-use crate::machine::Machine;
-use crate::machine::vcpu::{End, RestError};
+use crate::machine::exit_counter::{Due, ExitCounter};
+use crate::machine::vcpu::{End, Hold, RestError};
+use crate::machine::{Machine, Rest};
 use std::collections::HashMap;
-use std::num::NonZeroU64;
+use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{self, Receiver, SyncSender};
+use std::thread::JoinHandle;
 use vmmapi::backend::Kind;
 
-/// Counts the exits of all processors, and says when a pulse is due.
-pub struct ExitCounter {
-    every: NonZeroU64,
-    exits: AtomicU64,
-    /// One is due, or being done.
-    busy: Arc<AtomicBool>,
-    due: SyncSender<()>,
+/// Pulses as `snapshot.pulse` says, in a thread of its own that ends with the processors' threads. The machine must not run yet.
+pub fn start(machine: &Arc<Machine>) -> io::Result<Option<JoinHandle<()>>> {
+    let Some(every) = machine.options().pulse else {
+        return Ok(None);
+    };
+    let (counter, due) = ExitCounter::new(every);
+    machine.count_exits(counter);
+    let machine = Arc::clone(machine);
+    let thread = std::thread::Builder::new().name("pulse".to_owned());
+    thread.spawn(move || serve(&machine, &due)).map(Some)
 }
 
-/// Where it says so; the channel ends with the processors' threads.
-pub struct Due {
-    busy: Arc<AtomicBool>,
-    due: Receiver<()>,
-}
-
-impl ExitCounter {
-    /// A pulse every so many exits.
-    pub fn new(every: NonZeroU64) -> (Self, Due) {
-        let (sender, due) = mpsc::sync_channel(0);
-        let busy = Arc::new(AtomicBool::new(false));
-        let counter = Self {
-            every,
-            exits: AtomicU64::new(0),
-            busy: Arc::clone(&busy),
-            due: sender,
-        };
-        (counter, Due { busy, due })
-    }
-
-    /// A processor has left the guest. True if all are to rest now, which another thread is about to tell them.
-    pub fn count(&self) -> bool {
-        let exits = self.exits.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
-        // While one is being done, the processors are about to rest, and must not wait for anything else.
-        exits % self.every == 0
-            && !self.busy.swap(true, Ordering::AcqRel)
-            // Nobody to send it to: the machine has come to its end.
-            && self.due.send(()).is_ok()
-    }
-}
-
-impl Due {
-    /// Pulses until the processors' threads have ended, or something goes wrong, which is then the end of the machine.
-    pub fn serve(self, machine: &Machine) {
-        let mut pulses: u64 = 0;
-        for () in self.due {
-            let result = at_rest(machine, Afterwards::Resume, false, || {
-                // The processors must not go on with what was left half done.
-                let result = pulse(machine).inspect_err(|error| fail(machine, error));
-                // Before they go on, or they would not count on.
-                self.busy.store(false, Ordering::Release);
+/// Pulses until the processors' threads have ended, or something goes wrong, which is then the end of the machine.
+fn serve(machine: &Machine, due: &Due) {
+    let mut pulses: u64 = 0;
+    while due.wait() {
+        let result = machine
+            .rest(Hold::Pulse)
+            .map_err(SnapshotError::from)
+            .and_then(|rest| {
+                // The processors must not go on with what was left half done, and must count on when they do.
+                let result = pulse(&rest).inspect_err(|error| fail(machine, error));
+                due.done();
                 result
             });
-            match result {
-                Ok(()) => pulses += 1,
-                Err(_) if machine.vcpus().ended().is_some() => break,
-                // The processors are on their way to a checkpoint's thread, or to the end.
-                Err(SnapshotError::Rest(RestError::Busy | RestError::Ended)) => {
-                    self.busy.store(false, Ordering::Release)
-                }
-                Err(error) => fail(machine, &error),
-            }
+        match result {
+            Ok(()) => pulses += 1,
+            Err(_) if machine.vcpus().ended().is_some() => break,
+            Err(SnapshotError::Rest(RestError::Ended)) => due.done(),
+            Err(error) => fail(machine, &error),
         }
-        log::info!("{pulses} pulses");
     }
+    log::info!("{pulses} pulses");
 }
 
 fn fail(machine: &Machine, error: &SnapshotError) {
@@ -84,7 +53,8 @@ fn fail(machine: &Machine, error: &SnapshotError) {
 }
 
 /// Saves everything, restores it, and compares it with what is saved then.
-fn pulse(machine: &Machine) -> Result<(), SnapshotError> {
+fn pulse(rest: &Rest<'_>) -> Result<(), SnapshotError> {
+    let machine = rest.machine();
     let vm = machine.vm();
     let (structs, devices) = (save_kernel(&machine.processors())?, save_devices(machine)?);
     let states: HashMap<String, SavedBytes> = devices

@@ -1,6 +1,7 @@
 //! All devices of a machine, and how they are paused, saved and let go on together
 //! (`vm_pause_devices`, `vm_snapshot_devices` and `vm_resume_devices` of `usr.sbin/bhyve/snapshot.c`).
 
+use super::vcpu::RestError;
 use super::{LOWMEM_LIMIT, MachineError, MachineOptions};
 use crate::amd64::bhyverun_machdep::Platform;
 use crate::backends::block_if::DiskIdentity;
@@ -45,11 +46,6 @@ pub struct Devices {
     console: Arc<Console>,
     platform: Platform,
 }
-
-/// Why devices do not come to rest.
-#[derive(Debug, thiserror::Error)]
-#[error("{0} does not finish what it is doing")]
-pub struct NotQuiesced(String);
 
 impl Devices {
     /// Builds what the configuration names. With a checkpoint every device gets its state and stays paused.
@@ -137,8 +133,8 @@ impl Devices {
         all
     }
 
-    /// Stops all devices and waits until nothing is in flight.
-    pub fn pause(&self, patience: Duration) -> Result<(), NotQuiesced> {
+    /// Stops all devices and waits until nothing is in flight. After an error they are to be resumed.
+    pub fn pause(&self, patience: Duration) -> Result<(), RestError> {
         self.console.pause();
         let all = self.all();
         all.iter().for_each(|device| device.pause());
@@ -146,9 +142,7 @@ impl Devices {
         for device in &all {
             while !device.quiesced() {
                 if Instant::now() >= deadline {
-                    let name = device.name().to_owned();
-                    self.resume();
-                    return Err(NotQuiesced(name));
+                    return Err(RestError::Device(device.name().to_owned()));
                 }
                 std::thread::sleep(Duration::from_millis(1));
             }

@@ -3,40 +3,41 @@
 
 mod boot;
 mod devices;
+pub mod exit_counter;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 pub mod irqchip;
 mod options;
+mod rest;
 #[cfg(test)]
 mod tests;
 pub mod vcpu;
 
-pub use devices::{Devices, NotQuiesced};
+pub use devices::Devices;
 pub use options::{MachineOptions, OptionError, memory_size};
+pub use rest::Rest;
 
 use crate::amd64::vmexit::VcpuThread;
 use crate::amd64::xmsr::Vendor;
 use crate::bus::inout::Inout;
 use crate::bus::mem::Mmio;
 use crate::checkpoint::check_support;
-use crate::checkpoint::control::Control;
 use crate::checkpoint::guest::Processors;
-use crate::checkpoint::pulse::ExitCounter;
 use crate::checkpoint::restore::{Restore, RestoreError, ResumeMark};
 use crate::checkpoint::stub::Stub;
 use crate::config::Config;
 use crate::device::{BuildCtx, BuildError, Clock};
 use crate::gdb::{Debugger, Endpoint};
-use crate::machine::vcpu::{End, Vcpus};
 use crate::mevent::Mevent;
-use crate::process::cleanup;
-use parking_lot::{Mutex, MutexGuard};
+use exit_counter::ExitCounter;
+use parking_lot::Mutex;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
+use vcpu::{End, Vcpus};
 use vmmapi::abi;
 use vmmapi::backend::{Kind, Lifetime};
-use vmmapi::control::{ControlError, ControlServer, server_rundir};
+use vmmapi::control::ControlError;
 use vmmapi::sandbox;
 use vmmapi::{CreateOptions, SoftOptions, Vcpu, Vm};
 
@@ -110,7 +111,8 @@ pub struct Machine {
     /// Where a kernel leaves out the FPU.
     stub: Option<Stub>,
     threads: Mutex<Vec<JoinHandle<()>>>,
-    standstill: Mutex<()>,
+    /// Set before the processors' threads are started, if their exits are counted.
+    exit_counter: Mutex<Option<ExitCounter>>,
     /// It is restored, and its clocks stand still until it goes on.
     restored: bool,
     /// Set when the guest goes on from a checkpoint with a disk that is a device.
@@ -239,7 +241,7 @@ impl Machine {
             vcpus,
             devices,
             threads: Mutex::default(),
-            standstill: Mutex::default(),
+            exit_counter: Mutex::default(),
             debugger: OnceLock::new(),
         };
         match restore {
@@ -287,9 +289,9 @@ impl Machine {
         &self.devices
     }
 
-    /// Held by whoever brings everything to rest, for as long as it rests.
-    pub fn standstill(&self) -> MutexGuard<'_, ()> {
-        self.standstill.lock()
+    /// Has the exits of all processors counted; before [`Machine::run`], with whose end the counter goes.
+    pub fn count_exits(&self, counter: ExitCounter) {
+        *self.exit_counter.lock() = Some(counter);
     }
 
     /// The debug server's side of it, if there is one.
@@ -334,13 +336,6 @@ impl Machine {
 
     /// Runs until the guest, a checkpoint or an error ends it.
     pub fn run(self: &Arc<Self>) -> Result<End, MachineError> {
-        let rundir = server_rundir(self.options.rundir.as_deref())?;
-        // Who wants to bring the machine to rest waits until it moves, or the start would let go of what is being saved.
-        let at_rest = self.standstill();
-        let control = Arc::new(Control::new(Arc::clone(self)));
-        let server = ControlServer::start(&rundir, self.name(), control.clone())?;
-        cleanup::remove_at_exit(server.socket());
-        control.arm()?;
         self.confine()?;
         if let Some(mark) = &self.mark {
             mark.set()?;
@@ -355,10 +350,8 @@ impl Machine {
         } else {
             self.go_on()?;
         }
-        drop(at_rest);
         let result = self.mevent.run();
         self.stop_threads();
-        drop(server);
         result.map_err(|source| MachineError::Host {
             what: "wait for events",
             source,
@@ -370,7 +363,7 @@ impl Machine {
     }
 
     /// Starts the guest, whose processors are held until then. After a restore the clocks stand still, too, and the devices are
-    /// paused. Nobody else may bring anything to rest meanwhile.
+    /// paused. Until then [`Hold::Start`], or that it waits for a viewer, keeps [`Machine::rest`] waiting.
     fn go_on(&self) -> Result<(), MachineError> {
         if self.restored {
             self.vm.restore_time()?;
@@ -385,10 +378,7 @@ impl Machine {
         let machine = Arc::clone(self);
         self.start_thread("viewer".to_owned(), move || {
             if machine.vcpus.wait_for_viewer()
-                && let Err(error) = {
-                    let _at_rest = machine.standstill();
-                    machine.go_on()
-                }
+                && let Err(error) = machine.go_on()
             {
                 machine.vcpus.end(End::Failed(error.to_string()));
             }
@@ -410,8 +400,7 @@ impl Machine {
 
     fn start_threads(self: &Arc<Self>) -> Result<(), MachineError> {
         let vendor = self.vendor();
-        let (counter, due) = self.options.pulse.map(ExitCounter::new).unzip();
-        let counter = counter.map(Arc::new);
+        let counter = self.exit_counter.lock().take().map(Arc::new);
         for id in 0..self.options.topology.cpus {
             let thread = VcpuThread {
                 vcpu: self.vm.vcpu(id.into()),
@@ -428,11 +417,6 @@ impl Machine {
                 options::pin_this_thread(&cpus);
                 thread.run();
             })?;
-        }
-        // Waited for after the processors' threads: it comes to its end when they have.
-        if let Some(due) = due {
-            let machine = Arc::clone(self);
-            self.start_thread("pulse".to_owned(), move || due.serve(&machine))?;
         }
         Ok(())
     }

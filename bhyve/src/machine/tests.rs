@@ -3,9 +3,10 @@
 use super::*;
 use crate::backends::block_if::{BlockIf, Completion, Op, Options, Request as DiskRequest};
 use crate::bus::inout::PortHandler;
-use crate::checkpoint::{Afterwards, take};
+use crate::checkpoint::{Afterwards, control, take};
 use crate::cli::{self, Request};
 use crate::firmware::direct::testing::elf;
+use crate::machine::vcpu::Hold;
 use crate::process::panic::abort_on_panic;
 use nix::pty::openpty;
 use nix::sys::resource::{Resource, setrlimit};
@@ -113,7 +114,7 @@ fn process_that_panics() {
         while !socket.exists() {
             std::thread::sleep(Duration::from_millis(1));
         }
-        take(&runs, &storage, &base, Afterwards::Resume, false, &|_| ()).unwrap();
+        take(&runs, &storage, &base, Afterwards::Resume, &|_| ()).unwrap();
         match case.as_str() {
             "device" => runs
                 .inout
@@ -122,7 +123,7 @@ fn process_that_panics() {
             "processor" => {
                 let vcpus = Arc::clone(&runs.vcpus);
                 let work = move || {
-                    let _at_rest = vcpus.hold(PATIENCE);
+                    let _at_rest = vcpus.hold(Hold::Checkpoint, PATIENCE);
                     panic!("a processor");
                 };
                 runs.start_thread("vcpu 7".to_owned(), work).unwrap();
@@ -149,20 +150,14 @@ fn process_that_panics() {
                 std::thread::sleep(PATIENCE);
             }
             _ => {
-                let _ = take(
-                    &runs,
-                    &Trap(storage),
-                    &base,
-                    Afterwards::Resume,
-                    false,
-                    &|_| (),
-                );
+                let _ = take(&runs, &Trap(storage), &base, Afterwards::Resume, &|_| ());
             }
         }
         std::thread::sleep(PATIENCE);
         runs.vcpus.end(End::Checkpointed);
     });
     cause.unwrap();
+    let _control = control::serve(&machine).unwrap();
     machine.run().unwrap();
 }
 

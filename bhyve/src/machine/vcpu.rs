@@ -30,15 +30,28 @@ pub enum End {
     Failed(String),
 }
 
+/// Why all processors rest. One reason at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hold {
+    /// The guest has not been started.
+    Start,
+    /// A checkpoint is taken.
+    Checkpoint,
+    /// The machine is saved and restored in place.
+    Pulse,
+}
+
 struct State {
     /// Not started by the guest.
     parked: Vec<bool>,
     /// Its thread is neither in VM_RUN nor in a device.
     resting: Vec<bool>,
-    /// Somebody wants all to rest.
-    hold: bool,
-    /// It was the vmm that stopped them, not one who called [`Vcpus::hold`].
+    /// Why all are to rest.
+    hold: Option<Hold>,
+    /// The vmm has stopped them, without being asked by [`Vcpus::hold`].
     stopping: bool,
+    /// The VM is suspended, and those that rest go on to see it.
+    ending: bool,
     /// Held by the debugger, whoever else holds them or lets them go.
     debugged: Vec<bool>,
     /// The guest does not start before somebody looks at its screen.
@@ -53,7 +66,7 @@ struct State {
 impl State {
     /// Whether somebody holds it, be it parked or not.
     fn is_held(&self, id: usize) -> bool {
-        self.hold || self.debugged.get(id).copied().unwrap_or(false)
+        self.hold.is_some() && !self.ending || self.debugged.get(id).copied().unwrap_or(false)
     }
 
     /// Whether it has reason to be in the guest.
@@ -83,7 +96,7 @@ struct VcpusState {
     parked: Vec<bool>,
 }
 
-/// Why the processors cannot be brought to rest.
+/// Why the machine does not come to rest.
 #[derive(Debug, thiserror::Error)]
 pub enum RestError {
     /// The vmm refused.
@@ -92,12 +105,18 @@ pub enum RestError {
     /// There is nothing left to checkpoint.
     #[error("the guest has stopped running")]
     Ended,
-    /// Somebody else holds them.
-    #[error("the processors are already being stopped")]
+    /// Another checkpoint is being taken.
+    #[error("another checkpoint is being taken")]
     Busy,
+    /// The guest has not been started.
+    #[error("the guest has not started: it waits for a viewer")]
+    AwaitsViewer,
     /// A vCPU does not come out.
     #[error("vcpu {0} does not stop")]
     Stuck(usize),
+    /// A device has something in flight for too long.
+    #[error("{0} does not finish what it is doing")]
+    Device(String),
 }
 
 impl Vcpus {
@@ -110,8 +129,9 @@ impl Vcpus {
             state: Mutex::new(State {
                 parked: (0..count).map(|n| n != 0).collect(),
                 resting: vec![false; count],
-                hold: false,
+                hold: None,
                 stopping: false,
+                ending: false,
                 debugged: vec![false; count],
                 awaits_viewer: false,
                 viewer_came: false,
@@ -180,8 +200,8 @@ impl Vcpus {
 
     /// The vmm has stopped a processor: if that was waited for, nobody goes on, and the last one to come calls.
     fn stopped(&self, state: &mut State) {
-        if !state.hold && state.on_stop.is_some() {
-            state.hold = true;
+        if state.hold.is_none() && state.on_stop.is_some() {
+            state.hold = Some(Hold::Checkpoint);
             state.stopping = true;
         }
         if state.stopping
@@ -203,7 +223,7 @@ impl Vcpus {
         if let Some(resting) = state.resting.get_mut(id) {
             *resting = true;
         }
-        if state.hold || !state.looks_in(id) {
+        if state.hold.is_some() || !state.looks_in(id) {
             self.stopped(&mut state);
         }
         self.changed.notify_all();
@@ -229,23 +249,15 @@ impl Vcpus {
     /// Called by a vCPU's thread that must not go on before [`Vcpus::hold`], which another thread is about to call.
     pub fn rest_when_held(&self, id: usize) {
         self.changed.wait_while(&mut self.state(), |state| {
-            !state.hold && state.end.is_none()
+            state.hold.is_none() && state.end.is_none()
         });
         self.rest(id);
     }
 
-    /// Brings every processor to rest, and answers when none is in the guest or in a device.
-    pub fn hold(&self, patience: Duration) -> Result<(), RestError> {
-        {
-            let mut state = self.state();
-            if state.end.is_some() {
-                return Err(RestError::Ended);
-            }
-            if std::mem::replace(&mut state.hold, true) {
-                return Err(RestError::Busy);
-            }
-        }
-        self.changed.notify_all();
+    /// Brings every processor to rest, and answers when none is in the guest or in a device. Waits for those who hold them already;
+    /// `Busy` if that and this are checkpoints.
+    pub fn hold(&self, hold: Hold, patience: Duration) -> Result<(), RestError> {
+        self.claim(hold, patience)?;
         let result = self
             .vm
             .suspend_all_cpus()
@@ -257,6 +269,32 @@ impl Vcpus {
             log::error!("cannot resume the processors: {error}");
         }
         result
+    }
+
+    /// Takes the right to hold all.
+    fn claim(&self, hold: Hold, patience: Duration) -> Result<(), RestError> {
+        let deadline = Instant::now() + patience;
+        let mut state = self.state();
+        loop {
+            if state.end.is_some() {
+                return Err(RestError::Ended);
+            }
+            if state.awaits_viewer {
+                return Err(RestError::AwaitsViewer);
+            }
+            match state.hold {
+                None => break,
+                Some(Hold::Checkpoint) if hold == Hold::Checkpoint => return Err(RestError::Busy),
+                Some(_) => {}
+            }
+            if self.changed.wait_until(&mut state, deadline).timed_out() {
+                return Err(RestError::Busy);
+            }
+        }
+        state.hold = Some(hold);
+        drop(state);
+        self.changed.notify_all();
+        Ok(())
     }
 
     /// Waits until none is in the guest or in a device, as [`Vcpus::hold`] does.
@@ -292,15 +330,23 @@ impl Vcpus {
 
     /// Marks all as held before their threads start: none enters the guest before [`Vcpus::start`].
     pub fn hold_before_start(&self) -> Result<(), vmmapi::Error> {
-        self.state().hold = true;
+        self.state().hold = Some(Hold::Start);
         self.vm.suspend_all_cpus()
     }
 
     /// Lets the started processors go on.
     pub fn release(&self) -> Result<(), vmmapi::Error> {
         let mut state = self.state();
-        state.hold = false;
+        state.hold = None;
         state.stopping = false;
+        self.resume_cpus(&state)
+    }
+
+    /// Lets those that rest see that the VM is suspended, which one of them waits for in VM_RUN. All are still held: the
+    /// machine has come to its end.
+    pub fn let_see_end(&self) -> Result<(), vmmapi::Error> {
+        let mut state = self.state();
+        state.ending = true;
         self.resume_cpus(&state)
     }
 
@@ -308,7 +354,7 @@ impl Vcpus {
     /// threads start. Unlike those that are held they notice the end of the VM.
     pub fn await_viewer(&self) -> Result<(), vmmapi::Error> {
         let mut state = self.state();
-        (state.awaits_viewer, state.hold) = (true, false);
+        (state.awaits_viewer, state.hold) = (true, None);
         self.vm.suspend_all_cpus()
     }
 
@@ -325,11 +371,6 @@ impl Vcpus {
             !state.viewer_came && state.end.is_none()
         });
         state.end.is_none()
-    }
-
-    /// Whether the guest has not been started, for want of a viewer.
-    pub fn awaits_viewer(&self) -> bool {
-        self.state().awaits_viewer
     }
 
     /// Starts the guest, or lets a restored one go on.
@@ -454,9 +495,12 @@ mod tests {
         let vcpus = Arc::new(Vcpus::new(vm.clone(), Arc::new(Mevent::new().unwrap()), 2));
         let threads = idle_threads(&vcpus);
 
-        vcpus.hold(SOON).unwrap();
+        vcpus.hold(Hold::Checkpoint, SOON).unwrap();
         assert_eq!(held(&vm), [0, 1]);
-        assert!(matches!(vcpus.hold(SOON), Err(RestError::Busy)));
+        assert!(matches!(
+            vcpus.hold(Hold::Checkpoint, SOON),
+            Err(RestError::Busy)
+        ));
         let saved = SavedBytes::from(vcpus.save().unwrap());
         // Started while all are held: it goes on with the others, not before.
         vcpus.unpark(1).unwrap();
@@ -466,14 +510,17 @@ mod tests {
 
         vcpus.restore(&saved).unwrap();
         vcpus.park(1).unwrap();
-        vcpus.hold(SOON).unwrap();
+        vcpus.hold(Hold::Checkpoint, SOON).unwrap();
         vcpus.release().unwrap();
         assert_eq!(held(&vm), [1]);
 
         vcpus.end(End::Suspended(1));
         vcpus.end(End::Checkpointed);
         assert_eq!(vcpus.ended(), Some(End::Suspended(1)));
-        assert!(matches!(vcpus.hold(SOON), Err(RestError::Ended)));
+        assert!(matches!(
+            vcpus.hold(Hold::Checkpoint, SOON),
+            Err(RestError::Ended)
+        ));
         threads
             .into_iter()
             .for_each(|thread| thread.join().unwrap());
@@ -498,11 +545,11 @@ mod tests {
 
         vcpus.debug_hold().unwrap();
         vcpus.wait_rest(SOON).unwrap();
-        vcpus.hold(SOON).unwrap();
+        vcpus.hold(Hold::Checkpoint, SOON).unwrap();
         vcpus.release().unwrap();
         assert_eq!(held(&vm), [0, 1, 2]);
         // Released while a checkpoint is taken: afterwards.
-        vcpus.hold(SOON).unwrap();
+        vcpus.hold(Hold::Checkpoint, SOON).unwrap();
         vcpus.debug_release(&[1, 2]).unwrap();
         assert_eq!(held(&vm), [0, 1, 2]);
         vcpus.release().unwrap();
@@ -538,13 +585,14 @@ mod tests {
         vcpus.await_viewer().unwrap();
         let threads = idle_threads(&vcpus);
         assert_eq!(held(&vm), [0, 1]);
-        // Whoever holds them meanwhile does not start them.
-        vcpus.hold(SOON).unwrap();
-        vcpus.release().unwrap();
+        // There is nothing to save yet, and a debugger does not start them.
+        assert!(matches!(
+            vcpus.hold(Hold::Checkpoint, SOON),
+            Err(RestError::AwaitsViewer)
+        ));
         vcpus.debug_hold().unwrap();
         vcpus.debug_release(&[0, 1]).unwrap();
         assert_eq!(held(&vm), [0, 1]);
-        assert!(vcpus.awaits_viewer());
         let waiter = {
             let vcpus = Arc::clone(&vcpus);
             std::thread::spawn(move || vcpus.wait_for_viewer())

@@ -229,7 +229,7 @@ impl<'a> Runner<'a> {
             let number = usize::try_from(id).unwrap_or(usize::MAX);
             let suspended = self.vm.suspended_cpus();
             let result = if suspended.is_ok_and(|set| set.contains(number)) {
-                self.vcpus.release()
+                self.vcpus.let_see_end()
             } else if Instant::now() > deadline {
                 // It comes back with VM_EXITCODE_DEBUG.
                 self.vm.vcpu(id).suspend_cpu()
