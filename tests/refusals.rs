@@ -12,6 +12,7 @@ on_each_vmm!(
     options_that_no_device_has,
     a_name_in_use,
     a_checkpoint_that_cannot_be_written,
+    names_that_are_taken,
     a_full_disk,
     damaged_checkpoints,
     machines_that_are_not_the_checkpoints,
@@ -202,6 +203,60 @@ fn a_checkpoint_that_cannot_be_written(bench: &Bench) {
     assert!(guest.is_running());
     let verified = bench.ctl(&["--checkpoint-verify=state"]);
     assert!(verified.status.success(), "{verified:?}");
+}
+
+/// A name given by mistake costs nothing: not the VM's own files, and not anybody else's.
+fn names_that_are_taken(bench: &Bench) {
+    let disk = image(bench, "disk", 1 << 20);
+    let cd = image(bench, "vm.new", 1 << 20);
+    std::fs::write(bench.path("initrd"), "an initrd").unwrap();
+    let initrd = format!("boot.initrd={}", bench.text("initrd"));
+    let slots = [format!("3,virtio-blk,{disk}"), format!("4,ahci-cd,{cd}")];
+    let more = ["-s", &slots[0], "-s", &slots[1], "-o", &initrd, "vm"];
+    let mut guest = bench.start(&bench.machine(&guests::nonce(), &more));
+    guest.expect("\n");
+    std::fs::hard_link(&disk, bench.path("hard")).unwrap();
+    std::os::unix::fs::symlink(&disk, bench.path("soft.kern")).unwrap();
+    std::fs::write(bench.path("notes.commit"), "my notes").unwrap();
+    std::fs::create_dir(bench.path("directory")).unwrap();
+    let list = || {
+        let entries = std::fs::read_dir(bench.path("")).unwrap();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    let before = list();
+    for (name, why) in [
+        ("disk", "disk exists and is a disk"),
+        ("hard", "hard exists and is a disk"),
+        ("vm", "vm.new exists and is a disk"),
+        ("soft", "soft.kern exists and is not a regular file"),
+        ("guest", "guest exists and is not"),
+        ("initrd", "initrd exists and is not"),
+        ("notes", "notes.commit exists and is not"),
+        ("directory", "directory exists and is a directory"),
+    ] {
+        for option in ["checkpoint", "suspend"] {
+            let output = bench.ctl(&["--vm=vm", &format!("--{option}={name}")]);
+            refused(&output, 1, &[why, "choose another name"]);
+        }
+        assert_eq!(list(), before, "{name}");
+    }
+    guest.expect("\n");
+    // An older checkpoint of ours is replaced, but for one that is a disk by now.
+    for _ in 0..2 {
+        let good = bench.ctl(&["--vm=vm", "--checkpoint=state"]);
+        assert!(good.status.success(), "{good:?}");
+    }
+    drop(guest);
+    let slot = format!("3,virtio-blk,{},ro", bench.text("state"));
+    let mut guest = bench.start(&bench.machine(&guests::nonce(), &["-s", &slot, "vm"]));
+    guest.expect("\n");
+    let output = bench.ctl(&["--vm=vm", "--checkpoint=state"]);
+    refused(&output, 1, &["state exists and is a disk"]);
+    guest.expect("\n");
+    // Whatever was refused, the disk is as it was.
+    assert_eq!(std::fs::read(&disk).unwrap(), vec![0; 1 << 20]);
 }
 
 fn a_full_disk(bench: &Bench) {

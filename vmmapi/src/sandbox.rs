@@ -72,6 +72,7 @@ mod sys {
                     Right::Seek,
                     Right::Create,
                     Right::Ftruncate,
+                    Right::Fchmod,
                     Right::Fsync,
                     Right::Fstat,
                     Right::RenameatSource,

@@ -103,7 +103,11 @@ fn write_hostile(base: &Checkpoint, chance: &mut Chance<'_>) -> Result<Meta, che
         ..
     } = base.meta().clone();
     let (storage, name) = Directory::of(&scratch(HOSTILE)).expect("a directory");
-    let mut writer = Writer::begin(&storage, &name).expect("files");
+    for suffix in SUFFIXES {
+        // What was damaged last time is no checkpoint's, and would not be replaced. The first time there is nothing.
+        let _ = std::fs::remove_file(scratch(&format!("{HOSTILE}{suffix}")));
+    }
+    let mut writer = Writer::begin(&storage, &name, &[]).expect("files");
     let (kern, devices) = (records(kern_structs), records(devices));
     let target = chance.below(1 + (kern.len() + devices.len()) as u64) as usize;
     let mut number = 0;
@@ -246,7 +250,7 @@ impl ControlHandler for Handler {
             phase: filename,
         });
         // Anything but a directory is refused by the files' writer.
-        drop(Writer::begin(&Directory::from_fd(dir), "refused"));
+        drop(Writer::begin(&Directory::from_fd(dir), "refused", &[]));
         if suspend {
             Ok(())
         } else {

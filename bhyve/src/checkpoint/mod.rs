@@ -26,7 +26,7 @@ use items::{Item, ItemError, items};
 use std::time::{SystemTime, UNIX_EPOCH};
 use vmmapi::abi::soft;
 use vmmapi::checkpoint::{
-    self, Basic, CpuContract, DEVICE_IDENTITY, Description, Progress, Storage, Writer,
+    self, Basic, CpuContract, DEVICE_IDENTITY, Description, FileId, Progress, Storage, Writer,
 };
 
 /// Version of the kernel's structs: FreeBSD 15's layouts.
@@ -117,6 +117,7 @@ pub fn take(
     // Whatever cannot be saved is found out while the guest still runs.
     items::check_support(machine.vm())?;
     disks(machine, afterwards)?;
+    checkpoint::check_names(storage, base, &disk_files(machine))?;
     let rest = machine.rest(Hold::Checkpoint)?;
     take_at_rest(rest, storage, base, afterwards, progress)
 }
@@ -146,7 +147,7 @@ fn write(
     progress: &(dyn Fn(Progress) + Sync),
 ) -> Result<(), SnapshotError> {
     let machine = rest.machine();
-    let mut writer = Writer::begin(storage, base)?;
+    let mut writer = Writer::begin(storage, base, &disk_files(machine))?;
     let _lifted = machine
         .debugger()
         .map(|debugger| debugger.lift())
@@ -213,8 +214,8 @@ fn describe(machine: &Machine, afterwards: Afterwards) -> Result<Description, Sn
     })
 }
 
-/// The disks for whoever looks at the files, if a restore can have every one of them ([`crate::block_if::BlockIf::identity`]). What a restore goes by is in the devices' own states, but for devices that the
-/// guest goes on with.
+/// The disks for whoever looks at the files, if a restore can have every one of them ([`crate::block_if::BlockIf::identity`]).
+/// What a restore goes by is in the devices' own states, but for devices that the guest goes on with.
 fn disks(
     machine: &Machine,
     afterwards: Afterwards,
@@ -253,6 +254,16 @@ fn disks(
                 writable: !read_only,
             })
         })
+        .collect()
+}
+
+/// The files that are the machine's disks.
+fn disk_files(machine: &Machine) -> Vec<FileId> {
+    let known = |(_, identity): (String, std::io::Result<DiskIdentity>)| identity.ok();
+    let disks = machine.devices().disks().into_iter().filter_map(known);
+    disks
+        .filter(|disk| !disk.device)
+        .map(|disk| (disk.dev, disk.inode))
         .collect()
 }
 

@@ -16,7 +16,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
-use vmmapi::checkpoint::{Checkpoint, Directory, NewFile, Storage};
+use vmmapi::checkpoint::{Checkpoint, Directory, Entry, NewFile, Storage};
 
 /// Names the case and the directory to the process that is to panic.
 const CASE: &str = "BHYVE_TEST_PANIC";
@@ -49,6 +49,9 @@ impl Storage for Trap {
     fn create(&self, name: &str) -> io::Result<Box<dyn NewFile>> {
         self.0.create(name)?;
         Ok(Box::new(Bug))
+    }
+    fn look(&self, name: &str) -> io::Result<Option<Entry>> {
+        self.0.look(name)
     }
     fn open(&self, name: &str) -> io::Result<std::fs::File> {
         self.0.open(name)

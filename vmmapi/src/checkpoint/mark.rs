@@ -6,8 +6,8 @@
 
 use std::io;
 
-use super::writer::finish_commit;
-use super::{Error, Names, Storage, io_error, reader};
+use super::writer::{finish_commit, replace};
+use super::{Error, Names, Storage, io_error, ours, reader};
 
 /// A UUID and a newline are 37 bytes.
 const MAX_SIZE: u64 = 64;
@@ -17,11 +17,13 @@ const MAX_SIZE: u64 = 64;
 pub fn mark_resumed(storage: &dyn Storage, base: &str, uuid: &str) -> Result<(), Error> {
     let names = Names::new(base)?;
     // A commit that was cut short ends with the mark's removal, and must not take this one for its predecessor's.
-    finish_commit(storage, &names)?;
+    if ours::survey(storage, &names, &[])?.commit_is_whole {
+        finish_commit(storage, &names)?;
+    }
     // A mark that is right is not written again: that might lose it.
     if !is_set(storage, &names, uuid)? {
         let name = names.resumed();
-        let file = storage.create(&name).map_err(io_error("create", &name))?;
+        let file = replace(storage, &name)?;
         file.write_at(format!("{uuid}\n").as_bytes(), 0)
             .map_err(io_error("write", &name))?;
         file.sync().map_err(io_error("sync", &name))?;
@@ -40,13 +42,13 @@ pub(super) fn is_set(storage: &dyn Storage, names: &Names, uuid: &str) -> Result
     }
 }
 
-/// Removes the mark, which is of an older image.
-pub(super) fn remove(storage: &dyn Storage, names: &Names) -> Result<(), Error> {
-    let name = names.resumed();
-    match storage.remove(&name) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(io_error("remove", &name)(error))
-        }
-        _ => Ok(()),
+/// Whether what is there is a mark of any image, whole or not.
+pub(super) fn is_one(storage: &dyn Storage, names: &Names) -> Result<bool, Error> {
+    match reader::read_whole(storage, &names.resumed(), MAX_SIZE, None) {
+        Ok(text) => Ok(text
+            .iter()
+            .all(|byte| byte.is_ascii_hexdigit() || b"-\n".contains(byte))),
+        Err(Error::Content { .. }) => Ok(false),
+        Err(error) => Err(error),
     }
 }

@@ -8,7 +8,7 @@
 use libucl::Object;
 use serde::Serialize;
 
-use super::Error;
+use super::{Error, Role};
 
 /// The value of `format`, by which a `P.meta` of ours is told from upstream's.
 pub const FORMAT: &str = "bhyve-checkpoint";
@@ -173,6 +173,21 @@ pub struct Record {
     /// CRC-32C of the bytes, as eight hexadecimal digits.
     pub crc32c: String,
 }
+
+impl Files {
+    /// The size of one of the three.
+    pub(super) fn of(&self, role: Role) -> Option<u64> {
+        match role {
+            Role::Memory => Some(self.memory),
+            Role::Kern => Some(self.kern),
+            Role::Dev => Some(self.dev),
+            Role::Meta => None,
+        }
+    }
+}
+
+/// With what every description begins, of whatever version.
+pub(super) const HEADER: &str = "{\n  \"format\": \"bhyve-checkpoint\",\n";
 
 /// Start of the last member, which the checksum covers up to and including the opening quote.
 const TRAILER: &str = ",\n  \"checksum\": \"";

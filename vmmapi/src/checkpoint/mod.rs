@@ -9,15 +9,17 @@
 //! | `P.dev` | the devices' states, one after the other |
 //! | `P.meta` | what they are, with sizes and checksums ([`Meta`]) |
 //!
-//! They come and go together. A new checkpoint is written beside an older one of the same name, as `P.new`, `P.new.kern`,
-//! `P.new.dev` and `P.new.meta`, and brought to stable storage. Then `P.new.meta` is renamed to `P.commit`: that is the commit
+//! They come and go together. A new checkpoint is written beside an older one of the same name, as `P.new.meta`, `P.new`,
+//! `P.new.kern` and `P.new.dev`, and brought to stable storage. Then `P.new.meta` is renamed to `P.commit`: that is the commit
 //! point. Before it the older checkpoint is whole, after it the new one is. What follows, renaming the four to their own names,
 //! can be interrupted anywhere: whoever sees a `P.commit` takes each file that still has its `new` name under that
 //! name. A fifth file, `P.resumed`, says that a guest has gone on from the checkpoint with a disk that is a device
 //! ([`mark_resumed`]); a new checkpoint takes it away. Nothing but these names is ever made, and all of them begin with P, so tools that move or delete `P*` get it all.
+//! What has one of these names and is no checkpoint's is refused before anything is written (`ours.rs`).
 
 mod mark;
 mod meta;
+mod ours;
 mod reader;
 mod storage;
 #[cfg(test)]
@@ -32,8 +34,8 @@ pub use meta::{
     MAX_META_SIZE, Meta, Record, VERSION,
 };
 pub use reader::Checkpoint;
-pub use storage::{Directory, NewFile, Storage};
-pub use writer::{Description, Writer};
+pub use storage::{Directory, Entry, EntryKind, FileId, NewFile, Storage};
+pub use writer::{Description, Writer, check_names};
 
 /// Name and kind of the last record of `P.kern` and of `P.dev`: the UUID of the image that they belong to.
 const IMAGE: &str = "image";
@@ -106,6 +108,26 @@ pub enum Error {
         /// What is wrong with it.
         why: String,
     },
+    /// One of the checkpoint's names is taken by something else, which would be lost.
+    #[error("{file} exists and {why}; choose another name, or move it away first")]
+    Foreign {
+        /// The file's name.
+        file: String,
+        /// What it is.
+        why: String,
+    },
+    /// The new files are the checkpoint now, but may not be after a failure of power.
+    #[error(
+        "{file} is there and whole, but perhaps not on stable storage: sync its directory: {source}; take it back: {undo}"
+    )]
+    Unsynced {
+        /// The checkpoint's name.
+        file: String,
+        /// Why its directory could not be brought to stable storage.
+        source: io::Error,
+        /// Why the older one could not be made valid again.
+        undo: io::Error,
+    },
     /// Guest memory is not laid out as the checkpoint's.
     #[error("{file}: {why}")]
     Memory {
@@ -132,7 +154,8 @@ enum Role {
 }
 
 impl Role {
-    const ALL: [Role; 4] = [Role::Memory, Role::Kern, Role::Dev, Role::Meta];
+    /// All but the description.
+    const STATES: [Role; 3] = [Role::Memory, Role::Kern, Role::Dev];
 
     fn suffix(self) -> &'static str {
         match self {

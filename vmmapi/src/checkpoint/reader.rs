@@ -14,6 +14,7 @@ use super::meta::{EXTENT_SIZE, MAX_META_SIZE, Meta, Record, crc_text};
 use super::writer::in_parallel;
 use super::{
     Directory, Error, IMAGE, MemoryImage, Names, PAGE, Progress, Role, Storage, io_error, mark,
+    ours,
 };
 
 /// What error texts call the file of the vmm's items.
@@ -51,16 +52,14 @@ impl Checkpoint {
     /// Opens the checkpoint named `base` in `storage`.
     pub fn open_in(storage: &dyn Storage, base: &str) -> Result<Checkpoint, Error> {
         let names = Names::new(base)?;
-        let committing = storage.open(&names.commit()).is_ok();
+        let committing = is_committing(storage, &names)?;
         let name_of = |role: Role| match role {
             Role::Meta if committing => names.commit(),
             role if committing && storage.open(&names.new_of(role)).is_ok() => names.new_of(role),
             role => names.of(role),
         };
         let meta_name = name_of(Role::Meta);
-        let text = read_whole(storage, &meta_name, MAX_META_SIZE, None)?;
-        let meta = Meta::from_text(&meta_name, &text)?;
-        check(&meta_name, &meta)?;
+        let meta = read_meta(storage, &meta_name)?;
 
         let records = |role: Role, size: u64, records: &[Record]| -> Result<Vec<u8>, Error> {
             let name = name_of(role);
@@ -276,6 +275,25 @@ impl Checkpoint {
             _ => Ok(()),
         }
     }
+}
+
+/// Whether the checkpoint is the one that `P.commit` describes. One whose files are not there is what is left of a checkpoint
+/// that did not come to its end, or no checkpoint's at all: then the older one counts, if there is one.
+fn is_committing(storage: &dyn Storage, names: &Names) -> Result<bool, Error> {
+    let name = names.commit();
+    if storage.open(&name).is_err() {
+        return Ok(false);
+    }
+    let is_whole = || ours::is_whole(storage, names, &read_meta(storage, &name)?);
+    Ok(is_whole().unwrap_or(false) || storage.open(&names.of(Role::Meta)).is_err())
+}
+
+/// Reads a description and checks that its numbers are consistent.
+pub(super) fn read_meta(storage: &dyn Storage, name: &str) -> Result<Meta, Error> {
+    let text = read_whole(storage, name, MAX_META_SIZE, None)?;
+    let meta = Meta::from_text(name, &text)?;
+    check(name, &meta)?;
+    Ok(meta)
 }
 
 /// A part of the memory file: an extent with its address and checksum, or a gap that must be all zero.

@@ -2,15 +2,16 @@
 //! may be renamed meanwhile. A trait, so that tests can make any one operation fail.
 
 use std::ffi::OsStr;
-use std::fs::File;
+use std::fs::{File, Metadata, Permissions};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::{AT_FDCWD, OFlag, openat, renameat};
-use nix::sys::stat::Mode;
-use nix::unistd::{UnlinkatFlags, fsync, unlinkat};
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat, renameat};
+use nix::sys::stat::{Mode, SFlag, fstatat};
+use nix::unistd::{UnlinkatFlags, fsync, geteuid, unlinkat};
 
 use crate::sandbox::{self, Purpose};
 
@@ -24,9 +25,36 @@ pub trait NewFile: Send + Sync {
     fn sync(&self) -> io::Result<()>;
 }
 
+/// By what a file is known whatever it is called: its device and its inode.
+pub type FileId = (u64, u64);
+
+/// What has a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Which file it is.
+    pub id: FileId,
+    /// What kind of file it is.
+    pub kind: EntryKind,
+    /// Size in bytes.
+    pub size: u64,
+}
+
+/// The kinds of files that matter here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EntryKind {
+    /// A regular file.
+    File,
+    /// A directory.
+    Directory,
+    /// A symbolic link, a device, a socket …
+    Other,
+}
+
 /// A directory that holds checkpoints.
 pub trait Storage: Send + Sync {
-    /// Creates `name` empty, or empties it.
+    /// What has that name, if anything has. Symbolic links are not followed.
+    fn look(&self, name: &str) -> io::Result<Option<Entry>>;
+    /// Creates `name`, which must not be there. Only the owner of this process can read it.
     fn create(&self, name: &str) -> io::Result<Box<dyn NewFile>>;
     /// Opens `name` to read.
     fn open(&self, name: &str) -> io::Result<File>;
@@ -74,6 +102,28 @@ impl Directory {
     }
 }
 
+/// Guest memory holds the guest's secrets: only the owner may read it.
+const PRIVATE: u32 = 0o600;
+
+/// Makes sure that a new file is what was asked for. A directory's access control list, or a file system that knows no owners
+/// and modes, may have made something else of it.
+fn keep_private(file: &File) -> io::Result<()> {
+    let mode = |metadata: &Metadata| metadata.mode() & 0o7777;
+    let mut found = file.metadata()?;
+    if mode(&found) != PRIVATE {
+        file.set_permissions(Permissions::from_mode(PRIVATE))?;
+        found = file.metadata()?;
+    }
+    if found.uid() == geteuid().as_raw() && mode(&found) == PRIVATE && found.nlink() == 1 {
+        return Ok(());
+    }
+    Err(io::Error::other(format!(
+        "other users cannot be kept from it there: its owner is user {}, its mode {:04o}",
+        found.uid(),
+        mode(&found)
+    )))
+}
+
 impl NewFile for File {
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         self.write_all_at(bytes, offset)
@@ -89,12 +139,34 @@ impl NewFile for File {
 }
 
 impl Storage for Directory {
+    fn look(&self, name: &str) -> io::Result<Option<Entry>> {
+        let stat = match fstatat(&self.0, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+            Ok(stat) => stat,
+            Err(Errno::ENOENT) => return Ok(None),
+            Err(errno) => return Err(errno.into()),
+        };
+        let kind = match SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT {
+            SFlag::S_IFREG => EntryKind::File,
+            SFlag::S_IFDIR => EntryKind::Directory,
+            _ => EntryKind::Other,
+        };
+        Ok(Some(Entry {
+            id: (stat.st_dev, stat.st_ino),
+            kind,
+            size: u64::try_from(stat.st_size).unwrap_or(0),
+        }))
+    }
+
     fn create(&self, name: &str) -> io::Result<Box<dyn NewFile>> {
+        // O_EXCL: what another user has put there would be that user's, and a link's target would be overwritten.
         let flags =
-            OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_TRUNC | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        // Guest memory holds the guest's secrets: nobody but the owner may read it.
-        let fd = openat(&self.0, name, flags, Mode::S_IRUSR | Mode::S_IWUSR)?;
-        Ok(Box::new(File::from(fd)))
+            OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let file = File::from(openat(&self.0, name, flags, Mode::S_IRUSR | Mode::S_IWUSR)?);
+        if let Err(error) = keep_private(&file) {
+            self.remove(name)?;
+            return Err(error);
+        }
+        Ok(Box::new(file))
     }
 
     fn open(&self, name: &str) -> io::Result<File> {
@@ -118,5 +190,32 @@ impl Storage for Directory {
 
     fn sync(&self) -> io::Result<()> {
         Ok(fsync(self.0.as_fd())?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_that_others_can_have_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        let file = File::create(&path).unwrap();
+        let set = |mode| file.set_permissions(Permissions::from_mode(mode)).unwrap();
+        // As a directory's access control list would have it.
+        set(0o664);
+        keep_private(&file).unwrap();
+        assert_eq!(file.metadata().unwrap().mode() & 0o7777, 0o600);
+        let other = dir.path().join("other");
+        std::fs::hard_link(&path, &other).unwrap();
+        assert!(keep_private(&file).is_err());
+        std::fs::remove_file(&other).unwrap();
+        keep_private(&file).unwrap();
+        // Only root can give files away.
+        if std::os::unix::fs::fchown(&file, Some(65534), None).is_ok() {
+            let error = keep_private(&file).unwrap_err().to_string();
+            assert!(error.contains("user 65534"), "{error}");
+        }
     }
 }

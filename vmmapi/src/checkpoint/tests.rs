@@ -10,6 +10,8 @@ use proptest::prelude::*;
 
 use super::*;
 
+mod names;
+
 const LOW: u64 = 3 << 20;
 const HIGH: u64 = 2 << 20;
 const HIGH_GPA: u64 = 4 << 30;
@@ -107,7 +109,7 @@ fn description(name: &str) -> Description {
 }
 
 fn write(storage: &dyn Storage, base: &str, seed: u8) -> Result<Meta, Error> {
-    let mut writer = Writer::begin(storage, base)?;
+    let mut writer = Writer::begin(storage, base, &[])?;
     writer.kern("vhpet", 1, "struct", &[seed; 284])?;
     writer.kern("vm", 1, "struct", &[seed ^ 0xff; 312])?;
     writer.device("lpc@pci.0.31.0", "lpc", 3, &[seed; 17])?;
@@ -221,7 +223,7 @@ fn files_of_another_checkpoint_are_refused() {
     let storage = directory(dir.path());
     write(&storage, "p", 1).unwrap();
     // Two states that differ in one page of memory: what is in their P.kern and P.dev is the same.
-    let mut writer = Writer::begin(&storage, "q").unwrap();
+    let mut writer = Writer::begin(&storage, "q", &[]).unwrap();
     writer.kern("vhpet", 1, "struct", &[1; 284]).unwrap();
     writer.kern("vm", 1, "struct", &[1 ^ 0xff; 312]).unwrap();
     writer.device("lpc@pci.0.31.0", "lpc", 3, &[1; 17]).unwrap();
@@ -389,6 +391,10 @@ impl NewFile for FaultyFile<'_> {
 }
 
 impl Storage for &'static Faulty {
+    fn look(&self, name: &str) -> io::Result<Option<Entry>> {
+        self.inner.look(name)
+    }
+
     fn create(&self, name: &str) -> io::Result<Box<dyn NewFile>> {
         self.change()?;
         Ok(Box::new(FaultyFile(self.inner.create(name)?, self)))
@@ -413,6 +419,16 @@ impl Storage for &'static Faulty {
     }
 }
 
+/// The directory `path`, whose `fail_at`-th change fails.
+fn faulty(path: &Path, fail_at: usize, dies: bool) -> &'static Faulty {
+    Box::leak(Box::new(Faulty {
+        inner: directory(path),
+        changes: 0.into(),
+        fail_at,
+        dies,
+    }))
+}
+
 #[test]
 fn a_checkpoint_is_whole_whatever_fails() {
     for dies in [false, true] {
@@ -422,12 +438,7 @@ fn a_checkpoint_is_whole_whatever_fails() {
             let real = directory(dir.path());
             let older = write(&real, "p", 1).unwrap();
             mark_resumed(&real, "p", &older.uuid).unwrap();
-            let faulty: &'static Faulty = Box::leak(Box::new(Faulty {
-                inner: directory(dir.path()),
-                changes: 0.into(),
-                fail_at,
-                dies,
-            }));
+            let faulty = faulty(dir.path(), fail_at, dies);
             let result = write(&faulty, "p", 2);
             let found = read(&real, "p")
                 .unwrap_or_else(|e| panic!("failure {fail_at} (dies: {dies}) left nothing: {e}"));
@@ -436,8 +447,10 @@ fn a_checkpoint_is_whole_whatever_fails() {
                     found, 2,
                     "failure {fail_at}: said done, but the older one is there"
                 ),
-                // A process that died in mid-commit has said nothing to anybody.
-                Err(_) if dies => (),
+                Err(Error::Unsynced { .. }) => {
+                    assert!(dies, "failure {fail_at}: one failure can be undone");
+                    assert_eq!(found, 2, "failure {fail_at}: said that it is there");
+                }
                 Err(e) => assert_eq!(
                     found, 1,
                     "failure {fail_at}: said {e}, but the newer one is there"
@@ -470,6 +483,50 @@ fn a_checkpoint_is_whole_whatever_fails() {
     }
 }
 
+/// One that does not come to its end finds another's remains, whatever becomes of it, too: what was whole before stays so.
+#[test]
+fn a_second_failure_loses_nothing() {
+    let (mut cuts, mut unsynced) = (0, 0);
+    for cut in 0.. {
+        let mut last = false;
+        for (dies, fail_at) in (0..80).map(|n| (n % 2 == 0, n / 2)) {
+            let dir = tempfile::tempdir().unwrap();
+            // The same without waiting for stable storage.
+            let real = faulty(dir.path(), usize::MAX, false);
+            let uuid = || Checkpoint::open_in(&real, "p").map(|found| found.meta().uuid.clone());
+            write_page(&real, 1).unwrap();
+            let dying = faulty(dir.path(), cut, true);
+            let first = write_page(&dying, 2);
+            last = dying.changes.load(Ordering::SeqCst) <= cut;
+            let before = uuid().unwrap();
+            let second = faulty(dir.path(), fail_at, dies);
+            let result = write_page(&second, 3);
+            let context =
+                format!("cut {cut} ({first:?}), then {fail_at} (dies: {dies}): {result:?}");
+            let after = uuid().unwrap_or_else(|error| panic!("{context} left nothing: {error}"));
+            match result {
+                Ok(meta) => assert_eq!(after, meta.uuid, "{context}"),
+                Err(Error::Unsynced { .. }) => {
+                    unsynced += 1;
+                    assert_ne!(after, before, "{context}");
+                }
+                Err(_) => assert_eq!(after, before, "{context}"),
+            }
+            let last_of_all = write_page(&real, 4).unwrap();
+            assert_eq!(uuid().unwrap(), last_of_all.uuid, "{context}");
+            assert_eq!(names(dir.path()), ["p", "p.dev", "p.kern", "p.meta"]);
+            if second.changes.load(Ordering::SeqCst) <= fail_at {
+                break;
+            }
+        }
+        cuts += 1;
+        if last {
+            break;
+        }
+    }
+    assert!(cuts > 20 && unsynced > 20, "{cuts} {unsynced}");
+}
+
 /// One page of guest memory, for tests that are about names.
 struct Page(u8);
 
@@ -493,7 +550,7 @@ impl MemoryImage for Page {
 }
 
 fn write_page(storage: &dyn Storage, seed: u8) -> Result<Meta, Error> {
-    let mut writer = Writer::begin(storage, "p")?;
+    let mut writer = Writer::begin(storage, "p", &[])?;
     writer.memory(&Page(seed), &|_| ())?;
     let mut description = description("page");
     description.basic.memsize = PAGE as u64;
@@ -504,14 +561,6 @@ fn write_page(storage: &dyn Storage, seed: u8) -> Result<Meta, Error> {
 /// commit was cut short after its commit point.
 #[test]
 fn a_mark_is_set_whatever_fails() {
-    let faulty = |path: &Path, fail_at, dies| -> &'static Faulty {
-        Box::leak(Box::new(Faulty {
-            inner: directory(path),
-            changes: 0.into(),
-            fail_at,
-            dies,
-        }))
-    };
     let mut cuts = 0;
     // Every change at which the process may have died that made the image; at the last one it did not.
     for cut in 0.. {
@@ -538,7 +587,7 @@ fn a_mark_is_set_whatever_fails() {
             assert!(marked.is_err() || after.is_resumed(), "{context}");
             // The next one that begins does not take it away before it is there itself.
             let resumed = after.is_resumed();
-            drop(Writer::begin(&real, "p").unwrap());
+            drop(Writer::begin(&real, "p", &[]).unwrap());
             let checkpoint = Checkpoint::open_in(&real, "p").unwrap();
             assert_eq!(checkpoint.is_resumed(), resumed, "{context}");
             write_page(&real, 3).unwrap();

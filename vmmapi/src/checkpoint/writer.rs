@@ -5,12 +5,12 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::meta::{
-    Basic, Clock, CpuContract, Disk, EXTENT_SIZE, Extent, FORMAT, Files, MAX_META_SIZE, Meta,
-    Record, VERSION, crc_text,
+    Basic, Clock, CpuContract, Disk, EXTENT_SIZE, Extent, FORMAT, Files, HEADER, MAX_META_SIZE,
+    Meta, Record, VERSION, crc_text,
 };
 use super::{
-    Error, IMAGE, MemoryImage, Names, NewFile, PAGE, Progress, Role, Storage, io_error, mark,
-    reader,
+    Error, FileId, IMAGE, MemoryImage, Names, NewFile, PAGE, Progress, Role, Storage, io_error,
+    ours, reader,
 };
 
 /// What the caller knows about the machine; the writer adds what it knows about the files.
@@ -32,6 +32,7 @@ pub struct Description {
 pub struct Writer<'a> {
     storage: &'a dyn Storage,
     names: Names,
+    meta: Box<dyn NewFile>,
     memory: Box<dyn NewFile>,
     kern: RecordFile,
     dev: RecordFile,
@@ -50,10 +51,9 @@ struct RecordFile {
 
 impl RecordFile {
     fn create(storage: &dyn Storage, name: String) -> Result<RecordFile, Error> {
-        let file = storage.create(&name).map_err(io_error("create", &name))?;
         Ok(RecordFile {
+            file: create(storage, &name)?,
             name,
-            file,
             records: Vec::new(),
             size: 0,
         })
@@ -85,31 +85,43 @@ impl RecordFile {
 }
 
 impl<'a> Writer<'a> {
-    /// Begins a checkpoint named `base` in `storage`.
-    pub fn begin(storage: &'a dyn Storage, base: &str) -> Result<Writer<'a>, Error> {
+    /// Begins a checkpoint named `base` in `storage`. The files `used` have other uses, and are not replaced.
+    pub fn begin(
+        storage: &'a dyn Storage,
+        base: &str,
+        used: &[FileId],
+    ) -> Result<Writer<'a>, Error> {
         let names = Names::new(base)?;
+        let mut found = ours::survey(storage, &names, used)?;
         // If a commit of this name was cut short after its commit point, its files still have their `new` names: they are
         // the older checkpoint that must stay whole, so they are put in place before these names are used again.
-        finish_commit(storage, &names)?;
-        let memory_name = names.new_of(Role::Memory);
-        let memory = storage
-            .create(&memory_name)
-            .map_err(io_error("create", &memory_name))?;
-        // From here on the files are removed if anything fails, since the writer exists.
-        let kern = RecordFile::create(storage, names.new_of(Role::Kern))
-            .inspect_err(|_| discard(storage, &names))?;
-        let dev = RecordFile::create(storage, names.new_of(Role::Dev))
-            .inspect_err(|_| discard(storage, &names))?;
-        Ok(Writer {
-            storage,
-            names,
-            memory,
-            kern,
-            dev,
-            extents: Vec::new(),
-            memory_size: 0,
-            committed: false,
-        })
+        if found.commit_is_whole {
+            finish_commit(storage, &names)?;
+            found = ours::survey(storage, &names, used)?;
+        }
+        for name in &found.leftovers {
+            remove(storage, name)?;
+        }
+        // From here on the files are removed if anything fails. The description is made first: as long as it is there, the
+        // other new names are known to be a checkpoint's.
+        let create_all = || {
+            let name = names.new_of(Role::Meta);
+            let meta = create(storage, &name)?;
+            meta.write_at(HEADER.as_bytes(), 0)
+                .map_err(io_error("write", &name))?;
+            Ok(Writer {
+                meta,
+                memory: create(storage, &names.new_of(Role::Memory))?,
+                kern: RecordFile::create(storage, names.new_of(Role::Kern))?,
+                dev: RecordFile::create(storage, names.new_of(Role::Dev))?,
+                storage,
+                names: names.clone(),
+                extents: Vec::new(),
+                memory_size: 0,
+                committed: false,
+            })
+        };
+        create_all().inspect_err(|_| discard(storage, &names))
     }
 
     /// Appends an item of the vmm's to `P.kern`, with the way in which it was had.
@@ -242,13 +254,10 @@ impl<'a> Writer<'a> {
         }
         reader::check(&name, &meta)?;
 
-        let file = self
-            .storage
-            .create(&name)
-            .map_err(io_error("create", &name))?;
-        file.write_at(text.as_bytes(), 0)
+        self.meta
+            .write_at(text.as_bytes(), 0)
             .map_err(io_error("write", &name))?;
-        file.sync().map_err(io_error("sync", &name))?;
+        self.meta.sync().map_err(io_error("sync", &name))?;
         self.memory
             .sync()
             .map_err(io_error("sync", &self.names.new_of(Role::Memory)))?;
@@ -269,12 +278,17 @@ impl<'a> Writer<'a> {
         self.storage
             .rename(&name, &commit)
             .map_err(io_error("rename", &name))?;
-        if let Err(error) = self.storage.sync() {
+        if let Err(source) = self.storage.sync() {
             // Not known to be durable, so not done: the caller is told so, and the older checkpoint is valid again.
-            self.storage
-                .rename(&commit, &name)
-                .map_err(io_error("rename", &commit))?;
-            return Err(io_error("sync the directory of", &self.names.base)(error));
+            return Err(match self.storage.rename(&commit, &name) {
+                Ok(()) => io_error("sync the directory of", &self.names.base)(source),
+                Err(undo) => {
+                    // The new one is what a reader finds, so it stays.
+                    self.committed = true;
+                    let file = self.names.base.clone();
+                    Error::Unsynced { file, source, undo }
+                }
+            });
         }
         self.committed = true;
         // Only names are left to be changed; a reader does without, so a failure here is no failure of the checkpoint.
@@ -296,28 +310,47 @@ impl Drop for Writer<'_> {
     }
 }
 
-/// Removes what an unfinished checkpoint has left.
-fn discard(storage: &dyn Storage, names: &Names) {
-    for role in Role::ALL {
-        let name = names.new_of(role);
-        match storage.remove(&name) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                log::warn!("remove {name}: {error}")
-            }
-            _ => (),
+/// Refuses names that a new checkpoint must not take, as [`Writer::begin`] does, before anything is done.
+pub fn check_names(storage: &dyn Storage, base: &str, used: &[FileId]) -> Result<(), Error> {
+    ours::survey(storage, &Names::new(base)?, used).map(drop)
+}
+
+fn create(storage: &dyn Storage, name: &str) -> Result<Box<dyn NewFile>, Error> {
+    storage.create(name).map_err(io_error("create", name))
+}
+
+fn remove(storage: &dyn Storage, name: &str) -> Result<(), Error> {
+    match storage.remove(name) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(io_error("remove", name)(error))
         }
+        _ => Ok(()),
     }
 }
 
-/// Gives the files of a committed checkpoint their own names, whatever part of that is still to be done.
+/// Makes a new file in place of what has that name.
+pub(super) fn replace(storage: &dyn Storage, name: &str) -> Result<Box<dyn NewFile>, Error> {
+    remove(storage, name)?;
+    create(storage, name)
+}
+
+/// Removes what an unfinished checkpoint has left. The description goes last, and stays if anything does: without it the others
+/// would not be known for a checkpoint's.
+fn discard(storage: &dyn Storage, names: &Names) {
+    let states = Role::STATES.map(|role| remove(storage, &names.new_of(role)));
+    let result = states
+        .into_iter()
+        .collect::<Result<(), _>>()
+        .and_then(|()| remove(storage, &names.new_of(Role::Meta)));
+    if let Err(error) = result {
+        log::warn!("{error}");
+    }
+}
+
+/// Gives the files of a committed checkpoint, all of which are there, their own names, whatever part of that is still to be done.
 pub(super) fn finish_commit(storage: &dyn Storage, names: &Names) -> Result<(), Error> {
     let commit = names.commit();
-    match storage.open(&commit) {
-        Ok(_) => (),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(io_error("open", &commit)(error)),
-    }
-    for role in [Role::Memory, Role::Kern, Role::Dev] {
+    for role in Role::STATES {
         let new = names.new_of(role);
         match storage.rename(&new, &names.of(role)) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -326,7 +359,8 @@ pub(super) fn finish_commit(storage: &dyn Storage, names: &Names) -> Result<(), 
             _ => (),
         }
     }
-    mark::remove(storage, names)?;
+    // The mark is of an older image.
+    remove(storage, &names.resumed())?;
     // P.commit may go only when the three are known to have their own names.
     storage
         .sync()
