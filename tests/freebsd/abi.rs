@@ -1,5 +1,7 @@
-//! sys/abi against FreeBSD's own headers, which come with zig, and against numbers that no header has; and whether a change of
+//! sys/abi and sys/x86 against FreeBSD's own headers, which come with zig, and against numbers that no header has; and whether a change of
 //! any field, number or value would be noticed.
+
+mod x86;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -56,32 +58,12 @@ const NOT_IN_HEADERS: &[(&str, u64)] = &[
     ("SEG_DESC_ACCESSED", 0x1),
     ("SEG_DESC_S", 0x10),
     ("SEG_DESC_L_BIT", 0x2000),
-    ("SEL_INDEX_MASK", 0xfff8),
-    ("CR0_ET", 0x10),
-    ("LAPIC_PAGE_SIZE", 0x1000),
-    ("IOAPIC_SIZE", 0x1000),
-    ("IOAPIC_PINS", 32),
-    ("HPET_BASE", 0xfed0_0000),
-    ("HPET_SIZE", 0x400),
-    ("MSI_INTEL_ADDR_BASE", 0xfee0_0000),
 ];
 
 /// What the headers have by another name.
-const OTHER_NAMES: [(&str, &str); 14] = [
+const OTHER_NAMES: [(&str, &str); 2] = [
     ("CPUSET_BYTES", "sizeof(cpuset_t)"),
     ("VM_INTINFO_VECTOR", "VM_INTINFO_VECTOR(~0ull)"),
-    ("APIC_DELMODE_EXTINT", "APIC_LVT_DM_EXTINT"),
-    ("IOAPIC_BASE", "DEFAULT_IO_APIC_BASE"),
-    ("PSL_RESERVED_1", "PSL_RESERVED_DEFAULT"),
-    ("DR6_RESERVED_1", "DBREG_DR6_RESERVED1"),
-    ("DR7_RESERVED_1", "DBREG_DR7_RESERVED1"),
-    ("MSR_MTRRCAP", "MSR_MTRRcap"),
-    ("MSR_MTRRVARBASE", "MSR_MTRRVarBase"),
-    ("MSR_MTRR64KBASE", "MSR_MTRR64kBase"),
-    ("MSR_MTRR16KBASE", "MSR_MTRR16kBase"),
-    ("MSR_MTRR4KBASE", "MSR_MTRR4kBase"),
-    ("MSR_MTRRDEFTYPE", "MSR_MTRRdefType"),
-    ("MSR_XSS", "MSR_IA32_XSS"),
 ];
 
 /// FreeBSD 14 has no NUMA fields in `struct vm_memseg` and no code segment in `struct vm_inout_str`.
@@ -241,6 +223,9 @@ fn all() -> Vec<(&'static str, Abi, Reference)> {
     ];
     if let Some(reference) = headers() {
         all.push(("15", Abi::from(&FREEBSD_15), reference));
+    }
+    if let Some(reference) = x86::headers() {
+        all.push(("x86", Abi::x86(), reference));
     }
     all
 }

@@ -7,7 +7,7 @@
 set -eu
 
 dir=${1:?usage: zig.sh DIR}
-# The headers are what sys/abi is held against: another version may be of another FreeBSD.
+# The headers are what sys/abi and sys/x86 are held against: another version may be of another FreeBSD.
 package=ziglang==0.17.1
 [ -x "$dir/zig/ziglang/zig" ] && exit 0
 

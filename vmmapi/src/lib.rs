@@ -5,6 +5,7 @@
 //! software vmm in this process, or another process that has the VM. The ABI's types are re-exported as [`abi`], so
 //! that users of this crate need no other.
 
+pub mod access_rights;
 pub mod backend;
 mod capability;
 pub mod checkpoint;

@@ -2,8 +2,8 @@
 //! `lib/libvmmapi/vmmapi.c`).
 
 use ::vmm::Errno;
-use vmm_abi::specialreg::{CR0_PE, CR0_PG, CR4_LA57, CR4_PAE, EFER_LMA, PSL_VM};
 use vmm_abi::*;
+use vmm_x86::specialreg::{Cr0, Cr4, Efer, Rflags};
 
 use crate::error::{Error, Result};
 use crate::mem::OutOfRange;
@@ -97,7 +97,15 @@ impl Vcpu {
             self.get_desc(VM_REG_GUEST_CS)?,
             self.get_desc(VM_REG_GUEST_SS)?,
         );
-        Ok(paging_of(cr0, cr3, cr4, efer, rflags, cs, ss))
+        Ok(paging_of(
+            Cr0::from_bits_retain(cr0),
+            cr3,
+            Cr4::from_bits_retain(cr4),
+            Efer::from_bits_retain(efer),
+            Rflags::from_bits_retain(rflags),
+            cs,
+            ss,
+        ))
     }
 
     /// `vm_copy_setup` and `vm_copyin`: copies from guest linear memory. Nothing is copied unless every page is there; a
@@ -164,30 +172,30 @@ impl Vcpu {
 
 /// The translation mode that registers select.
 fn paging_of(
-    cr0: u64,
+    cr0: Cr0,
     cr3: u64,
-    cr4: u64,
-    efer: u64,
-    rflags: u64,
+    cr4: Cr4,
+    efer: Efer,
+    rflags: Rflags,
     cs: SegDesc,
     ss: SegDesc,
 ) -> VmGuestPaging {
     let cpu_mode = match () {
-        () if cr0 & CR0_PE == 0 => CPU_MODE_REAL,
-        () if efer & EFER_LMA == 0 => CPU_MODE_PROTECTED,
+        () if !cr0.contains(Cr0::PE) => CPU_MODE_REAL,
+        () if !efer.contains(Efer::LMA) => CPU_MODE_PROTECTED,
         () if cs.long() => CPU_MODE_64BIT,
         () => CPU_MODE_COMPATIBILITY,
     };
     let paging_mode = match () {
-        () if cr0 & CR0_PG == 0 => PAGING_MODE_FLAT,
-        () if cr4 & CR4_PAE == 0 => PAGING_MODE_32,
-        () if efer & EFER_LMA == 0 => PAGING_MODE_PAE,
-        () if cr4 & CR4_LA57 != 0 => PAGING_MODE_64_LA57,
+        () if !cr0.contains(Cr0::PG) => PAGING_MODE_FLAT,
+        () if !cr4.contains(Cr4::PAE) => PAGING_MODE_32,
+        () if !efer.contains(Efer::LMA) => PAGING_MODE_PAE,
+        () if cr4.contains(Cr4::LA57) => PAGING_MODE_64_LA57,
         () => PAGING_MODE_64,
     };
     let cpl = match () {
-        () if cr0 & CR0_PE == 0 => 0,
-        () if rflags & PSL_VM != 0 => 3,
+        () if !cr0.contains(Cr0::PE) => 0,
+        () if rflags.contains(Rflags::VM) => 3,
         // The processor keeps SS.DPL equal to the privilege level.
         () => ss.dpl() as i32,
     };

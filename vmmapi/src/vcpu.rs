@@ -1,10 +1,11 @@
 //! The vCPU handle (`lib/libvmmapi/vmmapi.c` and `lib/libvmmapi/amd64/vmmapi_machdep.c`).
 
 use vmm::Errno;
-use vmm_abi::specialreg::{CR0_NE, DR6_RESERVED_1, DR7_RESERVED_1, PSL_RESERVED_1};
 use vmm_abi::*;
+use vmm_x86::specialreg::{Cr0, Dr6, Dr7, Rflags};
 use zerocopy::{FromBytes, IntoBytes, KnownLayout};
 
+use crate::access_rights;
 use crate::backend::Kind;
 use crate::capability::capability_name;
 use crate::cpuset::CpuSet;
@@ -416,18 +417,20 @@ impl Vcpu {
 
     /// `vcpu_reset`: the state of a processor after power-on.
     pub fn reset(&self) -> Result<()> {
-        const CR0: u64 = CR0_NE;
-        let flat = SegDesc::new(0, 0xffff, 0x93);
+        let flat = SegDesc::new(0, 0xffff, access_rights::DATA16);
         self.set_registers(&[
-            (VM_REG_GUEST_RFLAGS, PSL_RESERVED_1),
+            (VM_REG_GUEST_RFLAGS, Rflags::RESERVED_1.bits()),
             (VM_REG_GUEST_RIP, 0xfff0),
-            (VM_REG_GUEST_CR0, CR0),
+            (VM_REG_GUEST_CR0, Cr0::NE.bits()),
             (VM_REG_GUEST_CR2, 0),
             (VM_REG_GUEST_CR3, 0),
             (VM_REG_GUEST_CR4, 0),
             (VM_REG_GUEST_EFER, 0),
         ])?;
-        self.set_desc(VM_REG_GUEST_CS, SegDesc::new(0xffff_0000, 0xffff, 0x93))?;
+        self.set_desc(
+            VM_REG_GUEST_CS,
+            SegDesc::new(0xffff_0000, 0xffff, access_rights::DATA16),
+        )?;
         self.set_register(VM_REG_GUEST_CS, 0xf000)?;
         for regnum in [
             VM_REG_GUEST_SS,
@@ -461,13 +464,16 @@ impl Vcpu {
         self.set_register(VM_REG_GUEST_RDX, 0xf00)?;
         self.set_desc(VM_REG_GUEST_GDTR, SegDesc::new(0, 0xffff, 0))?;
         self.set_desc(VM_REG_GUEST_IDTR, SegDesc::new(0, 0xffff, 0))?;
-        self.set_desc(VM_REG_GUEST_TR, SegDesc::new(0, 0, 0x8b))?;
+        self.set_desc(VM_REG_GUEST_TR, SegDesc::new(0, 0, access_rights::TSS_BUSY))?;
         self.set_register(VM_REG_GUEST_TR, 0)?;
-        self.set_desc(VM_REG_GUEST_LDTR, SegDesc::new(0, 0xffff, 0x82))?;
+        self.set_desc(
+            VM_REG_GUEST_LDTR,
+            SegDesc::new(0, 0xffff, access_rights::LDT),
+        )?;
         self.set_register(VM_REG_GUEST_LDTR, 0)?;
         self.set_registers(&[
-            (VM_REG_GUEST_DR6, DR6_RESERVED_1),
-            (VM_REG_GUEST_DR7, DR7_RESERVED_1),
+            (VM_REG_GUEST_DR6, Dr6::RESERVED_1.bits()),
+            (VM_REG_GUEST_DR7, Dr7::RESERVED_1.bits()),
             (VM_REG_GUEST_INTR_SHADOW, 0),
         ])
     }

@@ -12,12 +12,11 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
+use vmm_x86::segments::IDT_BP;
 use vmmapi::abi::{self, VmExit, VmGuestPaging};
 use vmmapi::backend::Kind;
 use vmmapi::{OutOfRange, Translation, Vcpu, Vm};
 
-/// #BP.
-const IDT_BP: i32 = 3;
 const HLT: u8 = 0xf4;
 const PAGE: u64 = 4096;
 /// How long the processors may take to stop. One may be waiting for a disk.
@@ -170,7 +169,7 @@ impl Debugger {
             let next = exit.rip.wrapping_add_signed(length.into());
             vcpu.set_register(abi::VM_REG_GUEST_RIP, next)?;
         }
-        vcpu.inject_exception(IDT_BP, None, false)
+        vcpu.inject_exception(IDT_BP.into(), None, false)
     }
 
     /// A processor has executed an instruction.

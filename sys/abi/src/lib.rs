@@ -10,10 +10,7 @@
 #[macro_use]
 mod macros;
 
-pub mod apicreg;
-pub mod segments;
 pub mod soft;
-pub mod specialreg;
 pub mod table;
 pub mod v13;
 pub mod v14;

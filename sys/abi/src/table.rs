@@ -1,8 +1,6 @@
 //! All that this crate declares, as a table. The tests hold it against FreeBSD's headers.
 
-use crate::{
-    apicreg, segments, soft, specialreg, v13, v14, vmm, vmm_dev, vmm_instruction_emul, vmm_snapshot,
-};
+use crate::{soft, v13, v14, vmm, vmm_dev, vmm_instruction_emul, vmm_snapshot};
 
 /// A named number.
 #[derive(Debug, Clone, Copy)]
@@ -85,14 +83,6 @@ pub const FREEBSD_15: Table = Table {
         vmm_dev::MEMORY_BITS,
         vmm_dev::CREATE_BITS,
         vmm_instruction_emul::LIMITS,
-        apicreg::ADDRESSES,
-        apicreg::BITS,
-        apicreg::LIMITS,
-        segments::SELECTOR_BITS,
-        segments::TYPES,
-        segments::VECTORS,
-        specialreg::BITS_64,
-        specialreg::BITS_32,
     ],
     requests: &[vmm_dev::VMMCTL_REQUESTS, vmm_dev::VM_REQUESTS],
 };

@@ -22,8 +22,8 @@ const OURS: [&str; 4] = [
     "machine/vmm_instruction_emul.h",
 ];
 
-/// All headers; the others are asked for single names.
-const INCLUDES: [&str; 15] = [
+/// All headers; the others are asked for single names, those of macros and of enumerations' members.
+const INCLUDES: [&str; 19] = [
     "sys/param.h",
     "sys/types.h",
     "sys/cpuset.h",
@@ -34,6 +34,10 @@ const INCLUDES: [&str; 15] = [
     "machine/vmm_dev.h",
     "machine/vmm_snapshot.h",
     "machine/vmm_instruction_emul.h",
+    "dev/acpica/acpi_hpet.h",
+    "dev/ic/i8253reg.h",
+    "dev/ic/i8259.h",
+    "dev/ic/ns16550.h",
     "x86/apicreg.h",
     "x86/psl.h",
     "x86/reg.h",
@@ -232,7 +236,7 @@ struct Preprocessed {
     enums: BTreeMap<String, Vec<String>>,
     /// Macros of vmm's headers that have neither arguments nor an empty value.
     macros: BTreeSet<String>,
-    /// Such macros of all headers.
+    /// Such macros of all headers, and all members of enumerations.
     elsewhere: BTreeSet<String>,
 }
 
@@ -240,7 +244,7 @@ impl Preprocessed {
     fn parse(text: &str) -> Self {
         let mut found = Self::default();
         let mut ours = false;
-        let mut code = String::new();
+        let (mut code, mut all_code) = (String::new(), String::new());
         for line in text.lines() {
             if let Some(define) = line.strip_prefix("#define ") {
                 let (name, value) = define.split_once(' ').unwrap_or((define, ""));
@@ -254,12 +258,17 @@ impl Preprocessed {
             } else if let Some(marker) = line.strip_prefix("# ") {
                 let file = marker.split('"').nth(1).unwrap_or_default();
                 ours = OURS.iter().any(|header| file.ends_with(header));
-            } else if ours && !line.starts_with('#') {
-                code.push_str(line);
-                code.push('\n');
+            } else if !line.starts_with('#') {
+                for code in [&mut all_code].into_iter().chain(ours.then_some(&mut code)) {
+                    code.push_str(line);
+                    code.push('\n');
+                }
             }
         }
         found.declarations(&code);
+        let mut others = Self::default();
+        others.declarations(&all_code);
+        found.elsewhere.extend(others.enums.into_values().flatten());
         found
     }
 

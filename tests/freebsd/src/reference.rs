@@ -65,6 +65,22 @@ pub struct Abi {
     pub numbers: Vec<(String, u64)>,
 }
 
+impl Abi {
+    /// The numbers that sys/x86 declares, which have no structs.
+    pub fn x86() -> Self {
+        let constants = vmm_x86::table::GROUPS
+            .iter()
+            .flat_map(|groups| groups.iter())
+            .flat_map(|group| group.constants);
+        Self {
+            numbers: constants
+                .map(|constant| (constant.name.to_owned(), constant.value))
+                .collect(),
+            ..Self::default()
+        }
+    }
+}
+
 impl From<&table::Table> for Abi {
     fn from(table: &table::Table) -> Self {
         let field = |field: &table::Field| Field {

@@ -77,39 +77,42 @@ fn a_fault_on_the_second_page_leaves_the_first_alone() {
 
 #[test]
 fn translation_modes_follow_the_control_registers() {
+    const NO_CR4: Cr4 = Cr4::empty();
+    const NO_EFER: Efer = Efer::empty();
+    const NO_FLAGS: Rflags = Rflags::empty();
     let desc = |access| SegDesc::new(0, 0, access);
     let mode = |cr0, cr4, efer, rflags, cs, ss| {
         let paging = paging_of(cr0, 0x5000, cr4, efer, rflags, desc(cs), desc(ss));
         (paging.cpu_mode, paging.paging_mode, paging.cpl)
     };
-    let paged = CR0_PE | CR0_PG;
+    let paged = Cr0::PE | Cr0::PG;
     assert_eq!(
-        mode(0, 0, 0, 0, 0, 0x60),
+        mode(Cr0::empty(), NO_CR4, NO_EFER, NO_FLAGS, 0, 0x60),
         (CPU_MODE_REAL, PAGING_MODE_FLAT, 0)
     );
     assert_eq!(
-        mode(CR0_PE, 0, 0, 0, 0, 0),
+        mode(Cr0::PE, NO_CR4, NO_EFER, NO_FLAGS, 0, 0),
         (CPU_MODE_PROTECTED, PAGING_MODE_FLAT, 0)
     );
     assert_eq!(
-        mode(paged, 0, 0, PSL_VM, 0, 0),
+        mode(paged, NO_CR4, NO_EFER, Rflags::VM, 0, 0),
         (CPU_MODE_PROTECTED, PAGING_MODE_32, 3)
     );
     assert_eq!(
-        mode(paged, CR4_PAE, 0, 0, 0, 0x60),
+        mode(paged, Cr4::PAE, NO_EFER, NO_FLAGS, 0, 0x60),
         (CPU_MODE_PROTECTED, PAGING_MODE_PAE, 3)
     );
     assert_eq!(
-        mode(paged, CR4_PAE, EFER_LMA, 0, 0, 0x60),
+        mode(paged, Cr4::PAE, Efer::LMA, NO_FLAGS, 0, 0x60),
         (CPU_MODE_COMPATIBILITY, PAGING_MODE_64, 3)
     );
     let code64 = SEG_DESC_L_BIT;
     assert_eq!(
-        mode(paged, CR4_PAE, EFER_LMA, 0, code64, 0),
+        mode(paged, Cr4::PAE, Efer::LMA, NO_FLAGS, code64, 0),
         (CPU_MODE_64BIT, PAGING_MODE_64, 0)
     );
     assert_eq!(
-        mode(paged, CR4_PAE | CR4_LA57, EFER_LMA, 0, code64, 0).1,
+        mode(paged, Cr4::PAE | Cr4::LA57, Efer::LMA, NO_FLAGS, code64, 0).1,
         PAGING_MODE_64_LA57
     );
 }

@@ -1,15 +1,14 @@
 //! INS and OUTS (the string half of `usr.sbin/bhyve/amd64/inout.c`).
 
 use super::access::LinearAccess;
-use super::{ExitError, IDT_GP, VcpuThread};
+use super::{ExitError, VcpuThread};
 use crate::amd64::vmm_instruction_emul::{EmulContext, EmulError};
+use vmm_x86::segments::{IDT_GP, IDT_SS};
+use vmm_x86::specialreg::Rflags;
 use vmmapi::abi::{self, VmExit, VmInoutStr};
 
 /// Iterations before the processor's thread looks around; the instruction is then restarted.
 const BURST: u64 = 4096;
-/// #SS.
-const IDT_SS: i32 = 12;
-const RFLAGS_DF: u64 = 1 << 10;
 
 /// The bits of an index register or count of this address size.
 fn width_mask(addrsize: i32) -> u64 {
@@ -40,7 +39,7 @@ impl VcpuThread {
         };
         let (is_in, size) = (io.inout.is_in(), io.inout.bytes() as u8);
         let mask = width_mask(io.addrsize);
-        let step = if io.rflags & RFLAGS_DF != 0 {
+        let step = if Rflags::from_bits_retain(io.rflags).contains(Rflags::D) {
             u64::from(size).wrapping_neg()
         } else {
             size.into()
@@ -87,7 +86,7 @@ impl VcpuThread {
                 .set_register(abi::VM_REG_GUEST_RCX, merge(io.addrsize, io.count, left))?;
         }
         match fault {
-            Some(Some(vector)) => self.vcpu.inject_exception(vector, Some(0), true)?,
+            Some(Some(vector)) => self.vcpu.inject_exception(vector.into(), Some(0), true)?,
             // The page fault is queued already.
             Some(None) => self.vcpu.restart_instruction()?,
             None if left != 0 => self.vcpu.restart_instruction()?,

@@ -15,11 +15,10 @@ use crate::machine::exit_counter::ExitCounter;
 use crate::machine::vcpu::{End, Vcpus};
 use access::LinearAccess;
 use std::sync::Arc;
-use vmmapi::abi::{self, VmExit, apicreg};
+use vmm_x86::apicreg::DeliveryMode;
+use vmm_x86::segments::IDT_GP;
+use vmmapi::abi::{self, VmExit};
 use vmmapi::{CpuSet, Error, Vcpu};
-
-/// #GP.
-const IDT_GP: i32 = 13;
 
 /// How strict to be with a guest.
 #[derive(Debug, Clone, Copy, Default)]
@@ -289,7 +288,7 @@ impl VcpuThread {
                     );
                 }
                 if self.policy.strictmsr {
-                    return Ok(self.vcpu.inject_exception(IDT_GP, Some(0), true)?);
+                    return Ok(self.vcpu.inject_exception(IDT_GP.into(), Some(0), true)?);
                 }
                 0
             }
@@ -313,7 +312,7 @@ impl VcpuThread {
                 );
             }
             if self.policy.strictmsr {
-                self.vcpu.inject_exception(IDT_GP, Some(0), true)?;
+                self.vcpu.inject_exception(IDT_GP.into(), Some(0), true)?;
             }
         }
         Ok(())
@@ -322,18 +321,18 @@ impl VcpuThread {
     fn ipi(&self, exit: &VmExit, cpuset: &CpuSet) -> Result<(), ExitError> {
         let ipi = exit.ipi();
         let targets = cpuset.iter().take_while(|id| *id < self.vcpus.count());
-        match ipi.mode {
-            apicreg::APIC_DELMODE_INIT => {
+        match DeliveryMode::from_bits(ipi.mode) {
+            Some(DeliveryMode::Init) => {
                 for id in targets {
                     self.vcpus.park(id)?;
                 }
                 Ok(())
             }
-            apicreg::APIC_DELMODE_STARTUP => targets
+            Some(DeliveryMode::Startup) => targets
                 .into_iter()
                 .try_for_each(|id| self.start_ap(id, ipi.vector)),
-            mode => {
-                let detail = format!("an IPI of delivery mode {mode:#x}");
+            _ => {
+                let detail = format!("an IPI of delivery mode {:#x}", ipi.mode);
                 Err(ExitError::Unhandled {
                     code: exit.exitcode,
                     rip: exit.rip,

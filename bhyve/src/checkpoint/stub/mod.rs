@@ -12,9 +12,9 @@ use crate::machine::vcpu::{End, Vcpus};
 use parking_lot::{Condvar, Mutex};
 use program as at;
 use std::time::{Duration, Instant};
-use vmmapi::abi::specialreg::*;
+use vmm_x86::specialreg::{Cr0, Cr4, Dr7, Efer, Rflags};
 use vmmapi::abi::*;
-use vmmapi::{CpuSet, DeviceMemory, OutOfRange, Vcpu, Vm};
+use vmmapi::{CpuSet, DeviceMemory, OutOfRange, Vcpu, Vm, access_rights};
 
 /// The name of the segment. Its number is that of ROMs of passed-through devices: a VM that has one cannot be saved.
 const SEGMENT: &str = "stub";
@@ -334,19 +334,23 @@ impl Session<'_> {
     /// Sets all that the stub needs of a processor.
     fn enter(&self, vcpu: &Vcpu, task: Task, waiting: Waiting) -> Result<(), StubError> {
         let code = self.gpa + at::CODE_AT;
-        let flags = if waiting.interrupt { PSL_I } else { 0 };
+        let mut flags = Rflags::RESERVED_1;
+        flags.set(Rflags::I, waiting.interrupt);
         let (load, xcr0) = match task {
             Task::Save => (0, 0),
             Task::Load { xcr0 } => (1, xcr0),
         };
         // On AMD's processors EFER has a bit of the host's, which stays.
-        let svme = vcpu.get_register(VM_REG_GUEST_EFER)? & EFER_SVM;
+        let efer = Efer::from_bits_retain(vcpu.get_register(VM_REG_GUEST_EFER)?);
+        let efer = Efer::LME | Efer::LMA | efer & Efer::SVM;
+        let cr0 = Cr0::PE | Cr0::ET | Cr0::NE | Cr0::WP | Cr0::PG;
+        let cr4 = Cr4::PAE | Cr4::FXSR | Cr4::XMM;
         vcpu.set_registers(&[
-            (VM_REG_GUEST_DR7, DR7_RESERVED_1),
-            (VM_REG_GUEST_CR0, CR0_PE | CR0_ET | CR0_NE | CR0_WP | CR0_PG),
+            (VM_REG_GUEST_DR7, Dr7::RESERVED_1.bits()),
+            (VM_REG_GUEST_CR0, cr0.bits()),
             (VM_REG_GUEST_CR3, self.gpa + at::PML4),
-            (VM_REG_GUEST_CR4, CR4_PAE | CR4_FXSR | CR4_XMM),
-            (VM_REG_GUEST_EFER, EFER_LME | EFER_LMA | svme),
+            (VM_REG_GUEST_CR4, cr4.bits()),
+            (VM_REG_GUEST_EFER, efer.bits()),
         ])?;
         for (register, selector, desc) in self.segments() {
             vcpu.set_desc(register, desc)?;
@@ -361,7 +365,7 @@ impl Session<'_> {
             SegDesc::new(self.gpa + at::IDT, 256 * 16 - 1, 0),
         )?;
         Ok(vcpu.set_registers(&[
-            (VM_REG_GUEST_RFLAGS, PSL_RESERVED_1 | flags),
+            (VM_REG_GUEST_RFLAGS, flags.bits()),
             (VM_REG_GUEST_INTR_SHADOW, 0),
             (VM_REG_GUEST_RSP, code),
             (VM_REG_GUEST_RSI, self.gpa + at::RESULTS),
@@ -379,10 +383,14 @@ impl Session<'_> {
     /// The segment registers, each with its selector and its hidden part.
     fn segments(&self) -> [(i32, u16, SegDesc); 8] {
         let flat = |access| SegDesc::new(0, u32::MAX, access);
-        let data = |register| (register, at::KERNEL_SS, flat(0xc093));
-        let tss = SegDesc::new(self.gpa + at::TSS, u32::from(at::TSS_SIZE) - 1, 0x8b);
+        let data = |register| (register, at::KERNEL_SS, flat(access_rights::DATA32));
+        let tss = SegDesc::new(
+            self.gpa + at::TSS,
+            u32::from(at::TSS_SIZE) - 1,
+            access_rights::TSS_BUSY,
+        );
         [
-            (VM_REG_GUEST_CS, at::KERNEL_CS, flat(0xa09b)),
+            (VM_REG_GUEST_CS, at::KERNEL_CS, flat(access_rights::CODE64)),
             data(VM_REG_GUEST_SS),
             data(VM_REG_GUEST_DS),
             data(VM_REG_GUEST_ES),
@@ -390,7 +398,11 @@ impl Session<'_> {
             data(VM_REG_GUEST_GS),
             (VM_REG_GUEST_TR, at::TASK, tss),
             // There is none.
-            (VM_REG_GUEST_LDTR, 0, SegDesc::new(0, 0, 0x1_0000)),
+            (
+                VM_REG_GUEST_LDTR,
+                0,
+                SegDesc::new(0, 0, SEG_DESC_UNUSABLE_BIT),
+            ),
         ]
     }
 

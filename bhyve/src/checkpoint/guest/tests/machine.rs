@@ -9,14 +9,15 @@ use parking_lot::Mutex;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use vmmapi::abi::specialreg::*;
+use vmm_x86::specialreg::{Cr0, Cr4, Efer, Rflags};
 use vmmapi::backend::standin::Release;
 use vmmapi::backend::{Backend, HostMapping, Kind};
-use vmmapi::{Choice, CpuSet, CreateOptions, Errno, SoftOptions};
+use vmmapi::{Choice, CpuSet, CreateOptions, Errno, SoftOptions, access_rights};
 use zerocopy::FromBytes;
 
 pub const RELEASES: [Release; 3] = [Release::Fourteen, Release::Fifteen, Release::Sixteen];
 const MEMORY: u64 = 1 << 20;
+const FLAGS: Rflags = Rflags::RESERVED_1.union(Rflags::I).union(Rflags::IOPL);
 /// Where the guest says that it has come to a point.
 const POINT: u16 = 0x5fe;
 
@@ -189,11 +190,11 @@ fn code(case: &Case) -> Vec<u8> {
 fn toggle_ts(a: &mut CodeAssembler, mode: Mode) {
     if mode.is_long() {
         a.mov(rax, cr0).unwrap();
-        a.xor(eax, CR0_TS as u32).unwrap();
+        a.xor(eax, Cr0::TS.bits() as u32).unwrap();
         a.mov(cr0, rax).unwrap();
     } else {
         a.mov(eax, cr0).unwrap();
-        a.xor(eax, CR0_TS as u32).unwrap();
+        a.xor(eax, Cr0::TS.bits() as u32).unwrap();
         a.mov(cr0, eax).unwrap();
     }
 }
@@ -351,7 +352,7 @@ impl Machine {
                 .write(GDT + n as u64 * 8, &descriptor.to_le_bytes())
                 .unwrap();
         }
-        let frame = [CODE, 0x1b, PSL_RESERVED_1 | PSL_I | PSL_IOPL, STACK, 0x23];
+        let frame = [CODE, 0x1b, FLAGS.bits(), STACK, 0x23];
         memory.write(TO_USER, &[0x48, 0xcf]).unwrap();
         for (n, value) in frame.iter().enumerate() {
             let at = STACK - 40 + n as u64 * 8;
@@ -378,16 +379,22 @@ impl Machine {
 
     fn set_mode(&self, case: &Case) {
         let vcpu = self.vcpu();
-        let osxsave = if case.xcr0.is_some() { CR4_XSAVE } else { 0 };
+        let mut cr4_value = Cr4::FXSR | Cr4::XMM;
+        cr4_value.set(Cr4::XSAVE, case.xcr0.is_some());
         let user = case.mode == Mode::User;
-        let (cr0_value, cr4_value, efer, code) = match case.mode {
-            Mode::Real => (CR0_NE, 0, 0, 0x9b),
-            Mode::Protected => (CR0_NE | CR0_PE, 0, 0, 0xc09b),
+        let (cr0_value, pae, efer, code) = match case.mode {
+            Mode::Real => (Cr0::NE, Cr4::empty(), Efer::empty(), 0x9b),
+            Mode::Protected => (
+                Cr0::NE | Cr0::PE,
+                Cr4::empty(),
+                Efer::empty(),
+                access_rights::CODE32,
+            ),
             Mode::Long | Mode::User => (
-                CR0_NE | CR0_PE | CR0_PG,
-                CR4_PAE,
-                EFER_LME | EFER_LMA,
-                0xa09b,
+                Cr0::NE | Cr0::PE | Cr0::PG,
+                Cr4::PAE,
+                Efer::LME | Efer::LMA,
+                access_rights::CODE64,
             ),
         };
         let limit = if case.mode == Mode::Real {
@@ -396,16 +403,16 @@ impl Machine {
             u32::MAX
         };
         let data = if case.mode == Mode::Real {
-            0x93
+            access_rights::DATA16
         } else {
-            0xc093
+            access_rights::DATA32
         };
         vcpu.set_registers(&[
-            (VM_REG_GUEST_CR0, cr0_value),
+            (VM_REG_GUEST_CR0, cr0_value.bits()),
             (VM_REG_GUEST_CR3, TABLES),
-            (VM_REG_GUEST_CR4, cr4_value | osxsave | CR4_FXSR | CR4_XMM),
-            (VM_REG_GUEST_EFER, efer),
-            (VM_REG_GUEST_RFLAGS, PSL_RESERVED_1 | PSL_I | PSL_IOPL),
+            (VM_REG_GUEST_CR4, (cr4_value | pae).bits()),
+            (VM_REG_GUEST_EFER, efer.bits()),
+            (VM_REG_GUEST_RFLAGS, FLAGS.bits()),
             (VM_REG_GUEST_RSP, STACK - 40),
             (VM_REG_GUEST_RIP, if user { TO_USER } else { CODE }),
             (VM_REG_GUEST_R13, 0x1313),
@@ -422,8 +429,11 @@ impl Machine {
         vcpu.set_desc(VM_REG_GUEST_CS, SegDesc::new(0, limit, code))
             .unwrap();
         vcpu.set_register(VM_REG_GUEST_CS, 0x08).unwrap();
-        vcpu.set_desc(VM_REG_GUEST_TR, SegDesc::new(TSS, 103, 0x8b))
-            .unwrap();
+        vcpu.set_desc(
+            VM_REG_GUEST_TR,
+            SegDesc::new(TSS, 103, access_rights::TSS_BUSY),
+        )
+        .unwrap();
         vcpu.set_desc(VM_REG_GUEST_GDTR, SegDesc::new(GDT, 39, 0))
             .unwrap();
         vcpu.set_desc(VM_REG_GUEST_IDTR, SegDesc::new(IDT, 0xfff, 0))
