@@ -7,40 +7,39 @@
 
 #![forbid(unsafe_code)]
 
-use std::ops::RangeInclusive;
+use vmm_x86::acpi::IO_PMTMR;
+use vmm_x86::apicreg::{
+    DEFAULT_APIC_BASE, DEFAULT_IO_APIC_BASE, DeliveryMode, LvtIndex, VIOAPIC_PINS,
+};
+use vmm_x86::hpet::{HPET_MEM_WIDTH, VHPET_BASE};
+use vmm_x86::i8253::TIMER_REG_MODE;
+use vmm_x86::isa::{IO_PPI, IO_RTC, IO_TIMER1, IRQ_RTC, IRQ_TIMER};
 
 use crate::cpuset::CpuSet;
 use crate::errno::Errno;
 use crate::io::Refused;
-use crate::io::vatpic::Vatpic;
+use crate::io::vatpic::{self, Vatpic};
 use crate::io::vatpit::Vatpit;
 use crate::io::vhpet::{self, Signal, Vhpet};
-use crate::io::vioapic::{PINS, Vioapic};
-use crate::io::vlapic::{self, Event, Lvt, Vlapic, delmode};
+use crate::io::vioapic::Vioapic;
+use crate::io::vlapic::{self, Event, Vlapic};
 use crate::io::vmm_lapic::{IntrMsg, Lapics};
 use crate::io::vpmtmr::Vpmtmr;
 use crate::io::vrtc::Vrtc;
 use crate::io::wire::{Reader, Writer};
 use crate::time::Sbt;
+use crate::vmm_msr;
 
 pub use crate::io::vmm_lapic::{Effects, StartIpi};
 pub use crate::io::wire::{Device, StateError};
 
-/// The I/O APIC's page.
-pub const IOAPIC_BASE: u64 = 0xfec0_0000;
-/// The HPET's first byte.
-pub const HPET_BASE: u64 = 0xfed0_0000;
-/// The local APIC's page, the same for every processor.
-pub const LAPIC_BASE: u64 = 0xfee0_0000;
+/// Both kinds of APIC have a page of their own.
 const PAGE: u64 = 0x1000;
-const HPET_LEN: u64 = 0x400;
 
-const X2APIC_MSRS: RangeInclusive<u32> = 0x800..=0xbff;
-
-const PIT_IRQ: u8 = 0;
+/// The I/O APIC pin of the 8254's interrupt.
 const PIT_PIN: usize = 2;
-const RTC_IRQ: u8 = 8;
-const RTC_PIN: usize = 8;
+/// The I/O APIC pin of the clock's interrupt.
+const RTC_PIN: usize = IRQ_RTC as usize;
 /// The I/O APIC pin that the 8259 pair's output is wired to.
 const PIC_PIN: usize = 0;
 
@@ -62,7 +61,7 @@ impl<T> From<Result<T, Refused>> for Io<T> {
 }
 
 /// Number of I/O APIC pins (`VM_IOAPIC_PINCOUNT`).
-pub const IOAPIC_PINS: i32 = PINS as i32;
+pub const IOAPIC_PINS: i32 = VIOAPIC_PINS as i32;
 
 /// The devices.
 #[derive(Debug, Clone)]
@@ -204,7 +203,7 @@ impl Chipset {
                 _ if board > now => return,
                 _ if self.pit.deadline() == board => {
                     self.pit.expire(now);
-                    self.pulse_irq(PIT_IRQ, PIT_PIN);
+                    self.pulse_irq(IRQ_TIMER, PIT_PIN);
                 }
                 _ if self.hpet.deadline() == board => {
                     let (hpet, mut wires) = self.split_hpet();
@@ -359,7 +358,7 @@ impl Chipset {
     pub fn lapic_local_irq(&mut self, vcpu: Option<usize>, index: i32) -> Result<(), Errno> {
         let lvt = u32::try_from(index)
             .ok()
-            .and_then(Lvt::from_index)
+            .and_then(LvtIndex::from_bits)
             .ok_or(Errno::EINVAL)?;
         self.lapics.trigger_lvt(vcpu, lvt);
         Ok(())
@@ -379,7 +378,7 @@ impl Chipset {
     /// The output of the 8259 pair goes to LINT0 of every processor and to an I/O APIC pin.
     fn pic_output(&mut self, raised: bool) {
         if raised {
-            self.lapics.trigger_lvt(None, Lvt::Lint0);
+            self.lapics.trigger_lvt(None, LvtIndex::Lint0);
             self.set_ioapic_pin(PIC_PIN, true);
             self.set_ioapic_pin(PIC_PIN, false);
         }
@@ -396,7 +395,7 @@ impl Chipset {
 
     fn rtc_irq(&mut self, raised: bool) {
         if raised {
-            self.pulse_irq(RTC_IRQ, RTC_PIN);
+            self.pulse_irq(IRQ_RTC, RTC_PIN);
         }
     }
 
@@ -406,7 +405,7 @@ impl Chipset {
         self.lapics.cpus.iter_mut().for_each(Vlapic::reset_tmr);
         for message in self.ioapic.level_messages() {
             // In the other modes there is no vector to end.
-            if !matches!(message.delmode, delmode::FIXED | delmode::LOWPRIO) {
+            if !matches!(message.delmode, DeliveryMode::Fixed | DeliveryMode::LowPrio) {
                 continue;
             }
             for vcpu in self
@@ -434,7 +433,7 @@ impl Chipset {
             }
             Event::Ipi(icr) => {
                 self.lapics.send_ipi(vcpu, icr)?;
-                if icr as u32 & 0x700 == delmode::INIT {
+                if DeliveryMode::of(icr.bits() as u32) == DeliveryMode::Init {
                     self.update_tmr();
                 }
             }
@@ -448,22 +447,24 @@ impl Chipset {
 
     /// IN of `size` bytes. The caller puts the low `size` bytes of the value into EAX.
     pub fn in_port(&mut self, now: Sbt, port: u16, size: u8) -> Io<u32> {
-        let value = match (port, size) {
-            (0x61, _) => self.pit.read_nmisc(now),
-            (0x408, 4) => return Io::Done(self.pmtmr.read(now)),
-            (0x20 | 0x21 | 0xa0 | 0xa1 | 0x4d0 | 0x4d1, 1) => self.pic.read(port),
-            (0x40..=0x43, 1) => match self.pit.read(now, port) {
+        let value = match (Port::of(port), size) {
+            (Some(Port::Nmisc), _) => self.pit.read_nmisc(now),
+            (Some(Port::PmTimer), 4) => return Io::Done(self.pmtmr.read(now)),
+            (Some(Port::Pic(register)), 1) => self.pic.read(register),
+            (Some(Port::Pit(register)), 1) => match self.pit.read(now, register) {
                 Ok(value) => value,
                 Err(Refused) => return Io::Refused,
             },
-            (0x70, 1) => 0xff,
-            (0x71, 1) => {
+            // The index can only be written.
+            (Some(Port::RtcIndex), 1) => 0xff,
+            (Some(Port::RtcData), 1) => {
                 let mut irq = false;
                 let value = self.rtc.read(now, &mut irq);
                 self.rtc_irq(irq);
                 value
             }
-            _ => return unrouted(port),
+            (Some(_), _) => return Io::Refused,
+            (None, _) => return Io::NotMine,
         };
         Io::Done(value.into())
     }
@@ -471,25 +472,26 @@ impl Chipset {
     /// OUT of `size` bytes.
     pub fn out_port(&mut self, now: Sbt, port: u16, size: u8, value: u32) -> Io<()> {
         let byte = value as u8;
-        match (port, size) {
-            (0x61, _) => Io::Done(()),
-            (0x20 | 0x21 | 0xa0 | 0xa1 | 0x4d0 | 0x4d1, 1) => {
-                let raised = self.pic.write(port, byte);
+        match (Port::of(port), size) {
+            (Some(Port::Nmisc), _) => Io::Done(()),
+            (Some(Port::Pic(register)), 1) => {
+                let raised = self.pic.write(register, byte);
                 self.pic_output(raised == Ok(true));
                 raised.map(|_| ()).into()
             }
-            (0x40..=0x43, 1) => self.pit.write(now, port, byte).into(),
-            (0x70, 1) => {
+            (Some(Port::Pit(register)), 1) => self.pit.write(now, register, byte).into(),
+            (Some(Port::RtcIndex), 1) => {
                 self.rtc.select(byte);
                 Io::Done(())
             }
-            (0x71, 1) => {
+            (Some(Port::RtcData), 1) => {
                 let mut irq = false;
                 let result = self.rtc.write(now, byte, &mut irq);
                 self.rtc_irq(irq);
                 result.into()
             }
-            _ => unrouted(port),
+            (Some(_), _) => Io::Refused,
+            (None, _) => Io::NotMine,
         }
     }
 
@@ -498,13 +500,17 @@ impl Chipset {
     /// A read of `size` bytes at guest-physical address `gpa` by `vcpu`.
     pub fn mmio_read(&mut self, now: Sbt, vcpu: usize, gpa: u64, size: u8) -> Io<u64> {
         match gpa & !(PAGE - 1) {
-            LAPIC_BASE => match self.lapics.cpus.get(vcpu) {
-                Some(lapic) => lapic.mmio_read(now, (gpa - LAPIC_BASE) as u16).into(),
+            DEFAULT_APIC_BASE => match self.lapics.cpus.get(vcpu) {
+                Some(lapic) => lapic
+                    .mmio_read(now, (gpa - DEFAULT_APIC_BASE) as u16)
+                    .into(),
                 None => Io::Refused,
             },
-            IOAPIC_BASE => Io::Done(self.ioapic.mmio_read(gpa - IOAPIC_BASE, size)),
-            HPET_BASE if gpa - HPET_BASE < HPET_LEN => {
-                Io::Done(self.hpet.mmio_read(now, gpa - HPET_BASE, size))
+            DEFAULT_IO_APIC_BASE => {
+                Io::Done(self.ioapic.mmio_read(gpa - DEFAULT_IO_APIC_BASE, size))
+            }
+            VHPET_BASE if gpa - VHPET_BASE < HPET_MEM_WIDTH => {
+                Io::Done(self.hpet.mmio_read(now, gpa - VHPET_BASE, size))
             }
             _ => Io::NotMine,
         }
@@ -513,15 +519,17 @@ impl Chipset {
     /// A write of the low `size` bytes of `value`.
     pub fn mmio_write(&mut self, now: Sbt, vcpu: usize, gpa: u64, size: u8, value: u64) -> Io<()> {
         match gpa & !(PAGE - 1) {
-            LAPIC_BASE => {
+            DEFAULT_APIC_BASE => {
                 let Some(lapic) = self.lapics.cpus.get_mut(vcpu) else {
                     return Io::Refused;
                 };
-                let event = lapic.mmio_write(now, (gpa - LAPIC_BASE) as u16, value, size);
+                let event = lapic.mmio_write(now, (gpa - DEFAULT_APIC_BASE) as u16, value, size);
                 event.and_then(|event| self.lapic_event(vcpu, event)).into()
             }
-            IOAPIC_BASE => {
-                let written = self.ioapic.mmio_write(gpa - IOAPIC_BASE, value, size);
+            DEFAULT_IO_APIC_BASE => {
+                let written = self
+                    .ioapic
+                    .mmio_write(gpa - DEFAULT_IO_APIC_BASE, value, size);
                 if written.routes {
                     self.update_tmr();
                 }
@@ -530,9 +538,9 @@ impl Chipset {
                 }
                 Io::Done(())
             }
-            HPET_BASE if gpa - HPET_BASE < HPET_LEN => {
+            VHPET_BASE if gpa - VHPET_BASE < HPET_MEM_WIDTH => {
                 let (hpet, mut wires) = self.split_hpet();
-                hpet.mmio_write(now, gpa - HPET_BASE, value, size, |signal| {
+                hpet.mmio_write(now, gpa - VHPET_BASE, value, size, |signal| {
                     wires.hpet(signal)
                 });
                 Io::Done(())
@@ -546,10 +554,10 @@ impl Chipset {
         self.lapics.cpus.get(vcpu).map_or(0, Vlapic::apicbase)
     }
 
-    /// RDMSR of the x2APIC's range, 0x800 to 0xBFF.
+    /// RDMSR of the x2APIC's range.
     pub fn rdmsr(&self, now: Sbt, vcpu: usize, msr: u32) -> Io<u64> {
         match self.lapics.cpus.get(vcpu) {
-            Some(lapic) if X2APIC_MSRS.contains(&msr) => Io::Done(lapic.msr_read(now, msr)),
+            Some(lapic) if vmm_msr::is_x2apic(msr) => Io::Done(lapic.msr_read(now, msr)),
             _ => Io::NotMine,
         }
     }
@@ -557,7 +565,7 @@ impl Chipset {
     /// WRMSR of the same.
     pub fn wrmsr(&mut self, now: Sbt, vcpu: usize, msr: u32, value: u64) -> Io<()> {
         match self.lapics.cpus.get_mut(vcpu) {
-            Some(lapic) if X2APIC_MSRS.contains(&msr) => {
+            Some(lapic) if vmm_msr::is_x2apic(msr) => {
                 let event = lapic.msr_write(now, msr, value);
                 self.lapic_event(vcpu, event).into()
             }
@@ -767,13 +775,32 @@ impl Wires<'_> {
     }
 }
 
-/// An access that no device took: an error where one is but refuses this width or direction.
-fn unrouted<T>(port: u16) -> Io<T> {
-    match port {
-        0x20 | 0x21 | 0x40..=0x43 | 0x70 | 0x71 | 0xa0 | 0xa1 | 0x408 | 0x4d0 | 0x4d1 => {
-            Io::Refused
-        }
-        _ => Io::NotMine,
+/// What is at a port. A device that is there refuses accesses of a width or direction that it does not have.
+#[derive(Debug, Clone, Copy)]
+enum Port {
+    /// The 8259s and their edge/level control registers.
+    Pic(vatpic::Port),
+    /// A register of the 8254.
+    Pit(u16),
+    /// Gate and output of the 8254's counter 2.
+    Nmisc,
+    RtcIndex,
+    RtcData,
+    PmTimer,
+}
+
+impl Port {
+    fn of(port: u16) -> Option<Self> {
+        const PIT_LAST: u16 = IO_TIMER1 + TIMER_REG_MODE;
+        const RTC_DATA: u16 = IO_RTC + 1;
+        Some(match port {
+            IO_TIMER1..=PIT_LAST => Self::Pit(port - IO_TIMER1),
+            IO_PPI => Self::Nmisc,
+            IO_RTC => Self::RtcIndex,
+            RTC_DATA => Self::RtcData,
+            IO_PMTMR => Self::PmTimer,
+            _ => return vatpic::Port::of(port).map(Self::Pic),
+        })
     }
 }
 

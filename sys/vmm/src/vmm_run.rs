@@ -485,7 +485,7 @@ fn ipi_exit(core: &Core, ipi: StartIpi) -> VmExit {
             rip,
             0,
             VmExitIpi {
-                mode,
+                mode: mode.bits(),
                 vector,
                 ..VmExitIpi::default()
             },

@@ -26,13 +26,13 @@ fn chipset(cpus: usize) -> Chipset {
 
 fn lapic_write(chipset: &mut Chipset, vcpu: usize, offset: u64, value: u64) {
     assert_eq!(
-        chipset.mmio_write(NOW, vcpu, LAPIC_BASE + offset, 4, value),
+        chipset.mmio_write(NOW, vcpu, DEFAULT_APIC_BASE + offset, 4, value),
         Io::Done(())
     );
 }
 
 fn lapic_read(chipset: &mut Chipset, vcpu: usize, offset: u64) -> u64 {
-    match chipset.mmio_read(NOW, vcpu, LAPIC_BASE + offset, 4) {
+    match chipset.mmio_read(NOW, vcpu, DEFAULT_APIC_BASE + offset, 4) {
         Io::Done(value) => value,
         other => panic!("{other:?}"),
     }
@@ -41,7 +41,7 @@ fn lapic_read(chipset: &mut Chipset, vcpu: usize, offset: u64) -> u64 {
 fn ioapic_write(chipset: &mut Chipset, register: u64, value: u64) {
     for (offset, value) in [(0, register), (0x10, value)] {
         assert_eq!(
-            chipset.mmio_write(NOW, 0, IOAPIC_BASE + offset, 4, value),
+            chipset.mmio_write(NOW, 0, DEFAULT_IO_APIC_BASE + offset, 4, value),
             Io::Done(())
         );
     }
@@ -139,7 +139,10 @@ fn bad_requests_are_refused() {
     assert_eq!(chipset.in_port(NOW, 0x408, 2), Io::Refused);
     assert_eq!(chipset.in_port(NOW, 0x43, 1), Io::Refused);
     assert_eq!(chipset.in_port(NOW, 0x80, 1), Io::NotMine);
-    assert_eq!(chipset.mmio_read(NOW, 0, HPET_BASE + 0x400, 4), Io::NotMine);
+    assert_eq!(
+        chipset.mmio_read(NOW, 0, VHPET_BASE + 0x400, 4),
+        Io::NotMine
+    );
 }
 
 #[test]
@@ -224,7 +227,7 @@ fn processors_are_started_as_their_userland_understands() {
     assert_eq!(
         send(&mut chipset, 0xc500),
         Some(StartIpi::Ipi {
-            mode: 0x500,
+            mode: DeliveryMode::Init,
             vector: 0,
             targets
         })
@@ -234,14 +237,14 @@ fn processors_are_started_as_their_userland_understands() {
     assert_eq!(
         send(&mut chipset, 0x699),
         Some(StartIpi::Ipi {
-            mode: 0x600,
+            mode: DeliveryMode::Startup,
             vector: 0x99,
             targets
         })
     );
     assert!(chipset.startup_cpus().is_empty());
     assert_eq!(
-        chipset.mmio_write(NOW, 0, LAPIC_BASE + 0x300, 4, 0x200),
+        chipset.mmio_write(NOW, 0, DEFAULT_APIC_BASE + 0x300, 4, 0x200),
         Io::Refused,
         "SMI"
     );
@@ -468,9 +471,9 @@ fn accesses(device: Device) -> BoxedStrategy<Op> {
         Device::Vioapic => (0x10..0x50u64, value())
             .prop_flat_map(|(register, value)| {
                 proptest::sample::select(vec![
-                    Op::Write(IOAPIC_BASE, 4, register),
-                    Op::Write(IOAPIC_BASE + 0x10, 4, value & 0xf8ff),
-                    Op::Read(IOAPIC_BASE + 0x10, 4),
+                    Op::Write(DEFAULT_IO_APIC_BASE, 4, register),
+                    Op::Write(DEFAULT_IO_APIC_BASE + 0x10, 4, value & 0xf8ff),
+                    Op::Read(DEFAULT_IO_APIC_BASE + 0x10, 4),
                 ])
             })
             .boxed(),
@@ -483,13 +486,16 @@ fn accesses(device: Device) -> BoxedStrategy<Op> {
                     },
                 );
             prop_oneof![
-                mmio(LAPIC_BASE, (0..0x40).map(|index| index * 16).collect()),
+                mmio(
+                    DEFAULT_APIC_BASE,
+                    (0..0x40).map(|index| index * 16).collect()
+                ),
                 msr
             ]
             .boxed()
         }
         Device::Vhpet => mmio(
-            HPET_BASE,
+            VHPET_BASE,
             (0..0x40)
                 .map(|index| index * 8)
                 .chain([0x14, 0xf4, 0x104])
@@ -517,19 +523,19 @@ fn set_up() -> Vec<Op> {
     ];
     ops.extend(out.map(|(port, value)| Op::Out(port, value)));
     ops.extend([
-        Op::Write(LAPIC_BASE + 0xf0, 4, 0x1ff),
+        Op::Write(DEFAULT_APIC_BASE + 0xf0, 4, 0x1ff),
         Op::Wrmsr(0x80f, 0x1ff),
     ]);
     ops.extend([
-        Op::Write(LAPIC_BASE + 0x320, 4, 0x2_0051),
-        Op::Write(LAPIC_BASE + 0x380, 4, 0x12345),
+        Op::Write(DEFAULT_APIC_BASE + 0x320, 4, 0x2_0051),
+        Op::Write(DEFAULT_APIC_BASE + 0x380, 4, 0x12345),
     ]);
     ops.extend([
-        Op::Write(HPET_BASE + 0x100, 4, 0x3000 | 0x4c),
-        Op::Write(HPET_BASE + 0x108, 4, 0x1000),
+        Op::Write(VHPET_BASE + 0x100, 4, 0x3000 | 0x4c),
+        Op::Write(VHPET_BASE + 0x108, 4, 0x1000),
     ]);
     ops.extend([
-        Op::Write(HPET_BASE + 0x10, 4, 1),
+        Op::Write(VHPET_BASE + 0x10, 4, 1),
         Op::Out(0x43, 0x34),
         Op::Out(0x40, 1),
         Op::Out(0x40, 9),

@@ -3,6 +3,9 @@
 //! Differs from the kernel's: a vector that is taken is charged to the chip it came from, not to the one whose base
 //! it resembles.
 
+use vmm_x86::i8259::{ICW2_BASE, Icw1, Icw4, OCW3_POLL_IRQ, Ocw2, Ocw3};
+use vmm_x86::isa::{ICU_SLAVEID, IO_ELCR1, IO_ICU1, IO_ICU2};
+
 use crate::io::Refused;
 use crate::io::wire::{Device, Reader, StateError, Writer};
 
@@ -12,14 +15,53 @@ const STATE_LEN: usize = 2 * 58 + 2;
 /// IRQ lines that can only be edge triggered, by chip: 0, 1, 2, 8 and 13.
 const EDGE_ONLY: [u8; 2] = [0x07, 0x21];
 
-/// The master's pin that the slave drives.
-const CASCADE: u8 = 2;
+/// A port of the pair.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Port {
+    /// ICW1, OCW2 and OCW3 of a chip; reads what OCW3 says.
+    Command(usize),
+    /// The other initialisation words, and the mask.
+    Data(usize),
+    /// A chip's edge/level control register.
+    Trigger(usize),
+}
+
+impl Port {
+    pub fn of(port: u16) -> Option<Self> {
+        const MASTER_DATA: u16 = IO_ICU1 + 1;
+        const SLAVE_DATA: u16 = IO_ICU2 + 1;
+        const SLAVE_TRIGGER: u16 = IO_ELCR1 + 1;
+        Some(match port {
+            IO_ICU1 => Self::Command(MASTER),
+            MASTER_DATA => Self::Data(MASTER),
+            IO_ICU2 => Self::Command(SLAVE),
+            SLAVE_DATA => Self::Data(SLAVE),
+            IO_ELCR1 => Self::Trigger(MASTER),
+            SLAVE_TRIGGER => Self::Trigger(SLAVE),
+            _ => return None,
+        })
+    }
+}
+
+const MASTER: usize = 0;
+const SLAVE: usize = 1;
+
+/// The initialisation word that a chip waits for; the numbers are the kernel's.
+mod word {
+    /// The sequence is over, or was never begun.
+    pub const NONE: u8 = 0;
+    /// The first word was not what the device can do.
+    pub const ICW1: u8 = 1;
+    pub const ICW2: u8 = 2;
+    pub const ICW3: u8 = 3;
+    pub const ICW4: u8 = 4;
+}
 
 /// One 8259.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 struct Chip {
     ready: bool,
-    /// The initialisation word that comes next; 0 outside the sequence.
+    /// One of [`word`].
     icw_num: u8,
     /// Whether the command port reads ISR and not IRR.
     read_isr: bool,
@@ -53,7 +95,7 @@ impl Chip {
         let mut blocking = if self.smm { 0 } else { self.service };
         if self.sfn {
             // A slave in service does not lock its other requests out.
-            blocking &= !(1 << CASCADE);
+            blocking &= !(1 << ICU_SLAVEID);
         }
         self.by_priority()
             .take_while(|pin| blocking & 1 << pin == 0)
@@ -101,41 +143,41 @@ impl Chip {
         }
     }
 
-    fn icw1(&mut self, value: u8) -> Result<(), Refused> {
+    fn icw1(&mut self, value: Icw1) -> Result<(), Refused> {
         self.ready = false;
-        self.icw_num = 1;
+        self.icw_num = word::ICW1;
         self.request = 0;
         self.mask = 0;
         self.lowprio = 7;
         self.read_isr = false;
         self.poll = false;
         self.smm = false;
-        let (single, icw4) = (value & 2 != 0, value & 1 != 0);
-        if single || !icw4 {
+        if value.contains(Icw1::SNGL) || !value.contains(Icw1::IC4) {
             return Err(Refused);
         }
-        self.icw_num = 2;
+        self.icw_num = word::ICW2;
         Ok(())
     }
 
-    fn icw4(&mut self, value: u8, master: bool) -> Result<(), Refused> {
-        if value & 1 == 0 {
+    fn icw4(&mut self, value: Icw4, master: bool) -> Result<(), Refused> {
+        if !value.contains(Icw4::MODE_8086) {
             return Err(Refused);
         }
-        self.aeoi |= value & 2 != 0;
-        self.sfn |= value & 0x10 != 0 && master;
-        self.icw_num = 0;
+        self.aeoi |= value.contains(Icw4::AEOI);
+        self.sfn |= value.contains(Icw4::SFNM) && master;
+        self.icw_num = word::NONE;
         self.ready = true;
         Ok(())
     }
 
     /// End of interrupt and rotation.
-    fn ocw2(&mut self, value: u8) {
-        let (rotate, specific, eoi) = (value & 0x80 != 0, value & 0x40 != 0, value & 0x20 != 0);
+    fn ocw2(&mut self, value: Ocw2) {
+        let (rotate, specific) = (value.contains(Ocw2::R), value.contains(Ocw2::SL));
+        let level = (value & Ocw2::LEVEL).bits();
         self.rotate = rotate;
-        if eoi {
+        if value.contains(Ocw2::EOI) {
             let ended = if specific {
-                Some(value & 7)
+                Some(level)
             } else {
                 self.highest_service()
             };
@@ -146,30 +188,32 @@ impl Chip {
                 }
             }
         } else if specific && rotate {
-            self.lowprio = value & 7;
+            self.lowprio = level;
         }
     }
 
     /// Special mask mode, which register to read, poll.
-    fn ocw3(&mut self, value: u8) {
-        if value & 0x40 != 0 {
-            self.smm = value & 0x20 != 0;
+    fn ocw3(&mut self, value: Ocw3) {
+        if value.contains(Ocw3::ESMM) {
+            self.smm = value.contains(Ocw3::SMM);
         }
-        if value & 2 != 0 {
-            self.read_isr = value & 1 != 0;
+        if value.contains(Ocw3::RR) {
+            self.read_isr = value.contains(Ocw3::RIS);
         }
-        self.poll = value & 4 != 0;
+        self.poll = value.contains(Ocw3::P);
     }
 
     fn write_command(&mut self, value: u8) -> Result<(), Refused> {
-        if value & 0x10 != 0 {
-            return self.icw1(value);
+        let icw1 = Icw1::from_bits_retain(value);
+        if icw1.contains(Icw1::RESET) {
+            return self.icw1(icw1);
         }
         if self.ready {
-            if value & 8 != 0 {
-                self.ocw3(value);
+            let ocw3 = Ocw3::from_bits_retain(value);
+            if ocw3.contains(Ocw3::SEL) {
+                self.ocw3(ocw3);
             } else {
-                self.ocw2(value);
+                self.ocw2(Ocw2::from_bits_retain(value));
             }
         }
         Ok(())
@@ -177,12 +221,13 @@ impl Chip {
 
     fn write_data(&mut self, value: u8, master: bool) -> Result<(), Refused> {
         match self.icw_num {
-            2 => {
-                self.irq_base = value & 0xf8;
-                self.icw_num = 3;
+            word::ICW2 => {
+                self.irq_base = value & ICW2_BASE;
+                self.icw_num = word::ICW3;
             }
-            3 => self.icw_num = 4,
-            4 => return self.icw4(value, master),
+            // Where the other chip is: it is always at the same pin.
+            word::ICW3 => self.icw_num = word::ICW4,
+            word::ICW4 => return self.icw4(Icw4::from_bits_retain(value), master),
             _ => self.mask = value,
         }
         Ok(())
@@ -193,7 +238,7 @@ impl Chip {
             return match self.highest_request() {
                 Some(pin) => {
                     self.accept(pin);
-                    0x80 | pin
+                    OCW3_POLL_IRQ | pin
                 }
                 None => 0,
             };
@@ -244,15 +289,16 @@ impl Chip {
         let small = |value: i32, max: u8| u8::try_from(value).ok().filter(|value| *value <= max);
         Ok(Self {
             ready: reader.bool("ready")?,
-            icw_num: small(reader.i32(), 4).ok_or_else(|| reader.bad("initialisation word"))?,
+            icw_num: small(reader.i32(), word::ICW4)
+                .ok_or_else(|| reader.bad("initialisation word"))?,
             // The kernel keeps the OCW3 bits that select the register, of which only the lowest distinguishes.
             read_isr: small(reader.i32(), 3).ok_or_else(|| reader.bad("read register"))? & 1 != 0,
             aeoi: reader.bool("automatic EOI")?,
             poll: reader.bool("poll")?,
             rotate: reader.bool("rotate")?,
             sfn: reader.bool("special fully nested mode")?,
-            irq_base: small(reader.i32(), 0xf8)
-                .filter(|base| base & 7 == 0)
+            irq_base: small(reader.i32(), ICW2_BASE)
+                .filter(|base| base & !ICW2_BASE == 0)
                 .ok_or_else(|| reader.bad("interrupt base"))?,
             request: reader.u8(),
             service: reader.u8(),
@@ -303,10 +349,10 @@ impl Vatpic {
         let [master, slave] = &mut self.chips;
         if !slave.intr_raised && slave.highest_request().is_some() {
             slave.intr_raised = true;
-            let level = self.elc[0] & 1 << CASCADE != 0;
-            master.set_pin(CASCADE, true, level);
+            let level = self.elc[MASTER] & 1 << ICU_SLAVEID != 0;
+            master.set_pin(ICU_SLAVEID, true, level);
             // Seen from here the pulse may already make the master speak up, as it does below in any case.
-            master.set_pin(CASCADE, false, level);
+            master.set_pin(ICU_SLAVEID, false, level);
         }
         let raise = !master.intr_raised && master.highest_request().is_some();
         master.intr_raised |= raise;
@@ -318,10 +364,10 @@ impl Vatpic {
     pub fn acknowledge(&mut self) -> (u8, Raised) {
         let [master, slave] = &mut self.chips;
         let pin = master.highest_request();
-        let vector = if pin == Some(CASCADE) {
+        let vector = if pin == Some(ICU_SLAVEID) {
             let pin = slave.highest_request().unwrap_or(7);
             slave.accept(pin);
-            master.accept(CASCADE);
+            master.accept(ICU_SLAVEID);
             slave.irq_base | pin
         } else {
             let pin = pin.unwrap_or(7);
@@ -347,34 +393,32 @@ impl Vatpic {
         Ok(())
     }
 
-    /// IN from 0x20, 0x21, 0xA0, 0xA1, 0x4D0 or 0x4D1.
-    pub fn read(&mut self, port: u16) -> u8 {
+    /// IN.
+    pub fn read(&mut self, port: Port) -> u8 {
         match port {
-            0x4d0 => self.elc[0],
-            0x4d1 => self.elc[1],
-            _ => self.chips[usize::from(port >= 0xa0)].read(port & 1 != 0),
+            Port::Trigger(chip) => self.elc[chip],
+            Port::Command(chip) => self.chips[chip].read(false),
+            Port::Data(chip) => self.chips[chip].read(true),
         }
     }
 
-    /// OUT to the same ports.
-    pub fn write(&mut self, port: u16, value: u8) -> Result<Raised, Refused> {
-        match port {
-            0x4d0 => self.elc[0] = value & !EDGE_ONLY[0],
-            0x4d1 => self.elc[1] = value & !EDGE_ONLY[1],
-            _ => {
-                let slave = port >= 0xa0;
-                let chip = &mut self.chips[usize::from(slave)];
-                if port & 1 != 0 {
-                    chip.write_data(value, !slave)?;
-                } else {
-                    chip.write_command(value)?;
-                }
-                if chip.ready {
-                    return Ok(self.notify());
-                }
+    /// OUT.
+    pub fn write(&mut self, port: Port, value: u8) -> Result<Raised, Refused> {
+        let chip = match port {
+            Port::Trigger(chip) => {
+                self.elc[chip] = value & !EDGE_ONLY[chip];
+                return Ok(false);
             }
-        }
-        Ok(false)
+            Port::Command(chip) => {
+                self.chips[chip].write_command(value)?;
+                chip
+            }
+            Port::Data(chip) => {
+                self.chips[chip].write_data(value, chip == MASTER)?;
+                chip
+            }
+        };
+        Ok(self.chips[chip].ready && self.notify())
     }
 
     /// `STRUCT_VATPIC`, which forgets nothing.
@@ -395,7 +439,7 @@ impl Vatpic {
             .zip(EDGE_ONLY)
             .any(|(elc, edge_only)| elc & edge_only != 0);
         reader.check(!forced, "edge/level control")?;
-        reader.check(!chips[1].sfn, "special fully nested mode")?;
+        reader.check(!chips[SLAVE].sfn, "special fully nested mode")?;
         Ok(Self { chips, elc })
     }
 }

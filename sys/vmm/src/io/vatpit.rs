@@ -3,6 +3,9 @@
 //! Channel 0 interrupts; channel 2 can be watched through port 0x61, whose gate and speaker bits are not modelled:
 //! the counter starts when it is loaded. That is how Linux calibrates its TSC.
 
+use vmm_x86::i8253::{ReadBack, TIMER_REG_MODE, TimerControl, TimerMode, TimerStatus};
+use vmm_x86::isa::Ppi;
+
 use crate::io::Refused;
 use crate::io::wire::{Device, Reader, StateError, Writer};
 use crate::time::{Bintime, Sbt};
@@ -13,35 +16,38 @@ const FREQ: u64 = 1_193_182;
 const TICK: Bintime = Bintime::from_freq(FREQ);
 
 /// Bytes of `STRUCT_VATPIT`.
-const STATE_LEN: usize = 16 + 3 * 52;
+const STATE_LEN: usize = 16 + COUNTERS * 52;
 /// Bytes of the extras: by channel the output latch, time since the load and time to the interrupt.
-const EXTRAS_LEN: usize = 3 * (1 + 8 + 17);
+const EXTRAS_LEN: usize = COUNTERS * (1 + 8 + 17);
 
-/// Counter modes, as bits 3:0 of the mode word.
-mod mode {
-    pub const INTTC: u8 = 0;
-    pub const RATEGEN: u8 = 4;
-    pub const SQWAVE: u8 = 6;
-    pub const SWSTROBE: u8 = 8;
+const COUNTERS: usize = 3;
+
+/// The mode that a control word selects, of those that the kernel's has. It does not count in decimal.
+fn mode_of(control: TimerControl) -> Option<TimerMode> {
+    let mode = TimerMode::from_bits((control & (TimerControl::MODE | TimerControl::BCD)).bits())?;
+    matches!(
+        mode,
+        TimerMode::TerminalCount
+            | TimerMode::RateGenerator
+            | TimerMode::SquareWave
+            | TimerMode::SoftwareStrobe
+    )
+    .then_some(mode)
 }
 
-const STATUS_OUT: u8 = 0x80;
-const STATUS_NULL_COUNT: u8 = 0x40;
-/// Port 0x61: output of channel 2.
-const NMISC_OUT2: u8 = 0x20;
 /// What a counter that was never loaded counts: 100 Hz.
 const DIVISOR_100HZ: u16 = ((FREQ + 50) / 100) as u16;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Channel {
-    mode: u8,
+    mode: TimerMode,
     initial: u16,
     /// When the counter was loaded.
     loaded: Sbt,
     cr: [u8; 2],
     ol: [u8; 2],
     status_latched: bool,
-    status: u8,
+    status: TimerStatus,
     /// Whether the next byte written is the high one.
     write_high: bool,
     /// Bytes left in the output latch.
@@ -53,6 +59,22 @@ struct Channel {
 }
 
 impl Channel {
+    const fn new() -> Self {
+        Self {
+            mode: TimerMode::TerminalCount,
+            initial: 0,
+            loaded: Sbt::ZERO,
+            cr: [0; 2],
+            ol: [0; 2],
+            status_latched: false,
+            status: TimerStatus::empty(),
+            write_high: false,
+            olbyte: 0,
+            read_high: false,
+            callout: None,
+        }
+    }
+
     fn ticks(&self, now: Sbt) -> u64 {
         let elapsed = now.since(self.loaded);
         (elapsed >> 32) * FREQ + (elapsed << 32) / TICK.frac
@@ -60,14 +82,14 @@ impl Channel {
 
     /// The output, which only mode 0 has.
     fn out(&self, now: Sbt) -> bool {
-        self.mode == mode::INTTC && self.ticks(now) >= self.initial.into()
+        self.mode == TimerMode::TerminalCount && self.ticks(now) >= self.initial.into()
     }
 
     fn count(&mut self, now: Sbt) -> u16 {
         if self.initial == 0 {
             self.initial = DIVISOR_100HZ;
             self.loaded = now;
-            self.status &= !STATUS_NULL_COUNT;
+            self.status.remove(TimerStatus::NULL_COUNT);
         }
         let initial = self.initial;
         // The remainder is less than `initial`, so it fits.
@@ -85,13 +107,13 @@ impl Channel {
     fn latch_status(&mut self, now: Sbt) {
         if !self.status_latched {
             self.status_latched = true;
-            self.status = self.status & !STATUS_OUT | if self.out(now) { STATUS_OUT } else { 0 };
+            self.status.set(TimerStatus::OUT, self.out(now));
         }
     }
 
     fn read(&mut self, now: Sbt) -> u8 {
         if std::mem::take(&mut self.status_latched) {
-            return std::mem::take(&mut self.status);
+            return std::mem::take(&mut self.status).bits();
         }
         if let Some(left) = self.olbyte.checked_sub(1) {
             self.olbyte = left;
@@ -109,7 +131,7 @@ impl Channel {
         if self.write_high {
             return false;
         }
-        self.status &= !STATUS_NULL_COUNT;
+        self.status.remove(TimerStatus::NULL_COUNT);
         self.read_high = false;
         self.initial = match u16::from_le_bytes(self.cr) {
             0 => 0xffff,
@@ -132,14 +154,16 @@ impl Channel {
 }
 
 /// The 8254.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Vatpit {
-    channels: [Channel; 3],
+    channels: [Channel; COUNTERS],
 }
 
 impl Vatpit {
     pub fn new() -> Self {
-        Self::default()
+        Self {
+            channels: [Channel::new(); COUNTERS],
+        }
     }
 
     /// When channel 0 wants to interrupt.
@@ -153,27 +177,28 @@ impl Vatpit {
     pub fn expire(&mut self, now: Sbt) {
         let channel = &mut self.channels[0];
         if let Some(due) = channel.callout.take()
-            && channel.mode == mode::RATEGEN
+            && channel.mode == TimerMode::RateGenerator
         {
             channel.arm(now, due);
         }
     }
 
-    /// IN from 0x40 to 0x43.
-    pub fn read(&mut self, now: Sbt, port: u16) -> Result<u8, Refused> {
+    /// IN. The control word cannot be read.
+    pub fn read(&mut self, now: Sbt, register: u16) -> Result<u8, Refused> {
         let channel = self
             .channels
-            .get_mut(usize::from(port & 3))
+            .get_mut(usize::from(register))
             .ok_or(Refused)?;
         Ok(channel.read(now))
     }
 
-    /// OUT to 0x40 to 0x43.
-    pub fn write(&mut self, now: Sbt, port: u16, value: u8) -> Result<(), Refused> {
-        let index = usize::from(port & 3);
-        let Some(channel) = self.channels.get_mut(index) else {
+    /// OUT.
+    pub fn write(&mut self, now: Sbt, register: u16, value: u8) -> Result<(), Refused> {
+        if register == TIMER_REG_MODE {
             return self.write_mode(now, value);
-        };
+        }
+        let index = usize::from(register);
+        let channel = self.channels.get_mut(index).ok_or(Refused)?;
         if channel.write(now, value) && index == 0 {
             channel.arm(now, now.into());
         }
@@ -181,33 +206,35 @@ impl Vatpit {
     }
 
     fn write_mode(&mut self, now: Sbt, value: u8) -> Result<(), Refused> {
-        let Some(channel) = self.channels.get_mut(usize::from(value >> 6)) else {
-            self.read_back(now, value);
+        let control = TimerControl::from_bits_retain(value);
+        let counter =
+            (control & TimerControl::SELECT).bits() >> TimerControl::SELECT.bits().trailing_zeros();
+        let Some(channel) = self.channels.get_mut(usize::from(counter)) else {
+            self.read_back(now, ReadBack::from_bits_retain(value));
             return Ok(());
         };
-        let (access, mode) = (value & 0x30, value & 0x0f);
-        match (access, mode) {
-            (0, _) => channel.latch_count(now),
-            (0x30, mode::INTTC | mode::RATEGEN | mode::SQWAVE | mode::SWSTROBE) => {
-                channel.mode = mode;
-                channel.olbyte = 0;
-                channel.status |= STATUS_NULL_COUNT;
-            }
-            _ => return Err(Refused),
+        let access = control & TimerControl::ACCESS;
+        if access.is_empty() {
+            channel.latch_count(now);
+            return Ok(());
         }
+        let mode = mode_of(control).filter(|_| access == TimerControl::ACCESS);
+        channel.mode = mode.ok_or(Refused)?;
+        channel.olbyte = 0;
+        channel.status |= TimerStatus::NULL_COUNT;
         Ok(())
     }
 
-    fn read_back(&mut self, now: Sbt, command: u8) {
-        for (index, channel) in self.channels.iter_mut().enumerate() {
-            if command & 2 << index == 0 {
+    fn read_back(&mut self, now: Sbt, command: ReadBack) {
+        let counters = [ReadBack::COUNTER0, ReadBack::COUNTER1, ReadBack::COUNTER2];
+        for (counter, channel) in counters.into_iter().zip(&mut self.channels) {
+            if !command.contains(counter) {
                 continue;
             }
-            // What to latch is selected by bits that are low.
-            if command & 0x20 == 0 {
+            if !command.contains(ReadBack::NO_COUNT) {
                 channel.latch_count(now);
             }
-            if command & 0x10 == 0 {
+            if !command.contains(ReadBack::NO_STATUS) {
                 channel.latch_status(now);
             }
         }
@@ -215,11 +242,9 @@ impl Vatpit {
 
     /// IN from 0x61.
     pub fn read_nmisc(&self, now: Sbt) -> u8 {
-        if self.channels[2].out(now) {
-            NMISC_OUT2
-        } else {
-            0
-        }
+        let mut value = Ppi::empty();
+        value.set(Ppi::OUT2, self.channels[2].out(now));
+        value.bits()
     }
 
     /// `STRUCT_VATPIT`. Its times are the kernel's uptimes, which mean nothing elsewhere; here they count from `now`,
@@ -247,14 +272,14 @@ impl Vatpit {
             let callout = callout
                 .map(|callout| callout - now.into())
                 .unwrap_or_default();
-            out.i32((*mode).into());
+            out.i32(mode.bits().into());
             out.u16(*initial);
             out.i64(loaded.sec);
             out.u64(loaded.frac);
             out.bytes(cr);
             out.bytes(ol);
             out.bool(*status_latched);
-            out.u8(*status);
+            out.u8(status.bits());
             out.i32((*write_high).into());
             out.i32((*read_high).into());
             out.i64(callout.sec);
@@ -275,14 +300,11 @@ impl Vatpit {
         let mut pit = Self::new();
         for channel in &mut pit.channels {
             let mode = reader.i32();
+            // The kernel keeps the lower half of the control word.
             channel.mode = u8::try_from(mode)
                 .ok()
-                .filter(|mode| {
-                    matches!(
-                        *mode,
-                        mode::INTTC | mode::RATEGEN | mode::SQWAVE | mode::SWSTROBE
-                    )
-                })
+                .filter(|mode| mode & !0x0f == 0)
+                .and_then(|mode| mode_of(TimerControl::from_bits_retain(mode)))
                 .ok_or_else(|| reader.bad("mode"))?;
             channel.initial = reader.u16();
             let _loaded: [u8; 16] = reader.array();
@@ -290,7 +312,7 @@ impl Vatpit {
             channel.cr = reader.array();
             channel.ol = reader.array();
             channel.status_latched = reader.bool("latched status")?;
-            channel.status = reader.u8();
+            channel.status = TimerStatus::from_bits_retain(reader.u8());
             for (flag, field) in [
                 (&mut channel.write_high, "written byte"),
                 (&mut channel.read_high, "read byte"),

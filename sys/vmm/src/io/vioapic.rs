@@ -1,56 +1,58 @@
-//! `sys/amd64/vmm/io/vioapic.c`: the I/O APIC, 32 pins at 0xFEC00000.
+//! `sys/amd64/vmm/io/vioapic.c`: the I/O APIC, 32 pins.
+
+use vmm_x86::apicreg::{
+    APIC_ID_MASK, APIC_ID_SHIFT, DeliveryMode, IOAPIC_ARB, IOAPIC_ID, IOAPIC_REDTBL, IOAPIC_SELECT,
+    IOAPIC_VER, IOAPIC_VERSION, IOAPIC_WINDOW, MAXREDIRSHIFT, Rte, VIOAPIC_PINS,
+};
 
 use crate::io::vmm_lapic::IntrMsg;
 use crate::io::wire::{Device, Reader, StateError, Writer};
 
 /// Number of pins; the upper eight belong to the HPET.
-pub(crate) const PINS: usize = 32;
+const PINS: usize = VIOAPIC_PINS as usize;
 
-/// Version 0x11 with [`PINS`] redirection entries.
-const VERSION: u32 = (PINS as u32 - 1) << 16 | 0x11;
-const ID_MASK: u32 = 0xff00_0000;
+const VERSION: u32 = (VIOAPIC_PINS - 1) << MAXREDIRSHIFT | IOAPIC_VERSION;
 
-const RTE_RESET: u64 = 0x0001_0000_0001_0000;
-const RTE_DELMODE: u64 = 0x700;
-const RTE_LOGICAL: u64 = 1 << 11;
-const RTE_DELIVS: u64 = 1 << 12;
-const RTE_POLARITY: u64 = 1 << 13;
-const RTE_REM_IRR: u64 = 1 << 14;
-const RTE_LEVEL: u64 = 1 << 15;
-const RTE_MASKED: u64 = 1 << 16;
-const RTE_RO: u64 = RTE_DELIVS | RTE_REM_IRR;
+/// Masked; the kernel sets a bit of the destination's half that means nothing, too.
+const RTE_RESET: Rte = Rte::INTMSET.union(Rte::from_bits_retain(Rte::INTMSET.bits() << 32));
+/// What the guest cannot write.
+const RTE_READ_ONLY: Rte = Rte::DELIVS.union(Rte::REM_IRR);
 
 /// Bytes of `STRUCT_VIOAPIC`.
 const STATE_LEN: usize = 4 + PINS * 12;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Pin {
-    rte: u64,
+    rte: Rte,
     /// Asserts less deasserts.
     acnt: i32,
 }
 
 impl Pin {
+    fn vector(&self) -> u8 {
+        (self.rte & Rte::INTVEC).bits() as u8
+    }
+
     fn message(&self) -> IntrMsg {
         IntrMsg {
-            level: self.rte & RTE_LEVEL != 0,
-            dest: (self.rte >> 56) as u8,
-            logical: self.rte & RTE_LOGICAL != 0,
-            delmode: (self.rte & RTE_DELMODE) as u32,
-            vector: self.rte as u8,
+            level: self.rte.contains(Rte::TRGRLVL),
+            dest: (self.rte.bits() >> (32 + APIC_ID_SHIFT)) as u8,
+            logical: self.rte.contains(Rte::DESTLOG),
+            delmode: DeliveryMode::of(self.rte.bits() as u32),
+            vector: self.vector(),
         }
     }
 
     /// The message to send now that the pin is active, if it may be sent.
     fn send(&mut self) -> Option<IntrMsg> {
-        if self.rte & RTE_MASKED != 0 {
+        if self.rte.contains(Rte::INTMSET) {
             return None;
         }
-        if self.rte & RTE_LEVEL != 0 {
-            if self.rte & RTE_REM_IRR != 0 {
+        if self.rte.contains(Rte::TRGRLVL) {
+            if self.rte.contains(Rte::REM_IRR) {
                 return None;
             }
-            self.rte |= RTE_REM_IRR;
+            self.rte |= Rte::REM_IRR;
         }
         Some(self.message())
     }
@@ -105,10 +107,10 @@ impl Vioapic {
     /// again.
     pub fn process_eoi(&mut self, vector: u8, mut send: impl FnMut(IntrMsg)) {
         for pin in &mut self.pins {
-            if pin.rte & RTE_REM_IRR == 0 || pin.rte as u8 != vector {
+            if !pin.rte.contains(Rte::REM_IRR) || pin.vector() != vector {
                 continue;
             }
-            pin.rte &= !RTE_REM_IRR;
+            pin.rte.remove(Rte::REM_IRR);
             if pin.acnt > 0
                 && let Some(message) = pin.send()
             {
@@ -121,23 +123,23 @@ impl Vioapic {
     pub fn level_messages(&self) -> impl Iterator<Item = IntrMsg> {
         self.pins
             .iter()
-            .filter(|pin| pin.rte & RTE_LEVEL != 0)
+            .filter(|pin| pin.rte.contains(Rte::TRGRLVL))
             .map(Pin::message)
     }
 
     /// A read in the device's page: 32 bits of IOREGSEL or IOWIN.
     pub fn mmio_read(&self, offset: u64, size: u8) -> u64 {
         match (offset, size) {
-            (0x00, 4) => self.ioregsel.into(),
-            (0x10, 4) => self.read(self.ioregsel as u8).into(),
+            (IOAPIC_SELECT, 4) => self.ioregsel.into(),
+            (IOAPIC_WINDOW, 4) => self.read(self.ioregsel as u8).into(),
             _ => 0,
         }
     }
 
     pub fn mmio_write(&mut self, offset: u64, value: u64, size: u8) -> Written {
         match (offset, size) {
-            (0x00, 4) => self.ioregsel = value as u32,
-            (0x10, 4) => return self.write(self.ioregsel as u8, value as u32),
+            (IOAPIC_SELECT, 4) => self.ioregsel = value as u32,
+            (IOAPIC_WINDOW, 4) => return self.write(self.ioregsel as u8, value as u32),
             _ => (),
         }
         Written::default()
@@ -145,17 +147,17 @@ impl Vioapic {
 
     fn read(&self, register: u8) -> u32 {
         match register {
-            0x00 | 0x02 => self.id,
-            0x01 => VERSION,
+            IOAPIC_ID | IOAPIC_ARB => self.id,
+            IOAPIC_VER => VERSION,
             _ => redirection(register)
-                .and_then(|(pin, shift)| Some((self.pins.get(pin)?.rte >> shift) as u32))
+                .and_then(|(pin, shift)| Some((self.pins.get(pin)?.rte.bits() >> shift) as u32))
                 .unwrap_or(0),
         }
     }
 
     fn write(&mut self, register: u8, value: u32) -> Written {
-        if register == 0 {
-            self.id = value & ID_MASK;
+        if register == IOAPIC_ID {
+            self.id = value & APIC_ID_MASK;
             return Written::default();
         }
         let Some((pin, shift)) = redirection(register) else {
@@ -165,14 +167,15 @@ impl Vioapic {
             return Written::default();
         };
         let last = pin.rte;
-        let writable = 0xffff_ffff << shift & !RTE_RO;
-        pin.rte = last & !writable | u64::from(value) << shift & writable;
+        let writable = Rte::from_bits_retain(0xffff_ffff << shift) - RTE_READ_ONLY;
+        let value = Rte::from_bits_retain(u64::from(value) << shift);
+        pin.rte = (last - writable) | (value & writable);
         // How a guest ends a level interrupt on an I/O APIC that has no EOI register.
-        if pin.rte & RTE_LEVEL == 0 {
-            pin.rte &= !RTE_REM_IRR;
+        if !pin.rte.contains(Rte::TRGRLVL) {
+            pin.rte.remove(Rte::REM_IRR);
         }
-        let routes = (last ^ pin.rte) & !(RTE_MASKED | RTE_POLARITY) != 0;
-        let message = if pin.rte & RTE_REM_IRR == 0 && pin.acnt > 0 {
+        let routes = (last ^ pin.rte) - (Rte::INTMSET | Rte::INTALO) != Rte::empty();
+        let message = if !pin.rte.contains(Rte::REM_IRR) && pin.acnt > 0 {
             pin.send()
         } else {
             None
@@ -190,7 +193,7 @@ impl Vioapic {
         let mut out = Writer::new(STATE_LEN);
         out.u32(*ioregsel);
         for Pin { rte, acnt } in pins {
-            out.u64(*rte);
+            out.u64(rte.bits());
             out.i32(*acnt);
         }
         out.finish()
@@ -205,12 +208,12 @@ impl Vioapic {
         };
         for pin in &mut ioapic.pins {
             *pin = Pin {
-                rte: reader.u64(),
+                rte: Rte::from_bits_retain(reader.u64()),
                 acnt: reader.i32(),
             };
-            reader.check(pin.rte & RTE_DELIVS == 0, "delivery status")?;
+            reader.check(!pin.rte.contains(Rte::DELIVS), "delivery status")?;
             reader.check(
-                pin.rte & RTE_REM_IRR == 0 || pin.rte & RTE_LEVEL != 0,
+                !pin.rte.contains(Rte::REM_IRR) || pin.rte.contains(Rte::TRGRLVL),
                 "remote IRR",
             )?;
         }
@@ -227,7 +230,7 @@ impl Vioapic {
     pub fn restore_extras(&mut self, bytes: &[u8]) -> Result<(), StateError> {
         let mut reader = Reader::extras(Device::Vioapic, bytes, 4)?;
         let id = reader.u32();
-        reader.check(id & !ID_MASK == 0, "id")?;
+        reader.check(id & !APIC_ID_MASK == 0, "id")?;
         self.id = id;
         Ok(())
     }
@@ -235,7 +238,7 @@ impl Vioapic {
 
 /// The redirection entry that a register is half of, and how far that half is shifted.
 fn redirection(register: u8) -> Option<(usize, u32)> {
-    let index = usize::from(register.checked_sub(0x10)?);
+    let index = usize::from(register.checked_sub(IOAPIC_REDTBL)?);
     Some((index / 2, if index % 2 == 0 { 0 } else { 32 }))
 }
 

@@ -3,6 +3,9 @@
 //! Differs from the kernel's: the stack of accepted vectors is not kept, since it can only ever be the set bits of
 //! ISR in ascending order; a saved one that says otherwise is refused where the kernel would panic.
 
+use vmm_x86::apicreg::*;
+use vmm_x86::specialreg::{ApicBase, MSR_APIC_000};
+
 use crate::io::Refused;
 use crate::io::wire::{Device, Reader, StateError, Writer};
 use crate::time::{Bintime, Sbt};
@@ -12,89 +15,44 @@ pub(crate) const STATE_LEN: usize = 4169;
 /// Bytes of one local APIC in the extras.
 pub(crate) const EXTRAS_LEN: usize = 8;
 
-/// IA32_APIC_BASE of a processor that is not the boot processor, in xAPIC mode.
-const APICBASE_DEFAULT: u64 = 0xfee0_0000 | 1 << 11;
-const APICBASE_BSP: u64 = 1 << 8;
-const APICBASE_X2APIC: u64 = 1 << 10;
-
 /// sbintime units per timer tick before the divider: 2^32 / 134217728 Hz, exactly.
 const TICK: u64 = 32;
 /// Timer ticks per second before the divider.
 const BUS_FREQ: u64 = 128 * 1024 * 1024;
 
-/// Version 0x14, seven local vectors.
-const VERSION: u32 = 0x0006_0014;
-const SVR_ENABLE: u32 = 0x100;
-const DFR_FLAT: u32 = 0xffff_ffff;
-const ESR_SEND_ILLEGAL: u32 = 0x20;
-const ESR_RECEIVE_ILLEGAL: u32 = 0x40;
+/// Version 0x14.
+const VERSION: u32 = (LVTS.len() as u32 - 1) << MAXLVTSHIFT | 0x14;
+const DFR_FLAT: u32 = APIC_DFR_MODEL_FLAT | APIC_DFR_RESERVED;
+/// The lowest vector that is not reserved for exceptions.
+const FIRST_VECTOR: u8 = 16;
 
-const LVT_MASKED: u32 = 1 << 16;
-const LVT_PERIODIC: u32 = 1 << 17;
-const LVT_WRITABLE: u32 = LVT_MASKED | 1 << 12 | 0xff;
-const LVT_LINT_WRITABLE: u32 = LVT_WRITABLE | 1 << 15 | 1 << 14 | 1 << 13 | LVT_MODE;
-const LVT_MODE: u32 = 7 << 8;
+/// The local vectors with the number of their register, by the kernel's index.
+const LVTS: [(LvtIndex, u32); 7] = [
+    (LvtIndex::Lint0, LAPIC_LVT_LINT0),
+    (LvtIndex::Lint1, LAPIC_LVT_LINT1),
+    (LvtIndex::Timer, LAPIC_LVT_TIMER),
+    (LvtIndex::Error, LAPIC_LVT_ERROR),
+    (LvtIndex::Pmc, LAPIC_LVT_PCINT),
+    (LvtIndex::Thermal, LAPIC_LVT_THERMAL),
+    (LvtIndex::Cmci, LAPIC_LVT_CMCI),
+];
 
-/// Delivery modes, as bits 10:8 of an LVT entry, an ICR or a message.
-pub(crate) mod delmode {
-    pub const FIXED: u32 = 0;
-    pub const LOWPRIO: u32 = 1 << 8;
-    pub const SMI: u32 = 2 << 8;
-    pub const NMI: u32 = 4 << 8;
-    pub const INIT: u32 = 5 << 8;
-    pub const STARTUP: u32 = 6 << 8;
-    pub const EXTINT: u32 = 7 << 8;
+/// The local vector that is at a register.
+fn lvt_at(register: u32) -> Option<LvtIndex> {
+    LVTS.iter()
+        .find(|(_, at)| *at == register)
+        .map(|(lvt, _)| *lvt)
 }
 
-/// Local vector table entries, by the kernel's index.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(usize)]
-pub(crate) enum Lvt {
-    Lint0 = 0,
-    Lint1 = 1,
-    Timer = 2,
-    Error = 3,
-    Pmc = 4,
-    Thermal = 5,
-    Cmci = 6,
-}
-
-impl Lvt {
-    const ALL: [Self; 7] = [
-        Self::Lint0,
-        Self::Lint1,
-        Self::Timer,
-        Self::Error,
-        Self::Pmc,
-        Self::Thermal,
-        Self::Cmci,
-    ];
-
-    pub fn from_index(index: u32) -> Option<Self> {
-        Self::ALL.get(usize::try_from(index).ok()?).copied()
-    }
-
-    fn from_offset(offset: u16) -> Option<Self> {
-        Some(match offset {
-            0x2f0 => Self::Cmci,
-            0x320 => Self::Timer,
-            0x330 => Self::Thermal,
-            0x340 => Self::Pmc,
-            0x350 => Self::Lint0,
-            0x360 => Self::Lint1,
-            0x370 => Self::Error,
-            _ => return None,
-        })
-    }
-
-    /// The bits that a write can change.
-    fn writable(self) -> u32 {
-        match self {
-            Self::Timer => LVT_WRITABLE | LVT_PERIODIC,
-            Self::Error => LVT_WRITABLE,
-            Self::Lint0 | Self::Lint1 => LVT_LINT_WRITABLE,
-            Self::Pmc | Self::Thermal | Self::Cmci => LVT_WRITABLE | LVT_MODE,
-        }
+/// The bits of a local vector that a write can change.
+fn writable(lvt: LvtIndex) -> Lvt {
+    const ALL: Lvt = Lvt::M.union(Lvt::DS).union(Lvt::VECTOR);
+    const PIN: Lvt = Lvt::TM.union(Lvt::RIRR).union(Lvt::IIPP);
+    match lvt {
+        LvtIndex::Timer => ALL | Lvt::TIMER_PERIODIC,
+        LvtIndex::Error => ALL,
+        LvtIndex::Lint0 | LvtIndex::Lint1 => ALL | PIN | Lvt::DM,
+        LvtIndex::Pmc | LvtIndex::Thermal | LvtIndex::Cmci => ALL | Lvt::DM,
     }
 }
 
@@ -149,7 +107,7 @@ pub(crate) enum Event {
     /// A level-triggered vector ended; the I/O APIC wants to know.
     Eoi(u8),
     /// ICR was written: an interprocessor interrupt is to be sent.
-    Ipi(u64),
+    Ipi(Icr),
     /// The destination registers changed.
     Destination,
 }
@@ -162,7 +120,7 @@ pub struct Counts {
     /// Interrupts that told of errors.
     pub errors: u64,
     /// Sources that were triggered from outside, by local vector.
-    pub triggered: [u64; 7],
+    pub triggered: [u64; LVTS.len()],
     /// EOIs while no vector was in service.
     pub gratuitous_eois: u64,
     /// Interprocessor interrupts to one target each.
@@ -180,14 +138,14 @@ pub(crate) struct Vlapic {
     ppr: u8,
     ldr: u32,
     dfr: u32,
-    svr: u32,
+    svr: Svr,
     isr: Vectors,
     tmr: Vectors,
     irr: Vectors,
-    esr: u32,
-    esr_pending: u32,
-    icr: u64,
-    lvt: [u32; 7],
+    esr: Esr,
+    esr_pending: Esr,
+    icr: Icr,
+    lvt: [Lvt; LVTS.len()],
     /// Initial count.
     icr_timer: u32,
     dcr_timer: u32,
@@ -206,14 +164,14 @@ impl Vlapic {
             ppr: 0,
             ldr: 0,
             dfr: DFR_FLAT,
-            svr: 0xff,
+            svr: Svr::VECTOR,
             isr: Vectors::default(),
             tmr: Vectors::default(),
             irr: Vectors::default(),
-            esr: 0,
-            esr_pending: 0,
-            icr: 0,
-            lvt: [LVT_MASKED; 7],
+            esr: Esr::empty(),
+            esr_pending: Esr::empty(),
+            icr: Icr::empty(),
+            lvt: [Lvt::M; LVTS.len()],
             icr_timer: 0,
             dcr_timer: 0,
             fire: Sbt::NEVER,
@@ -248,12 +206,14 @@ impl Vlapic {
 
     /// IA32_APIC_BASE.
     pub fn apicbase(&self) -> u64 {
-        let bsp = if self.vcpu == 0 { APICBASE_BSP } else { 0 };
-        APICBASE_DEFAULT | bsp | if self.x2apic { APICBASE_X2APIC } else { 0 }
+        let mut mode = ApicBase::ENABLED;
+        mode.set(ApicBase::BSP, self.vcpu == 0);
+        mode.set(ApicBase::X2APIC, self.x2apic);
+        DEFAULT_APIC_BASE | mode.bits()
     }
 
     pub fn enabled(&self) -> bool {
-        self.svr & SVR_ENABLE != 0
+        self.svr.contains(Svr::ENABLE)
     }
 
     pub fn tpr(&self) -> u8 {
@@ -297,8 +257,8 @@ impl Vlapic {
         if !self.enabled() {
             return Event::None;
         }
-        if vector < 16 {
-            return self.error(ESR_RECEIVE_ILLEGAL);
+        if vector < FIRST_VECTOR {
+            return self.error(Esr::RECEIVE_ILLEGAL_VECTOR);
         }
         self.irr.set(vector);
         Event::Notify
@@ -306,32 +266,32 @@ impl Vlapic {
 
     /// An illegal vector was to be sent.
     pub fn send_illegal(&mut self) -> Event {
-        self.error(ESR_SEND_ILLEGAL)
+        self.error(Esr::SEND_ILLEGAL_VECTOR)
     }
 
-    fn error(&mut self, bit: u32) -> Event {
+    fn error(&mut self, bit: Esr) -> Event {
         self.esr_pending |= bit;
-        self.fire_lvt(Lvt::Error, |counts| &mut counts.errors)
+        self.fire_lvt(LvtIndex::Error, |counts| &mut counts.errors)
     }
 
     /// Counts the interrupt if there is one.
-    fn fire_lvt(&mut self, lvt: Lvt, counter: impl FnOnce(&mut Counts) -> &mut u64) -> Event {
+    fn fire_lvt(&mut self, lvt: LvtIndex, counter: impl FnOnce(&mut Counts) -> &mut u64) -> Event {
         let entry = self.lvt[lvt as usize];
-        if entry & LVT_MASKED != 0 {
+        if entry.contains(Lvt::M) {
             return Event::None;
         }
-        let event = match entry & LVT_MODE {
-            delmode::FIXED => match entry as u8 {
+        let event = match DeliveryMode::of(entry.bits()) {
+            DeliveryMode::Fixed => match vector_of(entry.bits()) {
                 // An illegal vector in the error entry itself must not raise another error.
-                ..16 if lvt == Lvt::Error => {
-                    self.esr_pending |= ESR_SEND_ILLEGAL;
+                ..FIRST_VECTOR if lvt == LvtIndex::Error => {
+                    self.esr_pending |= Esr::SEND_ILLEGAL_VECTOR;
                     return Event::None;
                 }
-                ..16 => return self.error(ESR_SEND_ILLEGAL),
+                ..FIRST_VECTOR => return self.error(Esr::SEND_ILLEGAL_VECTOR),
                 vector => self.receive(vector),
             },
-            delmode::NMI => Event::Nmi,
-            delmode::EXTINT => Event::ExtInt,
+            DeliveryMode::Nmi => Event::Nmi,
+            DeliveryMode::ExtInt => Event::ExtInt,
             _ => return Event::None,
         };
         *counter(&mut self.counts) += 1;
@@ -339,13 +299,13 @@ impl Vlapic {
     }
 
     /// A local interrupt source is active. While the APIC is disabled its pins are plain INTR and NMI.
-    pub fn trigger_lvt(&mut self, lvt: Lvt) -> Event {
+    pub fn trigger_lvt(&mut self, lvt: LvtIndex) -> Event {
         if self.enabled() {
             return self.fire_lvt(lvt, |counts| &mut counts.triggered[lvt as usize]);
         }
         match lvt {
-            Lvt::Lint0 => Event::ExtInt,
-            Lvt::Lint1 => Event::Nmi,
+            LvtIndex::Lint0 => Event::ExtInt,
+            LvtIndex::Lint1 => Event::Nmi,
             _ => Event::None,
         }
     }
@@ -362,11 +322,10 @@ impl Vlapic {
 
     /// Whether a message to the logical destination `dest` reaches this one.
     pub fn matches_logical(&self, dest: u32, x2apic_dest: bool) -> bool {
-        if self.dfr >> 28 == 0xf {
-            return self.ldr >> 24 & dest & 0xff != 0;
-        }
-        if self.dfr >> 28 != 0 {
-            return false;
+        match self.dfr & APIC_DFR_MODEL_MASK {
+            APIC_DFR_MODEL_FLAT => return self.ldr >> APIC_ID_SHIFT & dest & 0xff != 0,
+            APIC_DFR_MODEL_CLUSTER => {}
+            _ => return false,
         }
         let (mda_cluster, mda) = if x2apic_dest {
             (dest >> 16, dest & 0xffff)
@@ -395,7 +354,7 @@ impl Vlapic {
     }
 
     fn periodic(&self) -> bool {
-        self.lvt[Lvt::Timer as usize] & LVT_PERIODIC != 0
+        self.lvt[LvtIndex::Timer as usize].contains(Lvt::TIMER_PERIODIC)
     }
 
     fn start_timer(&mut self, now: Sbt) {
@@ -427,21 +386,18 @@ impl Vlapic {
             let base = if now - due < self.period() { due } else { now };
             self.fire = base + self.period();
         }
-        self.fire_lvt(Lvt::Timer, |counts| &mut counts.timer)
+        self.fire_lvt(LvtIndex::Timer, |counts| &mut counts.timer)
     }
 
     // Registers.
 
     /// An access through the page at 0xFEE00000, in either direction, has to be of this form.
     pub fn mmio_read(&self, now: Sbt, offset: u16) -> Result<u64, Refused> {
-        let offset = offset & !3;
-        if offset & 0xf != 0 {
-            return Err(Refused);
-        }
+        let register = register_at(offset & !3)?;
         Ok(if self.x2apic {
             0
         } else {
-            self.read(now, offset)
+            self.read(now, register)
         })
     }
 
@@ -452,20 +408,21 @@ impl Vlapic {
         value: u64,
         size: u8,
     ) -> Result<Event, Refused> {
-        if size != 4 || offset & 0xf != 0 {
+        let register = register_at(offset)?;
+        if size != 4 {
             return Err(Refused);
         }
         Ok(if self.x2apic {
             Event::None
         } else {
-            self.write(now, offset, value & 0xffff_ffff)
+            self.write(now, register, value & 0xffff_ffff)
         })
     }
 
     /// RDMSR of 0x800 to 0xBFF. In xAPIC mode these read as zero rather than fault.
     pub fn msr_read(&self, now: Sbt, msr: u32) -> u64 {
         if self.x2apic {
-            self.read(now, msr_offset(msr))
+            self.read(now, msr.wrapping_sub(MSR_APIC_000))
         } else {
             0
         }
@@ -474,7 +431,7 @@ impl Vlapic {
     /// WRMSR of 0x800 to 0xBFF.
     pub fn msr_write(&mut self, now: Sbt, msr: u32, value: u64) -> Event {
         if self.x2apic {
-            self.write(now, msr_offset(msr), value)
+            self.write(now, msr.wrapping_sub(MSR_APIC_000), value)
         } else {
             Event::None
         }
@@ -484,47 +441,51 @@ impl Vlapic {
         if self.x2apic {
             self.vcpu.into()
         } else {
-            u32::from(self.vcpu) << 24
+            u32::from(self.vcpu) << APIC_ID_SHIFT
         }
     }
 
-    fn read(&self, now: Sbt, offset: u16) -> u64 {
-        if let Some(lvt) = Lvt::from_offset(offset) {
-            return self.lvt[lvt as usize].into();
+    /// A register by its number, [`LAPIC_ID`] and the like.
+    fn read(&self, now: Sbt, register: u32) -> u64 {
+        if let Some(lvt) = lvt_at(register) {
+            return self.lvt[lvt as usize].bits().into();
         }
-        let word = |vectors: &Vectors| vectors.0[usize::from(offset >> 4 & 7)];
-        let value = match offset {
-            0x20 => self.id(),
-            0x30 => VERSION,
-            0x80 => self.tpr.into(),
-            0xa0 => self.ppr.into(),
-            0xd0 => self.ldr,
-            0xe0 => self.dfr,
-            0xf0 => self.svr,
-            0x100..=0x170 => word(&self.isr),
-            0x180..=0x1f0 => word(&self.tmr),
-            0x200..=0x270 => word(&self.irr),
-            0x280 => self.esr,
-            0x300 if self.x2apic => return self.icr,
-            0x300 => self.icr as u32,
-            0x310 => (self.icr >> 32) as u32,
-            0x380 => self.icr_timer,
-            0x390 => self.ccr(now),
-            0x3e0 => self.dcr_timer,
+        let word = |vectors: &Vectors| vectors.0[register as usize & 7];
+        let value = match register {
+            LAPIC_ID => self.id(),
+            LAPIC_VERSION => VERSION,
+            LAPIC_TPR => self.tpr.into(),
+            LAPIC_PPR => self.ppr.into(),
+            LAPIC_LDR => self.ldr,
+            LAPIC_DFR => self.dfr,
+            LAPIC_SVR => self.svr.bits(),
+            LAPIC_ISR0..=LAPIC_ISR7 => word(&self.isr),
+            LAPIC_TMR0..=LAPIC_TMR7 => word(&self.tmr),
+            LAPIC_IRR0..=LAPIC_IRR7 => word(&self.irr),
+            LAPIC_ESR => self.esr.bits(),
+            LAPIC_ICR_LO if self.x2apic => return self.icr.bits(),
+            LAPIC_ICR_LO => self.icr.bits() as u32,
+            LAPIC_ICR_HI => (self.icr.bits() >> 32) as u32,
+            LAPIC_ICR_TIMER => self.icr_timer,
+            LAPIC_CCR_TIMER => self.ccr(now),
+            LAPIC_DCR_TIMER => self.dcr_timer,
             _ => 0,
         };
         value.into()
     }
 
-    fn write(&mut self, now: Sbt, offset: u16, value: u64) -> Event {
+    fn write(&mut self, now: Sbt, register: u32, value: u64) -> Event {
         let word = value as u32;
-        if let Some(lvt) = Lvt::from_offset(offset) {
-            let masked = if self.enabled() { 0 } else { LVT_MASKED };
-            self.lvt[lvt as usize] = word & lvt.writable() | masked;
+        if let Some(lvt) = lvt_at(register) {
+            let mut entry = Lvt::from_bits_retain(word) & writable(lvt);
+            if !self.enabled() {
+                entry |= Lvt::M;
+            }
+            self.lvt[lvt as usize] = entry;
             return Event::None;
         }
-        match offset {
-            0x80 => {
+        match register {
+            LAPIC_TPR => {
                 self.set_tpr(word as u8);
                 // A lower TPR may let something through to the very processor that wrote it.
                 return if self.pending_vector().is_some() {
@@ -533,32 +494,35 @@ impl Vlapic {
                     Event::None
                 };
             }
-            0xb0 => return self.eoi(),
-            0xd0 if !self.x2apic => {
-                self.ldr = word & 0xff00_0000;
+            LAPIC_EOI => return self.eoi(),
+            LAPIC_LDR if !self.x2apic => {
+                self.ldr = word & !APIC_LDR_RESERVED;
                 return Event::Destination;
             }
-            0xe0 if !self.x2apic => {
-                self.dfr = word | 0x0fff_ffff;
+            LAPIC_DFR if !self.x2apic => {
+                self.dfr = word | APIC_DFR_RESERVED;
                 return Event::Destination;
             }
-            0xf0 => self.write_svr(now, word),
-            0x280 => self.esr = std::mem::take(&mut self.esr_pending),
-            0x300 => {
-                let high = if self.x2apic { value } else { self.icr } & 0xffff_ffff_0000_0000;
-                // Delivery is immediate, so its status never reads as pending.
-                self.icr = high | u64::from(word & !(1 << 12));
+            LAPIC_SVR => self.write_svr(now, Svr::from_bits_retain(word)),
+            LAPIC_ESR => self.esr = std::mem::take(&mut self.esr_pending),
+            LAPIC_ICR_LO => {
+                let high = if self.x2apic {
+                    (value >> 32) as u32
+                } else {
+                    (self.icr.bits() >> 32) as u32
+                };
+                self.icr = icr(high, word);
                 return Event::Ipi(self.icr);
             }
-            0x310 => self.icr = self.icr & 0xffff_ffff | u64::from(word) << 32,
-            0x380 => {
+            LAPIC_ICR_HI => self.icr = icr(word, self.icr.bits() as u32),
+            LAPIC_ICR_TIMER => {
                 self.icr_timer = word;
                 self.start_timer(now);
             }
-            0x3e0 => self.dcr_timer = word,
-            0x3f0 if self.x2apic => {
-                return match word as u8 {
-                    ..16 => self.send_illegal(),
+            LAPIC_DCR_TIMER => self.dcr_timer = word,
+            LAPIC_SELF_IPI if self.x2apic => {
+                return match vector_of(word) {
+                    ..FIRST_VECTOR => self.send_illegal(),
                     vector => {
                         self.counts.ipis_sent += 1;
                         self.counts.ipis_received += 1;
@@ -571,15 +535,15 @@ impl Vlapic {
         Event::None
     }
 
-    fn write_svr(&mut self, now: Sbt, value: u32) {
+    fn write_svr(&mut self, now: Sbt, value: Svr) {
         let changed = self.svr ^ value;
         self.svr = value;
-        if changed & SVR_ENABLE == 0 {
+        if !changed.contains(Svr::ENABLE) {
             return;
         }
         if !self.enabled() {
             self.fire = Sbt::NEVER;
-            self.lvt.iter_mut().for_each(|entry| *entry |= LVT_MASKED);
+            self.lvt.iter_mut().for_each(|entry| *entry |= Lvt::M);
         } else if self.periodic() {
             self.start_timer(now);
         }
@@ -626,40 +590,41 @@ impl Vlapic {
             fire: _,
             counts: _,
         } = self;
-        let mut page = [0; 4096];
-        let mut put = |offset: usize, value: u32| {
+        let mut page = [0; PAGE];
+        let mut put = |register: u32, value: u32| {
+            let offset = register_offset(register);
             page[offset..offset + 4].copy_from_slice(&value.to_le_bytes())
         };
-        put(0x20, self.id());
-        put(0x30, VERSION);
-        put(0x80, (*tpr).into());
-        put(0xa0, (*ppr).into());
-        put(0xd0, *ldr);
-        put(0xe0, *dfr);
-        put(0xf0, *svr);
-        for (base, vectors) in [(0x100, isr), (0x180, tmr), (0x200, irr)] {
-            for (index, word) in vectors.0.iter().enumerate() {
-                put(base + index * 16, *word);
+        put(LAPIC_ID, self.id());
+        put(LAPIC_VERSION, VERSION);
+        put(LAPIC_TPR, (*tpr).into());
+        put(LAPIC_PPR, (*ppr).into());
+        put(LAPIC_LDR, *ldr);
+        put(LAPIC_DFR, *dfr);
+        put(LAPIC_SVR, svr.bits());
+        for (first, vectors) in [(LAPIC_ISR0, isr), (LAPIC_TMR0, tmr), (LAPIC_IRR0, irr)] {
+            for (register, word) in (first..).zip(vectors.0) {
+                put(register, word);
             }
         }
-        put(0x280, *esr);
-        put(0x300, *icr as u32);
-        put(0x310, (*icr >> 32) as u32);
-        for (offset, entry) in LVT_OFFSETS.into_iter().zip(lvt) {
-            put(offset, *entry);
+        put(LAPIC_ESR, esr.bits());
+        put(LAPIC_ICR_LO, icr.bits() as u32);
+        put(LAPIC_ICR_HI, (icr.bits() >> 32) as u32);
+        for (lvt, register) in LVTS {
+            put(register, self.lvt[lvt as usize].bits());
         }
-        put(0x380, *icr_timer);
-        put(0x390, self.ccr(now));
-        put(0x3e0, *dcr_timer);
+        put(LAPIC_ICR_TIMER, *icr_timer);
+        put(LAPIC_CCR_TIMER, self.ccr(now));
+        put(LAPIC_DCR_TIMER, *dcr_timer);
         out.bytes(&page);
-        out.u32(*esr_pending);
+        out.u32(esr_pending.bits());
         let tick = self.tick_bintime();
         out.i64(tick.sec);
         out.u64(tick.frac);
         let (stack, top) = stack_of(isr);
         out.bytes(&stack);
         out.i32(top);
-        lvt.iter().for_each(|entry| out.u32(*entry));
+        lvt.iter().for_each(|entry| out.u32(entry.bits()));
         out.u32(self.ccr(now));
     }
 
@@ -671,42 +636,50 @@ impl Vlapic {
     /// The local APIC of `vcpu` as its part of `STRUCT_VLAPIC` describes it.
     pub fn restore(vcpu: u16, now: Sbt, bytes: &[u8]) -> Result<Self, StateError> {
         let mut reader = Reader::new(Device::Vlapic.name(), bytes, STATE_LEN)?;
-        let page: [u8; 4096] = reader.array();
-        let get = |offset: usize| {
+        let page: [u8; PAGE] = reader.array();
+        let get = |register: u32| {
+            let offset = register_offset(register);
             page.get(offset..offset + 4)
                 .and_then(|word| word.try_into().ok())
                 .map_or(0, u32::from_le_bytes)
         };
-        let vectors = |base: usize| Vectors(std::array::from_fn(|index| get(base + index * 16)));
+        let vectors = |first: u32| Vectors(std::array::from_fn(|index| get(first + index as u32)));
         // Only in xAPIC mode can DFR be anything but zero: its low bits are ones there.
-        let x2apic = get(0xe0) == 0;
+        let x2apic = get(LAPIC_DFR) == 0;
         let mut lapic = Self {
-            ldr: get(0xd0),
-            dfr: get(0xe0),
-            svr: get(0xf0),
+            ldr: get(LAPIC_LDR),
+            dfr: get(LAPIC_DFR),
+            svr: Svr::from_bits_retain(get(LAPIC_SVR)),
             ..Self::new(vcpu)
         };
         lapic.x2apic = x2apic;
-        reader.check(get(0x20) == lapic.id(), "APIC id")?;
-        reader.check(get(0x30) == VERSION, "version")?;
+        reader.check(get(LAPIC_ID) == lapic.id(), "APIC id")?;
+        reader.check(get(LAPIC_VERSION) == VERSION, "version")?;
         if x2apic {
             let mut reset = Self::new(vcpu);
             reset.set_x2apic(true);
             reader.check(lapic.ldr == reset.ldr, "logical destination")?;
         } else {
-            reader.check(lapic.ldr & 0x00ff_ffff == 0, "logical destination")?;
-            reader.check(lapic.dfr & 0x0fff_ffff == 0x0fff_ffff, "destination format")?;
+            reader.check(lapic.ldr & APIC_LDR_RESERVED == 0, "logical destination")?;
+            reader.check(
+                lapic.dfr & APIC_DFR_RESERVED == APIC_DFR_RESERVED,
+                "destination format",
+            )?;
         }
-        reader.check(get(0x80) <= 0xff, "task priority")?;
-        lapic.tpr = get(0x80) as u8;
-        (lapic.isr, lapic.tmr, lapic.irr) = (vectors(0x100), vectors(0x180), vectors(0x200));
+        reader.check(get(LAPIC_TPR) <= 0xff, "task priority")?;
+        lapic.tpr = get(LAPIC_TPR) as u8;
+        (lapic.isr, lapic.tmr, lapic.irr) = (
+            vectors(LAPIC_ISR0),
+            vectors(LAPIC_TMR0),
+            vectors(LAPIC_IRR0),
+        );
         reader.check(lapic.isr.nested(), "in-service register")?;
         reader.check(lapic.irr.0[0] & 0xffff == 0, "interrupt request register")?;
         lapic.update_ppr();
-        lapic.esr = get(0x280);
-        lapic.icr = u64::from(get(0x310)) << 32 | u64::from(get(0x300) & !(1 << 12));
-        (lapic.icr_timer, lapic.dcr_timer) = (get(0x380), get(0x3e0));
-        lapic.esr_pending = reader.u32();
+        lapic.esr = Esr::from_bits_retain(get(LAPIC_ESR));
+        lapic.icr = icr(get(LAPIC_ICR_HI), get(LAPIC_ICR_LO));
+        (lapic.icr_timer, lapic.dcr_timer) = (get(LAPIC_ICR_TIMER), get(LAPIC_DCR_TIMER));
+        lapic.esr_pending = Esr::from_bits_retain(reader.u32());
         let tick = Bintime {
             sec: reader.i64(),
             frac: reader.u64(),
@@ -722,10 +695,10 @@ impl Vlapic {
             saved_stack.get(..depth) == stack.get(..depth),
             "vectors in service",
         )?;
-        for lvt in Lvt::ALL {
-            let entry = reader.u32();
-            reader.check(entry & !lvt.writable() == 0, "local vector")?;
-            reader.check(lapic.enabled() || entry & LVT_MASKED != 0, "local vector")?;
+        for (lvt, _) in LVTS {
+            let entry = Lvt::from_bits_retain(reader.u32());
+            reader.check(writable(lvt).contains(entry), "local vector")?;
+            reader.check(lapic.enabled() || entry.contains(Lvt::M), "local vector")?;
             lapic.lvt[lvt as usize] = entry;
         }
         let ccr = reader.u32();
@@ -757,12 +730,32 @@ impl Vlapic {
     }
 }
 
-/// Where the local vector table's entries are in the page, in the order of [`Lvt`].
-const LVT_OFFSETS: [usize; 7] = [0x350, 0x360, 0x320, 0x370, 0x340, 0x330, 0x2f0];
+/// Bytes of the page of registers.
+const PAGE: usize = 4096;
 
-/// The register page's offset that an x2APIC MSR stands for.
-fn msr_offset(msr: u32) -> u16 {
-    (msr.wrapping_sub(0x800) << 4) as u16
+/// Where a register is in the page.
+const fn register_offset(register: u32) -> usize {
+    (register * LAPIC_MEM_MUL) as usize
+}
+
+/// The number of the register at an offset in the page.
+fn register_at(offset: u16) -> Result<u32, Refused> {
+    let offset = u32::from(offset);
+    if offset.is_multiple_of(LAPIC_MEM_MUL) {
+        Ok(offset / LAPIC_MEM_MUL)
+    } else {
+        Err(Refused)
+    }
+}
+
+/// The vector in a local vector or an interrupt command.
+fn vector_of(word: u32) -> u8 {
+    (word & Lvt::VECTOR.bits()) as u8
+}
+
+/// The interrupt command register from its halves. Delivery is immediate, so its status never reads as pending.
+fn icr(high: u32, low: u32) -> Icr {
+    Icr::from_bits_retain(u64::from(high) << 32 | u64::from(low)) - Icr::DELSTAT_PEND
 }
 
 /// The kernel's stack of vectors in service, whose bottom is always 0, and the index of its top.

@@ -4,9 +4,14 @@
 //! Differs from the kernel's: a message signalled interrupt to a bad address is an error and not -1, which the
 //! kernel's system call layer takes for "restart".
 
+use vmm_x86::apicreg::{
+    APIC_ID_SHIFT, DEFAULT_APIC_BASE, DeliveryMode, Icr, LvtIndex, MSI_INTEL_ADDR_DEST_SHIFT,
+    MsiAddress, Shorthand,
+};
+
 use crate::cpuset::CpuSet;
 use crate::io::Refused;
-use crate::io::vlapic::{Event, Lvt, Vlapic, delmode};
+use crate::io::vlapic::{Event, Vlapic};
 
 /// What the devices did to the virtual CPUs since the last time somebody looked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -32,8 +37,8 @@ impl Effects {
 pub enum StartIpi {
     /// `VM_EXITCODE_IPI`: INIT or STARTUP for all targets.
     Ipi {
-        /// Delivery mode as in ICR: 0x500 is INIT, 0x600 STARTUP.
-        mode: u32,
+        /// [`DeliveryMode::Init`] or [`DeliveryMode::Startup`].
+        mode: DeliveryMode,
         /// The vector: for STARTUP the page where the target starts.
         vector: u8,
         /// Whom it concerns.
@@ -54,22 +59,23 @@ pub(crate) struct IntrMsg {
     pub level: bool,
     pub dest: u8,
     pub logical: bool,
-    pub delmode: u32,
+    pub delmode: DeliveryMode,
     pub vector: u8,
 }
 
 impl IntrMsg {
     /// The message that a write of `data` to `addr` is. Always edge, as the kernel treats it.
     pub fn from_msi(addr: u64, data: u64) -> Result<Self, Refused> {
-        if addr >> 20 & 0xfff != 0xfee {
+        let address = MsiAddress::from_bits_retain(addr);
+        if (address & MsiAddress::BASE_MASK).bits() != DEFAULT_APIC_BASE {
             return Err(Refused);
         }
         Ok(Self {
             level: false,
-            dest: (addr >> 12) as u8,
+            dest: (addr >> MSI_INTEL_ADDR_DEST_SHIFT) as u8,
             // The destination is logical only with both the redirection hint and the destination mode set.
-            logical: addr & 0xc == 0xc,
-            delmode: data as u32 & 0x700,
+            logical: address.contains(MsiAddress::RH | MsiAddress::DM),
+            delmode: DeliveryMode::of(data as u32),
             vector: data as u8,
         })
     }
@@ -138,7 +144,7 @@ impl Lapics {
     }
 
     /// A local source of every active vCPU, or of one.
-    pub fn trigger_lvt(&mut self, vcpu: Option<usize>, lvt: Lvt) {
+    pub fn trigger_lvt(&mut self, vcpu: Option<usize>, lvt: LvtIndex) {
         let one = vcpu.map(|vcpu| CpuSet::from_iter([vcpu]));
         for vcpu in one.unwrap_or(self.active).iter() {
             if let Some(lapic) = self.cpus.get_mut(vcpu) {
@@ -173,16 +179,16 @@ impl Lapics {
     pub fn deliver(&mut self, msg: IntrMsg) {
         if !matches!(
             msg.delmode,
-            delmode::FIXED | delmode::LOWPRIO | delmode::EXTINT
+            DeliveryMode::Fixed | DeliveryMode::LowPrio | DeliveryMode::ExtInt
         ) {
             return;
         }
-        let lowprio = msg.delmode == delmode::LOWPRIO;
+        let lowprio = msg.delmode == DeliveryMode::LowPrio;
         for vcpu in self
             .destination(msg.dest.into(), msg.logical, lowprio, false)
             .iter()
         {
-            if msg.delmode == delmode::EXTINT {
+            if msg.delmode == DeliveryMode::ExtInt {
                 self.ext_int(vcpu);
             } else {
                 self.intr_edge(vcpu, msg.vector);
@@ -192,33 +198,33 @@ impl Lapics {
 
     /// Sends the interprocessor interrupt in `icr`. Combinations that hardware would not send are ignored; modes
     /// that are not emulated are refused.
-    pub fn send_ipi(&mut self, from: usize, icr: u64) -> Result<(), Refused> {
+    pub fn send_ipi(&mut self, from: usize, icr: Icr) -> Result<(), Refused> {
         let Some(sender) = self.cpus.get(from) else {
             return Err(Refused);
         };
-        let Some(shorthand) = valid_shorthand(icr as u32) else {
+        let Some(shorthand) = valid_shorthand(icr) else {
             return Ok(());
         };
         let x2apic = sender.x2apic();
         let dest = if x2apic {
-            (icr >> 32) as u32
+            (icr.bits() >> 32) as u32
         } else {
-            (icr >> 56) as u32
+            (icr.bits() >> (32 + APIC_ID_SHIFT)) as u32
         };
-        let logical = icr & 1 << 11 != 0;
-        let vector = icr as u8;
+        let logical = icr.contains(Icr::DESTMODE_LOG);
+        let vector = (icr & Icr::VECTOR).bits() as u8;
         let targets = match shorthand {
-            Shorthand::None => self.destination(dest, logical, false, x2apic),
-            Shorthand::Self_ => CpuSet::from_iter([from]),
-            Shorthand::All => self.active,
-            Shorthand::Others => {
+            Shorthand::DestinationField => self.destination(dest, logical, false, x2apic),
+            Shorthand::ToSelf => CpuSet::from_iter([from]),
+            Shorthand::AllIncludingSelf => self.active,
+            Shorthand::AllExcludingSelf => {
                 let mut others = self.active;
                 others.remove(from);
                 others
             }
         };
-        match icr as u32 & 0x700 {
-            delmode::FIXED if vector < 16 => {
+        match DeliveryMode::of(icr.bits() as u32) {
+            DeliveryMode::Fixed if vector < 16 => {
                 let event = self
                     .cpus
                     .get_mut(from)
@@ -226,15 +232,15 @@ impl Lapics {
                     .unwrap_or_default();
                 self.signal(from, event);
             }
-            delmode::FIXED => targets.iter().for_each(|vcpu| {
+            DeliveryMode::Fixed => targets.iter().for_each(|vcpu| {
                 self.intr_edge(vcpu, vector);
                 self.count_ipi(from, vcpu);
             }),
-            delmode::NMI => targets.iter().for_each(|vcpu| self.nmi(vcpu)),
-            mode @ (delmode::INIT | delmode::STARTUP) if self.ipi_exit.contains(from) => {
+            DeliveryMode::Nmi => targets.iter().for_each(|vcpu| self.nmi(vcpu)),
+            mode @ (DeliveryMode::Init | DeliveryMode::Startup) if self.ipi_exit.contains(from) => {
                 self.start_ipi(mode, vector, targets);
             }
-            mode @ (delmode::INIT | delmode::STARTUP) => {
+            mode @ (DeliveryMode::Init | DeliveryMode::Startup) => {
                 self.old_start_ipi(from, mode, vector, dest, logical)
             }
             _ => return Err(Refused),
@@ -252,8 +258,8 @@ impl Lapics {
     }
 
     /// INIT and STARTUP for a userland that starts processors by `VM_EXITCODE_IPI`.
-    fn start_ipi(&mut self, mode: u32, vector: u8, targets: CpuSet) {
-        let targets = if mode == delmode::INIT {
+    fn start_ipi(&mut self, mode: DeliveryMode, vector: u8, targets: CpuSet) {
+        let targets = if mode == DeliveryMode::Init {
             self.init(targets);
             targets
         } else {
@@ -271,13 +277,20 @@ impl Lapics {
 
     /// The same for one that starts them by `VM_EXITCODE_SPINUP_AP`: one target, which need not be active yet, and
     /// INIT stays in here.
-    fn old_start_ipi(&mut self, from: usize, mode: u32, vector: u8, dest: u32, logical: bool) {
+    fn old_start_ipi(
+        &mut self,
+        from: usize,
+        mode: DeliveryMode,
+        vector: u8,
+        dest: u32,
+        logical: bool,
+    ) {
         let target = dest as usize;
         if logical || target >= self.cpus.len() || target == from {
             return;
         }
         let targets = CpuSet::from_iter([target]);
-        if mode == delmode::INIT {
+        if mode == DeliveryMode::Init {
             self.init(targets);
         } else if !self.take_startup(targets).is_empty() {
             self.effects.start = Some(StartIpi::SpinUp { target, vector });
@@ -306,35 +319,25 @@ impl Lapics {
     }
 }
 
-/// ICR's destination shorthand.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Shorthand {
-    None,
-    Self_,
-    All,
-    Others,
-}
-
 /// The shorthand of an ICR whose combination of mode, trigger, level and shorthand exists.
-fn valid_shorthand(icr: u32) -> Option<Shorthand> {
-    let shorthand = match icr >> 18 & 3 {
-        0 => Shorthand::None,
-        1 => Shorthand::Self_,
-        2 => Shorthand::All,
-        _ => Shorthand::Others,
-    };
-    let level_triggered = icr & 1 << 15 != 0;
-    let asserted = icr & 1 << 14 != 0;
+fn valid_shorthand(icr: Icr) -> Option<Shorthand> {
+    let shorthand = Shorthand::from_bits((icr & Icr::DEST).bits() as u32)?;
+    let level_triggered = icr.contains(Icr::TRIGMOD_LEVEL);
     // A level-triggered assertion is sent as an edge. INIT deassert resets arbitration ids, which nothing can see.
-    let sendable = !level_triggered || asserted;
-    let remote = matches!(shorthand, Shorthand::None | Shorthand::Others);
-    let valid = match icr & 0x700 {
-        delmode::FIXED => sendable,
-        delmode::LOWPRIO | delmode::SMI | delmode::NMI | delmode::INIT => sendable && remote,
-        delmode::STARTUP => remote,
-        // Remote read and the reserved mode.
-        0x300 => !level_triggered && shorthand == Shorthand::None,
-        _ => false,
+    let sendable = !level_triggered || icr.contains(Icr::LEVEL_ASSERT);
+    let remote = matches!(
+        shorthand,
+        Shorthand::DestinationField | Shorthand::AllExcludingSelf
+    );
+    let valid = match DeliveryMode::of(icr.bits() as u32) {
+        DeliveryMode::Fixed => sendable,
+        DeliveryMode::LowPrio | DeliveryMode::Smi | DeliveryMode::Nmi | DeliveryMode::Init => {
+            sendable && remote
+        }
+        DeliveryMode::Startup => remote,
+        DeliveryMode::RemoteRead => !level_triggered && shorthand == Shorthand::DestinationField,
+        // Reserved here.
+        DeliveryMode::ExtInt => false,
     };
     valid.then_some(shorthand)
 }

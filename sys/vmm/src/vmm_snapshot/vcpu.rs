@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use vmm_abi::{CPUSET_BYTES, VM_CAP_MAX};
 use vmm_cpu::fpu::{Form, XSAVE_LEN};
 use vmm_cpu::{Pending, Reg};
+use vmm_x86::apicreg::DeliveryMode;
 
 use crate::chipset::StartIpi;
 use crate::cpuset::CpuSet;
@@ -129,7 +130,7 @@ fn put_ipi(out: &mut Writer, ipi: Option<StartIpi>) {
             mode,
             vector,
             targets,
-        }) => (1, mode, vector, 0, targets),
+        }) => (1, mode.bits(), vector, 0, targets),
         Some(StartIpi::SpinUp { target, vector }) => (2, 0, vector, target as u32, CpuSet::EMPTY),
     };
     out.u8(kind);
@@ -149,16 +150,18 @@ fn get_ipi(reader: &mut Reader<'_>, vm: &Vm) -> Result<Option<StartIpi>, StateEr
     );
     let targets = CpuSet::from_bytes(&reader.array::<CPUSET_BYTES>()).ok_or(reader.bad(FIELD))?;
     let exists = |id| vm.vcpu(id).is_some();
-    match kind {
-        0 => Ok(None),
-        1 if matches!(mode, 0x500 | 0x600) && targets.iter().all(exists) => {
+    match (kind, DeliveryMode::from_bits(mode)) {
+        (0, _) => Ok(None),
+        (1, Some(mode @ (DeliveryMode::Init | DeliveryMode::Startup)))
+            if targets.iter().all(exists) =>
+        {
             Ok(Some(StartIpi::Ipi {
                 mode,
                 vector,
                 targets,
             }))
         }
-        2 if target < vm.max_cpus() => Ok(Some(StartIpi::SpinUp { target, vector })),
+        (2, _) if target < vm.max_cpus() => Ok(Some(StartIpi::SpinUp { target, vector })),
         _ => Err(reader.bad(FIELD)),
     }
 }

@@ -2,6 +2,10 @@ use proptest::prelude::*;
 
 use super::*;
 
+fn at(port: u16) -> Port {
+    Port::of(port).expect("a port of the 8259s")
+}
+
 /// The model of one chip: lists of pins, highest priority first.
 #[derive(Debug, Clone, Default)]
 struct ModelChip {
@@ -216,7 +220,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
 }
 
 fn write(pic: &mut Vatpic, model: &mut Model, port: u16, value: u8) -> Result<(), TestCaseError> {
-    let seen = pic.write(port, value);
+    let seen = pic.write(at(port), value);
     let expected = match port {
         0x4d0 | 0x4d1 => {
             // IRQs 0, 1, 2, 8 and 13 are edges for ever.
@@ -283,11 +287,11 @@ proptest! {
                     prop_assert_eq!(pic.acknowledge(), (vector, model.propagate()));
                 }
                 Op::Read(port @ (0x4d0 | 0x4d1)) => {
-                    prop_assert_eq!(pic.read(port), model.level[usize::from(port & 1)]);
+                    prop_assert_eq!(pic.read(at(port)), model.level[usize::from(port & 1)]);
                 }
                 Op::Read(port) => {
                     let value = model.chips[usize::from(port >= 0xa0)].read(port & 1 == 1);
-                    prop_assert_eq!(pic.read(port), value, "read of {:#x}", port);
+                    prop_assert_eq!(pic.read(at(port)), value, "read of {:#x}", port);
                 }
                 Op::Write(port, value) => write(&mut pic, &mut model, port, value)?,
                 Op::SetUp(slave, mode) => {

@@ -159,7 +159,7 @@ proptest! {
             }
             let seen: Vec<_> = sent
                 .drain(..)
-                .map(|msg| (msg.vector.into(), msg.delmode >> 8, msg.logical, msg.level, msg.dest.into()))
+                .map(|msg| (msg.vector.into(), msg.delmode.bits() >> 8, msg.logical, msg.level, msg.dest.into()))
                 .collect();
             prop_assert_eq!(seen, std::mem::take(&mut model.sent));
         }

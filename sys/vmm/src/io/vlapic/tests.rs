@@ -177,7 +177,8 @@ impl Model {
             0x310 => self.icr[1],
             0x2f0 | 0x320..0x380 => *self.entry(at),
             0x380 => self.initial,
-            0x390 => (self.left.unwrap_or(0) / self.tick()) as u32,
+            // A divider that becomes smaller while the timer runs can leave more ticks than the register holds.
+            0x390 => (self.left.unwrap_or(0) / self.tick()).min(u32::MAX.into()) as u32,
             0x3e0 => self.divide,
             _ => 0,
         };
@@ -231,7 +232,9 @@ impl Model {
                     self.icr[1] = (wide >> 32) as u32;
                 }
                 self.icr[0] = value & 0xffff_efff;
-                return Event::Ipi(u64::from(self.icr[1]) << 32 | u64::from(self.icr[0]));
+                return Event::Ipi(Icr::from_bits_retain(
+                    u64::from(self.icr[1]) << 32 | u64::from(self.icr[0]),
+                ));
             }
             0x310 => self.icr[1] = value,
             0x2f0 | 0x320..0x380 => {
@@ -340,7 +343,7 @@ proptest! {
                     }
                 }
                 Op::Trigger(index) => {
-                    let lvt = Lvt::from_index(index).expect("an entry");
+                    let lvt = LvtIndex::from_bits(index).expect("an entry");
                     let at = [0x350, 0x360, 0x320, 0x370, 0x340, 0x330, 0x2f0][index as usize];
                     let expected = match (model.on(), index) {
                         (true, _) => model.fire(at),
