@@ -254,3 +254,40 @@ fn freebsd_host_md() {
     let documented = commands.map(|rest| rest.split('`').next().unwrap_or_default().to_owned());
     compare("freebsd-host.md", &documented.collect(), &real);
 }
+
+/// Every path in the right column of docs/files.md is there: below the folder of its section, or of the path before it.
+#[test]
+fn the_files_of_files_md_are_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let text = std::fs::read_to_string(root.join("docs/files.md")).expect("a file of the tree");
+    let rows = text.lines().filter_map(|line| {
+        let (left, right) = line.strip_prefix("| ")?.split_once(" | ")?;
+        Some((left, right.trim_end_matches(" |")))
+    });
+    let (mut base, mut seen) = (root.clone(), 0);
+    for (left, right) in rows {
+        if left.starts_with("**") {
+            let folder = right.trim_matches('*');
+            // Several folders: the paths begin at the top.
+            base = if folder.contains(',') {
+                root.clone()
+            } else {
+                root.join(folder)
+            };
+            continue;
+        }
+        let mut before = base.clone();
+        for path in right.split([',', ' ']) {
+            let path = path.trim_matches(['(', ')']);
+            if !path.contains('/') && !path.ends_with(".rs") {
+                continue;
+            }
+            let found = [&base, &before].map(|folder| folder.join(path));
+            let found = found.into_iter().find(|path| path.exists());
+            let found = found.unwrap_or_else(|| panic!("{left}: there is no {path}"));
+            before = found.parent().expect("a folder").to_owned();
+            seen += 1;
+        }
+    }
+    assert!(seen > 60, "{seen} paths");
+}
