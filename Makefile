@@ -3,10 +3,14 @@
 GUEST = target/guest
 FREEBSD = target/freebsd
 CARGO = cargo
+INSTALL = install
+# Where `make install` puts the programs: /usr/local here and in FreeBSD's ports. DESTDIR is put in front of it.
+PREFIX = /usr/local
+DESTDIR =
 
-.PHONY: all demo test freebsd check-freebsd-host soak matrix fuzz bench lint guest headers install
+.PHONY: all demo test freebsd check-freebsd-host soak matrix fuzz bench lint doc miri guest headers deps install
 
-all:
+all: deps
 	$(CARGO) build --release --workspace
 
 # Debian's kernels and busybox, if this machine can have them; the tests that need them say so if not.
@@ -18,21 +22,31 @@ guest:
 headers:
 	@tests/freebsd/zig.sh $(FREEBSD) || [ $$? = 3 ]
 
-install:
+# What the build and the tests need besides cargo.
+deps:
 	@tests/install.sh
 
+# The programs, their manual pages and the rc(8) script, which only FreeBSD has a place for.
+install: all
+	$(INSTALL) -d $(DESTDIR)$(PREFIX)/sbin $(DESTDIR)$(PREFIX)/share/man/man5 $(DESTDIR)$(PREFIX)/share/man/man8
+	$(INSTALL) -m 555 target/release/bhyve target/release/bhyvectl $(DESTDIR)$(PREFIX)/sbin
+	$(INSTALL) -m 444 man/*.5 $(DESTDIR)$(PREFIX)/share/man/man5
+	$(INSTALL) -m 444 man/*.8 $(DESTDIR)$(PREFIX)/share/man/man8
+	[ "$$(uname)" != FreeBSD ] || { $(INSTALL) -d $(DESTDIR)$(PREFIX)/etc/rc.d && \
+	    $(INSTALL) -m 555 share/rc.d/* $(DESTDIR)$(PREFIX)/etc/rc.d; }
+
 # The main job, shown: a Debian guest is suspended and goes on in a new process.
-demo: install guest
+demo: deps guest
 	$(CARGO) build --release --workspace
 	$(CARGO) run --release --quiet -p vmm-tests --bin demo
 
 # Everything that is checked on every change.
-test: install guest headers lint
+test: deps guest headers lint doc
 	$(CARGO) build --release --workspace
 	$(CARGO) test --release --workspace
 
 # Both programs for FreeBSD, with every warning of every crate an error, and whether its base system has all that they need.
-freebsd: install
+freebsd: deps
 	@tests/freebsd/build.sh $(FREEBSD)
 
 # On FreeBSD itself, as root: what only it can show. docs/freebsd-host.md says what to expect.
@@ -44,19 +58,27 @@ lint:
 	$(CARGO) fmt --manifest-path fuzz/Cargo.toml --check
 	$(CARGO) clippy --release --workspace --all-targets -- -D warnings
 
+# The documentation of every crate, with every warning an error.
+doc:
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --quiet --no-deps --workspace --document-private-items
+
+# What Miri can execute: the ABI, the names of x86, the configuration, a checkpoint's format, virtqueues. Needs a nightly toolchain with Miri.
+miri:
+	@tests/miri.sh || [ $$? = 3 ]
+
 # The long runs: a hundred rounds of suspend and restore, many millions of instruction cases.
-soak: install guest
+soak: deps guest
 	$(CARGO) build --release --workspace
 	DIFF_CASES=50000000 $(CARGO) test --release -p vmm-cpu --test differential
 	$(CARGO) test --release -p vmm-tests -- --ignored --nocapture
 
 # The test plan of the review that brought save and restore to bhyve, on every machine of it.
-matrix: install guest
+matrix: deps guest
 	$(CARGO) build --release --workspace
 	$(CARGO) run --release --quiet -p vmm-tests --bin matrix
 
 # Looks for hostile input that gets through, in each place that takes any for FUZZ_SECONDS.
-fuzz: install
+fuzz: deps
 	@fuzz/run.sh
 
 # Boot time and throughput beside QEMU's TCG, checkpoint and restore times and sizes, and what pausing costs on an exit.

@@ -214,7 +214,7 @@ fn describe(machine: &Machine, afterwards: Afterwards) -> Result<Description, Sn
     })
 }
 
-/// The disks for whoever looks at the files, if a restore can have every one of them ([`crate::block_if::BlockIf::identity`]).
+/// The disks for whoever looks at the files, if a restore can have every one of them ([`crate::backends::block_if::BlockIf::identity`]).
 /// What a restore goes by is in the devices' own states, but for devices that the guest goes on with.
 fn disks(
     machine: &Machine,

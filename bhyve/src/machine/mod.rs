@@ -363,7 +363,7 @@ impl Machine {
     }
 
     /// Starts the guest, whose processors are held until then. After a restore the clocks stand still, too, and the devices are
-    /// paused. Until then [`Hold::Start`], or that it waits for a viewer, keeps [`Machine::rest`] waiting.
+    /// paused. Until then [`vcpu::Hold::Start`], or that it waits for a viewer, keeps [`Machine::rest`] waiting.
     fn go_on(&self) -> Result<(), MachineError> {
         if self.restored {
             self.vm.restore_time()?;
