@@ -8,7 +8,7 @@ INSTALL = install
 PREFIX = /usr/local
 DESTDIR =
 
-.PHONY: all demo test freebsd check-freebsd-host soak matrix fuzz bench lint doc miri guest headers deps install
+.PHONY: all demo test freebsd check-freebsd-host soak matrix fuzz bench goldens lint doc miri guest headers deps install
 
 all: deps
 	$(CARGO) build --release --workspace
@@ -87,3 +87,7 @@ bench: guest
 	$(CARGO) build --release --workspace
 	$(CARGO) run --release --quiet -p vmm-tests --bin bench
 	$(CARGO) run --release --quiet -p vmm-cpu --example mips
+
+# Once for each release: the programs in PROGRAMS write the golden checkpoints of RELEASE. tests/goldens/README.md says more.
+goldens:
+	$(CARGO) run --release --quiet -p vmm-tests --bin goldens -- $(RELEASE) $(PROGRAMS)

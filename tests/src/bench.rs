@@ -1,7 +1,7 @@
 //! A VM in a process of its own, in a temporary directory with its own rundir.
 
 use std::io::{Read, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
@@ -67,6 +67,8 @@ pub struct Bench {
     /// What VMs run on.
     vmm: &'static str,
     once: Option<Once>,
+    /// Where the programs are, if they are not those that were built with this one.
+    programs: Option<PathBuf>,
 }
 
 impl Default for Bench {
@@ -85,6 +87,7 @@ impl Bench {
             dir,
             vmm: "soft",
             once: None,
+            programs: None,
         }
     }
 
@@ -105,6 +108,21 @@ impl Bench {
         Bench {
             once: Some(why),
             ..bench
+        }
+    }
+
+    /// The same with the programs in this directory.
+    pub fn with_programs(self, programs: &Path) -> Bench {
+        Bench {
+            programs: Some(programs.to_owned()),
+            ..self
+        }
+    }
+
+    fn program(&self, name: &str) -> PathBuf {
+        match &self.programs {
+            Some(programs) => programs.join(name),
+            None => program(name),
         }
     }
 
@@ -138,7 +156,7 @@ impl Bench {
 
     /// `bhyve` with this bench's rundir and the arguments.
     pub fn bhyve<S: AsRef<str>>(&self, args: &[S]) -> Command {
-        let mut command = Command::new(program("bhyve"));
+        let mut command = Command::new(self.program("bhyve"));
         command
             .arg("-o")
             .arg(format!("rundir={}", self.text("run")))
@@ -151,7 +169,7 @@ impl Bench {
 
     /// `bhyvectl` with this bench's rundir and the arguments.
     pub fn bhyvectl<S: AsRef<str>>(&self, args: &[S]) -> Command {
-        let mut command = Command::new(program("bhyvectl"));
+        let mut command = Command::new(self.program("bhyvectl"));
         command.arg(format!("--rundir={}", self.text("run")));
         command
             .args(args.iter().map(AsRef::as_ref))

@@ -6,7 +6,7 @@ use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 
 /// Guest physical address at which the guests are loaded and entered.
-const LOAD: u32 = 0x10_0000;
+pub(crate) const LOAD: u32 = 0x10_0000;
 /// Length of an ELF header and one program header.
 const HEADERS: u32 = 52 + 32;
 /// Length of the multiboot header that stands before the code.
@@ -14,7 +14,7 @@ const MULTIBOOT: u32 = 12;
 /// First address of the code.
 const ENTRY: u32 = LOAD + HEADERS + MULTIBOOT;
 /// COM1's data port.
-const COM1: u32 = 0x3f8;
+pub(crate) const COM1: u32 = 0x3f8;
 
 /// First byte of the window of memory that [`dirty`] walks.
 pub const WINDOW: u32 = 0x20_0000;
@@ -262,7 +262,7 @@ fn halt(a: &mut CodeAssembler) -> Result<(), IcedError> {
 }
 
 /// Assembles `code` and puts it behind the headers.
-fn assemble(code: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> Vec<u8> {
+pub(crate) fn assemble(code: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> Vec<u8> {
     let mut a = CodeAssembler::new(32).expect("32 is a bitness");
     code(&mut a).expect("the program is well formed");
     let code = a

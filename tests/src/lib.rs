@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod debian;
+pub mod goldens;
 pub mod guests;
 pub mod host;
 pub mod matrix;

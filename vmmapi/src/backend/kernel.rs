@@ -55,7 +55,7 @@ pub enum Lifetime {
     /// When somebody destroys it.
     Destroyed,
     /// When its maker closes it, too, however that comes to pass. (The kernel of FreeBSD 15.0 does not do that; that of 14 does
-    /// not either, but there is a [`Deputy`](super::deputy::Deputy) for it.)
+    /// not either, but there is a `deputy.rs` for it.)
     Maker,
 }
 

@@ -40,7 +40,7 @@ pub trait Backend: Send + Sync {
     /// ioctl(2) on /dev/vmm/NAME: `request` and the argument's bytes are those of FreeBSD 15's ABI.
     ///
     /// Pointers in the argument are not the caller's to fill in: `buffers` are what they shall point to, in the order of
-    /// [`pointers`]. A buffer that is shorter than the argument says is refused with `EFAULT`.
+    /// [`pointers()`]. A buffer that is shorter than the argument says is refused with `EFAULT`.
     fn ioctl(&self, request: u64, arg: &mut [u8], buffers: &mut [&mut [u8]]) -> Result<(), Errno>;
 
     /// mmap(2) on /dev/vmm/NAME: system memory at a guest physical address.
