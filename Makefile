@@ -60,7 +60,7 @@ lint:
 
 # The documentation of every crate, with every warning an error.
 doc:
-	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --quiet --no-deps --workspace --document-private-items
+	RUSTDOCFLAGS='-D warnings -A rustdoc::private-intra-doc-links' $(CARGO) doc --quiet --no-deps --workspace --document-private-items
 
 # What Miri can execute: the ABI, the names of x86, the configuration, a checkpoint's format, virtqueues. Needs a nightly toolchain with Miri.
 miri:

@@ -9,7 +9,7 @@ macro_rules! stats {
         /// A counter. Its number is what `VM_STAT_DESC` is asked with.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         pub enum Stat {
-            $(#[doc = $text] $name,)*
+            $(#[doc = concat!("`", $text, "`")] $name,)*
         }
 
         const DESCRIPTIONS: &[&str] = &[$($text,)*];
