@@ -10,12 +10,15 @@ use std::ops::Range;
 use std::sync::atomic::Ordering;
 
 use crate::cpu::Cpu;
-use crate::decode::{self, MAX_OPS, Mode};
+use crate::decode::{self, MAX_INSNS, Mode};
 use crate::fpu;
 use crate::host;
+use crate::interp::select;
+use crate::ir::Insn;
 use crate::mem::PageMeta;
 use crate::mmu::CodePage;
 use crate::op::{Op, OpRef};
+use crate::passes;
 use crate::state::Seg;
 use crate::trap::{Trapped, vector};
 
@@ -107,6 +110,8 @@ pub(crate) struct Blocks {
     sources: Vec<Source>,
     ops: Vec<Op>,
     bytes: Vec<u8>,
+    /// The block that is being made.
+    insns: Vec<Insn>,
     floats: Vec<fpu::Op>,
     exits: Vec<Exit>,
     heads: Box<[u32; HEADS]>,
@@ -140,6 +145,7 @@ impl Blocks {
             sources: Vec::new(),
             ops: Vec::new(),
             bytes: Vec::new(),
+            insns: Vec::new(),
             floats: Vec::new(),
             exits: Vec::new(),
             heads: Box::new([NONE; HEADS]),
@@ -326,7 +332,7 @@ impl Cpu {
         page: &CodePage,
         mode: Mode,
     ) -> Result<u32, Trapped> {
-        if self.blocks.ops.len() + MAX_OPS + 2 > CAPACITY || self.blocks.ops.capacity() == 0 {
+        if self.blocks.ops.len() + MAX_INSNS + 2 > CAPACITY || self.blocks.ops.capacity() == 0 {
             self.blocks.clear();
             self.blocks.ops.reserve_exact(CAPACITY);
         }
@@ -345,14 +351,14 @@ impl Cpu {
             mode: mode.bits(),
             tail: None,
         };
-        match self.lower(code, mode, page.meta, generation, source) {
+        match self.add(code, mode, page.meta, generation, source) {
             Some(b) => Ok(b),
             None => self.make_straddling(la, page, code, generation, source, mode),
         }
     }
 
-    /// Lowers `code` and adds the block; `None` if not even the first instruction is complete.
-    fn lower(
+    /// Decodes `code` and adds the block; `None` if not even the first instruction is complete.
+    fn add(
         &mut self,
         code: &[u8],
         mode: Mode,
@@ -363,35 +369,40 @@ impl Cpu {
         let blocks = &mut self.blocks;
         let start = blocks.ops.len();
         let exits = blocks.exits.len();
-        let lowered = decode::lower_block(
-            code,
-            mode,
-            &mut blocks.ops,
-            &mut blocks.floats,
-            exits as u32 + exit::COUNT,
-        );
-        if lowered.n == 0 {
-            blocks.ops.truncate(start);
+        blocks.insns.clear();
+        let decoded = decode::block(code, mode, &mut blocks.insns);
+        if decoded.n == 0 {
             return None;
         }
-        let all_exits = exits + exit::COUNT as usize + lowered.exits;
+        passes::run(&mut blocks.insns);
+        let branches = select::block(
+            &blocks.insns,
+            (decoded.n, decoded.bytes),
+            mode.long(),
+            exits as u32 + exit::COUNT,
+            &mut select::Sink {
+                ops: &mut blocks.ops,
+                floats: &mut blocks.floats,
+            },
+        );
+        let all_exits = exits + exit::COUNT as usize + branches;
         blocks.exits.resize(all_exits, NOWHERE);
         let head = Blocks::head(source.phys, source.mode);
         let b = blocks.entries.len() as u32;
         blocks.sources.push(Source {
-            bytes: (blocks.bytes.len() as u32, lowered.bytes as u32),
+            bytes: (blocks.bytes.len() as u32, decoded.bytes as u32),
             chain: blocks.heads[head],
             ..source
         });
         blocks
             .bytes
-            .extend_from_slice(code.get(..lowered.bytes).unwrap_or_default());
+            .extend_from_slice(code.get(..decoded.bytes).unwrap_or_default());
         blocks.entries.push(Entry {
             first: blocks.ops.as_ptr().wrapping_add(start),
             meta,
             generation,
             exits: exits as u32,
-            n: lowered.n,
+            n: decoded.n,
         });
         blocks.heads[head] = b;
         Some(b)
@@ -424,7 +435,7 @@ impl Cpu {
             ..source
         };
         // Too long to be an instruction, if it is not complete now.
-        self.lower(&code, mode.single(), core::ptr::null(), generation, source)
+        self.add(&code, mode.single(), core::ptr::null(), generation, source)
             .ok_or_else(|| self.fault(vector::GP, Some(0)))
     }
 }

@@ -4,8 +4,9 @@
 //! instructions until something happens that its caller must see (an [`Exit`]).
 //!
 //! No FreeBSD file answers to this crate: it stands where `sys/amd64/vmm/amd/svm.c` has the VMRUN instruction, and the hardware
-//! behind it. Inside: `decode` lowers instructions into compact operations (`op`), which `block` keeps; `run` executes block
-//! after block with the handlers in `interp`; `mmu` translates addresses and accesses memory; `segment`, `far`, `syscall`,
+//! behind it. Inside: `decode` makes instructions in an intermediate form (`ir`) of a block's bytes, `passes` rewrite them,
+//! `interp::select` makes compact operations (`op`) of them, which `block` keeps; `run` executes block after block with the handlers
+//! in `interp`; `mmu` translates addresses and accesses memory; `segment`, `far`, `syscall`,
 //! `exception` and `task` are what the architecture's manuals call so; `fpu` has the x87, MMX and SSE units.
 //!
 //! One window is known to be open: a processor that decodes code from a page asks the others to drop their write translations,
@@ -23,9 +24,11 @@ mod flags;
 pub mod fpu;
 mod host;
 mod interp;
+mod ir;
 mod mem;
 mod mmu;
 mod op;
+mod passes;
 mod run;
 mod segment;
 mod signals;

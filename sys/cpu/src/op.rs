@@ -52,13 +52,33 @@ pub(crate) struct Op {
     pub off: u16,
     /// Address mode: see `am`.
     pub am: u8,
-    /// Small extra operand.
+    /// Small extra operand: see [`x`].
     pub x: u8,
 }
 
 const _: () = assert!(size_of::<Op>() == 32);
 
 impl Op {
+    /// An operation without operands.
+    pub const fn blank(f: Handler) -> Self {
+        Op {
+            f,
+            imm: 0,
+            disp: 0,
+            r: 0,
+            s: 0,
+            base: slot::ZERO,
+            index: slot::ZERO,
+            scale: 0,
+            seg: slot::ZERO,
+            n: 0,
+            len: 0,
+            off: 0,
+            am: 0,
+            x: 0,
+        }
+    }
+
     /// Whether the address of the memory operand is a register and a displacement, without anything to check or to cut.
     pub fn is_plain(&self) -> bool {
         self.index == slot::ZERO && self.seg == slot::ZERO && self.am & am::SPECIAL == 0
@@ -73,6 +93,18 @@ impl Op {
     pub fn set_exit(&mut self, exit: u32) {
         [self.base, self.index, self.scale, self.seg] = exit.to_le_bytes();
     }
+}
+
+/// What `Op::x` is, unless its handler says otherwise: the operand's size as a logarithm, and these bits.
+pub(crate) mod x {
+    /// The operand is in memory, not in a register.
+    pub const MEMORY: u8 = 0x80;
+    /// The port is in DX, not in `imm`.
+    pub const PORT_IN_DX: u8 = 0x80;
+    /// VERW, not VERR.
+    pub const FOR_WRITING: u8 = 0x40;
+    /// The size.
+    pub const SIZE: u8 = 3;
 }
 
 /// Bits of `Op::am`.

@@ -7,7 +7,7 @@
 //!
 //! # How to run an instruction
 //!
-//! 1. [`lower()`] once, when the instruction is decoded. `None` means that the instruction is not one of these units'.
+//! 1. [`decode`] and [`select`] once. `None` means that the instruction is not one of these units'.
 //! 2. [`check`] with the operation's class: #UD, #NM and a pending #MF come before anything else.
 //! 3. If [`Op::access`] names memory, check its alignment ([`Op::aligned`]: #GP) and translate it, for writing where it is
 //!    written, so that nothing can fault after step 4. Fill [`Memory::bytes`] if it is read.
@@ -20,10 +20,12 @@
 //! * RCPPS, RSQRTPS and their scalar forms are approximations whose low bits are those of the host's model.
 //! * MXCSR has no misaligned-exception mask (bit 17): [`MXCSR_MASK`] is 0xffff.
 
+mod decode;
 mod host;
-mod lower;
+mod insn;
 mod mmx;
 mod op;
+mod select;
 mod sse;
 mod state;
 mod stubs;
@@ -32,8 +34,10 @@ mod x87;
 #[cfg(test)]
 mod tests;
 
-pub use lower::lower;
+pub use decode::decode;
+pub use insn::Insn;
 pub use op::Op;
+pub use select::select;
 pub use state::{Form, MXCSR_DEFAULT, MXCSR_MASK, State, XSAVE_LEN};
 
 #[cfg(not(target_arch = "x86_64"))]

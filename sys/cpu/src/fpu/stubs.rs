@@ -3,13 +3,44 @@
 //! The operands are fixed: for SSE and MMX the `reg` operand is register 1 and the `rm` operand is register 2, of whichever
 //! file the instruction uses; for x87 a memory operand is at RSI. The tables are functions only in that they are code: nothing
 //! calls them by their names, and opcodes that mean nothing stand in them without being reachable, because
-//! [`super::lower()`] only asks for what the decoder knows.
+//! [`super::decode`] only asks for what the decoder knows.
 
 use core::arch::naked_asm;
 
 /// The address of a host instruction followed by RET.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Stub(usize);
+
+impl Stub {
+    /// The address to call.
+    pub(super) const fn address(self) -> usize {
+        self.0
+    }
+}
+
+/// One of the tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Table {
+    Plain0f,
+    Plain0f38,
+    Wide,
+    Immediate0f,
+    Immediate0f3a,
+    X87,
+}
+
+/// A host instruction by its place in the tables, without an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostCode {
+    table: Table,
+    index: u16,
+}
+
+impl std::fmt::Display for HostCode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?} {:#x}", self.table, self.index)
+    }
+}
 
 /// The mandatory prefix of an SSE instruction, numbered as in the tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,36 +109,44 @@ const IMMEDIATE_0F3A: [(Prefix, u8); 20] = [
     (Prefix::None, 0xcc),
 ];
 
-impl Stub {
+impl HostCode {
     /// For operations that execute nothing on the host.
-    pub(super) const NONE: Self = Self(0);
+    pub(super) const NONE: Self = Self::at(Table::Plain0f, 0);
+
+    const fn at(table: Table, index: usize) -> Self {
+        Self {
+            table,
+            index: index as u16,
+        }
+    }
 
     /// `[prefix] 0f opcode`.
     pub(super) fn plain_0f(prefix: Prefix, opcode: u8) -> Self {
-        Self(plain_0f as *const () as usize + STEP * (prefix as usize * 256 + usize::from(opcode)))
+        Self::at(Table::Plain0f, prefix as usize * 256 + usize::from(opcode))
     }
 
     /// `[prefix] 0f 38 opcode`.
     pub(super) fn plain_0f38(prefix: Prefix, opcode: u8) -> Self {
-        Self(
-            plain_0f38 as *const () as usize + STEP * (prefix as usize * 256 + usize::from(opcode)),
+        Self::at(
+            Table::Plain0f38,
+            prefix as usize * 256 + usize::from(opcode),
         )
     }
 
     /// `[prefix] REX.W 0f opcode`.
     pub(super) fn wide(prefix: Prefix, opcode: u8) -> Option<Self> {
         let index = WIDE.iter().position(|&entry| entry == (prefix, opcode))?;
-        Some(Self(wide as *const () as usize + STEP * index))
+        Some(Self::at(Table::Wide, index))
     }
 
     /// `f2 REX.W 0f 38 f1`: CRC32 of eight bytes.
     pub(super) fn crc32_wide() -> Self {
-        Self(wide as *const () as usize + STEP * WIDE.len())
+        Self::at(Table::Wide, WIDE.len())
     }
 
     /// `66 f2 0f 38 f1`: CRC32 of two bytes.
     pub(super) fn crc32_word() -> Self {
-        Self(wide as *const () as usize + STEP * (WIDE.len() + 1))
+        Self::at(Table::Wide, WIDE.len() + 1)
     }
 
     /// `[prefix] 0f opcode imm`.
@@ -115,9 +154,7 @@ impl Stub {
         let index = IMMEDIATE_0F
             .iter()
             .position(|&entry| entry == (prefix, opcode))?;
-        Some(Self(
-            immediate_0f as *const () as usize + STEP * (index * 256 + usize::from(imm)),
-        ))
+        Some(Self::at(Table::Immediate0f, index * 256 + usize::from(imm)))
     }
 
     /// `[prefix] 0f 3a opcode imm`.
@@ -125,31 +162,42 @@ impl Stub {
         let index = IMMEDIATE_0F3A
             .iter()
             .position(|&entry| entry == (prefix, opcode))?;
-        Some(Self(
-            immediate_0f3a as *const () as usize + STEP * (index * 256 + usize::from(imm)),
+        Some(Self::at(
+            Table::Immediate0f3a,
+            index * 256 + usize::from(imm),
         ))
     }
 
     /// The x87 instruction `escape modrm`, of register form.
     pub(super) fn x87_register(escape: u8, modrm: u8) -> Self {
-        let index = usize::from(escape & 7) * 64 + usize::from(modrm & 0x3f);
-        Self(x87 as *const () as usize + X87_STEP * index)
+        Self::at(
+            Table::X87,
+            usize::from(escape & 7) * 64 + usize::from(modrm & 0x3f),
+        )
     }
 
     /// The x87 instruction `escape /reg`, of memory form.
     pub(super) fn x87_memory(escape: u8, reg: u8) -> Self {
         let index = usize::from(escape & 7) * 8 + usize::from(reg & 7);
-        Self(x87 as *const () as usize + X87_STEP * (X87_REGISTER_FORMS + index))
+        Self::at(Table::X87, X87_REGISTER_FORMS + index)
     }
 
     /// EMMS, which runs like an x87 instruction.
     pub(super) fn emms() -> Self {
-        Self(x87 as *const () as usize + X87_STEP * (X87_REGISTER_FORMS + X87_MEMORY_FORMS))
+        Self::at(Table::X87, X87_REGISTER_FORMS + X87_MEMORY_FORMS)
     }
 
-    /// The address to call.
-    pub(super) const fn address(self) -> usize {
-        self.0
+    /// Where it is.
+    pub(super) fn stub(self) -> Stub {
+        let (table, step) = match self.table {
+            Table::Plain0f => (plain_0f as *const () as usize, STEP),
+            Table::Plain0f38 => (plain_0f38 as *const () as usize, STEP),
+            Table::Wide => (wide as *const () as usize, STEP),
+            Table::Immediate0f => (immediate_0f as *const () as usize, STEP),
+            Table::Immediate0f3a => (immediate_0f3a as *const () as usize, STEP),
+            Table::X87 => (x87 as *const () as usize, X87_STEP),
+        };
+        Stub(table + step * usize::from(self.index))
     }
 }
 

@@ -27,7 +27,9 @@ impl Bench {
     }
 
     fn run(&mut self, code: &[u8]) -> Result<Outcome, Fault> {
-        let op = lower(&Decoder::new(64, code, DecoderOptions::NONE).decode())
+        let op = decode(&Decoder::new(64, code, DecoderOptions::NONE).decode())
+            .as_ref()
+            .map(select)
             .expect("an instruction of the units");
         check(op.class(), CR0, CR4, &self.state)?;
         op.exec(

@@ -2,30 +2,33 @@
 
 use crate::cpu::Cpu;
 use crate::interp::{bits, by_condition, by_kind, by_size, control, sext, zext};
+use crate::ir::{Alu, Cond, Unary};
 use crate::mmu::Place;
 use crate::op::{Handler, Op, OpRef, Status, get, go_on, next};
 use crate::state::flag;
 use crate::trap::Trapped;
 
-/// Operation numbers: 0..=7 as in the opcode, and TEST.
-pub(crate) mod kind {
-    pub const ADC: u8 = 2;
-    pub const SBB: u8 = 3;
-    pub const AND: u8 = 4;
-    pub const SUB: u8 = 5;
-    pub const XOR: u8 = 6;
-    pub const CMP: u8 = 7;
-    pub const TEST: u8 = 8;
-    pub const ADD: u8 = 0;
-    pub const OR: u8 = 1;
+/// Operation numbers: those of [`Alu`].
+mod kind {
+    use crate::ir::Alu;
+
+    pub const ADD: u8 = Alu::Add as u8;
+    pub const OR: u8 = Alu::Or as u8;
+    pub const ADC: u8 = Alu::Adc as u8;
+    pub const SBB: u8 = Alu::Sbb as u8;
+    pub const SUB: u8 = Alu::Sub as u8;
+    pub const XOR: u8 = Alu::Xor as u8;
+    pub const CMP: u8 = Alu::Cmp as u8;
+    pub const TEST: u8 = Alu::Test as u8;
 }
 
-/// Operation numbers of the one-operand group.
-pub(crate) mod unary {
-    pub const INC: u8 = 0;
-    pub const DEC: u8 = 1;
-    pub const NEG: u8 = 2;
-    pub const NOT: u8 = 3;
+/// Operation numbers of the one-operand group: those of [`Unary`].
+mod unary {
+    use crate::ir::Unary;
+
+    pub const INC: u8 = Unary::Inc as u8;
+    pub const DEC: u8 = Unary::Dec as u8;
+    pub const NEG: u8 = Unary::Neg as u8;
 }
 
 /// Whether the operation writes its destination.
@@ -366,8 +369,9 @@ pub(crate) enum Form {
     LockedMi,
 }
 
-/// The handler of operation `k` (see [`kind`]); `plain` is [`Op::is_plain`].
-pub(crate) fn handler(k: u8, form: Form, plain: bool, s: u8) -> Handler {
+/// The handler of an operation; `plain` is [`Op::is_plain`].
+pub(crate) fn handler(alu: Alu, form: Form, plain: bool, s: u8) -> Handler {
+    let k = alu as u8;
     match form {
         Form::Rm if plain => by_kind!(k, s, plain_rm),
         Form::Mr if plain => by_kind!(k, s, plain_mr),
@@ -387,15 +391,15 @@ pub(crate) fn clear_handler(s: u8) -> Handler {
     by_size!(s, clear)
 }
 
-/// The handler of one-operand operation `k` (see [`unary`]).
-pub(crate) fn unary_handler(k: u8, memory: bool, locked: bool, s: u8) -> Handler {
+/// The handler of a one-operand operation.
+pub(crate) fn unary_handler(kind: Unary, memory: bool, locked: bool, s: u8) -> Handler {
     macro_rules! pick {
         ($f:ident) => {
-            match k {
-                0 => by_size!(s, $f, 0),
-                1 => by_size!(s, $f, 1),
-                2 => by_size!(s, $f, 2),
-                _ => by_size!(s, $f, 3),
+            match kind {
+                Unary::Inc => by_size!(s, $f, 0),
+                Unary::Dec => by_size!(s, $f, 1),
+                Unary::Neg => by_size!(s, $f, 2),
+                Unary::Not => by_size!(s, $f, 3),
             }
         };
     }
@@ -406,19 +410,19 @@ pub(crate) fn unary_handler(k: u8, memory: bool, locked: bool, s: u8) -> Handler
     }
 }
 
-/// The handler of CMP (`test` false) or TEST with a register or immediate, and Jcc with condition `c`.
-pub(crate) fn fused_handler(test: bool, immediate: bool, s: u8, c: u8) -> Handler {
+/// The handler of CMP or TEST with a register or immediate, and Jcc.
+pub(crate) fn fused_handler(alu: Alu, immediate: bool, s: u8, cond: Cond) -> Handler {
     macro_rules! pick {
         ($f:ident, $k:literal) => {
             match s {
-                0 => by_condition!(c, $f, $k, 0),
-                1 => by_condition!(c, $f, $k, 1),
-                2 => by_condition!(c, $f, $k, 2),
-                _ => by_condition!(c, $f, $k, 3),
+                0 => by_condition!(cond as u8, $f, $k, 0),
+                1 => by_condition!(cond as u8, $f, $k, 1),
+                2 => by_condition!(cond as u8, $f, $k, 2),
+                _ => by_condition!(cond as u8, $f, $k, 3),
             }
         };
     }
-    match (test, immediate) {
+    match (alu == Alu::Test, immediate) {
         (false, false) => pick!(fused_rr, 7),
         (false, true) => pick!(fused_ri, 7),
         (true, false) => pick!(fused_rr, 8),

@@ -2,16 +2,19 @@
 
 use crate::cpu::Cpu;
 use crate::interp::{bits, by_size, sext};
+use crate::ir::Bit;
 use crate::op::{Handler, Op, OpRef, Status, get, go_on, next};
 use crate::state::flag;
 use crate::trap::Trapped;
 
-/// Operation numbers: BT, BTS, BTR, BTC.
-pub(crate) mod kind {
-    pub const BT: u8 = 0;
-    pub const BTS: u8 = 1;
-    pub const BTR: u8 = 2;
-    pub const BTC: u8 = 3;
+/// Operation numbers: those of [`Bit`].
+mod kind {
+    use crate::ir::Bit;
+
+    pub const BT: u8 = Bit::Bt as u8;
+    pub const BTS: u8 = Bit::Bts as u8;
+    pub const BTR: u8 = Bit::Btr as u8;
+    pub const BTC: u8 = Bit::Btc as u8;
 }
 
 impl Cpu {
@@ -92,14 +95,14 @@ fn mi<const K: u8, const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
 }
 
 /// The handler of BT and its kin.
-pub(crate) fn handler(k: u8, memory: bool, immediate: bool, s: u8) -> Handler {
+pub(crate) fn handler(kind: Bit, memory: bool, immediate: bool, s: u8) -> Handler {
     macro_rules! pick {
         ($f:ident) => {
-            match k {
-                0 => by_size!(s, $f, 0),
-                1 => by_size!(s, $f, 1),
-                2 => by_size!(s, $f, 2),
-                _ => by_size!(s, $f, 3),
+            match kind {
+                Bit::Bt => by_size!(s, $f, 0),
+                Bit::Bts => by_size!(s, $f, 1),
+                Bit::Btr => by_size!(s, $f, 2),
+                Bit::Btc => by_size!(s, $f, 3),
             }
         };
     }

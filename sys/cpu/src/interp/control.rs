@@ -4,6 +4,7 @@
 
 use crate::cpu::{Cpu, slot};
 use crate::interp::by_condition;
+use crate::ir::{Cond, Counted, Gpr};
 use crate::op::{Handler, Op, OpRef, Status, get, next};
 use crate::state::Seg;
 use crate::trap::Trapped;
@@ -91,7 +92,8 @@ fn jcc_legacy<const C: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
     }
 }
 
-pub(crate) fn jcc_handler(long: bool, c: u8) -> Handler {
+pub(crate) fn jcc_handler(long: bool, cond: Cond) -> Handler {
+    let c = cond as u8;
     if long {
         by_condition!(c, jcc)
     } else {
@@ -227,21 +229,23 @@ pub(crate) fn ret_legacy(cpu: &mut Cpu, op: OpRef) -> Status {
     Status::Elsewhere
 }
 
-/// LOOPNE, LOOPE, LOOP and JCXZ, in this order in `s`; the counter's size in `x`.
-pub(crate) fn counted(cpu: &mut Cpu, op: OpRef) -> Status {
+/// LOOPNE, LOOPE, LOOP and JCXZ, numbered in this order; the counter's size in `x`.
+fn counted<const K: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
+    const RCX: u8 = Gpr::Rcx as u8;
+    let jcxz = K == Counted::Jcxz as u8;
     let old = match op.x {
-        1 => cpu.rd::<1>(1),
-        2 => cpu.rd::<2>(1),
-        _ => cpu.rd::<3>(1),
+        1 => cpu.rd::<1>(RCX),
+        2 => cpu.rd::<2>(RCX),
+        _ => cpu.rd::<3>(RCX),
     };
-    let count = if op.s == 3 { old } else { old.wrapping_sub(1) };
+    let count = if jcxz { old } else { old.wrapping_sub(1) };
     let cut = if op.x == 3 {
         u64::MAX
     } else {
         (1 << (8 << op.x)) - 1
     };
     let zero = count & cut == 0;
-    let taken = match op.s {
+    let taken = match K {
         0 => !zero && !cpu.flags.zf(),
         1 => !zero && cpu.flags.zf(),
         2 => !zero,
@@ -258,11 +262,20 @@ pub(crate) fn counted(cpu: &mut Cpu, op: OpRef) -> Status {
         cpu.cut_rip(cpu.next_rip(&op))
     };
     match op.x {
-        _ if op.s == 3 => {}
-        1 => cpu.wr::<1>(1, count),
-        2 => cpu.wr::<2>(1, count),
-        _ => cpu.wr::<3>(1, count),
+        _ if jcxz => {}
+        1 => cpu.wr::<1>(RCX, count),
+        2 => cpu.wr::<2>(RCX, count),
+        _ => cpu.wr::<3>(RCX, count),
     }
     cpu.rip = to;
     if taken { Status::Taken } else { Status::Next }
+}
+
+pub(crate) fn counted_handler(kind: Counted) -> Handler {
+    match kind {
+        Counted::Loopne => counted::<0>,
+        Counted::Loope => counted::<1>,
+        Counted::Loop => counted::<2>,
+        Counted::Jcxz => counted::<3>,
+    }
 }

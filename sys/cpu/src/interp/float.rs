@@ -7,13 +7,19 @@ use crate::op::{Handler, Op, OpRef, Status, go_on, next};
 use crate::state::{cr0, cr4};
 use crate::trap::{Trapped, vector};
 
-const RDI: u8 = 7;
-
 /// `Op::x` of FXSAVE and its kin.
 pub(crate) mod form {
     pub const LEGACY: u8 = 0;
     pub const LONG32: u8 = 1;
     pub const LONG64: u8 = 2;
+
+    pub fn of(form: super::Form) -> u8 {
+        match form {
+            super::Form::Legacy => LEGACY,
+            super::Form::Long32 => LONG32,
+            super::Form::Long64 => LONG64,
+        }
+    }
 }
 
 impl Cpu {
@@ -212,19 +218,8 @@ impl Cpu {
             Access::ReadWrite(n) => (n, n),
         };
         let size = usize::from(read.max(write));
-        // MASKMOVQ and MASKMOVDQU address by rDI.
-        let implied = op.x != 0;
-        let offset = if implied {
-            Op { base: RDI, ..*op }
-        } else {
-            *op
-        };
-        let offset = self.offset(&offset);
-        let la = if implied {
-            self.operand_linear(op, offset, size as u64, write != 0)?
-        } else {
-            self.ea(op, size as u64, write != 0)?
-        };
+        let offset = self.offset(op);
+        let la = self.ea(op, size as u64, write != 0)?;
         if aligned && la & 15 != 0 {
             return Err(self.gp(0));
         }
@@ -359,7 +354,7 @@ impl Cpu {
     }
 }
 
-/// An instruction with a memory operand; the operation's index is in `imm`, `x` says that the address is implied.
+/// An instruction with a memory operand; the operation's index is in `imm`.
 fn memory<const FLAGS: bool>(cpu: &mut Cpu, op: OpRef) -> Status {
     go_on!(cpu, op, cpu.float_operand::<FLAGS>(&op))
 }

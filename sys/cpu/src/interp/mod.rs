@@ -1,4 +1,4 @@
-//! Tier 0: the handlers of the lowered operations, and what they all need.
+//! Tier 0: the handlers of the operations, how they are selected, and what they all need.
 
 pub(crate) mod alu;
 pub(crate) mod atomic;
@@ -9,6 +9,7 @@ pub(crate) mod float;
 pub(crate) mod misc;
 pub(crate) mod mov;
 pub(crate) mod muldiv;
+pub(crate) mod select;
 pub(crate) mod shift;
 pub(crate) mod stack;
 pub(crate) mod string;

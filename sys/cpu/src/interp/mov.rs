@@ -2,6 +2,7 @@
 
 use crate::cpu::Cpu;
 use crate::interp::{by_condition, by_size, sext, zext};
+use crate::ir::Cond;
 use crate::op::{Handler, OpRef, Status, get, go_on, next};
 
 fn rr<const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
@@ -194,7 +195,8 @@ fn cmov_rm<const S: u8, const C: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
     next(cpu, op)
 }
 
-pub(crate) fn cmov_handler(memory: bool, s: u8, c: u8) -> Handler {
+pub(crate) fn cmov_handler(memory: bool, s: u8, cond: Cond) -> Handler {
+    let c = cond as u8;
     match (memory, s) {
         (false, 1) => by_condition!(c, cmov_rr, 1),
         (false, 2) => by_condition!(c, cmov_rr, 2),
@@ -216,7 +218,8 @@ fn setcc_m<const C: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
     go_on!(cpu, op, cpu.write::<0>(&op, v))
 }
 
-pub(crate) fn setcc_handler(memory: bool, c: u8) -> Handler {
+pub(crate) fn setcc_handler(memory: bool, cond: Cond) -> Handler {
+    let c = cond as u8;
     if memory {
         by_condition!(c, setcc_m)
     } else {

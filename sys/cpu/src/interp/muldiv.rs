@@ -2,16 +2,18 @@
 
 use crate::cpu::Cpu;
 use crate::interp::{bits, by_size, sext, zext};
+use crate::ir::MulDiv;
 use crate::op::{Handler, Op, OpRef, Status, get, go_on, next};
 use crate::state::flag;
 use crate::trap::{Trapped, vector};
 
-/// Operation numbers as in the opcode's `reg` field.
-pub(crate) mod kind {
-    pub const MUL: u8 = 4;
-    pub const IMUL: u8 = 5;
-    pub const DIV: u8 = 6;
-    pub const IDIV: u8 = 7;
+/// Operation numbers: those of [`MulDiv`].
+mod kind {
+    use crate::ir::MulDiv;
+
+    pub const MUL: u8 = MulDiv::Mul as u8;
+    pub const IMUL: u8 = MulDiv::Imul as u8;
+    pub const DIV: u8 = MulDiv::Div as u8;
 }
 
 const CF_OF: u32 = (flag::CF | flag::OF) as u32;
@@ -117,14 +119,14 @@ fn wide_m<const K: u8, const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
 }
 
 /// The handler of the forms with implied operands.
-pub(crate) fn wide_handler(k: u8, memory: bool, s: u8) -> Handler {
+pub(crate) fn wide_handler(kind: MulDiv, memory: bool, s: u8) -> Handler {
     macro_rules! pick {
         ($f:ident) => {
-            match k {
-                4 => by_size!(s, $f, 4),
-                5 => by_size!(s, $f, 5),
-                6 => by_size!(s, $f, 6),
-                _ => by_size!(s, $f, 7),
+            match kind {
+                MulDiv::Mul => by_size!(s, $f, 4),
+                MulDiv::Imul => by_size!(s, $f, 5),
+                MulDiv::Div => by_size!(s, $f, 6),
+                MulDiv::Idiv => by_size!(s, $f, 7),
             }
         };
     }

@@ -2,18 +2,20 @@
 
 use crate::cpu::Cpu;
 use crate::interp::{bits, by_size, sext, zext};
+use crate::ir::{DoubleShift, Shift};
 use crate::op::{Handler, Op, OpRef, Status, go_on, next};
 use crate::state::flag;
 
-/// Operation numbers as in the opcode (6 is an alias of SHL).
-pub(crate) mod kind {
-    pub const ROL: u8 = 0;
-    pub const ROR: u8 = 1;
-    pub const RCL: u8 = 2;
-    pub const RCR: u8 = 3;
-    pub const SHL: u8 = 4;
-    pub const SHR: u8 = 5;
-    pub const SAR: u8 = 7;
+/// Operation numbers: those of [`Shift`].
+mod kind {
+    use crate::ir::Shift;
+
+    pub const ROL: u8 = Shift::Rol as u8;
+    pub const ROR: u8 = Shift::Ror as u8;
+    pub const RCL: u8 = Shift::Rcl as u8;
+    pub const SHL: u8 = Shift::Shl as u8;
+    pub const SHR: u8 = Shift::Shr as u8;
+    pub const SAR: u8 = Shift::Sar as u8;
 }
 
 const OF: u32 = flag::OF as u32;
@@ -182,17 +184,17 @@ fn mc<const K: u8, const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
 }
 
 /// The handler of a shift; `by_cl` or by `Op::imm`.
-pub(crate) fn handler(k: u8, memory: bool, by_cl: bool, s: u8) -> Handler {
+pub(crate) fn handler(kind: Shift, memory: bool, by_cl: bool, s: u8) -> Handler {
     macro_rules! pick {
         ($f:ident) => {
-            match k {
-                0 => by_size!(s, $f, 0),
-                1 => by_size!(s, $f, 1),
-                2 => by_size!(s, $f, 2),
-                3 => by_size!(s, $f, 3),
-                5 => by_size!(s, $f, 5),
-                7 => by_size!(s, $f, 7),
-                _ => by_size!(s, $f, 4),
+            match kind {
+                Shift::Rol => by_size!(s, $f, 0),
+                Shift::Ror => by_size!(s, $f, 1),
+                Shift::Rcl => by_size!(s, $f, 2),
+                Shift::Rcr => by_size!(s, $f, 3),
+                Shift::Shl => by_size!(s, $f, 4),
+                Shift::Shr => by_size!(s, $f, 5),
+                Shift::Sar => by_size!(s, $f, 7),
             }
         };
     }
@@ -225,8 +227,8 @@ fn double_m<const LEFT: bool, const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
     )
 }
 
-/// The handler of SHLD (`left`) and SHRD.
-pub(crate) fn double_handler(left: bool, memory: bool, s: u8) -> Handler {
+/// The handler of SHLD and SHRD.
+pub(crate) fn double_handler(kind: DoubleShift, memory: bool, s: u8) -> Handler {
     macro_rules! pick {
         ($f:ident, $left:literal) => {
             match s {
@@ -236,10 +238,10 @@ pub(crate) fn double_handler(left: bool, memory: bool, s: u8) -> Handler {
             }
         };
     }
-    match (left, memory) {
-        (true, false) => pick!(double_r, true),
-        (true, true) => pick!(double_m, true),
-        (false, false) => pick!(double_r, false),
-        (false, true) => pick!(double_m, false),
+    match (kind, memory) {
+        (DoubleShift::Shld, false) => pick!(double_r, true),
+        (DoubleShift::Shld, true) => pick!(double_m, true),
+        (DoubleShift::Shrd, false) => pick!(double_r, false),
+        (DoubleShift::Shrd, true) => pick!(double_m, false),
     }
 }

@@ -8,6 +8,7 @@ use crate::cpu::Cpu;
 use crate::exit::{Exit, StringIo};
 use crate::host;
 use crate::interp::{by_size, zext};
+use crate::ir::StringOp;
 use crate::op::{Handler, Op, OpRef, Status, am, next};
 use crate::state::{Seg, flag};
 use crate::trap::Trapped;
@@ -390,26 +391,14 @@ fn outs<const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
     finish(cpu, op, result)
 }
 
-/// The string instructions.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
-    Movs,
-    Stos,
-    Lods,
-    Scas,
-    Cmps,
-    Ins,
-    Outs,
-}
-
-pub(crate) fn handler(kind: Kind, s: u8) -> Handler {
+pub(crate) fn handler(kind: StringOp, s: u8) -> Handler {
     match kind {
-        Kind::Movs => by_size!(s, movs),
-        Kind::Stos => by_size!(s, stos),
-        Kind::Lods => by_size!(s, lods),
-        Kind::Scas => by_size!(s, scas),
-        Kind::Cmps => by_size!(s, cmps),
-        Kind::Ins => by_size!(s, ins),
-        Kind::Outs => by_size!(s, outs),
+        StringOp::Movs => by_size!(s, movs),
+        StringOp::Stos => by_size!(s, stos),
+        StringOp::Lods => by_size!(s, lods),
+        StringOp::Scas => by_size!(s, scas),
+        StringOp::Cmps => by_size!(s, cmps),
+        StringOp::Ins => by_size!(s, ins),
+        StringOp::Outs => by_size!(s, outs),
     }
 }

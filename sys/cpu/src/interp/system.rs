@@ -4,7 +4,7 @@ use crate::bus::{CpuidInputs, Reply};
 use crate::cpu::Cpu;
 use crate::exit::Exit;
 use crate::interp::control::{end, end_far};
-use crate::op::{Op, OpRef, Status, get, go_on, next};
+use crate::op::{Op, OpRef, Status, get, go_on, next, x};
 use crate::state::{Seg, Segment, Table, cr0, cr4, efer, flag};
 use crate::trap::{Trapped, vector};
 
@@ -262,21 +262,21 @@ impl Cpu {
         }
     }
 
-    /// The 16-bit operand of LLDT and its kin: memory if bit 7 of `x` is set, register `s` otherwise.
+    /// The 16-bit operand of LLDT and its kin: memory if `x` says so, register `s` otherwise.
     fn selector_operand(&mut self, op: &Op) -> Result<u16, Trapped> {
-        Ok(if op.x & 0x80 != 0 {
+        Ok(if op.x & x::MEMORY != 0 {
             self.read::<1>(op)?
         } else {
             self.rd::<1>(op.s)
         } as u16)
     }
 
-    /// The destination of SLDT and its kin: memory (always 16 bits) if bit 7 of `x` is set, register `r` otherwise.
+    /// The destination of SLDT and its kin: memory (always 16 bits) if `x` says so, register `r` otherwise.
     fn put_selector(&mut self, op: &Op, value: u64) -> Result<(), Trapped> {
-        if op.x & 0x80 != 0 {
+        if op.x & x::MEMORY != 0 {
             self.write::<1>(op, value)
         } else {
-            self.wr_sized(op.r, value, op.x & 3);
+            self.wr_sized(op.r, value, op.x & x::SIZE);
             Ok(())
         }
     }
@@ -488,7 +488,7 @@ system!(next lar(cpu, op) {
     let selector = cpu.selector_operand(op)?;
     let found = visible(cpu, selector, false)?;
     if let Some(raw) = found {
-        cpu.wr_sized(op.r, raw >> 32 & 0x00ff_ff00, op.x & 3);
+        cpu.wr_sized(op.r, raw >> 32 & 0x00ff_ff00, op.x & x::SIZE);
     }
     set_zf(cpu, found.is_some());
     Ok(())
@@ -500,13 +500,13 @@ system!(next lsl(cpu, op) {
     let found = visible(cpu, selector, true)?;
     if let Some(raw) = found {
         let limit = Cpu::descriptor_limit(raw);
-        cpu.wr_sized(op.r, u64::from(limit), op.x & 3);
+        cpu.wr_sized(op.r, u64::from(limit), op.x & x::SIZE);
     }
     set_zf(cpu, found.is_some());
     Ok(())
 });
 
-/// VERR, or VERW if bit 6 of `x` is set.
+/// VERR, or VERW if `x` says so.
 fn verify(cpu: &mut Cpu, op: &Op) -> Result<(), Trapped> {
     cpu.require_protected()?;
     let selector = cpu.selector_operand(op)?;
@@ -515,7 +515,7 @@ fn verify(cpu: &mut Cpu, op: &Op) -> Result<(), Trapped> {
         let code = access & 8 != 0;
         let data_bit = access & 2 != 0;
         access & 0x10 != 0
-            && if op.x & 0x40 != 0 {
+            && if op.x & x::FOR_WRITING != 0 {
                 !code && data_bit
             } else {
                 !code || data_bit
@@ -527,15 +527,15 @@ fn verify(cpu: &mut Cpu, op: &Op) -> Result<(), Trapped> {
 
 system!(next verr(cpu, op) { verify(cpu, op) });
 
-// ARPL: destination register `r` or memory (bit 7 of `x`), source register `s`.
+// ARPL: destination register `r` or memory, source register `s`.
 system!(next arpl(cpu, op) {
     cpu.require_protected()?;
     let rpl = cpu.rd::<1>(op.s) & 3;
-    let old = if op.x & 0x80 != 0 { cpu.read::<1>(op)? } else { cpu.rd::<1>(op.r) };
+    let old = if op.x & x::MEMORY != 0 { cpu.read::<1>(op)? } else { cpu.rd::<1>(op.r) };
     let raise = old & 3 < rpl;
     if raise {
         let new = old & !3 | rpl;
-        if op.x & 0x80 != 0 { cpu.write::<1>(op, new)? } else { cpu.wr::<1>(op.r, new) }
+        if op.x & x::MEMORY != 0 { cpu.write::<1>(op, new)? } else { cpu.wr::<1>(op.r, new) }
     }
     set_zf(cpu, raise);
     Ok(())
@@ -649,12 +649,12 @@ system!(end xsetbv(cpu, op) {
     Ok(())
 });
 
-// RDFSBASE, RDGSBASE (into `r`), WRFSBASE, WRGSBASE (from `s`): segment in `imm`, operand size in `x`.
+// RDFSBASE, RDGSBASE (into `r`), WRFSBASE, WRGSBASE (from `s`): segment number in `imm`, operand size in `x`.
 system!(next rdbase(cpu, op) {
     if cpu.cr4 & cr4::FSGSBASE == 0 {
         return Err(cpu.ud());
     }
-    let base = cpu.segs[if op.imm == 4 { Seg::Fs } else { Seg::Gs } as usize].base;
+    let base = cpu.segs[Seg::from_index(op.imm as u8) as usize].base;
     cpu.wr_sized(op.r, base, op.x);
     Ok(())
 });
@@ -667,7 +667,7 @@ system!(next wrbase(cpu, op) {
     if !Cpu::canonical(base) {
         return Err(cpu.gp(0));
     }
-    cpu.set_base(if op.imm == 4 { Seg::Fs } else { Seg::Gs }, base);
+    cpu.set_base(Seg::from_index(op.imm as u8), base);
     Ok(())
 });
 
@@ -679,14 +679,14 @@ system!(next swapgs(cpu, op) {
     Ok(())
 });
 
-// IN and OUT: port in `imm`, or DX if bit 7 of `x` is set; size (log) in the low bits.
+// IN and OUT: port in `imm`, or DX if `x` says so.
 fn port(cpu: &mut Cpu, op: &Op) -> Result<(u16, u8), Trapped> {
-    let port = if op.x & 0x80 != 0 {
+    let port = if op.x & x::PORT_IN_DX != 0 {
         cpu.regs[2] as u16
     } else {
         op.imm as u16
     };
-    let size = 1 << (op.x & 3);
+    let size = 1 << (op.x & x::SIZE);
     cpu.check_port(port, size)?;
     Ok((port, size))
 }
@@ -696,7 +696,7 @@ system!(end r#in(cpu, op) {
     let now = cpu.now(op);
     match cpu.bus().in_port(now, port, size) {
         Reply::Done(value) => {
-            cpu.wr_sized(0, u64::from(value), op.x & 3);
+            cpu.wr_sized(0, u64::from(value), op.x & x::SIZE);
             Ok(())
         }
         Reply::Exit | Reply::Fault => Err(cpu.leave(Exit::In { port, size, len: op.len })),
@@ -721,7 +721,7 @@ system!(far sysenter(cpu, op) { cpu.sysenter(op) });
 
 system!(far sysexit(cpu, op) { cpu.sysexit(op) });
 
-// MOV Sreg, r/m16: segment number in `r`, source `s` or memory (bit 7 of `x`).
+// MOV Sreg, r/m16: segment number in `r`, source `s` or memory.
 system!(end mov_to_seg(cpu, op) {
     let selector = cpu.selector_operand(op)?;
     let seg = Seg::from_index(op.r);

@@ -738,5 +738,5 @@ fn distort(rng: &mut Rng, case: &mut Case) {
 
 /// Whether an instruction is the units' own.
 fn units(instruction: &Instruction) -> bool {
-    vmm_cpu::fpu::lower(instruction).is_some()
+    vmm_cpu::fpu::decode(instruction).is_some()
 }

@@ -44,7 +44,7 @@ pub fn run(case: &Case) -> Outcome {
     let (vector, error, address, rip) = loop {
         let rip = decoder.ip();
         let instruction = decoder.decode();
-        let Some(op) = fpu::lower(&instruction) else {
+        let Some(op) = fpu::decode(&instruction).as_ref().map(fpu::select) else {
             break (3, 0, 0, decoder.ip());
         };
         let vector = |fault: Fault| match fault.with_cr4(CR4) {
