@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 
 use vmm_abi::*;
 use vmm_cpu::{Bus, CpuidInputs, Event, Poll, Reply, Window};
+use vmm_x86::specialreg::{MSR_APICBASE, MSR_TSC, MSR_TSC_ADJUST};
 
 use crate::chipset::{Chipset, Io};
 use crate::entropy;
@@ -14,10 +15,6 @@ use crate::vmm::Vm;
 use crate::vmm_msr::{self, Access};
 use crate::vmm_stat::Stat;
 use crate::x86::{self, CpuidContext};
-
-const MSR_TSC: u32 = 0x10;
-const MSR_TSC_ADJUST: u32 = 0x3b;
-const MSR_APIC_BASE: u32 = 0x1b;
 
 /// A virtual CPU's bus for the length of one run.
 pub struct RunBus<'a> {
@@ -120,7 +117,7 @@ impl Bus for RunBus<'_> {
         match index {
             MSR_TSC => Reply::Done(self.tsc(now)),
             MSR_TSC_ADJUST => Reply::Done(self.side.tsc_adjust),
-            MSR_APIC_BASE => Reply::Done(self.chipset(now, |chipset, _| chipset.apicbase(id))),
+            MSR_APICBASE => Reply::Done(self.chipset(now, |chipset, _| chipset.apicbase(id))),
             _ if vmm_msr::is_x2apic(index) => {
                 Self::answer(self.chipset(now, |chipset, time| chipset.rdmsr(time, id, index)))
             }
@@ -146,7 +143,7 @@ impl Bus for RunBus<'_> {
                 self.side.adjust_tsc(change);
                 Reply::Done(())
             }
-            MSR_APIC_BASE => {
+            MSR_APICBASE => {
                 // The kernel lets nobody move the APIC or change its mode, and asks userland.
                 let same = self.chipset(now, |chipset, _| chipset.apicbase(id)) == value;
                 if same { Reply::Done(()) } else { Reply::Exit }

@@ -581,7 +581,7 @@ impl Chipset {
 
     /// `VM_GET_HPET_CAPABILITIES`: the low half of the register.
     pub fn hpet_capabilities(&self) -> u32 {
-        vhpet::CAPABILITIES as u32
+        vhpet::CAPABILITIES
     }
 
     // CMOS clock.

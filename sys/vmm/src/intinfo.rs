@@ -3,12 +3,10 @@
 
 use vmm_abi::*;
 use vmm_cpu::Pending;
+use vmm_x86::segments::{IDT_DE, IDT_DF, IDT_GP, IDT_NMI, IDT_NP, IDT_PF, IDT_SS, IDT_TS, NRSVIDT};
 
 use crate::errno::Errno;
 use crate::vcpu::{Core, Exception};
-
-const DOUBLE_FAULT: u8 = 8;
-const PAGE_FAULT: u8 = 14;
 
 /// An event in the ABI's form; 0 if there is none.
 pub fn encode(event: Option<Pending>) -> u64 {
@@ -16,7 +14,7 @@ pub fn encode(event: Option<Pending>) -> u64 {
         None => return 0,
         Some(Pending::Exception { vector, error }) => (VM_INTINFO_HWEXCEPTION, vector, error),
         Some(Pending::Interrupt(vector)) => (VM_INTINFO_HWINTR, vector, None),
-        Some(Pending::Nmi) => (VM_INTINFO_NMI, 2, None),
+        Some(Pending::Nmi) => (VM_INTINFO_NMI, IDT_NMI, None),
         Some(Pending::Software { vector, .. }) => (VM_INTINFO_SWINTR, vector, None),
     };
     let error = error.map_or(0, |error| VM_INTINFO_DEL_ERRCODE | u64::from(error) << 32);
@@ -34,8 +32,10 @@ pub fn decode(info: u64) -> Result<Option<Pending>, Errno> {
     let vector = (info & VM_INTINFO_VECTOR) as u8;
     let error = (info & VM_INTINFO_DEL_ERRCODE != 0).then_some((info >> 32) as u32);
     match info & VM_INTINFO_TYPE {
-        VM_INTINFO_NMI if vector == 2 => Ok(Some(Pending::Nmi)),
-        VM_INTINFO_HWEXCEPTION if vector < 32 => Ok(Some(Pending::Exception { vector, error })),
+        VM_INTINFO_NMI if vector == IDT_NMI => Ok(Some(Pending::Nmi)),
+        VM_INTINFO_HWEXCEPTION if vector < NRSVIDT => {
+            Ok(Some(Pending::Exception { vector, error }))
+        }
         VM_INTINFO_HWINTR => Ok(Some(Pending::Interrupt(vector))),
         // The instruction is still at RIP, and is executed again rather than skipped.
         VM_INTINFO_SWINTR => Ok(Some(Pending::Software { vector, len: 0 })),
@@ -44,8 +44,7 @@ pub fn decode(info: u64) -> Result<Option<Pending>, Errno> {
 }
 
 fn contributory(vector: u8) -> bool {
-    // #DE, #TS, #NP, #SS, #GP.
-    matches!(vector, 0 | 10..=13)
+    matches!(vector, IDT_DE | IDT_TS | IDT_NP | IDT_SS | IDT_GP)
 }
 
 /// What an exception becomes while another event is being delivered.
@@ -61,13 +60,13 @@ pub enum Nested {
 pub fn nested(first: Option<Pending>, second: Exception) -> Nested {
     let Exception { vector, error } = second;
     if let Some(Pending::Exception { vector: first, .. }) = first {
-        if first == DOUBLE_FAULT {
+        if first == IDT_DF {
             return Nested::TripleFault;
         }
-        let benign = !contributory(vector) && vector != PAGE_FAULT;
-        if contributory(first) && contributory(vector) || first == PAGE_FAULT && !benign {
+        let benign = !contributory(vector) && vector != IDT_PF;
+        if contributory(first) && contributory(vector) || first == IDT_PF && !benign {
             return Nested::Deliver(Pending::Exception {
-                vector: DOUBLE_FAULT,
+                vector: IDT_DF,
                 error: Some(0),
             });
         }
@@ -127,7 +126,7 @@ impl Core {
         restart: bool,
     ) -> Result<(), Errno> {
         let vector = u8::try_from(vector).map_err(|_| Errno::EINVAL)?;
-        if vector >= 32 || vector == DOUBLE_FAULT {
+        if vector >= NRSVIDT || vector == IDT_DF {
             return Err(Errno::EINVAL);
         }
         if self.side.exception.is_some() {

@@ -4,6 +4,7 @@
 //! some of its fields; both get the image that [`image`] draws from the processor.
 
 use vmm_cpu::{Reg, Seg, Segment};
+use vmm_x86::specialreg::Efer;
 
 use crate::vcpu::Core;
 
@@ -141,8 +142,7 @@ pub fn image(core: &Core) -> Box<[u8; SIZE]> {
     }
     image.put(SAVE + 0xcb, &[cpu.cpl()]);
     // SVM itself must be enabled in EFER while a guest runs.
-    const EFER_SVME: u64 = 1 << 12;
-    image.put64(SAVE + 0xd0, cpu.get(Reg::Efer) | EFER_SVME);
+    image.put64(SAVE + 0xd0, cpu.get(Reg::Efer) | Efer::SVM.bits());
     let registers = [
         (0x148, Reg::Cr4),
         (0x150, Reg::Cr3),

@@ -1,6 +1,8 @@
 //! `sys/amd64/vmm/amd/svm_msr.c` and the MTRRs of `sys/amd64/vmm/x86.c`: model-specific registers that neither the
 //! processor core nor the local APIC owns.
 
+use vmm_x86::specialreg::*;
+
 use crate::x86;
 
 /// What became of an access.
@@ -16,66 +18,63 @@ pub enum Access {
 
 /// Number of variable ranges (`VMM_MTRR_VAR_MAX`).
 pub const MTRR_VARIABLE: usize = 10;
-/// Write combining, fixed ranges, and the number of variable ones.
-const MTRR_CAP: u64 = 0x400 | 0x100 | MTRR_VARIABLE as u64;
-/// Enable, fixed enable and default type.
-const DEF_TYPE_MASK: u64 = 0xcff;
-const PHYS_BASE_MASK: u64 = 0x000f_ffff_ffff_f0ff;
-const PHYS_MASK_MASK: u64 = 0x000f_ffff_ffff_f800;
+const MTRR_CAP: u64 = MtrrCap::WC.union(MtrrCap::FIXED).bits() | MTRR_VARIABLE as u64;
+/// The bits of the registers that exist.
+const DEF_TYPE: MtrrDefType = MtrrDefType::ENABLE
+    .union(MtrrDefType::FIXED_ENABLE)
+    .union(MtrrDefType::TYPE);
+const PHYS_BASE: MtrrPhysBase = MtrrPhysBase::PHYSBASE.union(MtrrPhysBase::TYPE);
+const PHYS_MASK: MtrrPhysMask = MtrrPhysMask::PHYSMASK.union(MtrrPhysMask::VALID);
 
-const MSR_SPEC_CTRL: u32 = 0x48;
-const MSR_ARCH_CAPABILITIES: u32 = 0x10a;
-const MSR_MTRR_CAP: u32 = 0xfe;
-const MSR_MCG_CAP: u32 = 0x179;
-const MSR_MCG_STATUS: u32 = 0x17a;
-const MSR_MTRR_VARIABLE: u32 = 0x200;
-const MSR_MTRR_VARIABLE_LAST: u32 = MSR_MTRR_VARIABLE + 2 * MTRR_VARIABLE as u32 - 1;
-const MSR_MTRR_64K: u32 = 0x250;
-const MSR_MTRR_16K: u32 = 0x258;
-const MSR_MTRR_4K: u32 = 0x268;
-const MSR_MTRR_DEF_TYPE: u32 = 0x2ff;
-const MSR_SYSCFG: u32 = 0xc001_0010;
-const MSR_EXTFEATURES: u32 = 0xc001_001f;
-const MSR_UCODE_UPDATE: u32 = 0xc001_0020;
-const MSR_IPM: u32 = 0xc001_0055;
+/// Fixed ranges in a register.
+const RANGES: u32 = 8;
+const FIXED_64K: usize = (MTRR_N64K / RANGES) as usize;
+const FIXED_16K: usize = (MTRR_N16K / RANGES) as usize;
+const FIXED_4K: usize = (MTRR_N4K / RANGES) as usize;
+const MTRR16K_LAST: u32 = MSR_MTRR16KBASE + FIXED_16K as u32 - 1;
+const MTRR4K_LAST: u32 = MSR_MTRR4KBASE + FIXED_4K as u32 - 1;
+const MTRRVAR_LAST: u32 = MSR_MTRRVARBASE + 2 * MTRR_VARIABLE as u32 - 1;
 
-/// IBRS; there are no sibling threads to protect, and no stores to bypass.
-const SPEC_CTRL_MASK: u64 = 1;
+/// The last of the 1024 registers of the x2APIC.
+const X2APIC_LAST: u32 = MSR_APIC_000 + 0x3ff;
+
+/// There are no sibling threads to protect, and no stores to bypass.
+const SPEC_CTRL: SpecCtrl = SpecCtrl::IBRS;
 
 /// `struct vm_mtrr`: stored for the guest to read back, without effect on memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Mtrr {
     pub def_type: u64,
-    pub fixed_4k: [u64; 8],
-    pub fixed_16k: [u64; 2],
+    pub fixed_4k: [u64; FIXED_4K],
+    pub fixed_16k: [u64; FIXED_16K],
     pub fixed_64k: u64,
     /// Base and mask.
     pub variable: [[u64; 2]; MTRR_VARIABLE],
 }
 
 /// Bytes of [`Mtrr`] in a checkpoint.
-pub const MTRR_BYTES: usize = (1 + 8 + 2 + 1 + 2 * MTRR_VARIABLE) * 8;
+pub const MTRR_BYTES: usize = (1 + FIXED_4K + FIXED_16K + FIXED_64K + 2 * MTRR_VARIABLE) * 8;
 
 impl Mtrr {
     fn register(&mut self, index: u32) -> Option<(&mut u64, u64)> {
         Some(match index {
-            MSR_MTRR_DEF_TYPE => (&mut self.def_type, DEF_TYPE_MASK),
-            MSR_MTRR_64K => (&mut self.fixed_64k, u64::MAX),
-            MSR_MTRR_16K..=0x259 => (
-                self.fixed_16k.get_mut((index - MSR_MTRR_16K) as usize)?,
+            MSR_MTRRDEFTYPE => (&mut self.def_type, DEF_TYPE.bits()),
+            MSR_MTRR64KBASE => (&mut self.fixed_64k, u64::MAX),
+            MSR_MTRR16KBASE..=MTRR16K_LAST => (
+                self.fixed_16k.get_mut((index - MSR_MTRR16KBASE) as usize)?,
                 u64::MAX,
             ),
-            MSR_MTRR_4K..=0x26f => (
-                self.fixed_4k.get_mut((index - MSR_MTRR_4K) as usize)?,
+            MSR_MTRR4KBASE..=MTRR4K_LAST => (
+                self.fixed_4k.get_mut((index - MSR_MTRR4KBASE) as usize)?,
                 u64::MAX,
             ),
-            MSR_MTRR_VARIABLE..=MSR_MTRR_VARIABLE_LAST => {
-                let offset = index - MSR_MTRR_VARIABLE;
+            MSR_MTRRVARBASE..=MTRRVAR_LAST => {
+                let offset = index - MSR_MTRRVARBASE;
                 let [base, mask] = self.variable.get_mut((offset / 2) as usize)?;
                 if offset.is_multiple_of(2) {
-                    (base, PHYS_BASE_MASK)
+                    (base, PHYS_BASE.bits())
                 } else {
-                    (mask, PHYS_MASK_MASK)
+                    (mask, PHYS_MASK.bits())
                 }
             }
             _ => return None,
@@ -101,12 +100,12 @@ impl Mtrr {
     /// The reverse of [`Self::words`]; `None` if a reserved bit is set or a word is missing.
     pub fn from_words(mut next: impl FnMut() -> Option<u64>) -> Option<Self> {
         let mut mtrr = Self::default();
-        let fixed = (MSR_MTRR_4K..MSR_MTRR_4K + 8).chain(MSR_MTRR_16K..MSR_MTRR_16K + 2);
-        let variable = MSR_MTRR_VARIABLE..=MSR_MTRR_VARIABLE_LAST;
-        for index in [MSR_MTRR_DEF_TYPE]
+        let fixed = (MSR_MTRR4KBASE..=MTRR4K_LAST).chain(MSR_MTRR16KBASE..=MTRR16K_LAST);
+        let variable = MSR_MTRRVARBASE..=MTRRVAR_LAST;
+        for index in [MSR_MTRRDEFTYPE]
             .into_iter()
             .chain(fixed)
-            .chain([MSR_MTRR_64K])
+            .chain([MSR_MTRR64KBASE])
             .chain(variable)
         {
             let value = next()?;
@@ -131,12 +130,12 @@ impl Msrs {
     /// `svm_rdmsr`.
     pub fn read(&mut self, index: u32) -> Access {
         match index {
-            MSR_MCG_CAP | MSR_MCG_STATUS | MSR_SYSCFG | MSR_EXTFEATURES | MSR_IPM => {
+            MSR_MCG_CAP | MSR_MCG_STATUS | MSR_SYSCFG | MSR_EXTFEATURES | MSR_AMDK8_IPM => {
                 Access::Done(0)
             }
-            MSR_MTRR_CAP => Access::Done(MTRR_CAP),
-            MSR_ARCH_CAPABILITIES => Access::Done(x86::ARCH_CAPABILITIES),
-            MSR_SPEC_CTRL => Access::Done(self.spec_ctrl),
+            MSR_MTRRCAP => Access::Done(MTRR_CAP),
+            MSR_IA32_ARCH_CAP => Access::Done(x86::ARCH_CAPABILITIES.bits()),
+            MSR_IA32_SPEC_CTRL => Access::Done(self.spec_ctrl),
             _ => match self.mtrr.register(index) {
                 Some((register, _)) => Access::Done(*register),
                 None => Access::Unhandled,
@@ -147,11 +146,11 @@ impl Msrs {
     /// `svm_wrmsr`.
     pub fn write(&mut self, index: u32, value: u64) -> Access {
         match index {
-            MSR_MCG_CAP | MSR_MCG_STATUS | MSR_SYSCFG | MSR_EXTFEATURES | MSR_UCODE_UPDATE
-            | MSR_IPM => Access::Done(0),
-            MSR_MTRR_CAP | MSR_ARCH_CAPABILITIES => Access::Fault,
-            MSR_SPEC_CTRL if value & !SPEC_CTRL_MASK != 0 => Access::Fault,
-            MSR_SPEC_CTRL => {
+            MSR_MCG_CAP | MSR_MCG_STATUS | MSR_SYSCFG | MSR_EXTFEATURES | MSR_K8_UCODE_UPDATE
+            | MSR_AMDK8_IPM => Access::Done(0),
+            MSR_MTRRCAP | MSR_IA32_ARCH_CAP => Access::Fault,
+            MSR_IA32_SPEC_CTRL if value & !SPEC_CTRL.bits() != 0 => Access::Fault,
+            MSR_IA32_SPEC_CTRL => {
                 self.spec_ctrl = value;
                 Access::Done(0)
             }
@@ -169,7 +168,7 @@ impl Msrs {
 
 /// Whether an index belongs to the local APIC in x2APIC mode.
 pub fn is_x2apic(index: u32) -> bool {
-    (0x800..0xc00).contains(&index)
+    (MSR_APIC_000..=X2APIC_LAST).contains(&index)
 }
 
 #[cfg(test)]
@@ -179,11 +178,11 @@ mod tests {
     #[test]
     fn mtrrs_keep_what_is_written_and_refuse_reserved_bits() {
         let mut msrs = Msrs::default();
-        assert_eq!(msrs.read(MSR_MTRR_CAP), Access::Done(0x50a));
-        assert_eq!(msrs.write(MSR_MTRR_CAP, 0), Access::Fault);
-        assert_eq!(msrs.write(MSR_MTRR_DEF_TYPE, 0xc06), Access::Done(0));
-        assert_eq!(msrs.read(MSR_MTRR_DEF_TYPE), Access::Done(0xc06));
-        assert_eq!(msrs.write(MSR_MTRR_DEF_TYPE, 0x1000), Access::Fault);
+        assert_eq!(msrs.read(MSR_MTRRCAP), Access::Done(0x50a));
+        assert_eq!(msrs.write(MSR_MTRRCAP, 0), Access::Fault);
+        assert_eq!(msrs.write(MSR_MTRRDEFTYPE, 0xc06), Access::Done(0));
+        assert_eq!(msrs.read(MSR_MTRRDEFTYPE), Access::Done(0xc06));
+        assert_eq!(msrs.write(MSR_MTRRDEFTYPE, 0x1000), Access::Fault);
         assert_eq!(msrs.write(0x213, 1 << 11), Access::Done(0));
         assert_eq!(msrs.read(0x213), Access::Done(1 << 11));
         assert_eq!(msrs.read(0x214), Access::Unhandled);

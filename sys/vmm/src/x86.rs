@@ -6,7 +6,7 @@
 //! truthfully: nothing is ever executed speculatively.
 
 use vmm_abi::{VM_CAP_ENABLE_INVPCID, VM_CAP_RDPID, VM_CAP_RDTSCP};
-use vmm_cpu::cr4;
+use vmm_x86::specialreg::*;
 
 use crate::vcpu::Side;
 use crate::vmm::Vm;
@@ -41,7 +41,7 @@ impl CpuidContext {
             cores: topology.cores.into(),
             threads: topology.threads.into(),
             x2apic: vm.devices.with(|chipset| chipset.x2apic(id)).0,
-            osxsave: cr4 & cr4::OSXSAVE != 0,
+            osxsave: Cr4::from_bits_retain(cr4).contains(Cr4::XSAVE),
             invpcid: side.cap(VM_CAP_ENABLE_INVPCID),
             rdpid: side.cap(VM_CAP_RDPID),
             rdtscp: side.cap(VM_CAP_RDTSCP),
@@ -64,57 +64,87 @@ const PHYSICAL_BITS: u32 = 48;
 const LINEAR_BITS: u32 = 48;
 /// Bytes of an XSAVE area with x87 and SSE: legacy region and header.
 const XSAVE_SIZE: u32 = 576;
-/// XCR0 bits that a guest may set: x87, SSE.
-pub const XCR0_ALLOWED: u64 = 0x3;
+/// XCR0 bits that a guest may set.
+pub const XCR0_ALLOWED: u64 = Xcr0::X87.union(Xcr0::SSE).bits();
 
-const fn bits(list: &[u32]) -> u32 {
-    let mut value = 0;
-    let mut n = 0;
-    while n < list.len() {
-        value |= 1 << list[n];
-        n += 1;
-    }
-    value
-}
-
-// SSE3, SSSE3, CMPXCHG16B, PCID, SSE4.1, SSE4.2, MOVBE, POPCNT, XSAVE, RDRAND, hypervisor present.
-const FEATURES_ECX: u32 = bits(&[0, 9, 13, 17, 19, 20, 22, 23, 26, 30, 31]);
-const ECX_X2APIC: u32 = 1 << 21;
-const ECX_OSXSAVE: u32 = 1 << 27;
-// FPU DE PSE TSC MSR PAE CX8 APIC CMOV PAT PSE36 MMX FXSR, in the positions that leaf 8000_0001 shares; MCE, MTRR,
-// PGE and MCA too.
-const SHARED_EDX: u32 = bits(&[0, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 14, 15, 16, 17, 23, 24]);
-// SEP, CLFLUSH, SSE, SSE2, HTT.
-const FEATURES_EDX: u32 = SHARED_EDX | bits(&[11, 19, 25, 26, 28]);
-// FSGSBASE, TSC_ADJUST, SMEP, ERMS, RDSEED, SMAP, CLFLUSHOPT. With TSC_ADJUST guests can see that nobody has tampered
-// with the counter, and need no watchdog that compares it with slower clocks.
-const STRUCTURED_EBX: u32 = bits(&[0, 1, 7, 9, 18, 20, 23]);
-const STRUCTURED_EBX_INVPCID: u32 = 1 << 10;
-const STRUCTURED_ECX_RDPID: u32 = 1 << 22;
-// Fast short REP MOVSB, MD_CLEAR, ARCH_CAPABILITIES.
-const STRUCTURED_EDX: u32 = bits(&[4, 10, 29]);
-// LAHF in long mode, CR8 in 32-bit mode, PREFETCHW, topology extensions.
-const EXTENDED_ECX: u32 = bits(&[0, 4, 8, 22]);
-const EXTENDED_ECX_CMP_LEGACY: u32 = 1 << 1;
-// SYSCALL, NX, 1 GiB pages, long mode.
-const EXTENDED_EDX: u32 = SHARED_EDX | bits(&[11, 20, 26, 29]);
-const EXTENDED_EDX_RDTSCP: u32 = 1 << 27;
-// IBRS, no speculative store bypass, no branch type confusion.
-const CAPACITY_EBX: u32 = bits(&[14, 26, 29]);
-// LFENCE always serialises, loading a null selector clears the base, no return address overflow.
-const EXTENDED2_EAX: u32 = bits(&[2, 6, 29]);
+const FEATURES2: Features2 = Features2::SSE3
+    .union(Features2::SSSE3)
+    .union(Features2::CX16)
+    .union(Features2::PCID)
+    .union(Features2::SSE41)
+    .union(Features2::SSE42)
+    .union(Features2::MOVBE)
+    .union(Features2::POPCNT)
+    .union(Features2::XSAVE)
+    .union(Features2::RDRAND)
+    .union(Features2::HV);
+/// What leaf 8000_0001 repeats, in the same places.
+const SHARED: Features = Features::FPU
+    .union(Features::DE)
+    .union(Features::PSE)
+    .union(Features::TSC)
+    .union(Features::MSR)
+    .union(Features::PAE)
+    .union(Features::MCE)
+    .union(Features::CX8)
+    .union(Features::APIC)
+    .union(Features::MTRR)
+    .union(Features::PGE)
+    .union(Features::MCA)
+    .union(Features::CMOV)
+    .union(Features::PAT)
+    .union(Features::PSE36)
+    .union(Features::MMX)
+    .union(Features::FXSR);
+const FEATURES: Features = SHARED
+    .union(Features::SEP)
+    .union(Features::CLFSH)
+    .union(Features::XMM)
+    .union(Features::SSE2)
+    .union(Features::HTT);
+// With TSC_ADJUST guests can see that nobody has tampered with the counter, and need no watchdog that compares it with slower
+// clocks.
+const STDEXT: StdExt = StdExt::FSGSBASE
+    .union(StdExt::TSC_ADJUST)
+    .union(StdExt::SMEP)
+    .union(StdExt::ERMS)
+    .union(StdExt::RDSEED)
+    .union(StdExt::SMAP)
+    .union(StdExt::CLFLUSHOPT);
+const STDEXT3: StdExt3 = StdExt3::FSRM
+    .union(StdExt3::MD_CLEAR)
+    .union(StdExt3::ARCH_CAP);
+const AMD_FEATURES: AmdFeatures = AmdFeatures::SYSCALL
+    .union(AmdFeatures::NX)
+    .union(AmdFeatures::PAGE1GB)
+    .union(AmdFeatures::LM);
+const AMD_FEATURES2: AmdFeatures2 = AmdFeatures2::LAHF
+    .union(AmdFeatures2::CR8)
+    .union(AmdFeatures2::PREFETCH)
+    .union(AmdFeatures2::TOPOLOGY);
+const AMD_FEATURES3: AmdFeatures3 = AmdFeatures3::IBRS
+    .union(AmdFeatures3::SSB_NO)
+    .union(AmdFeatures3::BTC_NO);
+const AMD_FEATURES4: AmdFeatures4 = AmdFeatures4::LFENCE_SERIALISES
+    .union(AmdFeatures4::NULL_CLEARS_BASE)
+    .union(AmdFeatures4::SRSO_NO);
 
 /// IA32_ARCH_CAPABILITIES: not susceptible to Meltdown, L1TF, MDS, TAA and their kin; IBRS once set is always on.
-pub const ARCH_CAPABILITIES: u64 = {
-    let mut value = 0;
-    let list = [0, 1, 3, 4, 5, 6, 8, 13, 14, 15, 20, 24, 26, 27, 62];
-    let mut n = 0;
-    while n < list.len() {
-        value |= 1 << list[n];
-        n += 1;
-    }
-    value
-};
+pub const ARCH_CAPABILITIES: ArchCap = ArchCap::RDCL_NO
+    .union(ArchCap::IBRS_ALL)
+    .union(ArchCap::SKIP_L1DFL_VMENTRY)
+    .union(ArchCap::SSB_NO)
+    .union(ArchCap::MDS_NO)
+    .union(ArchCap::IF_PSCHANGE_MC_NO)
+    .union(ArchCap::TAA_NO)
+    .union(ArchCap::SBDR_SSDP_NO)
+    .union(ArchCap::FBSDP_NO)
+    .union(ArchCap::PSDP_NO)
+    .union(ArchCap::BHI_NO)
+    .union(ArchCap::PBRSB_NO)
+    .union(ArchCap::GDS_NO)
+    .union(ArchCap::RFDS_NO)
+    .union(ArchCap::ITS_NO);
 
 /// Number of bits that number `count` things; 0 for one.
 fn width(count: u32) -> u32 {
@@ -144,32 +174,24 @@ pub fn cpuid(cx: &CpuidContext, leaf: u32, subleaf: u32) -> Leaf {
     match leaf {
         0 => [MAX_BASIC, word(*b"Auth"), word(*b"cAMD"), word(*b"enti")],
         1 => {
-            let mut ecx = FEATURES_ECX;
-            if cx.x2apic {
-                ecx |= ECX_X2APIC;
-            }
-            if cx.osxsave {
-                ecx |= ECX_OSXSAVE;
-            }
+            let mut features2 = FEATURES2;
+            features2.set(Features2::X2APIC, cx.x2apic);
+            features2.set(Features2::OSXSAVE, cx.osxsave);
             // CLFLUSH line in units of 8 bytes, logical processors, APIC id.
             let ebx = 8 << 8 | (cpus & 0xff) << 16 | (cx.vcpu & 0xff) << 24;
-            [SIGNATURE, ebx, ecx, FEATURES_EDX]
+            [SIGNATURE, ebx, features2.bits(), FEATURES.bits()]
         }
-        // The APIC timer never stops.
-        6 => [4, 0, 0, 0],
+        6 => [PowerFeatures::ARAT.bits(), 0, 0, 0],
         7 if subleaf == 0 => {
-            let invpcid = if cx.invpcid {
-                STRUCTURED_EBX_INVPCID
-            } else {
-                0
-            };
-            let rdpid = if cx.rdpid { STRUCTURED_ECX_RDPID } else { 0 };
-            [0, STRUCTURED_EBX | invpcid, rdpid, STRUCTURED_EDX]
+            let mut stdext = STDEXT;
+            stdext.set(StdExt::INVPCID, cx.invpcid);
+            let mut stdext2 = StdExt2::empty();
+            stdext2.set(StdExt2::RDPID, cx.rdpid);
+            [0, stdext.bits(), stdext2.bits(), STDEXT3.bits()]
         }
         0xd => match subleaf {
             0 => [XCR0_ALLOWED as u32, XSAVE_SIZE, XSAVE_SIZE, 0],
-            // XSAVEOPT.
-            1 => [1, 0, 0, 0],
+            1 => [ExtState::XSAVEOPT.bits(), 0, 0, 0],
             _ => [0; 4],
         },
         0x4000_0000 => [
@@ -180,20 +202,22 @@ pub fn cpuid(cx: &CpuidContext, leaf: u32, subleaf: u32) -> Leaf {
         ],
         0x8000_0000 => [MAX_EXTENDED, word(*b"Auth"), word(*b"cAMD"), word(*b"enti")],
         0x8000_0001 => {
-            let legacy = if cpus > 1 { EXTENDED_ECX_CMP_LEGACY } else { 0 };
-            let rdtscp = if cx.rdtscp { EXTENDED_EDX_RDTSCP } else { 0 };
-            [SIGNATURE, 0, EXTENDED_ECX | legacy, EXTENDED_EDX | rdtscp]
+            let mut features2 = AMD_FEATURES2;
+            features2.set(AmdFeatures2::CMP, cpus > 1);
+            let mut features = AMD_FEATURES;
+            features.set(AmdFeatures::RDTSCP, cx.rdtscp);
+            let edx = SHARED.bits() | features.bits();
+            [SIGNATURE, 0, features2.bits(), edx]
         }
         0x8000_0002..=0x8000_0004 => text(BRAND, (leaf - 0x8000_0002) as usize),
         // L1: 64 fully associative TLB entries of each kind; 32 KiB, 8 ways, 64-byte lines, for data and for code.
         0x8000_0005 => [0xff40_ff40, 0xff40_ff40, 0x2008_0140, 0x2008_0140],
         // L2: 512 KiB, 8 ways, 64-byte lines.
         0x8000_0006 => [0, 0, 0x0200_6140, 0],
-        // The TSC runs at a constant rate whatever happens.
-        0x8000_0007 => [0, 0, 0, 1 << 8],
+        0x8000_0007 => [0, 0, 0, AmdPower::TSC_INVARIANT.bits()],
         0x8000_0008 => [
             LINEAR_BITS << 8 | PHYSICAL_BITS,
-            CAPACITY_EBX,
+            AMD_FEATURES3.bits(),
             width(cpus) << 12 | (cpus - 1) & 0xff,
             0,
         ],
@@ -202,7 +226,7 @@ pub fn cpuid(cx: &CpuidContext, leaf: u32, subleaf: u32) -> Leaf {
             let core = cx.vcpu % cpus / cx.threads.max(1);
             [cx.vcpu, (cx.threads.max(1) - 1) << 8 | core & 0xff, 0, 0]
         }
-        0x8000_0021 => [EXTENDED2_EAX, 0, 0, 0],
+        0x8000_0021 => [AMD_FEATURES4.bits(), 0, 0, 0],
         _ => [0; 4],
     }
 }
@@ -279,8 +303,25 @@ mod tests {
         };
         assert_eq!(
             cpuid(&CX, 1, 0)[2] ^ cpuid(&with, 1, 0)[2],
-            ECX_OSXSAVE | ECX_X2APIC
+            (Features2::OSXSAVE | Features2::X2APIC).bits()
         );
+    }
+
+    /// A guest of an earlier run was told these words, and its checkpoint is refused where they are others.
+    #[test]
+    fn features_are_those_of_checkpoints() {
+        assert_eq!(cpuid(&CX, 1, 0)[2..], [0xc4fa_2201, 0x178b_fbfd]);
+        assert_eq!(cpuid(&CX, 6, 0), [4, 0, 0, 0]);
+        assert_eq!(
+            cpuid(&CX, 7, 0)[1..],
+            [0x0094_0683, 0x0040_0000, 0x2000_0410]
+        );
+        assert_eq!(cpuid(&CX, 0xd, 1)[0], 1);
+        assert_eq!(cpuid(&CX, 0x8000_0001, 0)[2..], [0x0040_0113, 0x2d93_fbfd]);
+        assert_eq!(cpuid(&CX, 0x8000_0007, 0)[3], 0x100);
+        assert_eq!(cpuid(&CX, 0x8000_0008, 0)[1], 0x2400_4000);
+        assert_eq!(cpuid(&CX, 0x8000_0021, 0)[0], 0x2000_0044);
+        assert_eq!(ARCH_CAPABILITIES.bits(), 0x4000_0000_0d10_e17b);
     }
 
     #[test]

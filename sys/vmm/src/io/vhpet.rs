@@ -3,33 +3,36 @@
 //! Differs from the kernel's: a comparator matches when the counter reaches it and then not before the counter has
 //! gone round, where the kernel fires a one-shot timer again for as long as the counter stands at the match.
 
+use vmm_x86::hpet::*;
+
 use crate::io::wire::{Device, Reader, StateError, Writer};
 use crate::time::Sbt;
 
 const TIMERS: usize = 8;
 /// sbintime units per tick: 2^32 / 2^24 Hz.
 const TICK: u64 = 256;
-/// Period in femtoseconds, vendor 0x8086, eight timers, revision 1; the counter has 32 bits.
-pub(crate) const CAPABILITIES: u64 =
-    (1_000_000_000_000_000 / (1 << 24)) << 32 | 0x8086 << 16 | (TIMERS as u64 - 1) << 8 | 1;
+/// Period of the counter in femtoseconds.
+const PERIOD: u64 = 1_000_000_000_000_000 / (1 << 24);
+/// Intel's, and the first revision; the counter has 32 bits.
+pub(crate) const CAPABILITIES: u32 = field(HpetCap::VENDOR_ID, 0x8086)
+    | field(HpetCap::NUM_TIM, TIMERS as u32 - 1)
+    | field(HpetCap::REV_ID, 1);
 
-const CNF_ENABLE: u64 = 1;
-const CNF_LEG_RT: u64 = 2;
+const fn field(mask: HpetCap, value: u32) -> u32 {
+    value << mask.bits().trailing_zeros()
+}
 
-const TCNF_LEVEL: u64 = 1 << 1;
-const TCNF_INT_ENB: u64 = 1 << 2;
-const TCNF_PERIODIC: u64 = 1 << 3;
-const TCAP_PER_INT: u64 = 1 << 4;
-const TCAP_SIZE: u64 = 1 << 5;
-const TCNF_VAL_SET: u64 = 1 << 6;
-const TCNF_32MODE: u64 = 1 << 8;
-const TCNF_ROUTE: u64 = 0x1f << 9;
-const TCNF_FSB_EN: u64 = 1 << 14;
-const TCAP_FSB: u64 = 1 << 15;
 /// Interrupt pins that a timer can be routed to: 24 to 31.
 const ALLOWED_PINS: u32 = 0xff00_0000;
-const TCAP_RO: u64 = 0xffff_ffff << 32 | TCAP_FSB | TCAP_SIZE | TCAP_PER_INT;
-const TCAP: u64 = (ALLOWED_PINS as u64) << 32 | TCAP_FSB | TCAP_PER_INT;
+/// What of a timer's configuration cannot be written.
+const READ_ONLY: HpetTimer = HpetTimer::ROUTES
+    .union(HpetTimer::FSB_INT_DEL)
+    .union(HpetTimer::SIZE)
+    .union(HpetTimer::PER_INT);
+/// What a timer can do.
+const TIMER_CAPABILITIES: HpetTimer = HpetTimer::from_bits_retain((ALLOWED_PINS as u64) << 32)
+    .union(HpetTimer::FSB_INT_DEL)
+    .union(HpetTimer::PER_INT);
 
 /// Bytes of `STRUCT_VHPET`.
 const STATE_LEN: usize = 28 + TIMERS * 32;
@@ -47,7 +50,7 @@ pub(crate) enum Signal {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Timer {
-    cap_config: u64,
+    cap_config: HpetTimer,
     msireg: u64,
     compval: u32,
     comprate: u32,
@@ -57,25 +60,26 @@ struct Timer {
 
 impl Timer {
     fn msi(&self) -> bool {
-        self.cap_config & TCNF_FSB_EN != 0
+        self.cap_config.contains(HpetTimer::FSB_EN)
     }
 
     /// The I/O APIC pin; a timer that uses MSI has none, nor has one that is not routed.
     fn pin(&self) -> Option<u8> {
-        let pin = (self.cap_config & TCNF_ROUTE) >> 9;
+        let route = (self.cap_config & HpetTimer::INT_ROUTE).bits();
+        let pin = route >> HpetTimer::INT_ROUTE.bits().trailing_zeros();
         (!self.msi() && pin != 0).then_some(pin as u8)
     }
 
     fn enabled(&self) -> bool {
-        self.cap_config & TCNF_INT_ENB != 0
+        self.cap_config.contains(HpetTimer::INT_ENB)
     }
 
     fn level(&self) -> bool {
-        self.cap_config & TCNF_LEVEL != 0
+        self.cap_config.contains(HpetTimer::INT_TYPE)
     }
 
     fn periodic(&self) -> bool {
-        self.cap_config & TCNF_PERIODIC != 0
+        self.cap_config.contains(HpetTimer::TYPE)
     }
 
     /// The pin that an interrupt in the status register holds.
@@ -87,7 +91,7 @@ impl Timer {
 /// The timer block. What it does to others goes to the `signal` argument of the methods.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Vhpet {
-    config: u64,
+    config: HpetConfig,
     isr: u64,
     /// Counter value at `countbase_sbt`; the counter's value while it stands.
     countbase: u32,
@@ -100,14 +104,14 @@ pub(crate) struct Vhpet {
 impl Vhpet {
     pub fn new() -> Self {
         let timer = Timer {
-            cap_config: TCAP,
+            cap_config: TIMER_CAPABILITIES,
             msireg: 0,
             compval: u32::MAX,
             comprate: 0,
             deadline: Sbt::NEVER,
         };
         Self {
-            config: 0,
+            config: HpetConfig::empty(),
             isr: 0,
             countbase: 0,
             countbase_sbt: Sbt::ZERO,
@@ -117,7 +121,7 @@ impl Vhpet {
     }
 
     fn counting(&self) -> bool {
-        self.config & CNF_ENABLE != 0
+        self.config.contains(HpetConfig::ENABLE)
     }
 
     fn counter(&self, now: Sbt) -> u32 {
@@ -214,7 +218,8 @@ impl Vhpet {
     fn write_config(&mut self, now: Sbt, data: u64, mask: u64, signal: &mut impl FnMut(Signal)) {
         let counter = self.counter(now);
         let was_counting = self.counting();
-        self.config = merge(self.config, data, mask) & !CNF_LEG_RT;
+        let config = HpetConfig::from_bits_retain(merge(self.config.bits(), data, mask));
+        self.config = config - HpetConfig::LEG_RT;
         match (was_counting, self.counting()) {
             (false, true) => self.start_counting(now),
             (true, false) => {
@@ -234,11 +239,12 @@ impl Vhpet {
     ) {
         let timer = &mut self.timers[index];
         let held = timer.level_pin();
-        timer.cap_config = merge(timer.cap_config, data, mask) & !(TCAP_RO | TCNF_32MODE) | TCAP;
+        let config = HpetTimer::from_bits_retain(merge(timer.cap_config.bits(), data, mask));
+        timer.cap_config = (config - (READ_ONLY | HpetTimer::MODE32)) | TIMER_CAPABILITIES;
         if let Some(pin) = timer.pin()
             && ALLOWED_PINS & 1 << pin == 0
         {
-            timer.cap_config &= !TCNF_ROUTE;
+            timer.cap_config.remove(HpetTimer::INT_ROUTE);
         }
         if !timer.periodic() {
             timer.comprate = 0;
@@ -258,13 +264,13 @@ impl Vhpet {
         let before = (timer.compval, timer.comprate);
         if timer.periodic() {
             timer.comprate = merge(timer.comprate.into(), data, mask) as u32;
-            if timer.cap_config & TCNF_VAL_SET != 0 {
+            if timer.cap_config.contains(HpetTimer::VAL_SET) {
                 timer.compval = timer.comprate;
             }
         } else {
             timer.compval = merge(timer.compval.into(), data, mask) as u32;
         }
-        timer.cap_config &= !TCNF_VAL_SET;
+        timer.cap_config.remove(HpetTimer::VAL_SET);
         if counting && before != (timer.compval, timer.comprate) {
             self.start_timer(index, now, false);
         }
@@ -320,11 +326,11 @@ impl Vhpet {
             return 0;
         }
         let value = match Register::at(offset) {
-            Some(Register::Capabilities) => CAPABILITIES,
-            Some(Register::Config) => self.config,
+            Some(Register::Capabilities) => PERIOD << 32 | u64::from(CAPABILITIES),
+            Some(Register::Config) => self.config.bits(),
             Some(Register::Isr) => self.isr,
             Some(Register::Counter) => self.counter(now).into(),
-            Some(Register::TimerConfig(index)) => self.timers[index].cap_config,
+            Some(Register::TimerConfig(index)) => self.timers[index].cap_config.bits(),
             Some(Register::Comparator(index)) => self.timers[index].compval.into(),
             Some(Register::Msi(index)) => self.timers[index].msireg,
             None => 0,
@@ -348,7 +354,7 @@ impl Vhpet {
         } = self;
         let mut out = Writer::new(STATE_LEN);
         out.u64(TICK);
-        out.u64(*config);
+        out.u64(config.bits());
         out.u64(*isr);
         out.u32(self.counter(now));
         for Timer {
@@ -359,7 +365,7 @@ impl Vhpet {
             deadline,
         } in timers
         {
-            out.u64(*cap_config);
+            out.u64(cap_config.bits());
             out.u64(*msireg);
             out.u32(*compval);
             out.u32(*comprate);
@@ -382,16 +388,16 @@ impl Vhpet {
         };
         let freq = reader.u64();
         reader.check(freq == TICK, "frequency")?;
-        hpet.config = reader.u64();
-        reader.check(hpet.config & CNF_LEG_RT == 0, "configuration")?;
+        hpet.config = HpetConfig::from_bits_retain(reader.u64());
+        reader.check(!hpet.config.contains(HpetConfig::LEG_RT), "configuration")?;
         hpet.isr = reader.u64();
         reader.check(hpet.isr >> TIMERS == 0, "interrupt status")?;
         hpet.countbase = reader.u32();
         let counting = hpet.counting();
         for (index, timer) in hpet.timers.iter_mut().enumerate() {
-            timer.cap_config = reader.u64();
+            timer.cap_config = HpetTimer::from_bits_retain(reader.u64());
             reader.check(
-                timer.cap_config & (TCAP_RO | TCNF_32MODE) == TCAP,
+                timer.cap_config & (READ_ONLY | HpetTimer::MODE32) == TIMER_CAPABILITIES,
                 "timer configuration",
             )?;
             let allowed = timer.pin().is_none_or(|pin| ALLOWED_PINS & 1 << pin != 0);
@@ -481,17 +487,19 @@ enum Register {
 
 impl Register {
     fn at(offset: u64) -> Option<Self> {
+        const TIMERS_END: u64 = HPET_TIMERS + TIMERS as u64 * HPET_TIMER_SIZE;
         Some(match offset & !7 {
-            0x000 => Self::Capabilities,
-            0x010 => Self::Config,
-            0x020 => Self::Isr,
-            0x0f0 => Self::Counter,
-            offset @ 0x100..0x200 => {
-                let index = (offset as usize - 0x100) / 0x20;
-                match offset & 0x1f {
-                    0x00 => Self::TimerConfig(index),
-                    0x08 => Self::Comparator(index),
-                    0x10 => Self::Msi(index),
+            HPET_CAPABILITIES => Self::Capabilities,
+            HPET_CONFIG => Self::Config,
+            HPET_ISR => Self::Isr,
+            HPET_MAIN_COUNTER => Self::Counter,
+            offset @ HPET_TIMERS..TIMERS_END => {
+                let offset = offset - HPET_TIMERS;
+                let index = (offset / HPET_TIMER_SIZE) as usize;
+                match offset % HPET_TIMER_SIZE {
+                    0 => Self::TimerConfig(index),
+                    HPET_TIMER_COMPARATOR => Self::Comparator(index),
+                    HPET_TIMER_FSB => Self::Msi(index),
                     _ => return None,
                 }
             }

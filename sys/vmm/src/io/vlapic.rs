@@ -344,6 +344,7 @@ impl Vlapic {
 
     /// sbintime units per tick of the divided clock.
     fn tick(&self) -> u64 {
+        // The register has bits 0, 1 and 3, of which bit 3 is the highest of the code.
         let code = self.dcr_timer & 3 | (self.dcr_timer & 8) >> 1;
         TICK << ((code + 1) & 7)
     }

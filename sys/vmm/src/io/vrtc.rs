@@ -1,7 +1,9 @@
-//! `sys/amd64/vmm/io/vrtc.c`: the CMOS clock with 128 bytes, ports 0x70 and 0x71.
+//! `sys/amd64/vmm/io/vrtc.c`: the CMOS clock with 128 bytes, an index and a data port.
 //!
 //! Differs from the kernel's: reading the clock does not move the start of its second, update and alarm interrupts
 //! come at the change of the second, and a jump of the time visits at most a day of alarms.
+
+use vmm_x86::rtc::*;
 
 use crate::io::Refused;
 use crate::io::wire::{Device, Reader, StateError, Writer};
@@ -13,34 +15,14 @@ const STATE_LEN: usize = 12 + CMOS;
 const EXTRAS_LEN: usize = 17;
 const CMOS: usize = 128;
 
-const SEC: usize = 0;
-const ALARM_SEC: usize = 1;
-const MIN: usize = 2;
-const ALARM_MIN: usize = 3;
-const HOUR: usize = 4;
-const ALARM_HOUR: usize = 5;
-const WDAY: usize = 6;
-const DAY: usize = 7;
-const MONTH: usize = 8;
-const YEAR: usize = 9;
-const REG_A: usize = 10;
-const REG_B: usize = 11;
-const REG_C: usize = 12;
-const REG_D: usize = 13;
-pub(crate) const CENTURY: usize = 0x32;
-
-/// Register A: update in progress, which never is.
-const A_UIP: u8 = 0x80;
-const B_24HR: u8 = 0x02;
-const B_BINARY: u8 = 0x04;
-const B_SQWE: u8 = 0x08;
-const B_UINTR: u8 = 0x10;
-const B_AINTR: u8 = 0x20;
-const B_PINTR: u8 = 0x40;
-const B_HALT: u8 = 0x80;
-const B_INTRS: u8 = B_UINTR | B_AINTR | B_PINTR;
-/// Register C: the sources have the positions of their enables in B.
-const C_IRQ: u8 = 0x80;
+/// The interrupts that register B enables.
+const B_INTRS: RegB = RegB::UINTR.union(RegB::AINTR).union(RegB::PINTR);
+/// Their sources in register C, in the same places.
+const C_SOURCES: RegC = RegC::UPDATE.union(RegC::ALARM).union(RegC::PERIOD);
+/// Bits of the index port that select a register; the eighth masks NMIs, which has no effect.
+const INDEX_MASK: u8 = 0x7f;
+/// Bits of the seconds that can be written.
+const SECONDS_MASK: u8 = 0x7f;
 const HOUR_PM: u8 = 0x80;
 /// An alarm field from here on matches everything.
 const ALARM_ANY: u8 = 0xc0;
@@ -65,11 +47,11 @@ pub(crate) struct Vrtc {
 impl Vrtc {
     pub fn new(now: Sbt) -> Self {
         let mut cmos = [0; CMOS];
-        cmos[REG_A] = 0x20;
-        cmos[REG_B] = B_24HR;
-        cmos[REG_D] = 0x80;
+        cmos[RTC_STATUSA] = RegA::DIVIDER_32K.bits();
+        cmos[RTC_STATUSB] = RegB::HR24.bits();
+        cmos[RTC_STATUSD] = RegD::PWR.bits();
         let mut rtc = Self {
-            addr: REG_D as u8,
+            addr: RTC_STATUSD as u8,
             base: now,
             time: Some(0),
             cmos,
@@ -82,21 +64,22 @@ impl Vrtc {
     /// VM_REINIT: interrupts off, the time goes on.
     pub fn reset(&mut self, now: Sbt) {
         // The guest's reset takes effect whether or not its time was sane.
-        let _ = self.write_b(now, self.cmos[REG_B] & !(B_INTRS | B_SQWE), &mut false);
-        self.set_c(0, &mut false);
+        let off = B_INTRS | RegB::SQWE;
+        let _ = self.write_b(now, self.cmos[RTC_STATUSB] & !off.bits(), &mut false);
+        self.set_c(RegC::empty(), &mut false);
     }
 
-    fn b(&self, bit: u8) -> bool {
-        self.cmos[REG_B] & bit != 0
+    fn b(&self, bit: RegB) -> bool {
+        RegB::from_bits_retain(self.cmos[RTC_STATUSB]).contains(bit)
     }
 
     /// The dividers are not held in reset.
     fn divider(&self) -> bool {
-        self.cmos[REG_A] & 0x70 == 0x20
+        RegA::from_bits_retain(self.cmos[RTC_STATUSA]) & RegA::DV == RegA::DIVIDER_32K
     }
 
     fn updating(&self) -> bool {
-        self.divider() && !self.b(B_HALT) && self.time.is_some()
+        self.divider() && !self.b(RegB::HALT) && self.time.is_some()
     }
 
     /// The time now: seconds since 1970.
@@ -130,7 +113,7 @@ impl Vrtc {
         if self.time == Some(time) {
             return Ok(());
         }
-        if self.b(B_HALT) {
+        if self.b(RegB::HALT) {
             return Err(Refused);
         }
         self.base = now;
@@ -142,43 +125,50 @@ impl Vrtc {
     fn move_time(&mut self, old: Option<i64>, new: i64, irq: &mut bool) {
         let first = match old {
             // Alarms repeat daily, so the last day has them all.
-            Some(old) if old < new && self.b(B_AINTR) => (old + 1).max(new - DAY_SECS),
+            Some(old) if old < new && self.b(RegB::AINTR) => (old + 1).max(new - DAY_SECS),
             _ => new,
         };
         for time in first..=new {
             self.time = Some(time);
-            if self.b(B_AINTR) {
+            if self.b(RegB::AINTR) {
                 self.show_time(false);
                 if self.alarm_matches() {
-                    self.set_c(self.cmos[REG_C] | B_AINTR, irq);
+                    self.set_c(self.c() | RegC::ALARM, irq);
                 }
             }
         }
-        if self.b(B_UINTR) {
-            self.set_c(self.cmos[REG_C] | B_UINTR, irq);
+        if self.b(RegB::UINTR) {
+            self.set_c(self.c() | RegC::UPDATE, irq);
         }
     }
 
     fn alarm_matches(&self) -> bool {
-        [(ALARM_SEC, SEC), (ALARM_MIN, MIN), (ALARM_HOUR, HOUR)]
-            .into_iter()
-            .all(|(alarm, field)| {
-                self.cmos[alarm] >= ALARM_ANY || self.cmos[alarm] == self.cmos[field]
-            })
+        [
+            (RTC_SECALRM, RTC_SEC),
+            (RTC_MINALRM, RTC_MIN),
+            (RTC_HRSALRM, RTC_HRS),
+        ]
+        .into_iter()
+        .all(|(alarm, field)| self.cmos[alarm] >= ALARM_ANY || self.cmos[alarm] == self.cmos[field])
     }
 
-    fn set_c(&mut self, value: u8, irq: &mut bool) {
-        let flags = value & B_INTRS;
-        let raised = flags & self.cmos[REG_B] != 0;
-        *irq |= raised && self.cmos[REG_C] & C_IRQ == 0;
-        self.cmos[REG_C] = flags | if raised { C_IRQ } else { 0 };
+    fn c(&self) -> RegC {
+        RegC::from_bits_retain(self.cmos[RTC_INTR])
+    }
+
+    fn set_c(&mut self, value: RegC, irq: &mut bool) {
+        let mut flags = value & C_SOURCES;
+        let raised = flags.bits() & self.cmos[RTC_STATUSB] != 0;
+        *irq |= raised && !self.c().contains(RegC::INT);
+        flags.set(RegC::INT, raised);
+        self.cmos[RTC_INTR] = flags.bits();
     }
 
     // The date in registers.
 
     fn encode(&self, value: i64) -> u8 {
         let value = value as u8;
-        if self.b(B_BINARY) {
+        if self.b(RegB::BIN) {
             value
         } else {
             value / 10 * 16 + value % 10
@@ -186,7 +176,7 @@ impl Vrtc {
     }
 
     fn decode(&self, value: u8) -> Option<i64> {
-        if self.b(B_BINARY) {
+        if self.b(RegB::BIN) {
             return Some(value.into());
         }
         let (tens, ones) = (value >> 4, value & 0xf);
@@ -196,26 +186,26 @@ impl Vrtc {
     /// Brings the date's registers up to date, which are the guest's own while it holds the clock (unless forced).
     fn show_time(&mut self, force: bool) {
         let Some(time) = self.time else { return };
-        if self.b(B_HALT) && !force {
+        if self.b(RegB::HALT) && !force {
             return;
         }
         let (days, secs) = (time.div_euclid(DAY_SECS), time.rem_euclid(DAY_SECS));
         let (year, month, day) = civil_from_days(days);
         let hour = secs / 3600;
-        self.cmos[SEC] = self.encode(secs % 60);
-        self.cmos[MIN] = self.encode(secs / 60 % 60);
-        self.cmos[HOUR] = if self.b(B_24HR) {
+        self.cmos[RTC_SEC] = self.encode(secs % 60);
+        self.cmos[RTC_MIN] = self.encode(secs / 60 % 60);
+        self.cmos[RTC_HRS] = if self.b(RegB::HR24) {
             self.encode(hour)
         } else {
             let pm = if hour >= 12 { HOUR_PM } else { 0 };
             self.encode((hour + 11) % 12 + 1) | pm
         };
         // 1970-01-01 was a Thursday, the fifth day.
-        self.cmos[WDAY] = self.encode((days + 4) % 7 + 1);
-        self.cmos[DAY] = self.encode(day);
-        self.cmos[MONTH] = self.encode(month);
-        self.cmos[YEAR] = self.encode(year % 100);
-        self.cmos[CENTURY] = self.encode(year / 100 % 100);
+        self.cmos[RTC_WDAY] = self.encode((days + 4) % 7 + 1);
+        self.cmos[RTC_DAY] = self.encode(day);
+        self.cmos[RTC_MONTH] = self.encode(month);
+        self.cmos[RTC_YEAR] = self.encode(year % 100);
+        self.cmos[RTC_CENTURY] = self.encode(year / 100 % 100);
     }
 
     /// The time that the registers show, if they show one. The day of the week is ignored: guests do not set it.
@@ -224,22 +214,22 @@ impl Vrtc {
             self.decode(self.cmos[offset])
                 .filter(|value| (low..=high).contains(value))
         };
-        let (sec, min) = (field(SEC, 0, 59)?, field(MIN, 0, 59)?);
-        let hour = if self.b(B_24HR) {
-            field(HOUR, 0, 23)?
+        let (sec, min) = (field(RTC_SEC, 0, 59)?, field(RTC_MIN, 0, 59)?);
+        let hour = if self.b(RegB::HR24) {
+            field(RTC_HRS, 0, 23)?
         } else {
             let hour = self
-                .decode(self.cmos[HOUR] & !HOUR_PM)
+                .decode(self.cmos[RTC_HRS] & !HOUR_PM)
                 .filter(|hour| (1..=12).contains(hour))?;
             hour % 12
-                + if self.cmos[HOUR] & HOUR_PM != 0 {
+                + if self.cmos[RTC_HRS] & HOUR_PM != 0 {
                     12
                 } else {
                     0
                 }
         };
-        let (day, month) = (field(DAY, 1, 31)?, field(MONTH, 1, 12)?);
-        let year = field(CENTURY, 0, 99)? * 100 + field(YEAR, 0, 99)?;
+        let (day, month) = (field(RTC_DAY, 1, 31)?, field(RTC_MONTH, 1, 12)?);
+        let year = field(RTC_CENTURY, 0, 99)? * 100 + field(RTC_YEAR, 0, 99)?;
         let days = days_from_civil(year, month, day);
         // A day that its month does not have comes back as another.
         (year >= 1970 && civil_from_days(days) == (year, month, day))
@@ -250,10 +240,10 @@ impl Vrtc {
 
     /// The period of the periodic interrupt, while it is on.
     fn period(&self) -> Option<Sbt> {
-        if !self.b(B_PINTR) || !self.divider() {
+        if !self.b(RegB::PINTR) || !self.divider() {
             return None;
         }
-        let hz = match self.cmos[REG_A] & 0xf {
+        let hz = match (RegA::from_bits_retain(self.cmos[RTC_STATUSA]) & RegA::RATE).bits() {
             0 => return None,
             1 => 256,
             2 => 128,
@@ -264,7 +254,10 @@ impl Vrtc {
 
     /// When the clock wants to be called: for the periodic interrupt, or at the change of the second.
     pub fn deadline(&self) -> Sbt {
-        if self.updating() && (self.b(B_AINTR) || self.b(B_UINTR)) && self.time < Some(TIME_MAX) {
+        if self.updating()
+            && (self.b(RegB::AINTR) || self.b(RegB::UINTR))
+            && self.time < Some(TIME_MAX)
+        {
             self.periodic.min(self.base + Sbt::SECOND)
         } else {
             self.periodic
@@ -282,9 +275,9 @@ impl Vrtc {
                 Sbt::NEVER,
                 |(due, later)| if due > now { due } else { later },
             );
-            self.set_c(self.cmos[REG_C] | B_PINTR, irq);
+            self.set_c(self.c() | RegC::PERIOD, irq);
         }
-        if self.b(B_AINTR) || self.b(B_UINTR) {
+        if self.b(RegB::AINTR) || self.b(RegB::UINTR) {
             self.catch_up(now, irq);
         }
     }
@@ -301,7 +294,8 @@ impl Vrtc {
 
     fn write_a(&mut self, now: Sbt, value: u8) {
         let (before, ran) = (self.period(), self.divider());
-        self.cmos[REG_A] = value & !A_UIP;
+        // An update is never in progress.
+        self.cmos[RTC_STATUSA] = value & !RegA::TUP.bits();
         if !ran && self.divider() {
             self.base = now;
         }
@@ -310,15 +304,19 @@ impl Vrtc {
 
     fn write_b(&mut self, now: Sbt, value: u8, irq: &mut bool) -> Result<(), Refused> {
         let before = self.period();
-        let changed = self.cmos[REG_B] ^ value;
-        self.cmos[REG_B] = value;
+        let (old, new) = (
+            RegB::from_bits_retain(self.cmos[RTC_STATUSB]),
+            RegB::from_bits_retain(value),
+        );
+        let changed = old ^ new;
+        self.cmos[RTC_STATUSB] = value;
         let mut result = Ok(());
-        if changed & value & B_HALT != 0 {
+        if (changed & new).contains(RegB::HALT) {
             // The guest finds the time at which it stopped the clock, and no update interrupt any more.
             self.show_time(true);
             self.time = None;
-            self.cmos[REG_B] &= !B_UINTR;
-        } else if changed & B_HALT != 0 {
+            self.cmos[RTC_STATUSB] &= !RegB::UINTR.bits();
+        } else if changed.contains(RegB::HALT) {
             match self.parse_time() {
                 Some(time) => {
                     self.base = now;
@@ -327,50 +325,50 @@ impl Vrtc {
                 None => result = Err(Refused),
             }
         }
-        if changed & B_INTRS != 0 {
-            self.set_c(self.cmos[REG_C], irq);
+        if changed.intersects(B_INTRS) {
+            self.set_c(self.c(), irq);
         }
         self.rearm(now, before);
         result
     }
 
-    /// OUT to 0x70.
+    /// OUT to the index port.
     pub fn select(&mut self, value: u8) {
-        self.addr = value & 0x7f;
+        self.addr = value & INDEX_MASK;
     }
 
     /// Lets the time go on, and shows it if the register at `offset` is part of it.
     fn refresh(&mut self, now: Sbt, offset: usize, irq: &mut bool) {
         self.catch_up(now, irq);
-        if offset < REG_A || offset == CENTURY {
+        if offset < RTC_STATUSA || offset == RTC_CENTURY {
             self.show_time(false);
         }
     }
 
-    /// IN from 0x71.
+    /// IN from the data port.
     pub fn read(&mut self, now: Sbt, irq: &mut bool) -> u8 {
-        let offset = usize::from(self.addr & 0x7f);
+        let offset = usize::from(self.addr & INDEX_MASK);
         self.refresh(now, offset, irq);
         let value = self.cmos[offset];
-        if offset == REG_C {
-            self.set_c(0, irq);
+        if offset == RTC_INTR {
+            self.set_c(RegC::empty(), irq);
         }
         value
     }
 
-    /// OUT to 0x71. Refused when the guest sets a time that does not exist.
+    /// OUT to the data port. Refused when the guest sets a time that does not exist.
     pub fn write(&mut self, now: Sbt, value: u8, irq: &mut bool) -> Result<(), Refused> {
-        let offset = usize::from(self.addr & 0x7f);
+        let offset = usize::from(self.addr & INDEX_MASK);
         self.refresh(now, offset, irq);
         match offset {
-            REG_A => self.write_a(now, value),
-            REG_B => return self.write_b(now, value, irq),
-            REG_C | REG_D => (),
-            SEC => self.cmos[SEC] = value & 0x7f,
+            RTC_STATUSA => self.write_a(now, value),
+            RTC_STATUSB => return self.write_b(now, value, irq),
+            RTC_INTR | RTC_STATUSD => (),
+            RTC_SEC => self.cmos[RTC_SEC] = value & SECONDS_MASK,
             _ => self.cmos[offset] = value,
         }
         // Some guests set the century without holding the clock.
-        if offset == CENTURY && !self.b(B_HALT) {
+        if offset == RTC_CENTURY && !self.b(RegB::HALT) {
             let Some(time) = self.parse_time() else {
                 self.time = None;
                 return Err(Refused);
@@ -385,7 +383,7 @@ impl Vrtc {
 
     /// `VM_RTC_READ`.
     pub fn nvram_read(&mut self, now: Sbt, offset: usize) -> Option<u8> {
-        if offset < REG_A || offset == CENTURY {
+        if offset < RTC_STATUSA || offset == RTC_CENTURY {
             let base = self.time;
             self.time = self.time(now);
             self.show_time(false);
@@ -398,7 +396,7 @@ impl Vrtc {
     /// `VM_RTC_WRITE`: anything but the clock.
     pub fn nvram_write(&mut self, offset: usize, value: u8) -> Result<(), Refused> {
         match self.cmos.get_mut(offset) {
-            Some(byte) if offset > REG_D && offset != CENTURY => *byte = value,
+            Some(byte) if offset > RTC_STATUSD && offset != RTC_CENTURY => *byte = value,
             _ => return Err(Refused),
         }
         Ok(())
@@ -434,12 +432,13 @@ impl Vrtc {
             cmos,
             periodic: Sbt::NEVER,
         };
-        reader.check(cmos[REG_A] & A_UIP == 0, "register A")?;
-        let raised = cmos[REG_C] & cmos[REG_B] & B_INTRS != 0;
-        reader.check(cmos[REG_C] & !(B_INTRS | C_IRQ) == 0, "register C")?;
+        reader.check(cmos[RTC_STATUSA] & RegA::TUP.bits() == 0, "register A")?;
+        let raised = cmos[RTC_INTR] & cmos[RTC_STATUSB] & B_INTRS.bits() != 0;
+        let possible = C_SOURCES | RegC::INT;
+        reader.check(possible.contains(rtc.c()), "register C")?;
         // The interrupt may outlast its reasons: stopping the clock takes UIE away without another look at register C.
-        reader.check(!raised || cmos[REG_C] & C_IRQ != 0, "register C")?;
-        reader.check(rtc.time.is_none() || !rtc.b(B_HALT), "time")?;
+        reader.check(!raised || rtc.c().contains(RegC::INT), "register C")?;
+        reader.check(rtc.time.is_none() || !rtc.b(RegB::HALT), "time")?;
         rtc.rearm(now, None);
         Ok(rtc)
     }

@@ -1,6 +1,7 @@
 //! `STRUCT_VM`: what `vmm.c` keeps of every virtual CPU; and our struct beside it: the clock.
 
 use vmm_abi::*;
+use vmm_x86::specialreg::Xcr0;
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::cpuset::CpuSet;
@@ -63,7 +64,10 @@ fn parse(reader: &mut Reader<'_>) -> Result<VcpuState, StateError> {
     let (vector, _valid, _error) = (reader.i32(), reader.i32(), reader.u32());
     reader.check((0..32).contains(&vector), "exception vector")?;
     let xcr0 = reader.u64();
-    reader.check(xcr0 & 1 != 0 && xcr0 & !XCR0_ALLOWED == 0, "XCR0")?;
+    reader.check(
+        xcr0 & Xcr0::X87.bits() != 0 && xcr0 & !XCR0_ALLOWED == 0,
+        "XCR0",
+    )?;
     let exit = VmExit::read_from_bytes(&reader.array::<136>()).unwrap_or_default();
     reader.check((0..VM_EXITCODE_MAX).contains(&exit.exitcode), "exit code")?;
     reader.check(

@@ -419,7 +419,7 @@ fn the_time_can_be_set_unless_the_guest_holds_it() {
     // 2000-02-29, a Tuesday.
     let shown = [9, 8, 7, 6, 4].map(|at| rtc.nvram_read(Sbt::SECOND, at));
     assert_eq!(shown, [0, 2, 0x29, 3, 0].map(Some));
-    rtc.select(REG_B as u8);
+    rtc.select(RTC_STATUSB as u8);
     assert_eq!(rtc.write(Sbt::SECOND, 0x82, &mut irq), Ok(()));
     assert_eq!(rtc.set_time(Sbt::SECOND, 5, &mut irq), Err(Refused));
     assert_eq!(rtc.time(Sbt::SECOND), None);
@@ -428,8 +428,8 @@ fn the_time_can_be_set_unless_the_guest_holds_it() {
 #[test]
 fn nvram_writes_spare_the_clock() {
     let mut rtc = Vrtc::new(Sbt::ZERO);
-    assert_eq!(rtc.nvram_write(REG_D, 0), Err(Refused));
-    assert_eq!(rtc.nvram_write(CENTURY, 0), Err(Refused));
+    assert_eq!(rtc.nvram_write(RTC_STATUSD, 0), Err(Refused));
+    assert_eq!(rtc.nvram_write(RTC_CENTURY, 0), Err(Refused));
     assert_eq!(rtc.nvram_write(128, 0), Err(Refused));
     assert_eq!(rtc.nvram_write(0x34, 0x77), Ok(()));
     assert_eq!(rtc.nvram_read(Sbt::ZERO, 0x34), Some(0x77));
@@ -439,16 +439,22 @@ fn nvram_writes_spare_the_clock() {
 #[test]
 fn an_interrupt_that_outlasts_its_reason_can_be_saved() {
     let (mut rtc, mut irq) = (Vrtc::new(Sbt::ZERO), false);
-    rtc.select(REG_B as u8);
-    assert_eq!(rtc.write(Sbt::ZERO, B_UINTR, &mut irq), Ok(()));
+    rtc.select(RTC_STATUSB as u8);
+    assert_eq!(rtc.write(Sbt::ZERO, RegB::UINTR.bits(), &mut irq), Ok(()));
     rtc.expire(Sbt::SECOND, &mut irq);
     assert!(std::mem::take(&mut irq));
-    assert_eq!(rtc.write(Sbt::SECOND, B_HALT | B_UINTR, &mut irq), Ok(()));
+    assert_eq!(
+        rtc.write(Sbt::SECOND, (RegB::HALT | RegB::UINTR).bits(), &mut irq),
+        Ok(())
+    );
     let saved = rtc.save();
     let mut twin = Vrtc::restore(Sbt::SECOND, &saved).expect("what was saved can be restored");
     for rtc in [&mut rtc, &mut twin] {
-        rtc.select(REG_C as u8);
-        assert_eq!(rtc.read(Sbt::SECOND, &mut irq), C_IRQ | B_UINTR);
+        rtc.select(RTC_INTR as u8);
+        assert_eq!(
+            rtc.read(Sbt::SECOND, &mut irq),
+            (RegC::INT | RegC::UPDATE).bits()
+        );
         assert_eq!(rtc.read(Sbt::SECOND, &mut irq), 0);
     }
 }
