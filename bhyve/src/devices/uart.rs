@@ -7,62 +7,26 @@ use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::sync::{Arc, OnceLock};
+use vmm_x86::ns16550::*;
 
 /// Registers of a port.
 pub const UART_PORTS: u16 = 8;
 
-const REG_DATA: u8 = 0;
-const REG_IER: u8 = 1;
-const REG_IIR_FCR: u8 = 2;
-const REG_LCR: u8 = 3;
-const REG_MCR: u8 = 4;
-const REG_LSR: u8 = 5;
-const REG_MSR: u8 = 6;
-const REG_SCR: u8 = 7;
-
-const IER_RX: u8 = 1 << 0;
-const IER_TX: u8 = 1 << 1;
-const IER_LINE: u8 = 1 << 2;
-const IER_MODEM: u8 = 1 << 3;
-const IER_MASK: u8 = 0x0f;
-
-const IIR_NONE: u8 = 0x01;
-const IIR_MODEM: u8 = 0x00;
-const IIR_TX: u8 = 0x02;
-const IIR_RX: u8 = 0x04;
-const IIR_LINE: u8 = 0x06;
-const IIR_RX_TIMEOUT: u8 = 0x0c;
-const IIR_FIFO: u8 = 0xc0;
-
-const FCR_ENABLE: u8 = 1 << 0;
-const FCR_RX_RESET: u8 = 1 << 1;
-const FCR_DMA: u8 = 1 << 3;
-const FCR_TRIGGER: u8 = 0xc0;
-const FCR_STORED: u8 = FCR_ENABLE | FCR_DMA | FCR_TRIGGER;
-
-const LCR_DLAB: u8 = 1 << 7;
-
-const MCR_DTR: u8 = 1 << 0;
-const MCR_RTS: u8 = 1 << 1;
-const MCR_OUT1: u8 = 1 << 2;
-const MCR_OUT2: u8 = 1 << 3;
-const MCR_LOOP: u8 = 1 << 4;
-const MCR_MASK: u8 = 0x1f;
-
-const LSR_RX: u8 = 1 << 0;
-const LSR_OVERRUN: u8 = 1 << 1;
-/// Transmit holding register and transmitter empty: always.
-const LSR_TX_EMPTY: u8 = 0x60;
-
-const MSR_DCTS: u8 = 1 << 0;
-const MSR_DDSR: u8 = 1 << 1;
-const MSR_TERI: u8 = 1 << 2;
-const MSR_DDCD: u8 = 1 << 3;
-const MSR_DELTAS: u8 = 0x0f;
-const MSR_CTS: u8 = 1 << 4;
-const MSR_DSR: u8 = 1 << 5;
-const MSR_RI: u8 = 1 << 6;
-const MSR_DCD: u8 = 1 << 7;
+/// What of the registers is kept.
+const IER_WRITABLE: Ier = Ier::ERXRDY
+    .union(Ier::ETXRDY)
+    .union(Ier::ERLS)
+    .union(Ier::EMSC);
+const FCR_STORED: Fcr = Fcr::ENABLE.union(Fcr::DMA).union(Fcr::TRIGGER);
+const MCR_WRITABLE: Mcr = Mcr::DTR
+    .union(Mcr::RTS)
+    .union(Mcr::OUT1)
+    .union(Mcr::OUT2)
+    .union(Mcr::LOOPBACK);
+/// Always.
+const LSR_TX_EMPTY: Lsr = Lsr::THRE.union(Lsr::TEMT);
+/// The changes, which reading takes away.
+const MSR_DELTAS: Msr = Msr::DCTS.union(Msr::DDSR).union(Msr::TERI).union(Msr::DDCD);
 
 const FIFO_SIZE: usize = 16;
 /// 9600 baud of a clock of 1.8432 MHz, in case a guest reads it before it sets it.
@@ -93,13 +57,13 @@ pub trait TtyClient: Send + Sync {
 /// The registers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Registers {
-    ier: u8,
-    fcr: u8,
-    lcr: u8,
-    mcr: u8,
-    /// Only [`LSR_OVERRUN`]; the rest follows from the FIFO.
-    lsr: u8,
-    msr: u8,
+    ier: Ier,
+    fcr: Fcr,
+    lcr: Lcr,
+    mcr: Mcr,
+    /// Only [`Lsr::OE`]; the rest follows from the FIFO.
+    lsr: Lsr,
+    msr: Msr,
     scr: u8,
     divisor: u16,
     rx: VecDeque<u8>,
@@ -125,12 +89,12 @@ pub struct UartState {
 impl Registers {
     fn new() -> Self {
         let mut registers = Self {
-            ier: 0,
-            fcr: 0,
-            lcr: 0,
-            mcr: 0,
-            lsr: 0,
-            msr: 0,
+            ier: Ier::empty(),
+            fcr: Fcr::empty(),
+            lcr: Lcr::empty(),
+            mcr: Mcr::empty(),
+            lsr: Lsr::empty(),
+            msr: Msr::empty(),
             scr: 0,
             divisor: DEFAULT_DIVISOR,
             rx: VecDeque::with_capacity(FIFO_SIZE),
@@ -141,7 +105,7 @@ impl Registers {
     }
 
     fn capacity(&self) -> usize {
-        if self.fcr & FCR_ENABLE != 0 {
+        if self.fcr.contains(Fcr::ENABLE) {
             FIFO_SIZE
         } else {
             1
@@ -150,10 +114,10 @@ impl Registers {
 
     /// Bytes in the receiver from which on an interrupt is due without a timeout.
     fn trigger(&self) -> usize {
-        if self.fcr & FCR_ENABLE == 0 {
+        if !self.fcr.contains(Fcr::ENABLE) {
             return 1;
         }
-        match self.fcr >> 6 {
+        match (self.fcr & Fcr::TRIGGER).bits() >> Fcr::TRIGGER.bits().trailing_zeros() {
             0 => 1,
             1 => 4,
             2 => 8,
@@ -162,72 +126,73 @@ impl Registers {
     }
 
     /// The highest pending interrupt. The receiver's timeout elapses at once: the guest is never kept waiting for bytes.
-    fn interrupt(&self) -> u8 {
-        if self.lsr & LSR_OVERRUN != 0 && self.ier & IER_LINE != 0 {
-            IIR_LINE
-        } else if !self.rx.is_empty() && self.ier & IER_RX != 0 {
+    fn interrupt(&self) -> Iir {
+        if self.lsr.contains(Lsr::OE) && self.ier.contains(Ier::ERLS) {
+            Iir::LineStatus
+        } else if !self.rx.is_empty() && self.ier.contains(Ier::ERXRDY) {
             if self.rx.len() >= self.trigger() {
-                IIR_RX
+                Iir::RxReady
             } else {
-                IIR_RX_TIMEOUT
+                Iir::RxTimeout
             }
-        } else if self.tx_pending && self.ier & IER_TX != 0 {
-            IIR_TX
-        } else if self.msr & MSR_DELTAS != 0 && self.ier & IER_MODEM != 0 {
-            IIR_MODEM
+        } else if self.tx_pending && self.ier.contains(Ier::ETXRDY) {
+            Iir::TxReady
+        } else if self.msr.intersects(MSR_DELTAS) && self.ier.contains(Ier::EMSC) {
+            Iir::ModemStatus
         } else {
-            IIR_NONE
+            Iir::NoPending
         }
     }
 
     fn asserted(&self) -> bool {
-        self.interrupt() != IIR_NONE
+        self.interrupt() != Iir::NoPending
     }
 
     /// The modem's lines, without the change bits. A modem is always there and ready, so that nobody waits for one.
-    fn modem_lines(&self) -> u8 {
-        if self.mcr & MCR_LOOP == 0 {
-            return MSR_DCD | MSR_DSR | MSR_CTS;
+    fn modem_lines(&self) -> Msr {
+        if !self.mcr.contains(Mcr::LOOPBACK) {
+            return Msr::DCD | Msr::DSR | Msr::CTS;
         }
         [
-            (MCR_RTS, MSR_CTS),
-            (MCR_DTR, MSR_DSR),
-            (MCR_OUT1, MSR_RI),
-            (MCR_OUT2, MSR_DCD),
+            (Mcr::RTS, Msr::CTS),
+            (Mcr::DTR, Msr::DSR),
+            (Mcr::OUT1, Msr::RI),
+            (Mcr::OUT2, Msr::DCD),
         ]
         .into_iter()
-        .filter(|(out, _)| self.mcr & out != 0)
-        .fold(0, |lines, (_, line)| lines | line)
+        .filter(|(out, _)| self.mcr.contains(*out))
+        .map(|(_, line)| line)
+        .collect()
     }
 
-    fn set_mcr(&mut self, value: u8) {
-        self.mcr = value & MCR_MASK;
+    fn set_mcr(&mut self, value: Mcr) {
+        self.mcr = value & MCR_WRITABLE;
         let (old, new) = (self.msr, self.modem_lines());
         let mut deltas = old & MSR_DELTAS;
         for (line, delta) in [
-            (MSR_CTS, MSR_DCTS),
-            (MSR_DSR, MSR_DDSR),
-            (MSR_DCD, MSR_DDCD),
+            (Msr::CTS, Msr::DCTS),
+            (Msr::DSR, Msr::DDSR),
+            (Msr::DCD, Msr::DDCD),
         ] {
-            if (old ^ new) & line != 0 {
+            if (old ^ new).contains(line) {
                 deltas |= delta;
             }
         }
         // The ring indicator tells of its trailing edge only.
-        if old & MSR_RI != 0 && new & MSR_RI == 0 {
-            deltas |= MSR_TERI;
+        if (old - new).contains(Msr::RI) {
+            deltas |= Msr::TERI;
         }
         self.msr = new | deltas;
     }
 
-    fn set_fcr(&mut self, value: u8) {
-        if (self.fcr ^ value) & FCR_ENABLE != 0 {
+    fn set_fcr(&mut self, value: Fcr) {
+        if (self.fcr ^ value).contains(Fcr::ENABLE) {
             self.rx.clear();
         }
-        if value & FCR_ENABLE == 0 {
-            self.fcr = 0;
+        if !value.contains(Fcr::ENABLE) {
+            self.fcr = Fcr::empty();
         } else {
-            if value & FCR_RX_RESET != 0 {
+            if value.contains(Fcr::RCV_RST) {
                 self.rx.clear();
             }
             self.fcr = value & FCR_STORED;
@@ -236,7 +201,7 @@ impl Registers {
 
     /// Bytes that can come in. In loopback the receiver is cut off from the line.
     fn room(&self) -> usize {
-        if self.mcr & MCR_LOOP != 0 {
+        if self.mcr.contains(Mcr::LOOPBACK) {
             0
         } else {
             self.capacity().saturating_sub(self.rx.len())
@@ -247,39 +212,40 @@ impl Registers {
         if self.rx.len() < self.capacity() {
             self.rx.push_back(byte);
         } else {
-            self.lsr |= LSR_OVERRUN;
+            self.lsr |= Lsr::OE;
         }
     }
 
     fn read(&mut self, reg: u8) -> u8 {
-        let dlab = self.lcr & LCR_DLAB != 0;
+        let dlab = self.lcr.contains(Lcr::DLAB);
         match reg {
             REG_DATA if dlab => self.divisor as u8,
             REG_IER if dlab => (self.divisor >> 8) as u8,
             REG_DATA => self.rx.pop_front().unwrap_or(0),
-            REG_IER => self.ier,
-            REG_IIR_FCR => {
+            REG_IER => self.ier.bits(),
+            REG_IIR => {
                 let interrupt = self.interrupt();
-                if interrupt == IIR_TX {
+                if interrupt == Iir::TxReady {
                     self.tx_pending = false;
                 }
-                interrupt
-                    | if self.fcr & FCR_ENABLE != 0 {
-                        IIR_FIFO
-                    } else {
-                        0
-                    }
+                let fifo = if self.fcr.contains(Fcr::ENABLE) {
+                    IIR_FIFO_MASK
+                } else {
+                    0
+                };
+                interrupt.bits() | fifo
             }
-            REG_LCR => self.lcr,
-            REG_MCR => self.mcr,
+            REG_LCR => self.lcr.bits(),
+            REG_MCR => self.mcr.bits(),
             REG_LSR => {
-                let ready = if self.rx.is_empty() { 0 } else { LSR_RX };
-                std::mem::take(&mut self.lsr) | ready | LSR_TX_EMPTY
+                let mut status = std::mem::take(&mut self.lsr) | LSR_TX_EMPTY;
+                status.set(Lsr::RXRDY, !self.rx.is_empty());
+                status.bits()
             }
             REG_MSR => {
                 let value = self.msr;
-                self.msr &= !MSR_DELTAS;
-                value
+                self.msr -= MSR_DELTAS;
+                value.bits()
             }
             REG_SCR => self.scr,
             _ => 0xff,
@@ -288,27 +254,29 @@ impl Registers {
 
     /// Gives back a byte that goes out.
     fn write(&mut self, reg: u8, value: u8) -> Option<u8> {
-        let dlab = self.lcr & LCR_DLAB != 0;
+        let dlab = self.lcr.contains(Lcr::DLAB);
         match reg {
             REG_DATA if dlab => self.divisor = self.divisor & 0xff00 | u16::from(value),
             REG_IER if dlab => self.divisor = self.divisor & 0xff | u16::from(value) << 8,
             REG_DATA => {
                 self.tx_pending = true;
-                if self.mcr & MCR_LOOP == 0 {
+                if !self.mcr.contains(Mcr::LOOPBACK) {
                     return Some(value);
                 }
                 self.push(value);
             }
             REG_IER => {
                 // The transmitter is empty at that moment, too.
-                if self.ier & IER_TX == 0 && value & IER_TX != 0 {
+                let value = Ier::from_bits_retain(value) & IER_WRITABLE;
+                if (value - self.ier).contains(Ier::ETXRDY) {
                     self.tx_pending = true;
                 }
-                self.ier = value & IER_MASK;
+                self.ier = value;
             }
-            REG_IIR_FCR => self.set_fcr(value),
-            REG_LCR => self.lcr = value,
-            REG_MCR => self.set_mcr(value),
+            // FIFO control.
+            REG_IIR => self.set_fcr(Fcr::from_bits_retain(value)),
+            REG_LCR => self.lcr = Lcr::from_bits_retain(value),
+            REG_MCR => self.set_mcr(Mcr::from_bits_retain(value)),
             REG_SCR => self.scr = value,
             // LSR and MSR are read-only.
             _ => {}
@@ -330,12 +298,12 @@ impl Registers {
             tx_pending,
         } = self;
         UartState {
-            ier: *ier,
-            fcr: *fcr,
-            lcr: *lcr,
-            mcr: *mcr,
-            lsr: *lsr,
-            msr: *msr,
+            ier: ier.bits(),
+            fcr: fcr.bits(),
+            lcr: lcr.bits(),
+            mcr: mcr.bits(),
+            lsr: lsr.bits(),
+            msr: msr.bits(),
             scr: *scr,
             divisor: *divisor,
             rx: rx.iter().copied().collect(),
@@ -357,23 +325,23 @@ impl Registers {
             tx_pending,
         } = state.clone();
         let registers = Self {
-            ier,
-            fcr,
-            lcr,
-            mcr,
-            lsr,
-            msr,
+            ier: Ier::from_bits_retain(ier),
+            fcr: Fcr::from_bits_retain(fcr),
+            lcr: Lcr::from_bits_retain(lcr),
+            mcr: Mcr::from_bits_retain(mcr),
+            lsr: Lsr::from_bits_retain(lsr),
+            msr: Msr::from_bits_retain(msr),
             scr,
             divisor,
             rx: rx.into(),
             tx_pending,
         };
-        let sane = ier & !IER_MASK == 0
-            && fcr & !FCR_STORED == 0
-            && (fcr == 0 || fcr & FCR_ENABLE != 0)
-            && mcr & !MCR_MASK == 0
-            && lsr & !LSR_OVERRUN == 0
-            && msr & !MSR_DELTAS == registers.modem_lines()
+        let sane = IER_WRITABLE.contains(registers.ier)
+            && FCR_STORED.contains(registers.fcr)
+            && (registers.fcr.is_empty() || registers.fcr.contains(Fcr::ENABLE))
+            && MCR_WRITABLE.contains(registers.mcr)
+            && Lsr::OE.contains(registers.lsr)
+            && registers.msr - MSR_DELTAS == registers.modem_lines()
             && registers.rx.len() <= registers.capacity();
         if sane {
             Ok(registers)

@@ -43,24 +43,24 @@ fn port() -> (Uart, Arc<AtomicBool>, Arc<Terminal>) {
 #[test]
 fn transmits_and_tells_when_empty() {
     let (uart, line, terminal) = port();
-    uart.write(REG_IER, IER_TX);
+    uart.write(REG_IER, Ier::ETXRDY.bits());
     assert!(line.load(Ordering::Relaxed), "empty when enabled");
-    assert_eq!(uart.read(REG_IIR_FCR), IIR_TX);
+    assert_eq!(uart.read(REG_IIR), Iir::TxReady.bits());
     assert!(
         !line.load(Ordering::Relaxed),
         "reading the reason takes it away"
     );
-    assert_eq!(uart.read(REG_IIR_FCR), IIR_NONE);
+    assert_eq!(uart.read(REG_IIR), Iir::NoPending.bits());
     for byte in b"hello" {
         uart.write(REG_DATA, *byte);
     }
     assert!(line.load(Ordering::Relaxed));
     assert_eq!(*terminal.sent.lock(), b"hello");
-    assert_eq!(uart.read(REG_LSR), LSR_TX_EMPTY);
+    assert_eq!(uart.read(REG_LSR), LSR_TX_EMPTY.bits());
     uart.write(REG_IER, 0);
     assert!(!line.load(Ordering::Relaxed));
     // The divisor is not data.
-    uart.write(REG_LCR, LCR_DLAB | 3);
+    uart.write(REG_LCR, (Lcr::DLAB | Lcr::LENGTH).bits());
     uart.write(REG_DATA, 1);
     uart.write(REG_IER, 0);
     assert_eq!((uart.read(REG_DATA), uart.read(REG_IER)), (1, 0));
@@ -71,24 +71,27 @@ fn transmits_and_tells_when_empty() {
 fn receives_as_much_as_fits() {
     let (uart, line, terminal) = port();
     assert_eq!(uart.room(), 1);
-    uart.write(REG_IIR_FCR, FCR_ENABLE | 0x80);
+    uart.write(REG_IIR, Fcr::ENABLE.bits() | 0x80);
     assert_eq!(uart.room(), FIFO_SIZE);
-    uart.write(REG_IER, IER_RX | IER_LINE);
+    uart.write(REG_IER, (Ier::ERXRDY | Ier::ERLS).bits());
     let wanted = terminal.wanted.load(Ordering::Relaxed);
     uart.receive(b"1234567");
-    assert_eq!(uart.read(REG_IIR_FCR), IIR_RX_TIMEOUT | IIR_FIFO);
+    assert_eq!(uart.read(REG_IIR), Iir::RxTimeout.bits() | IIR_FIFO_MASK);
     uart.receive(b"8");
     assert_eq!(
-        uart.read(REG_IIR_FCR),
-        IIR_RX | IIR_FIFO,
+        uart.read(REG_IIR),
+        Iir::RxReady.bits() | IIR_FIFO_MASK,
         "the trigger is 8"
     );
     uart.receive(b"9abcdefg");
     assert_eq!(uart.room(), 0);
     assert!(line.load(Ordering::Relaxed));
     uart.receive(b"!");
-    assert_eq!(uart.read(REG_IIR_FCR), IIR_LINE | IIR_FIFO);
-    assert_eq!(uart.read(REG_LSR), LSR_TX_EMPTY | LSR_RX | LSR_OVERRUN);
+    assert_eq!(uart.read(REG_IIR), Iir::LineStatus.bits() | IIR_FIFO_MASK);
+    assert_eq!(
+        uart.read(REG_LSR),
+        (LSR_TX_EMPTY | Lsr::RXRDY | Lsr::OE).bits()
+    );
     let bytes: Vec<_> = (0..FIFO_SIZE).map(|_| uart.read(REG_DATA)).collect();
     assert_eq!(bytes, b"123456789abcdefg");
     assert!(!line.load(Ordering::Relaxed));
@@ -102,21 +105,21 @@ fn receives_as_much_as_fits() {
 #[test]
 fn loopback_is_what_drivers_probe() {
     let (uart, _, terminal) = port();
-    assert_eq!(uart.read(REG_MSR), MSR_DCD | MSR_DSR | MSR_CTS);
+    assert_eq!(uart.read(REG_MSR), (Msr::DCD | Msr::DSR | Msr::CTS).bits());
     // Linux's test for a 16550.
-    uart.write(REG_MCR, MCR_LOOP | MCR_OUT2 | MCR_RTS);
+    uart.write(REG_MCR, (Mcr::LOOPBACK | Mcr::OUT2 | Mcr::RTS).bits());
     assert_eq!(uart.read(REG_MSR) & 0xf0, 0x90);
     assert_eq!(uart.room(), 0);
     uart.write(REG_DATA, b'x');
     assert!(terminal.sent.lock().is_empty());
-    assert_eq!(uart.read(REG_LSR) & LSR_RX, LSR_RX);
+    assert_eq!(uart.read(REG_LSR) & Lsr::RXRDY.bits(), Lsr::RXRDY.bits());
     assert_eq!(uart.read(REG_DATA), b'x');
-    uart.write(REG_MCR, MCR_LOOP | MCR_OUT1);
+    uart.write(REG_MCR, (Mcr::LOOPBACK | Mcr::OUT1).bits());
     uart.read(REG_MSR);
-    uart.write(REG_IER, IER_MODEM);
-    uart.write(REG_MCR, MCR_LOOP);
-    assert_eq!(uart.read(REG_IIR_FCR), IIR_MODEM);
-    assert_eq!(uart.read(REG_MSR), MSR_TERI);
+    uart.write(REG_IER, Ier::EMSC.bits());
+    uart.write(REG_MCR, Mcr::LOOPBACK.bits());
+    assert_eq!(uart.read(REG_IIR), Iir::ModemStatus.bits());
+    assert_eq!(uart.read(REG_MSR), Msr::TERI.bits());
     let wanted = terminal.wanted.load(Ordering::Relaxed);
     uart.write(REG_MCR, 0);
     assert_eq!(
