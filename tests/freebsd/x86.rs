@@ -126,6 +126,7 @@ const NOT_IN_HEADERS: &[(&str, u64)] = &[
     ("ICU_SLAVEID", 0x2),
     ("IRQ_TIMER", 0x0),
     ("IRQ_RTC", 0x8),
+    ("IRQ_NPX", 0xd),
     ("PIT_ENABLETMR2", 0x1),
     ("PIT_SPKRDATA", 0x2),
     ("PIT_OUT2", 0x20),

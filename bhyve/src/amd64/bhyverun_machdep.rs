@@ -3,8 +3,8 @@
 
 use crate::bus::pci::{PciBus, States};
 use crate::device::{BuildCtx, BuildError, Clock, Device, StateError};
-use crate::devices::atkbdc::{AUX_IRQ, Atkbdc};
-use crate::devices::pm::{NullPort, Pm, PowerRequest, SCI_IRQ};
+use crate::devices::atkbdc::Atkbdc;
+use crate::devices::pm::{NullPort, Pm, PowerRequest};
 use crate::devices::rtc;
 use crate::firmware::acpi;
 use crate::firmware::direct::{self, BootFiles, BootMachine, BootState, LoadError};
@@ -13,6 +13,8 @@ use crate::firmware::mptbl::{self, MPTABLE_BASE};
 use crate::firmware::smbiostbl::{self, SMBIOS_BASE, SmbiosMachine};
 use crate::machine::irqchip::IrqChip;
 use std::sync::Arc;
+use vmm_x86::acpi::SCI_INT;
+use vmm_x86::i8042::AUX_DEV_IRQ;
 
 /// The fixed devices of a machine.
 pub struct Platform {
@@ -45,7 +47,7 @@ impl Platform {
             }),
         };
         let chip: Arc<dyn IrqChip> = Arc::new(ctx.vm.clone());
-        ctx.intx.reserve(SCI_IRQ);
+        ctx.intx.reserve(SCI_INT);
         let vm = ctx.vm.clone();
         let power: Arc<dyn Fn(PowerRequest) + Send + Sync> = Arc::new(move |request| {
             let how = match request {
@@ -63,7 +65,7 @@ impl Platform {
             saved("pm")?.as_ref(),
         )?);
         pm.register(ctx.inout)?;
-        ctx.intx.reserve(AUX_IRQ);
+        ctx.intx.reserve(AUX_DEV_IRQ);
         let atkbdc = Arc::new(Atkbdc::new(chip, power, saved("atkbdc")?.as_ref())?);
         atkbdc.register(ctx.inout)?;
         atkbdc.listen(ctx.console);

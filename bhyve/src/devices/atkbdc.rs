@@ -14,38 +14,22 @@ use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::sync::Arc;
+use vmm_x86::i8042::*;
+use vmm_x86::isa::{IO_KBD, IO_KBD_STATUS};
 
-/// The keyboard's interrupt.
-pub const KBD_IRQ: u8 = 1;
-/// The mouse's.
-pub const AUX_IRQ: u8 = 12;
-const DATA_PORT: u16 = 0x60;
-const COMMAND_PORT: u16 = 0x64;
-
-const STATUS_OUTPUT_FULL: u8 = 1 << 0;
-const STATUS_SYSTEM: u8 = 1 << 2;
-const STATUS_COMMAND: u8 = 1 << 3;
-const STATUS_UNLOCKED: u8 = 1 << 4;
-const STATUS_AUX: u8 = 1 << 5;
-
-const CTRL_KBD_INT: u8 = 1 << 0;
-const CTRL_AUX_INT: u8 = 1 << 1;
-const CTRL_SYSTEM: u8 = 1 << 2;
-const CTRL_KBD_DISABLED: u8 = 1 << 4;
-const CTRL_AUX_DISABLED: u8 = 1 << 5;
-const CTRL_TRANSLATE: u8 = 1 << 6;
 /// What firmware would leave behind.
-const CTRL_DEFAULT: u8 = CTRL_KBD_INT | CTRL_AUX_INT | CTRL_SYSTEM | CTRL_TRANSLATE;
-
-const CMD_WRITE_OUTPORT: u8 = 0xd1;
-const CMD_WRITE_KBD_BUFFER: u8 = 0xd2;
-const CMD_WRITE_AUX_BUFFER: u8 = 0xd3;
-const CMD_WRITE_AUX: u8 = 0xd4;
-
+const COMMAND_BYTE_DEFAULT: KbdCommandByte = KbdCommandByte::ENABLE_KBD_INT
+    .union(KbdCommandByte::ENABLE_AUX_INT)
+    .union(KbdCommandByte::SYS_FLAG_BIT)
+    .union(KbdCommandByte::TRANSLATION);
 /// Not resetting, A20 open.
-const OUTPORT_DEFAULT: u8 = 0x03;
-const OUTPORT_RUN: u8 = 1 << 0;
-const RAM_SIZE: usize = 32;
+const OUTPORT_DEFAULT: KbdOutPort = KbdOutPort::RUN.union(KbdOutPort::A20);
+
+const KBDC_GET_LAST: u8 = KBDC_GET_COMMAND_BYTE + KBDC_RAM_MASK;
+const KBDC_SET_LAST: u8 = KBDC_SET_COMMAND_BYTE + KBDC_RAM_MASK;
+const KBDC_PULSE_LAST: u8 = KBDC_PULSE_OUTPORT + 0x0f;
+
+const RAM_SIZE: usize = KBDC_RAM_MASK as usize + 1;
 /// A keyboard's has 16 bytes; what a viewer types at once should not be lost in a guest that is busy.
 const FIFO_SIZE: usize = 256;
 /// What precedes the code of a key that is let go, in set 2.
@@ -109,9 +93,9 @@ enum Source {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Controller {
-    /// Byte 0 is the controller's own command byte.
+    /// Byte 0 is the controller's own [command byte](KbdCommandByte).
     ram: [u8; RAM_SIZE],
-    outport: u8,
+    outport: KbdOutPort,
     /// The command whose argument comes next.
     command: Option<u8>,
     /// The last byte went to the command port.
@@ -151,13 +135,16 @@ struct Lines {
 
 /// Commands that want a byte at the data port.
 fn takes_argument(command: u8) -> bool {
-    matches!(command, 0x60..=0x7f | CMD_WRITE_OUTPORT..=CMD_WRITE_AUX)
+    matches!(
+        command,
+        KBDC_SET_COMMAND_BYTE..=KBDC_SET_LAST | KBDC_WRITE_OUTPORT..=KBDC_WRITE_TO_AUX
+    )
 }
 
 impl Controller {
     fn new() -> Self {
         let mut ram = [0; RAM_SIZE];
-        ram[0] = CTRL_DEFAULT;
+        ram[0] = COMMAND_BYTE_DEFAULT.bits();
         Self {
             ram,
             outport: OUTPORT_DEFAULT,
@@ -172,15 +159,23 @@ impl Controller {
         }
     }
 
-    fn ctrl(&self) -> u8 {
-        self.ram[0]
+    fn command_byte(&self) -> KbdCommandByte {
+        KbdCommandByte::from_bits_retain(self.ram[0])
+    }
+
+    fn set_command_byte(&mut self, bits: KbdCommandByte, on: bool) {
+        let mut byte = self.command_byte();
+        byte.set(bits, on);
+        self.ram[0] = byte.bits();
     }
 
     fn lines(&self) -> Lines {
         let from = |source| self.output.is_some_and(|(_, actual)| actual == source);
         Lines {
-            kbd: self.ctrl() & CTRL_KBD_INT != 0 && from(Source::Keyboard),
-            aux: self.ctrl() & CTRL_AUX_INT != 0 && from(Source::Mouse),
+            kbd: self.command_byte().contains(KbdCommandByte::ENABLE_KBD_INT)
+                && from(Source::Keyboard),
+            aux: self.command_byte().contains(KbdCommandByte::ENABLE_AUX_INT)
+                && from(Source::Mouse),
         }
     }
 
@@ -189,14 +184,14 @@ impl Controller {
         if self.output.is_some() {
             return;
         }
-        let ctrl = self.ctrl();
+        let command_byte = self.command_byte();
         self.output = if let Some(byte) = self.answers.pop() {
             Some((byte, Source::Keyboard))
-        } else if ctrl & CTRL_KBD_DISABLED == 0
+        } else if !command_byte.contains(KbdCommandByte::DISABLE_KBD_PORT)
             && let Some(byte) = self.read_keyboard()
         {
             Some((byte, Source::Keyboard))
-        } else if ctrl & CTRL_AUX_DISABLED == 0 {
+        } else if !command_byte.contains(KbdCommandByte::DISABLE_AUX_PORT) {
             self.mouse.read().map(|byte| (byte, Source::Mouse))
         } else {
             None
@@ -205,7 +200,7 @@ impl Controller {
 
     /// The keyboard's next byte, translated to scan code set 1 if that is switched on.
     fn read_keyboard(&mut self) -> Option<u8> {
-        if self.ctrl() & CTRL_TRANSLATE == 0 {
+        if !self.command_byte().contains(KbdCommandByte::TRANSLATION) {
             return self.kbd.read();
         }
         loop {
@@ -219,46 +214,47 @@ impl Controller {
         }
     }
 
-    fn status(&self) -> u8 {
-        let output = match self.output {
-            None => 0,
-            Some((_, Source::Keyboard)) => STATUS_OUTPUT_FULL,
-            Some((_, Source::Mouse)) => STATUS_OUTPUT_FULL | STATUS_AUX,
-        };
-        let system = if self.ctrl() & CTRL_SYSTEM != 0 {
-            STATUS_SYSTEM
-        } else {
-            0
-        };
-        let command = if self.last_was_command {
-            STATUS_COMMAND
-        } else {
-            0
-        };
-        output | system | command | STATUS_UNLOCKED
+    fn status(&self) -> KbdStatus {
+        let mut status = KbdStatus::UNLOCKED;
+        status.set(KbdStatus::OUTPUT_FULL, self.output.is_some());
+        status.set(
+            KbdStatus::AUX,
+            matches!(self.output, Some((_, Source::Mouse))),
+        );
+        status.set(
+            KbdStatus::SYS_FLAG,
+            self.command_byte().contains(KbdCommandByte::SYS_FLAG_BIT),
+        );
+        status.set(KbdStatus::CTRL_FLAG, self.last_was_command);
+        status
     }
 
     fn command(&mut self, value: u8) -> Option<PowerRequest> {
-        const SELF_TEST_PASSED: u8 = 0x55;
-        const PORT_OK: u8 = 0;
+        /// No jumpers.
+        const INPORT: u8 = 0;
         self.last_was_command = true;
         self.command = takes_argument(value).then_some(value);
         match value {
-            0x20..=0x3f => self.answers.push(&[self.ram[usize::from(value & 0x1f)]]),
-            0xa7 => self.ram[0] |= CTRL_AUX_DISABLED,
-            0xa8 => self.ram[0] &= !CTRL_AUX_DISABLED,
-            0xa9 | 0xab => self.answers.push(&[PORT_OK]),
-            0xaa => {
-                self.ram[0] |= CTRL_SYSTEM;
-                self.answers.push(&[SELF_TEST_PASSED]);
+            KBDC_GET_COMMAND_BYTE..=KBDC_GET_LAST => {
+                self.answers
+                    .push(&[self.ram[usize::from(value & KBDC_RAM_MASK)]]);
             }
-            0xad => self.ram[0] |= CTRL_KBD_DISABLED,
-            0xae => self.ram[0] &= !CTRL_KBD_DISABLED,
-            // The input port: no jumpers.
-            0xc0 => self.answers.push(&[0]),
-            0xd0 => self.answers.push(&[self.outport]),
-            // Pulses the outputs whose bits are clear; bit 0 is the processor's reset.
-            0xf0..=0xff if value & OUTPORT_RUN == 0 => return Some(PowerRequest::Reset),
+            KBDC_DISABLE_AUX_PORT => self.set_command_byte(KbdCommandByte::DISABLE_AUX_PORT, true),
+            KBDC_ENABLE_AUX_PORT => self.set_command_byte(KbdCommandByte::DISABLE_AUX_PORT, false),
+            KBDC_TEST_AUX_PORT | KBDC_TEST_KBD_PORT => self.answers.push(&[KBDC_PORT_OK]),
+            KBDC_DIAGNOSE => {
+                self.set_command_byte(KbdCommandByte::SYS_FLAG_BIT, true);
+                self.answers.push(&[KBDC_DIAG_DONE]);
+            }
+            KBDC_DISABLE_KBD_PORT => self.set_command_byte(KbdCommandByte::DISABLE_KBD_PORT, true),
+            KBDC_ENABLE_KBD_PORT => self.set_command_byte(KbdCommandByte::DISABLE_KBD_PORT, false),
+            KBDC_READ_INPORT => self.answers.push(&[INPORT]),
+            KBDC_READ_OUTPORT => self.answers.push(&[self.outport.bits()]),
+            KBDC_PULSE_OUTPORT..=KBDC_PULSE_LAST
+                if !KbdOutPort::from_bits_retain(value).contains(KbdOutPort::RUN) =>
+            {
+                return Some(PowerRequest::Reset);
+            }
             _ => {}
         }
         None
@@ -267,20 +263,24 @@ impl Controller {
     fn data(&mut self, value: u8) -> Option<PowerRequest> {
         self.last_was_command = false;
         match self.command.take() {
-            Some(command @ 0x60..=0x7f) => self.ram[usize::from(command & 0x1f)] = value,
-            Some(CMD_WRITE_OUTPORT) => {
-                // As long as the reset line is low the machine would stand still.
-                self.outport = value | OUTPORT_RUN;
-                return (value & OUTPORT_RUN == 0).then_some(PowerRequest::Reset);
+            Some(command @ KBDC_SET_COMMAND_BYTE..=KBDC_SET_LAST) => {
+                self.ram[usize::from(command & KBDC_RAM_MASK)] = value;
             }
-            Some(CMD_WRITE_KBD_BUFFER) => self.output = Some((value, Source::Keyboard)),
-            Some(CMD_WRITE_AUX_BUFFER) => self.output = Some((value, Source::Mouse)),
+            Some(KBDC_WRITE_OUTPORT) => {
+                let value = KbdOutPort::from_bits_retain(value);
+                // As long as the reset line is low the machine would stand still.
+                self.outport = value | KbdOutPort::RUN;
+                return (!value.contains(KbdOutPort::RUN)).then_some(PowerRequest::Reset);
+            }
+            Some(KBDC_WRITE_KBD_OUTBUF) => self.output = Some((value, Source::Keyboard)),
+            Some(KBDC_WRITE_AUX_OUTBUF) => self.output = Some((value, Source::Mouse)),
+            // The last of those that take an argument: a byte for the mouse.
             Some(_) => {
-                self.ram[0] &= !CTRL_AUX_DISABLED;
+                self.set_command_byte(KbdCommandByte::DISABLE_AUX_PORT, false);
                 self.mouse.write(value);
             }
             None => {
-                self.ram[0] &= !CTRL_KBD_DISABLED;
+                self.set_command_byte(KbdCommandByte::DISABLE_KBD_PORT, false);
                 self.kbd.write(value);
             }
         }
@@ -302,7 +302,7 @@ impl Controller {
         } = self;
         ControllerState {
             ram: *ram,
-            outport: *outport,
+            outport: outport.bits(),
             command: *command,
             last_was_command: *last_was_command,
             output: *output,
@@ -327,7 +327,10 @@ impl Controller {
             kbd,
             mouse,
         } = state;
-        if outport & OUTPORT_RUN == 0 || command.is_some_and(|command| !takes_argument(command)) {
+        let outport = KbdOutPort::from_bits_retain(outport);
+        if !outport.contains(KbdOutPort::RUN)
+            || command.is_some_and(|command| !takes_argument(command))
+        {
             return Err(StateError::Invalid(
                 "the keyboard controller cannot be in the saved state".into(),
             ));
@@ -375,7 +378,7 @@ impl Atkbdc {
 
     /// Makes the controller answer at its ports.
     pub fn register(self: &Arc<Self>, inout: &Inout) -> Result<(), BuildError> {
-        [DATA_PORT, COMMAND_PORT].into_iter().try_for_each(|port| {
+        [IO_KBD, IO_KBD_STATUS].into_iter().try_for_each(|port| {
             inout
                 .register(
                     "atkbdc",
@@ -400,8 +403,8 @@ impl Atkbdc {
     /// Drives the interrupts from one state of the lines to another. Called under the controller's lock.
     fn drive(&self, before: Lines, after: Lines) {
         for (before, after, irq) in [
-            (before.kbd, after.kbd, KBD_IRQ),
-            (before.aux, after.aux, AUX_IRQ),
+            (before.kbd, after.kbd, KBD_DEV_IRQ),
+            (before.aux, after.aux, AUX_DEV_IRQ),
         ] {
             match (before, after) {
                 (false, true) => self.chip.isa_assert(irq, Some(irq)),
@@ -426,8 +429,8 @@ impl Atkbdc {
 
 impl PortHandler for Atkbdc {
     fn read(&self, port: u16, _size: u8) -> u32 {
-        if port == COMMAND_PORT {
-            return self.controller().status().into();
+        if port == IO_KBD_STATUS {
+            return self.controller().status().bits().into();
         }
         self.with(|controller| {
             if let Some((byte, _)) = controller.output.take() {
@@ -440,7 +443,7 @@ impl PortHandler for Atkbdc {
     fn write(&self, port: u16, _size: u8, value: u32) {
         let value = value as u8;
         let request = self.with(|controller| {
-            if port == COMMAND_PORT {
+            if port == IO_KBD_STATUS {
                 controller.command(value)
             } else {
                 controller.data(value)

@@ -7,51 +7,28 @@ use crate::machine::irqchip::IrqChip;
 use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
+use vmm_x86::acpi::*;
 
-/// The system control interrupt.
-pub const SCI_IRQ: u8 = 9;
-/// PM1a status and enable, 16 bits each.
-pub const PM1A_EVT: u16 = 0x400;
-/// PM1a control, 16 bits.
-pub const PM1A_CNT: u16 = 0x404;
-/// The SMI command port.
-pub const SMI_CMD: u16 = 0xb2;
-/// Written to the SMI command port it turns the fixed registers on.
-pub const ACPI_ENABLE: u8 = 0xa0;
-/// … and off.
-pub const ACPI_DISABLE: u8 = 0xa1;
-/// The reset control register of PIIX.
-pub const RESET_PORT: u16 = 0xcf9;
-/// What resets: "full" and "now".
-pub const RESET_VALUE: u8 = 6;
+/// What resets at [`IO_RESET`].
+pub const RESET_VALUE: ResetControl = ResetControl::SYS.union(ResetControl::CPU);
 /// The value of SLP_TYP that is \_S5.
 pub const SLP_TYP_S5: u16 = 5;
 
-const SYSTEM_CONTROL_PORT: u16 = 0x92;
-const PM1_END: u16 = PM1A_CNT + 1;
+/// The last byte of PM1a control.
+const PM1_END: u16 = PM1A_CNT_ADDR + 1;
 
-const PM1_BM_STS: u16 = 1 << 4;
-const PM1_GBL_EN: u16 = 1 << 5;
-const PM1_PWRBTN: u16 = 1 << 8;
-const PM1_SLPBTN_STS: u16 = 1 << 9;
-const PM1_RTC: u16 = 1 << 10;
-const PM1_WAK_STS: u16 = 1 << 15;
 /// Status bits go away when a one is written to them.
-const STATUS_CLEARABLE: u16 = PM1_WAK_STS | PM1_RTC | PM1_SLPBTN_STS | PM1_PWRBTN | PM1_BM_STS;
+const STATUS_CLEARABLE: Pm1Events = Pm1Events::WAK
+    .union(Pm1Events::RTC)
+    .union(Pm1Events::SLPBTN)
+    .union(Pm1Events::PWRBTN)
+    .union(Pm1Events::BM);
 /// The clock's alarm never sets its status bit, but operating systems check that they can enable it.
-const ENABLE_WRITABLE: u16 = PM1_PWRBTN | PM1_GBL_EN | PM1_RTC;
-
-const PM1_SCI_EN: u16 = 1 << 0;
-const PM1_SLP_TYP_SHIFT: u32 = 10;
-const PM1_SLP_TYP: u16 = 7 << PM1_SLP_TYP_SHIFT;
-const PM1_SLP_EN: u16 = 1 << 13;
-/// BM_RLD and GBL_RLS come and go; SLP_EN reads as zero; SCI_EN is the SMI command's.
-const CONTROL_STORED: u16 = PM1_SLP_TYP | 1 << 1;
-
-const RESET_NOW: u8 = 1 << 2;
-const FAST_RESET: u8 = 1 << 0;
-/// Nothing here wraps addresses at 1 MiB: gate A20 is always open.
-const A20: u8 = 1 << 1;
+const ENABLE_WRITABLE: Pm1Events = Pm1Events::PWRBTN
+    .union(Pm1Events::GBL)
+    .union(Pm1Events::RTC);
+/// BM_RLD is kept and GBL_RLS is not; SLP_EN reads as zero; SCI_EN is the SMI command's.
+const CONTROL_STORED: Pm1Control = Pm1Control::SLP_TYP.union(Pm1Control::BM_RLD);
 
 const KIND: &str = "pm";
 const VERSION: u32 = 1;
@@ -67,11 +44,11 @@ pub enum PowerRequest {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 struct Registers {
-    status: u16,
-    enable: u16,
-    control: u16,
-    reset: u8,
-    system_control: u8,
+    status: Pm1Events,
+    enable: Pm1Events,
+    control: Pm1Control,
+    reset: ResetControl,
+    system_control: SystemControl,
 }
 
 /// What a checkpoint keeps.
@@ -86,7 +63,8 @@ struct PmState {
 
 impl Registers {
     fn sci(&self) -> bool {
-        self.control & PM1_SCI_EN != 0 && self.status & self.enable & PM1_PWRBTN != 0
+        self.control.contains(Pm1Control::SCI_EN)
+            && (self.status & self.enable).contains(Pm1Events::PWRBTN)
     }
 }
 
@@ -108,7 +86,7 @@ impl Pm {
             // The interrupt controllers have states of their own.
             Some(saved) => restore(saved)?,
             None => {
-                chip.isa_level_triggered(SCI_IRQ, true);
+                chip.isa_level_triggered(SCI_INT, true);
                 Registers::default()
             }
         };
@@ -122,14 +100,11 @@ impl Pm {
     /// Makes the registers answer at their ports.
     pub fn register(self: &Arc<Self>, inout: &Inout) -> Result<(), BuildError> {
         let ports = [
-            PM1A_EVT..=PM1_END,
+            PM1A_EVT_ADDR..=PM1_END,
             SMI_CMD..=SMI_CMD,
-            RESET_PORT..=RESET_PORT,
+            IO_RESET..=IO_RESET,
         ];
-        for range in ports
-            .into_iter()
-            .chain([SYSTEM_CONTROL_PORT..=SYSTEM_CONTROL_PORT])
-        {
+        for range in ports.into_iter().chain([IO_SYSCTL..=IO_SYSCTL]) {
             inout
                 .register(
                     "power management",
@@ -152,8 +127,8 @@ impl Pm {
         let after = registers.sci();
         // Under the lock, so that the controllers see changes in their order.
         match (before, after) {
-            (false, true) => self.chip.isa_assert(SCI_IRQ, Some(SCI_IRQ)),
-            (true, false) => self.chip.isa_deassert(SCI_IRQ, Some(SCI_IRQ)),
+            (false, true) => self.chip.isa_assert(SCI_INT, Some(SCI_INT)),
+            (true, false) => self.chip.isa_deassert(SCI_INT, Some(SCI_INT)),
             _ => {}
         }
         result
@@ -162,66 +137,106 @@ impl Pm {
     /// Presses the power button. False if the guest has not turned ACPI on and will not notice.
     pub fn power_button(&self) -> bool {
         self.with(|registers| {
-            registers.status |= PM1_PWRBTN;
-            registers.control & PM1_SCI_EN != 0
+            registers.status |= Pm1Events::PWRBTN;
+            registers.control.contains(Pm1Control::SCI_EN)
         })
     }
 
     fn read8(&self, port: u16) -> u8 {
         let registers = self.registers();
-        let half = |value: u16| {
-            if port & 1 == 0 {
-                value as u8
-            } else {
-                (value >> 8) as u8
-            }
-        };
-        match port {
-            0x400 | 0x401 => half(registers.status),
-            0x402 | 0x403 => half(registers.enable),
-            0x404 | 0x405 => half(registers.control),
-            RESET_PORT => registers.reset,
-            SYSTEM_CONTROL_PORT => registers.system_control | A20,
+        match Port::of(port) {
+            Some(Port::Status(half)) => registers.status.bits().to_le_bytes()[half],
+            Some(Port::Enable(half)) => registers.enable.bits().to_le_bytes()[half],
+            Some(Port::Control(half)) => registers.control.bits().to_le_bytes()[half],
+            Some(Port::Reset) => registers.reset.bits(),
+            // Nothing here wraps addresses at 1 MiB: gate A20 is always open.
+            Some(Port::System) => (registers.system_control | SystemControl::A20).bits(),
             // The SMI command port reads as zero.
-            SMI_CMD => 0,
-            _ => 0xff,
+            Some(Port::Smi) => 0,
+            None => 0xff,
         }
     }
 
     fn write8(&self, port: u16, value: u8) {
         let request = self.with(|registers| {
-            let shift = (port & 1) * 8;
-            let (bits, mask) = (u16::from(value) << shift, 0xff << shift);
-            match port {
-                0x400 | 0x401 => registers.status &= !(bits & STATUS_CLEARABLE),
-                0x402 | 0x403 => {
-                    registers.enable = registers.enable & !mask | bits & ENABLE_WRITABLE
+            // A byte of a register of 16 bits: its bits, and which they are.
+            let word = |half: usize| (u16::from(value) << (8 * half), 0xff << (8 * half));
+            match Port::of(port) {
+                Some(Port::Status(half)) => {
+                    let bits = Pm1Events::from_bits_retain(word(half).0);
+                    registers.status.remove(bits & STATUS_CLEARABLE);
                 }
-                0x404 | 0x405 => {
-                    let mask = mask & CONTROL_STORED;
-                    registers.control = registers.control & !mask | bits & mask;
-                    let sleep = (registers.control & PM1_SLP_TYP) >> PM1_SLP_TYP_SHIFT;
-                    if bits & PM1_SLP_EN != 0 && sleep == SLP_TYP_S5 {
+                Some(Port::Enable(half)) => {
+                    let (bits, mask) = word(half);
+                    registers.enable.remove(Pm1Events::from_bits_retain(mask));
+                    registers.enable |= Pm1Events::from_bits_retain(bits) & ENABLE_WRITABLE;
+                }
+                Some(Port::Control(half)) => {
+                    let (bits, mask) = word(half);
+                    let bits = Pm1Control::from_bits_retain(bits);
+                    let mask = Pm1Control::from_bits_retain(mask) & CONTROL_STORED;
+                    registers.control.remove(mask);
+                    registers.control |= bits & mask;
+                    let sleep =
+                        (registers.control & Pm1Control::SLP_TYP).bits() >> PM1_SLP_TYP_SHIFT;
+                    if bits.contains(Pm1Control::SLP_EN) && sleep == SLP_TYP_S5 {
                         return Some(PowerRequest::PowerOff);
                     }
                 }
-                SMI_CMD if value == ACPI_ENABLE => registers.control |= PM1_SCI_EN,
-                SMI_CMD if value == ACPI_DISABLE => registers.control &= !PM1_SCI_EN,
-                RESET_PORT => {
-                    registers.reset = value & !RESET_NOW;
-                    return (value & RESET_NOW != 0).then_some(PowerRequest::Reset);
+                Some(Port::Smi) => match value {
+                    BHYVE_ACPI_ENABLE => registers.control |= Pm1Control::SCI_EN,
+                    BHYVE_ACPI_DISABLE => registers.control.remove(Pm1Control::SCI_EN),
+                    _ => {}
+                },
+                Some(Port::Reset) => {
+                    let value = ResetControl::from_bits_retain(value);
+                    registers.reset = value - ResetControl::CPU;
+                    return value
+                        .contains(ResetControl::CPU)
+                        .then_some(PowerRequest::Reset);
                 }
-                SYSTEM_CONTROL_PORT => {
+                Some(Port::System) => {
+                    let value = SystemControl::from_bits_retain(value);
                     let old = std::mem::replace(&mut registers.system_control, value);
-                    return (!old & value & FAST_RESET != 0).then_some(PowerRequest::Reset);
+                    return (value - old)
+                        .contains(SystemControl::FAST_RESET)
+                        .then_some(PowerRequest::Reset);
                 }
-                _ => {}
+                None => {}
             }
             None
         });
         if let Some(request) = request {
             (self.power)(request);
         }
+    }
+}
+
+/// What is at a port; a register of 16 bits has a byte at each of two.
+#[derive(Debug, Clone, Copy)]
+enum Port {
+    Status(usize),
+    Enable(usize),
+    Control(usize),
+    Smi,
+    Reset,
+    System,
+}
+
+impl Port {
+    fn of(port: u16) -> Option<Self> {
+        const STATUS_END: u16 = PM1A_EVT_ADDR + 1;
+        const ENABLE_END: u16 = PM1A_EN_ADDR + 1;
+        let half = usize::from(port & 1);
+        Some(match port {
+            PM1A_EVT_ADDR..=STATUS_END => Self::Status(half),
+            PM1A_EN_ADDR..=ENABLE_END => Self::Enable(half),
+            PM1A_CNT_ADDR..=PM1_END => Self::Control(half),
+            SMI_CMD => Self::Smi,
+            IO_RESET => Self::Reset,
+            IO_SYSCTL => Self::System,
+            _ => return None,
+        })
     }
 }
 
@@ -233,18 +248,19 @@ fn restore(saved: &SavedBytes) -> Result<Registers, StateError> {
         reset,
         system_control,
     } = saved.decode(KIND, VERSION)?;
-    let sane = status & !STATUS_CLEARABLE == 0
-        && enable & !ENABLE_WRITABLE == 0
-        && control & !(CONTROL_STORED | PM1_SCI_EN) == 0
-        && reset & RESET_NOW == 0;
+    let registers = Registers {
+        status: Pm1Events::from_bits_retain(status),
+        enable: Pm1Events::from_bits_retain(enable),
+        control: Pm1Control::from_bits_retain(control),
+        reset: ResetControl::from_bits_retain(reset),
+        system_control: SystemControl::from_bits_retain(system_control),
+    };
+    let sane = STATUS_CLEARABLE.contains(registers.status)
+        && ENABLE_WRITABLE.contains(registers.enable)
+        && (CONTROL_STORED | Pm1Control::SCI_EN).contains(registers.control)
+        && !registers.reset.contains(ResetControl::CPU);
     if sane {
-        Ok(Registers {
-            status,
-            enable,
-            control,
-            reset,
-            system_control,
-        })
+        Ok(registers)
     } else {
         Err(StateError::Invalid(
             "the power management registers cannot be in the saved state".into(),
@@ -263,7 +279,7 @@ impl PortHandler for Pm {
             let port = port.wrapping_add(n);
             // The sleep bit is in the upper half, so that it comes after the type in one access; a dword at the reset
             // port is the configuration mechanism's business.
-            if n == 0 || (PM1A_EVT..=PM1_END).contains(&port) {
+            if n == 0 || (PM1A_EVT_ADDR..=PM1_END).contains(&port) {
                 self.write8(port, (value >> (n * 8)) as u8);
             }
         }
@@ -290,11 +306,11 @@ impl Device for Pm {
             KIND,
             VERSION,
             &PmState {
-                status,
-                enable,
-                control,
-                reset,
-                system_control,
+                status: status.bits(),
+                enable: enable.bits(),
+                control: control.bits(),
+                reset: reset.bits(),
+                system_control: system_control.bits(),
             },
         )
     }
@@ -355,44 +371,47 @@ mod tests {
     #[test]
     fn power_button() {
         let (pm, chip, _) = pm(None);
-        assert_eq!(*chip.level.lock(), [SCI_IRQ]);
+        assert_eq!(*chip.level.lock(), [SCI_INT]);
         assert!(!pm.power_button(), "ACPI is off");
-        pm.write(PM1A_EVT, 2, 0xffff);
-        pm.write(SMI_CMD, 1, ACPI_ENABLE.into());
-        assert_eq!(pm.read(PM1A_CNT, 2), 1);
-        pm.write(PM1A_EVT + 2, 2, 0xffff);
-        assert_eq!(pm.read(PM1A_EVT + 2, 2), u32::from(ENABLE_WRITABLE));
+        pm.write(PM1A_EVT_ADDR, 2, 0xffff);
+        pm.write(SMI_CMD, 1, BHYVE_ACPI_ENABLE.into());
+        assert_eq!(pm.read(PM1A_CNT_ADDR, 2), 1);
+        pm.write(PM1A_EVT_ADDR + 2, 2, 0xffff);
+        assert_eq!(
+            pm.read(PM1A_EVT_ADDR + 2, 2),
+            u32::from(ENABLE_WRITABLE.bits())
+        );
         assert!(pm.power_button());
         assert!(pm.power_button());
         assert_eq!(
-            (chip.isa_count(SCI_IRQ), chip.ioapic_count(SCI_IRQ)),
+            (chip.isa_count(SCI_INT), chip.ioapic_count(SCI_INT)),
             (1, 1)
         );
         assert_eq!(
-            pm.read(PM1A_EVT, 4),
-            u32::from(ENABLE_WRITABLE) << 16 | 0x100
+            pm.read(PM1A_EVT_ADDR, 4),
+            u32::from(ENABLE_WRITABLE.bits()) << 16 | 0x100
         );
-        pm.write(PM1A_EVT, 2, 0x100);
-        assert_eq!((chip.isa_count(SCI_IRQ), pm.read(PM1A_EVT, 2)), (0, 0));
+        pm.write(PM1A_EVT_ADDR, 2, 0x100);
+        assert_eq!((chip.isa_count(SCI_INT), pm.read(PM1A_EVT_ADDR, 2)), (0, 0));
     }
 
     #[test]
     fn sleep_and_reset() {
         let (pm, _, requests) = pm(None);
-        pm.write(PM1A_CNT, 2, 4 << 10 | 1 << 13);
+        pm.write(PM1A_CNT_ADDR, 2, 4 << 10 | 1 << 13);
         assert!(requests.lock().is_empty(), "S4 is not there");
-        pm.write(PM1A_CNT, 2, 5 << 10);
+        pm.write(PM1A_CNT_ADDR, 2, 5 << 10);
         assert!(requests.lock().is_empty(), "not yet");
-        pm.write(PM1A_CNT, 2, 5 << 10 | 1 << 13);
+        pm.write(PM1A_CNT_ADDR, 2, 5 << 10 | 1 << 13);
         assert_eq!(requests.lock().pop(), Some(PowerRequest::PowerOff));
         assert_eq!(
-            pm.read(PM1A_CNT, 2),
+            pm.read(PM1A_CNT_ADDR, 2),
             5 << 10,
             "neither SLP_EN nor SCI_EN are stored"
         );
-        pm.write(RESET_PORT, 1, 2);
+        pm.write(IO_RESET, 1, 2);
         assert!(requests.lock().is_empty());
-        pm.write(RESET_PORT, 1, RESET_VALUE.into());
+        pm.write(IO_RESET, 1, RESET_VALUE.bits().into());
         assert_eq!(requests.lock().pop(), Some(PowerRequest::Reset));
         assert_eq!(pm.read(0x92, 1), 2);
         pm.write(0x92, 1, 2);
@@ -418,7 +437,7 @@ mod tests {
                 let (port, size) = PORTS[n % 8];
                 match n {
                     0..8 => pm.write(port, size, value.into()),
-                    8 => pm.write(SMI_CMD, 1, u32::from(ACPI_ENABLE) + u32::from(value & 1)),
+                    8 => pm.write(SMI_CMD, 1, u32::from(BHYVE_ACPI_ENABLE) + u32::from(value & 1)),
                     9 => return pm.power_button().into(),
                     _ => return pm.read(port, size),
                 }
@@ -430,11 +449,11 @@ mod tests {
             }
             let saved = SavedBytes::from(first.save().unwrap());
             let (twin, twin_chip, twin_requests) = pm(Some(&saved));
-            let offset = chip.isa_count(SCI_IRQ);
+            let offset = chip.isa_count(SCI_INT);
             requests.lock().clear();
             for access in after {
                 prop_assert_eq!(apply(&first, access), apply(&twin, access));
-                prop_assert_eq!(chip.isa_count(SCI_IRQ), twin_chip.isa_count(SCI_IRQ) + offset);
+                prop_assert_eq!(chip.isa_count(SCI_INT), twin_chip.isa_count(SCI_INT) + offset);
             }
             prop_assert_eq!(&*requests.lock(), &*twin_requests.lock());
             prop_assert_eq!(first.save().unwrap(), twin.save().unwrap());

@@ -2,6 +2,7 @@
 //! (`usr.sbin/bhyve/amd64/e820.c`). Upstream gives it to firmware only; here it is also what a directly booted kernel gets.
 
 use std::ops::Range;
+use vmm_x86::apicreg::DEFAULT_IO_APIC_BASE;
 
 /// What a range of physical addresses is for; the values are those of INT 15h, AX=E820h.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,7 +44,7 @@ pub const BIOS_TABLES: Range<u64> = 0xf_0000..0x10_0000;
 /// The configuration space of PCI, memory-mapped: 256 buses of 1 MiB.
 pub const ECAM: Range<u64> = 0xe000_0000..0xf000_0000;
 /// I/O APIC, HPET, local APICs and firmware's flash.
-const CHIPSET: Range<u64> = 0xfec0_0000..0x1_0000_0000;
+const CHIPSET: Range<u64> = DEFAULT_IO_APIC_BASE..HIGHMEM_BASE;
 
 /// The map, in ascending order and without overlaps.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

@@ -1,7 +1,9 @@
 //! The MP table, version 1.4, for operating systems without ACPI (`usr.sbin/bhyve/amd64/mptbl.c`).
 
 use crate::bus::pci::SlotRoute;
-use crate::devices::pm::SCI_IRQ;
+use vmm_x86::acpi::SCI_INT;
+use vmm_x86::apicreg::{DEFAULT_APIC_BASE, DEFAULT_IO_APIC_BASE, IOAPIC_VERSION};
+use vmm_x86::isa::{ICU_SLAVEID, IRQ_TIMER};
 
 /// The floating pointer, at the beginning of the BIOS area, and the table right behind it.
 pub const MPTABLE_BASE: u64 = 0xf_0000;
@@ -12,10 +14,7 @@ const POINTER_SIZE: usize = 16;
 const HEADER_SIZE: usize = 44;
 /// 1.4
 const REVISION: u8 = 4;
-const LOCAL_APIC: u32 = 0xfee0_0000;
-const IO_APIC: u32 = 0xfec0_0000;
 const LOCAL_APIC_VERSION: u8 = 0x10;
-const IO_APIC_VERSION: u8 = 0x11;
 const IO_APIC_ID: u8 = 0;
 /// Family 6, model 26, stepping 5, and what every 64-bit processor has.
 const CPU_SIGNATURE: u32 = 0x6a5;
@@ -88,15 +87,15 @@ fn entries(cpus: u8, routes: &[SlotRoute]) -> Entries {
     }
     entries.add(b"\x01\x00PCI   ");
     entries.add(b"\x01\x01ISA   ");
-    let mut io_apic = vec![2, IO_APIC_ID, IO_APIC_VERSION, 1];
-    io_apic.extend(IO_APIC.to_le_bytes());
+    let mut io_apic = vec![2, IO_APIC_ID, IOAPIC_VERSION as u8, 1];
+    io_apic.extend((DEFAULT_IO_APIC_BASE as u32).to_le_bytes());
     entries.add(&io_apic);
     for irq in 0..16 {
         // The 8259s are at pin 0, the timer is at pin 2.
         let (kind, flags, pin) = match irq {
-            0 => (INT, CONFORMS, 2),
-            2 => (EXTINT, CONFORMS, 0),
-            SCI_IRQ => (INT, LOW_LEVEL, irq),
+            IRQ_TIMER => (INT, CONFORMS, 2),
+            ICU_SLAVEID => (EXTINT, CONFORMS, 0),
+            SCI_INT => (INT, LOW_LEVEL, irq),
             _ => (INT, CONFORMS, irq),
         };
         entries.interrupt(IO_INTERRUPT, kind, flags, [BUS_ISA, irq], [IO_APIC_ID, pin]);
@@ -150,7 +149,7 @@ pub fn build(cpus: u32, routes: &[SlotRoute]) -> Result<Vec<u8>, TooLarge> {
     // There is no OEM table.
     table.extend([0; 6]);
     table.extend(entries.count.to_le_bytes());
-    table.extend(LOCAL_APIC.to_le_bytes());
+    table.extend((DEFAULT_APIC_BASE as u32).to_le_bytes());
     // There are no extended entries.
     table.extend([0; 4]);
     table.extend(entries.bytes);
@@ -188,7 +187,7 @@ mod tests {
             usize::from(u16::from_le_bytes([table[4], table[5]])),
             table.len()
         );
-        assert_eq!(table[36..40], LOCAL_APIC.to_le_bytes());
+        assert_eq!(table[36..40], (DEFAULT_APIC_BASE as u32).to_le_bytes());
         let mut rest = &table[HEADER_SIZE..];
         let mut kinds = Vec::new();
         while let [kind, ..] = rest {

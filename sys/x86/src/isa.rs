@@ -19,6 +19,7 @@ numbers! { IRQS: u8 {
     ICU_SLAVEID = 2 => "The line of the first 8259 that the second one drives.",
     IRQ_TIMER = 0 => "The 8254's interrupt.",
     IRQ_RTC = 8 => "The CMOS clock's interrupt.",
+    IRQ_NPX = 13 => "Errors of the x87, where they are not exceptions.",
 }}
 
 register! { PPI:

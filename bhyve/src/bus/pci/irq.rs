@@ -8,6 +8,8 @@ use crate::machine::irqchip::IrqChip;
 use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
+use vmm_x86::i8042::KBD_DEV_IRQ;
+use vmm_x86::isa::{ICU_SLAVEID, IRQ_NPX, IRQ_RTC, IRQ_TIMER};
 
 /// Bit 7 of a PIRQ register: not routed.
 const PIRQ_DISABLED: u8 = 0x80;
@@ -15,15 +17,16 @@ const PIRQ_IRQ: u8 = 0x0f;
 /// PIRQA to PIRQH.
 pub const PIRQS: usize = 8;
 /// The first pin of the I/O APIC that is not an ISA interrupt; the HPET's pins begin at 24.
-const FIRST_IOAPIC_PIN: u8 = 16;
-const IOAPIC_PINS: u8 = 8;
+const FIRST_PCI_PIN: u8 = 16;
+const PCI_PINS: u8 = 8;
 const ISA_IRQS: u8 = 16;
 const KIND: &str = "pci-irq";
 const VERSION: u32 = 1;
 
 /// Timer, keyboard, cascade, clock and coprocessor cannot be had.
 fn permitted(irq: u8) -> bool {
-    irq < ISA_IRQS && !matches!(irq, 0 | 1 | 2 | 8 | 13)
+    const TAKEN: [u8; 5] = [IRQ_TIMER, KBD_DEV_IRQ, ICU_SLAVEID, IRQ_RTC, IRQ_NPX];
+    irq < ISA_IRQS && !TAKEN.contains(&irq)
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -175,8 +178,8 @@ impl IntxRouter for PciIrq {
                 }
             }
         }
-        let ioapic = FIRST_IOAPIC_PIN + inner.next_ioapic;
-        inner.next_ioapic = (inner.next_ioapic + 1) % IOAPIC_PINS;
+        let ioapic = FIRST_PCI_PIN + inner.next_ioapic;
+        inner.next_ioapic = (inner.next_ioapic + 1) % PCI_PINS;
         IntxRoute {
             pirq: index as u8 + 1,
             ioapic,

@@ -20,22 +20,25 @@ fn build(saved: Option<&SavedBytes>) -> (Arc<Atkbdc>, Arc<MockChip>, Requests) {
 }
 
 fn command(device: &Atkbdc, value: u8) {
-    device.write(COMMAND_PORT, 1, value.into());
+    device.write(IO_KBD_STATUS, 1, value.into());
 }
 
 fn data(device: &Atkbdc, value: u8) {
-    device.write(DATA_PORT, 1, value.into());
+    device.write(IO_KBD, 1, value.into());
 }
 
 /// Everything that there is to read, with the status before each byte.
 fn drain(device: &Atkbdc) -> Vec<(u8, bool)> {
     let mut bytes = Vec::new();
     loop {
-        let status = device.read(COMMAND_PORT, 1) as u8;
-        if status & STATUS_OUTPUT_FULL == 0 {
+        let status = device.read(IO_KBD_STATUS, 1) as u8;
+        if status & KbdStatus::OUTPUT_FULL.bits() == 0 {
             return bytes;
         }
-        bytes.push((device.read(DATA_PORT, 1) as u8, status & STATUS_AUX != 0));
+        bytes.push((
+            device.read(IO_KBD, 1) as u8,
+            status & KbdStatus::AUX.bits() != 0,
+        ));
     }
 }
 
@@ -43,25 +46,37 @@ fn drain(device: &Atkbdc) -> Vec<(u8, bool)> {
 fn what_linux_probes() {
     let (device, chip, _) = build(None);
     command(&device, 0x20);
-    assert_eq!(drain(&device), [(CTRL_DEFAULT, false)]);
+    assert_eq!(drain(&device), [(COMMAND_BYTE_DEFAULT.bits(), false)]);
     // Interrupts off, as a driver does while it probes.
     command(&device, 0x60);
-    data(&device, CTRL_KBD_DISABLED | CTRL_AUX_DISABLED);
+    data(
+        &device,
+        (KbdCommandByte::DISABLE_KBD_PORT | KbdCommandByte::DISABLE_AUX_PORT).bits(),
+    );
     command(&device, 0xaa);
     assert_eq!(drain(&device), [(0x55, false)]);
-    command(&device, CMD_WRITE_AUX_BUFFER);
+    command(&device, KBDC_WRITE_AUX_OUTBUF);
     data(&device, 0x5a);
     assert_eq!(drain(&device), [(0x5a, true)]);
     command(&device, 0xa9);
     assert_eq!(drain(&device), [(0, false)]);
-    assert_eq!((chip.isa_count(KBD_IRQ), chip.isa_count(AUX_IRQ)), (0, 0));
+    assert_eq!(
+        (chip.isa_count(KBD_DEV_IRQ), chip.isa_count(AUX_DEV_IRQ)),
+        (0, 0)
+    );
     command(&device, 0x60);
-    data(&device, CTRL_KBD_INT | CTRL_AUX_INT | CTRL_TRANSLATE);
+    data(
+        &device,
+        (KbdCommandByte::ENABLE_KBD_INT
+            | KbdCommandByte::ENABLE_AUX_INT
+            | KbdCommandByte::TRANSLATION)
+            .bits(),
+    );
     // The keyboard: reset and identification, translated.
     data(&device, 0xff);
-    assert_eq!(chip.isa_count(KBD_IRQ), 1);
+    assert_eq!(chip.isa_count(KBD_DEV_IRQ), 1);
     assert_eq!(drain(&device), [(0xfa, false), (0xaa, false)]);
-    assert_eq!(chip.isa_count(KBD_IRQ), 0);
+    assert_eq!(chip.isa_count(KBD_DEV_IRQ), 0);
     data(&device, 0xf2);
     assert_eq!(
         drain(&device),
@@ -79,16 +94,16 @@ fn what_linux_probes() {
         [(0xfa, false), (0xfa, false), (0x41, false)]
     );
     // The mouse.
-    command(&device, CMD_WRITE_AUX);
+    command(&device, KBDC_WRITE_TO_AUX);
     data(&device, 0xff);
-    assert_eq!(chip.isa_count(AUX_IRQ), 1);
+    assert_eq!(chip.isa_count(AUX_DEV_IRQ), 1);
     assert_eq!(drain(&device), [(0xfa, true), (0xaa, true), (0, true)]);
     for byte in [0xf3, 200, 0xe8, 3, 0xf4] {
-        command(&device, CMD_WRITE_AUX);
+        command(&device, KBDC_WRITE_TO_AUX);
         data(&device, byte);
         assert_eq!(drain(&device), [(0xfa, true)]);
     }
-    command(&device, CMD_WRITE_AUX);
+    command(&device, KBDC_WRITE_TO_AUX);
     data(&device, 0xe9);
     assert_eq!(
         drain(&device),
@@ -121,13 +136,13 @@ fn every_byte_has_its_edge() {
 fn resets() {
     let (device, _, requests) = build(None);
     command(&device, 0xd0);
-    assert_eq!(drain(&device), [(OUTPORT_DEFAULT, false)]);
-    command(&device, CMD_WRITE_OUTPORT);
+    assert_eq!(drain(&device), [(OUTPORT_DEFAULT.bits(), false)]);
+    command(&device, KBDC_WRITE_OUTPORT);
     data(&device, 0xdf);
     command(&device, 0xff);
     assert!(requests.lock().is_empty());
     command(&device, 0xfe);
-    command(&device, CMD_WRITE_OUTPORT);
+    command(&device, KBDC_WRITE_OUTPORT);
     data(&device, 0xde);
     assert_eq!(*requests.lock(), [PowerRequest::Reset; 2]);
 }
@@ -148,7 +163,7 @@ fn bytes(device: &Atkbdc) -> Vec<u8> {
 fn what_is_typed() {
     let (device, chip, _) = build(None);
     assert!(device.kbd_event(key('a'.into(), true)));
-    assert_eq!(chip.isa_count(KBD_IRQ), 1);
+    assert_eq!(chip.isa_count(KBD_DEV_IRQ), 1);
     assert!(device.kbd_event(key('a'.into(), false)));
     // Set 2, translated to set 1.
     assert_eq!(drain(&device), [(0x1e, false), (0x9e, false)]);
@@ -168,7 +183,7 @@ fn what_is_typed() {
     assert!(bytes(&device).is_empty());
     // Without the translation, in both sets.
     command(&device, 0x60);
-    data(&device, CTRL_KBD_INT);
+    data(&device, KbdCommandByte::ENABLE_KBD_INT.bits());
     device.kbd_event(key('a'.into(), false));
     assert_eq!(bytes(&device), [0xf0, 0x1c]);
     data(&device, 0xf0);
@@ -197,7 +212,7 @@ fn a_full_keyboard_loses_whole_keys() {
 }
 
 fn aux(device: &Atkbdc, value: u8) -> Vec<u8> {
-    command(device, CMD_WRITE_AUX);
+    command(device, KBDC_WRITE_TO_AUX);
     data(device, value);
     bytes(device)
 }
@@ -213,7 +228,7 @@ fn how_the_mouse_moves() {
     assert!(bytes(&device).is_empty());
     assert_eq!(aux(&device, 0xf4), [0xfa]);
     assert!(device.ptr_event(ptr(0, 110, 120)));
-    assert_eq!(chip.isa_count(AUX_IRQ), 1);
+    assert_eq!(chip.isa_count(AUX_DEV_IRQ), 1);
     // To the right and down, which a mouse calls negative.
     assert_eq!(drain(&device), [(0x28, true), (10, true), (236, true)]);
     // A long way in pieces, and a click in the middle of it.
@@ -247,13 +262,13 @@ proptest! {
         let apply = |device: &Atkbdc, (kind, value): (u8, u8)| match kind {
             0 => { command(device, value); 0 }
             1 => { data(device, value); 0 }
-            2 => device.read(COMMAND_PORT, 1),
+            2 => device.read(IO_KBD_STATUS, 1),
             4 => device.kbd_event(key(0xff00 | u32::from(value), value & 1 == 0)).into(),
             5 => device.kbd_event(key(value.into(), value & 1 == 0)).into(),
             6 => device
                 .ptr_event(ptr(value & 0x1f, u16::from(value) * 7, u16::from(value / 2)))
                 .into(),
-            _ => device.read(DATA_PORT, 1),
+            _ => device.read(IO_KBD, 1),
         };
         let (first, chip, requests) = build(None);
         for access in before {
@@ -261,11 +276,11 @@ proptest! {
         }
         let saved = SavedBytes::from(first.save().unwrap());
         let (twin, twin_chip, twin_requests) = build(Some(&saved));
-        let offsets = [KBD_IRQ, AUX_IRQ].map(|irq| chip.isa_count(irq));
+        let offsets = [KBD_DEV_IRQ, AUX_DEV_IRQ].map(|irq| chip.isa_count(irq));
         requests.lock().clear();
         for access in after {
             prop_assert_eq!(apply(&first, access), apply(&twin, access));
-            for (irq, offset) in [KBD_IRQ, AUX_IRQ].into_iter().zip(offsets) {
+            for (irq, offset) in [KBD_DEV_IRQ, AUX_DEV_IRQ].into_iter().zip(offsets) {
                 prop_assert_eq!(chip.isa_count(irq), twin_chip.isa_count(irq) + offset);
             }
         }
@@ -277,7 +292,7 @@ proptest! {
     fn damaged_states_are_refused_or_harmless(at in any::<prop::sample::Index>(), value in any::<u8>()) {
         let (device, _, _) = build(None);
         data(&device, 0xf2);
-        command(&device, CMD_WRITE_AUX);
+        command(&device, KBDC_WRITE_TO_AUX);
         let mut saved = SavedBytes::from(device.save().unwrap());
         let at = at.index(saved.bytes.len());
         saved.bytes[at] = value;
@@ -285,7 +300,7 @@ proptest! {
             for byte in 0..=255 {
                 data(&twin, byte);
                 command(&twin, byte);
-                twin.read(DATA_PORT, 1);
+                twin.read(IO_KBD, 1);
             }
         }
     }

@@ -1,11 +1,11 @@
 //! The DSDT: the PCI root buses, the ISA bus behind the LPC bridge with its devices, and the PIRQ links
 //! (`basl_fwrite_dsdt` of `usr.sbin/bhyve/acpi.c` and the `pe_write_dsdt` hooks of the devices).
 
-use super::{AcpiMachine, HPET, OEM_ID, OEM_REVISION, table_id};
+use super::{AcpiMachine, OEM_ID, OEM_REVISION, table_id};
 use crate::bus::pci::Bdf;
 use crate::bus::pci::windows::BusWindows;
 use crate::devices::lpc::COM_PORTS;
-use crate::devices::pm::{PM1A_EVT, RESET_PORT, SLP_TYP_S5, SMI_CMD};
+use crate::devices::pm::SLP_TYP_S5;
 use crate::firmware::e820::ECAM;
 use acpi_tables::aml::{
     AddressSpace, AddressSpaceCacheable, And, Arg, Device, EISAName, Field, FieldAccessType,
@@ -16,6 +16,10 @@ use acpi_tables::aml::{
 use acpi_tables::sdt::Sdt;
 use acpi_tables::{Aml, AmlSink};
 use std::ops::Range;
+use vmm_x86::acpi::{IO_RESET, IO_SYSCTL, PM1A_EVT_ADDR, SMI_CMD};
+use vmm_x86::hpet::{HPET_MEM_WIDTH, VHPET_BASE};
+use vmm_x86::i8042::{AUX_DEV_IRQ, KBD_DEV_IRQ};
+use vmm_x86::isa::*;
 
 /// PIRQA to PIRQH.
 const LINKS: [char; 8] = ['A', 'B', 'C', 'D', 'E', 'F', 'G', 'H'];
@@ -118,29 +122,39 @@ fn isa_devices() -> Raw {
             "KBD_",
             "PNP0303",
             None,
-            vec![&io(0x60, 1), &io(0x64, 1), &irq(1)],
+            vec![&io(IO_KBD, 1), &io(IO_KBD_STATUS, 1), &irq(KBD_DEV_IRQ)],
         ),
-        isa_device("MOU_", "PNP0F13", None, vec![&irq(12)]),
-        isa_device("RTC_", "PNP0B00", None, vec![&io(0x70, 2), &irq(8)]),
+        isa_device("MOU_", "PNP0F13", None, vec![&irq(AUX_DEV_IRQ)]),
+        isa_device("RTC_", "PNP0B00", None, vec![&io(IO_RTC, 2), &irq(IRQ_RTC)]),
         isa_device(
             "PIC_",
             "PNP0000",
             None,
-            vec![&io(0x20, 2), &io(0xa0, 2), &io(0x4d0, 2), &irq(2)],
+            vec![
+                &io(IO_ICU1, 2),
+                &io(IO_ICU2, 2),
+                &io(IO_ELCR1, 2),
+                &irq(ICU_SLAVEID),
+            ],
         ),
-        isa_device("TIMR", "PNP0100", None, vec![&io(0x40, 4), &irq(0)]),
+        isa_device(
+            "TIMR",
+            "PNP0100",
+            None,
+            vec![&io(IO_TIMER1, 4), &irq(IRQ_TIMER)],
+        ),
         // What has no device of its own.
         isa_device(
             "SIO_",
             "PNP0C02",
             Some(1),
             vec![
-                &io(0x61, 1),
+                &io(IO_PPI, 1),
                 &io(0x80, 1),
-                &io(0x92, 1),
+                &io(IO_SYSCTL, 1),
                 &io(SMI_CMD, 1),
-                &io(PM1A_EVT, 12),
-                &io(RESET_PORT, 1),
+                &io(PM1A_EVT_ADDR, 12),
+                &io(IO_RESET, 1),
             ],
         ),
     ];
@@ -278,9 +292,17 @@ fn root_resources(bus: u8, windows: &BusWindows) -> Raw {
         u16::from(bus),
     ))];
     if bus == 0 {
-        parts.push(Box::new(io(0xcf8, 8)));
-        parts.push(Box::new(AddressSpace::new_io(0_u16, 0xcf7, None)));
-        parts.push(Box::new(AddressSpace::new_io(0xd00_u16, 0x1fff, None)));
+        parts.push(Box::new(io(IO_PCI_CFG_ADDRESS, 8)));
+        parts.push(Box::new(AddressSpace::new_io(
+            0_u16,
+            IO_PCI_CFG_ADDRESS - 1,
+            None,
+        )));
+        parts.push(Box::new(AddressSpace::new_io(
+            IO_PCI_CFG_DATA + 4,
+            0x1fff,
+            None,
+        )));
     }
     if let Some((min, max)) = as_range::<u16>(&windows.io) {
         parts.push(Box::new(AddressSpace::new_io(min, max, None)));
@@ -369,7 +391,11 @@ pub(super) fn build(machine: &AcpiMachine<'_>) -> Vec<u8> {
         "HPET",
         "PNP0103",
         Some(0),
-        vec![&Memory32Fixed::new(true, HPET as u32, 0x400)],
+        vec![&Memory32Fixed::new(
+            true,
+            VHPET_BASE as u32,
+            HPET_MEM_WIDTH as u32,
+        )],
     );
     // Operating systems believe in MCFG only if its space is reserved.
     let ecam = Memory32Fixed::new(true, ECAM.start as u32, (ECAM.end - ECAM.start) as u32);

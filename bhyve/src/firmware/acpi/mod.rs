@@ -5,15 +5,21 @@ mod dsdt;
 
 use crate::bus::pci::windows::BusWindows;
 use crate::bus::pci::{Bdf, SlotRoute};
-use crate::devices::pm::{
-    ACPI_DISABLE, ACPI_ENABLE, PM1A_CNT, PM1A_EVT, RESET_PORT, RESET_VALUE, SCI_IRQ, SMI_CMD,
-};
+use crate::devices::pm::RESET_VALUE;
 use crate::firmware::e820::{BIOS_TABLES, ECAM};
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
 use acpi_tables::sdt::Sdt;
 use acpi_tables::{Aml, facs::FACS, mcfg::MCFG, rsdp::Rsdp, xsdt::XSDT};
 use std::collections::BTreeMap;
+use vmm_x86::acpi::{
+    BHYVE_ACPI_DISABLE, BHYVE_ACPI_ENABLE, IO_PMTMR, IO_RESET, PM1A_CNT_ADDR, PM1A_EVT_ADDR,
+    SCI_INT, SMI_CMD,
+};
+use vmm_x86::apicreg::{DEFAULT_APIC_BASE, DEFAULT_IO_APIC_BASE, LvtIndex};
+use vmm_x86::hpet::VHPET_BASE;
+use vmm_x86::isa::IRQ_TIMER;
+use vmm_x86::rtc::RTC_CENTURY;
 
 /// Where the tables begin. Operating systems look for the RSDP at multiples of 16 in the BIOS area.
 pub const RSDP: u64 = 0xf_2400;
@@ -21,12 +27,9 @@ const TABLE_ALIGN: usize = 64;
 const OEM_ID: [u8; 6] = *b"BHYVE ";
 const OEM_REVISION: u32 = 1;
 
-/// The port of the power management timer; the kernel answers there.
-const PM_TIMER: u16 = 0x408;
-const LOCAL_APIC: u32 = 0xfee0_0000;
-const IO_APIC: u32 = 0xfec0_0000;
-const HPET: u64 = 0xfed0_0000;
-const CMOS_CENTURY: u8 = 0x32;
+// Tables of these revisions have 32 bits for them.
+const LOCAL_APIC: u32 = DEFAULT_APIC_BASE as u32;
+const IO_APIC: u32 = DEFAULT_IO_APIC_BASE as u32;
 
 /// What the tables describe.
 pub struct AcpiMachine<'a> {
@@ -110,11 +113,11 @@ fn madt(cpus: u32) -> Vec<u8> {
         madt.append_slice(&flags.to_le_bytes());
     };
     // The timer is at pin 2.
-    source_override(0, 2, HIGH_EDGE);
-    source_override(SCI_IRQ, SCI_IRQ.into(), LOW_LEVEL);
+    source_override(IRQ_TIMER, 2, HIGH_EDGE);
+    source_override(SCI_INT, SCI_INT.into(), LOW_LEVEL);
     // NMI at LINT1 of all processors.
     let [low, high] = HIGH_EDGE.to_le_bytes();
-    madt.append_slice(&[4, 6, 0xff, low, high, 1]);
+    madt.append_slice(&[4, 6, 0xff, low, high, LvtIndex::Lint1 as u8]);
     madt.update_checksum();
     madt.as_slice().to_vec()
 }
@@ -135,25 +138,25 @@ fn fadt(dsdt: u64, facs: u64) -> Vec<u8> {
     fadt.x_firmware_ctrl = facs.into();
     fadt.dsdt = (dsdt as u32).into();
     fadt.x_dsdt = dsdt.into();
-    fadt.sci_int = u16::from(SCI_IRQ).into();
+    fadt.sci_int = u16::from(SCI_INT).into();
     fadt.smi_cmd = u32::from(SMI_CMD).into();
-    fadt.acpi_enable = ACPI_ENABLE;
-    fadt.acpi_disable = ACPI_DISABLE;
-    fadt.pm1a_evt_blk = u32::from(PM1A_EVT).into();
-    fadt.pm1a_cnt_blk = u32::from(PM1A_CNT).into();
-    fadt.pm_tmr_blk = u32::from(PM_TIMER).into();
+    fadt.acpi_enable = BHYVE_ACPI_ENABLE;
+    fadt.acpi_disable = BHYVE_ACPI_DISABLE;
+    fadt.pm1a_evt_blk = u32::from(PM1A_EVT_ADDR).into();
+    fadt.pm1a_cnt_blk = u32::from(PM1A_CNT_ADDR).into();
+    fadt.pm_tmr_blk = u32::from(IO_PMTMR).into();
     fadt.pm1_evt_len = 4;
     fadt.pm1_cnt_len = 2;
     fadt.pm_tmr_len = 4;
-    fadt.x_pm1a_evt_blk = io_register(PM1A_EVT, 32, AccessSize::WordAccess);
-    fadt.x_pm1a_cnt_blk = io_register(PM1A_CNT, 16, AccessSize::WordAccess);
-    fadt.x_pm_tmr_blk = io_register(PM_TIMER, 32, AccessSize::DwordAccess);
+    fadt.x_pm1a_evt_blk = io_register(PM1A_EVT_ADDR, 32, AccessSize::WordAccess);
+    fadt.x_pm1a_cnt_blk = io_register(PM1A_CNT_ADDR, 16, AccessSize::WordAccess);
+    fadt.x_pm_tmr_blk = io_register(IO_PMTMR, 32, AccessSize::DwordAccess);
     fadt.p_lvl2_lat = NO_C2.into();
     fadt.p_lvl3_lat = NO_C3.into();
-    fadt.century = CMOS_CENTURY;
+    fadt.century = RTC_CENTURY as u8;
     fadt.iapc_boot_arch = BOOT_ARCH.into();
-    fadt.reset_reg = io_register(RESET_PORT, 8, AccessSize::ByteAccess);
-    fadt.reset_value = RESET_VALUE;
+    fadt.reset_reg = io_register(IO_RESET, 8, AccessSize::ByteAccess);
+    fadt.reset_value = RESET_VALUE.bits();
     let flags = [
         Flags::Wbinvd,
         Flags::ProcC1,
@@ -174,7 +177,7 @@ fn hpet(capabilities: u32) -> Vec<u8> {
     hpet.append_slice(&capabilities.to_le_bytes());
     // A generic address in memory, 64 bits wide.
     hpet.append_slice(&[0, 64, 0, 0]);
-    hpet.append_slice(&HPET.to_le_bytes());
+    hpet.append_slice(&VHPET_BASE.to_le_bytes());
     // Number 0, no minimum tick known, nothing else in its page of 4 KiB.
     hpet.append_slice(&[0, 0, 0, 1]);
     hpet.update_checksum();

@@ -110,7 +110,7 @@ fn everything_is_found_from_the_rsdp() {
 
     assert_eq!(
         (word(named["HPET"], 36), long(named["HPET"], 44)),
-        (0x8086_0701, HPET)
+        (0x8086_0701, VHPET_BASE)
     );
     assert_eq!(
         (

@@ -3,6 +3,9 @@
 
 use super::bytes::put;
 use super::place;
+use vmm_x86::specialreg::{Cr0, Cr4, Efer, Pte, Rflags};
+use vmmapi::abi::SEG_DESC_UNUSABLE_BIT;
+use vmmapi::access_rights::{CODE32, CODE64, DATA32, TSS_BUSY};
 
 /// One segment register; `access` is in the format of vmm(4), which is that of VMX.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,19 +72,7 @@ const SELECTOR_CODE: u16 = 0x10;
 const SELECTOR_DATA: u16 = 0x18;
 const SELECTOR_TSS: u16 = 0x20;
 
-const ACCESS_CODE64: u32 = 0xa09b;
-const ACCESS_CODE32: u32 = 0xc09b;
-const ACCESS_DATA: u32 = 0xc093;
-const ACCESS_TSS_BUSY: u32 = 0x8b;
-const ACCESS_UNUSABLE: u32 = 1 << 16;
-
-// PE, MP, ET, NE
-const CR0_PROTECTED: u64 = 0x33;
-const CR0_PG: u64 = 1 << 31;
-const CR4_PAE: u64 = 1 << 5;
-// LME, LMA
-const EFER_LONG: u64 = 1 << 8 | 1 << 10;
-const RFLAGS_RESERVED: u64 = 2;
+const CR0_PROTECTED: Cr0 = Cr0::PE.union(Cr0::MP).union(Cr0::ET).union(Cr0::NE);
 
 /// A descriptor of a flat segment.
 fn descriptor(access: u32, limit: u32) -> u64 {
@@ -91,14 +82,14 @@ fn descriptor(access: u32, limit: u32) -> u64 {
 
 /// The descriptor table that goes with either state.
 pub(super) fn gdt(long: bool) -> Vec<u8> {
-    let code = if long { ACCESS_CODE64 } else { ACCESS_CODE32 };
+    let code = if long { CODE64 } else { CODE32 };
     // A TSS descriptor has 16 bytes in long mode; its upper half is zero, as its base is.
     [
         0,
         0,
         descriptor(code, 0xf_ffff),
-        descriptor(ACCESS_DATA, 0xf_ffff),
-        descriptor(ACCESS_TSS_BUSY, 0x67),
+        descriptor(DATA32, 0xf_ffff),
+        descriptor(TSS_BUSY, 0x67),
         0,
     ]
     .into_iter()
@@ -110,11 +101,11 @@ const GDT_LIMIT: u32 = 6 * 8 - 1;
 
 /// Maps the first 4 GiB one to one with pages of 2 MiB: one PML4, one PDPT and four page directories, in this order.
 pub(super) fn page_tables() -> Vec<u8> {
-    const PRESENT_WRITABLE: u64 = 3;
-    const LARGE: u64 = 1 << 7;
+    const TABLE_ENTRY: u64 = Pte::V.union(Pte::RW).bits();
+    const LARGE: u64 = Pte::PS.bits() | TABLE_ENTRY;
     const TABLE: usize = 0x1000;
     let mut tables = vec![0; 6 * TABLE];
-    let table = |index: u64| (place::PAGE_TABLES + index * TABLE as u64) | PRESENT_WRITABLE;
+    let table = |index: u64| (place::PAGE_TABLES + index * TABLE as u64) | TABLE_ENTRY;
     put(&mut tables, 0, table(1).to_le_bytes());
     for gib in 0..4 {
         put(
@@ -124,7 +115,7 @@ pub(super) fn page_tables() -> Vec<u8> {
         );
     }
     for page in 0..4 * 512 {
-        let entry = (page as u64) << 21 | LARGE | PRESENT_WRITABLE;
+        let entry = (page as u64) << 21 | LARGE;
         put(&mut tables, 2 * TABLE + page * 8, entry.to_le_bytes());
     }
     tables
@@ -141,18 +132,18 @@ impl BootState {
         Self {
             rip,
             rsp: 0,
-            rflags: RFLAGS_RESERVED,
+            rflags: Rflags::RESERVED_1.bits(),
             rax: 0,
             rbx: 0,
             rsi: 0,
-            cr0: CR0_PROTECTED,
+            cr0: CR0_PROTECTED.bits(),
             cr3: 0,
             cr4: 0,
             efer: 0,
             cs: segment(SELECTOR_CODE, u32::MAX, code_access),
-            data: segment(SELECTOR_DATA, u32::MAX, ACCESS_DATA),
-            tr: segment(SELECTOR_TSS, 0x67, ACCESS_TSS_BUSY),
-            ldtr: segment(0, 0, ACCESS_UNUSABLE),
+            data: segment(SELECTOR_DATA, u32::MAX, DATA32),
+            tr: segment(SELECTOR_TSS, 0x67, TSS_BUSY),
+            ldtr: segment(0, 0, SEG_DESC_UNUSABLE_BIT),
             gdtr: TableState {
                 base: place::GDT,
                 limit: GDT_LIMIT,
@@ -166,17 +157,17 @@ impl BootState {
         Self {
             // Below the boot parameters' pages and above what is at INFO: nobody is meant to use it, but it is there.
             rsp: place::PAGE_TABLES,
-            cr0: CR0_PROTECTED | CR0_PG,
+            cr0: (CR0_PROTECTED | Cr0::PG).bits(),
             cr3: place::PAGE_TABLES,
-            cr4: CR4_PAE,
-            efer: EFER_LONG,
-            ..Self::flat(rip, ACCESS_CODE64)
+            cr4: Cr4::PAE.bits(),
+            efer: (Efer::LME | Efer::LMA).bits(),
+            ..Self::flat(rip, CODE64)
         }
     }
 
     /// 32-bit protected mode without paging.
     pub(super) fn protected_mode(rip: u64) -> Self {
-        Self::flat(rip, ACCESS_CODE32)
+        Self::flat(rip, CODE32)
     }
 }
 
@@ -188,9 +179,9 @@ mod tests {
     #[test]
     fn descriptors_agree_with_the_registers() {
         // The values that every flat GDT has.
-        assert_eq!(descriptor(ACCESS_CODE64, 0xf_ffff), 0x00af_9b00_0000_ffff);
-        assert_eq!(descriptor(ACCESS_CODE32, 0xf_ffff), 0x00cf_9b00_0000_ffff);
-        assert_eq!(descriptor(ACCESS_DATA, 0xf_ffff), 0x00cf_9300_0000_ffff);
+        assert_eq!(descriptor(CODE64, 0xf_ffff), 0x00af_9b00_0000_ffff);
+        assert_eq!(descriptor(CODE32, 0xf_ffff), 0x00cf_9b00_0000_ffff);
+        assert_eq!(descriptor(DATA32, 0xf_ffff), 0x00cf_9300_0000_ffff);
         assert_eq!(gdt(true).len(), GDT_LIMIT as usize + 1);
     }
 

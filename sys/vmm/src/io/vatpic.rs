@@ -3,8 +3,9 @@
 //! Differs from the kernel's: a vector that is taken is charged to the chip it came from, not to the one whose base
 //! it resembles.
 
+use vmm_x86::i8042::KBD_DEV_IRQ;
 use vmm_x86::i8259::{ICW2_BASE, Icw1, Icw4, OCW3_POLL_IRQ, Ocw2, Ocw3};
-use vmm_x86::isa::{ICU_SLAVEID, IO_ELCR1, IO_ICU1, IO_ICU2};
+use vmm_x86::isa::{ICU_SLAVEID, IO_ELCR1, IO_ICU1, IO_ICU2, IRQ_NPX, IRQ_RTC, IRQ_TIMER};
 
 use crate::io::Refused;
 use crate::io::wire::{Device, Reader, StateError, Writer};
@@ -13,7 +14,10 @@ use crate::io::wire::{Device, Reader, StateError, Writer};
 const STATE_LEN: usize = 2 * 58 + 2;
 
 /// IRQ lines that can only be edge triggered, by chip: 0, 1, 2, 8 and 13.
-const EDGE_ONLY: [u8; 2] = [0x07, 0x21];
+const EDGE_ONLY: [u8; 2] = [
+    1 << IRQ_TIMER | 1 << KBD_DEV_IRQ | 1 << ICU_SLAVEID,
+    1 << (IRQ_RTC - 8) | 1 << (IRQ_NPX - 8),
+];
 
 /// A port of the pair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
