@@ -1,6 +1,9 @@
 //! Model-specific registers that the vmm leaves to userland (`usr.sbin/bhyve/amd64/xmsr.c`). They are those that guests
 //! touch because of what the processor claims to be; none of them has an effect.
 
+use std::ops::RangeInclusive;
+use vmm_x86::specialreg::*;
+
 /// The processor's maker, as CPUID leaf 0 tells it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Vendor {
@@ -10,44 +13,36 @@ pub enum Vendor {
     Amd,
 }
 
-const BIOS_SIGN: u32 = 0x8b;
-const TSC: u32 = 0x10;
-const DEBUGCTL: u32 = 0x1d9;
-
-const RAPL_POWER_UNIT: u32 = 0x606;
-const PKG_ENERGY_STATUS: u32 = 0x611;
-const DRAM_ENERGY_STATUS: u32 = 0x619;
-const PP0_ENERGY_STATUS: u32 = 0x639;
-const PP1_ENERGY_STATUS: u32 = 0x641;
-const PKG_C_RESIDENCY: std::ops::RangeInclusive<u32> = 0x3f8..=0x3fa;
-
-const HWCR: u32 = 0xc001_0015;
+/// C3, C6 and C7.
+const PKG_C_RESIDENCY: RangeInclusive<u32> = MSR_PKG_C3_RESIDENCY..=MSR_PKG_C3_RESIDENCY + 2;
 /// TscFreqSel and WBINVD-to-INVD conversion: what every processor of these families has set.
-const HWCR_VALUE: u64 = 0x0100_0010;
-const PERF_LEGACY: std::ops::RangeInclusive<u32> = 0xc001_0000..=0xc001_0007;
-const SYSCFG: u32 = 0xc001_0010;
-const NB_CFG: u32 = 0xc001_001f;
-const P_STATES: std::ops::RangeInclusive<u32> = 0xc001_0061..=0xc001_006b;
-const PERF_EXTENDED: std::ops::RangeInclusive<u32> = 0xc001_0200..=0xc001_020b;
-const LS_CFG: u32 = 0xc001_1020;
-const IC_CFG: u32 = 0xc001_1021;
-const DC_CFG: u32 = 0xc001_1022;
-const FP_CFG: u32 = 0xc001_1028;
-const DE_CFG: u32 = 0xc001_1029;
-const PATCH_LEVEL_LOAD: u32 = 0xc001_0020;
+const HWCR_VALUE: u64 = 1 << 24 | 1 << 4;
+/// Selectors and counters, four of each.
+const PERF_LEGACY: RangeInclusive<u32> = MSR_PERFEVSEL0..=MSR_PERFEVSEL0 + 7;
+/// Limit, control, status and eight states.
+const P_STATES: RangeInclusive<u32> = MSR_AMD_PSTATE_LIMIT..=MSR_AMD_PSTATE_LIMIT + 10;
+/// Selectors and counters in turn, six of each.
+const PERF_EXTENDED: RangeInclusive<u32> = MSR_AMD_PERFEVSEL_EXT0..=MSR_AMD_PERFEVSEL_EXT0 + 11;
 
 /// The value of a register; `None` for one that does not exist.
 pub fn rdmsr(vendor: Vendor, msr: u32) -> Option<u64> {
     match (vendor, msr) {
-        (_, BIOS_SIGN) => Some(0),
-        (Vendor::Intel, DEBUGCTL | RAPL_POWER_UNIT) => Some(0),
+        (_, MSR_BIOS_SIGN) => Some(0),
+        (Vendor::Intel, MSR_DEBUGCTLMSR | MSR_RAPL_POWER_UNIT) => Some(0),
         (
             Vendor::Intel,
-            PKG_ENERGY_STATUS | DRAM_ENERGY_STATUS | PP0_ENERGY_STATUS | PP1_ENERGY_STATUS,
+            MSR_PKG_ENERGY_STATUS
+            | MSR_DRAM_ENERGY_STATUS
+            | MSR_PP0_ENERGY_STATUS
+            | MSR_PP1_ENERGY_STATUS,
         ) => Some(0),
         (Vendor::Intel, msr) if PKG_C_RESIDENCY.contains(&msr) => Some(0),
-        (Vendor::Amd, HWCR) => Some(HWCR_VALUE),
-        (Vendor::Amd, SYSCFG | NB_CFG | LS_CFG | IC_CFG | DC_CFG | FP_CFG | DE_CFG) => Some(0),
+        (Vendor::Amd, MSR_HWCR) => Some(HWCR_VALUE),
+        (
+            Vendor::Amd,
+            MSR_SYSCFG | MSR_NB_CFG1 | MSR_LS_CFG | MSR_IC_CFG | MSR_DC_CFG | MSR_FP_CFG
+            | MSR_DE_CFG,
+        ) => Some(0),
         (Vendor::Amd, msr) if is_amd_counter(msr) => Some(0),
         _ => None,
     }
@@ -56,10 +51,10 @@ pub fn rdmsr(vendor: Vendor, msr: u32) -> Option<u64> {
 /// Whether a write is taken, and does nothing.
 pub fn wrmsr(vendor: Vendor, msr: u32, _value: u64) -> bool {
     match (vendor, msr) {
-        (_, BIOS_SIGN) => true,
-        (Vendor::Intel, DEBUGCTL) => true,
-        (Vendor::Amd, TSC | HWCR | SYSCFG | NB_CFG | PATCH_LEVEL_LOAD) => true,
-        (Vendor::Amd, LS_CFG | IC_CFG | DC_CFG | FP_CFG | DE_CFG) => true,
+        (_, MSR_BIOS_SIGN) => true,
+        (Vendor::Intel, MSR_DEBUGCTLMSR) => true,
+        (Vendor::Amd, MSR_TSC | MSR_HWCR | MSR_SYSCFG | MSR_NB_CFG1 | MSR_K8_UCODE_UPDATE) => true,
+        (Vendor::Amd, MSR_LS_CFG | MSR_IC_CFG | MSR_DC_CFG | MSR_FP_CFG | MSR_DE_CFG) => true,
         (Vendor::Amd, msr) => is_amd_counter(msr),
         _ => false,
     }
@@ -75,9 +70,9 @@ mod tests {
 
     #[test]
     fn registers_belong_to_makers() {
-        assert_eq!(rdmsr(Vendor::Amd, HWCR), Some(HWCR_VALUE));
-        assert_eq!(rdmsr(Vendor::Intel, HWCR), None);
-        assert_eq!(rdmsr(Vendor::Intel, RAPL_POWER_UNIT), Some(0));
+        assert_eq!(rdmsr(Vendor::Amd, MSR_HWCR), Some(HWCR_VALUE));
+        assert_eq!(rdmsr(Vendor::Intel, MSR_HWCR), None);
+        assert_eq!(rdmsr(Vendor::Intel, MSR_RAPL_POWER_UNIT), Some(0));
         assert_eq!(rdmsr(Vendor::Amd, 0x4000_0000), None);
         assert!(wrmsr(Vendor::Amd, 0xc001_0000, 1));
         assert!(!wrmsr(Vendor::Intel, 0xc001_0000, 1));
