@@ -62,6 +62,8 @@ pub struct Cpu {
     pub(crate) shadow: bool,
     pub(crate) nmi_blocked: bool,
     pub(crate) pending: Option<Pending>,
+    /// A task switch is under way: hypervisors carry it out in software, without nested page faults.
+    pub(crate) switching_task: bool,
     pub(crate) traps: Traps,
     pub(crate) fpu: fpu::State,
     pub(crate) retired: u64,
@@ -138,6 +140,7 @@ impl Cpu {
             shadow: false,
             nmi_blocked: false,
             pending: None,
+            switching_task: false,
             traps: Traps::default(),
             retired: 0,
             map_epoch: mem.epoch(),

@@ -99,7 +99,10 @@ impl Cpu {
                     self.cr2 = address;
                     (vector::PF, Some(error))
                 }
-                Trap::Exit(exit) => return Some(exit),
+                Trap::Exit(exit) => {
+                    self.pending = Some(self.interrupted_delivery(v, error, source, back));
+                    return Some(exit);
+                }
                 Trap::None | Trap::Software { .. } | Trap::Alone => (vector::GP, Some(0)),
             };
             // AMD APM volume 2, table 8-3.
@@ -117,6 +120,25 @@ impl Cpu {
             };
             source = Source::Exception;
             back = self.rip;
+        }
+    }
+
+    /// The event that could not be delivered now, as it is to be delivered again: what hardware has in EXITINTINFO.
+    fn interrupted_delivery(
+        &self,
+        v: u8,
+        error: Option<u32>,
+        source: Source,
+        back: u64,
+    ) -> Pending {
+        match source {
+            Source::Exception => Pending::Exception { vector: v, error },
+            Source::External if v == vector::NMI => Pending::Nmi,
+            Source::External => Pending::Interrupt(v),
+            Source::Software => Pending::Software {
+                vector: v,
+                len: back.wrapping_sub(self.rip) as u8,
+            },
         }
     }
 

@@ -38,6 +38,12 @@ pub enum Exit {
     StringIo(StringIo),
     /// An access to guest-physical space that is neither RAM nor handled by the bus.
     Mmio(Mmio),
+    /// The first access to a page that was mapped by [`PhysMem::map_lazily`](crate::PhysMem::map_lazily). There is nothing to
+    /// complete: the next run repeats it. An event that was being delivered is [pending](crate::Cpu::pending) again.
+    NestedFault {
+        /// Guest-physical address of the access.
+        gpa: u64,
+    },
     /// RDMSR that the bus did not handle.
     Rdmsr {
         /// MSR number (ECX).

@@ -51,6 +51,8 @@ pub(crate) struct PageMeta {
 impl PageMeta {
     const CODE: u32 = 1;
     const DIRTY: u32 = 2;
+    /// A processor has met the page since it was mapped; see [`PhysMem::map_lazily`].
+    const PRESENT: u32 = 4;
 
     /// What is known of so many pages at first. It takes the host's memory only as pages are used.
     fn of(pages: u64) -> Option<Box<[Self]>> {
@@ -82,6 +84,11 @@ impl PageMeta {
         }
     }
 
+    /// A processor meets the page; true if it is the first one to.
+    pub fn set_present(&self) -> bool {
+        self.flags.fetch_or(Self::PRESENT, Ordering::Relaxed) & Self::PRESENT == 0
+    }
+
     /// The page was (or is about to be) written: decoded code of it is stale from now on.
     pub fn spoil_code(&self) {
         if self.has_code() {
@@ -101,6 +108,8 @@ impl PageMeta {
 pub(crate) struct Page {
     pub host: *mut u8,
     pub writable: bool,
+    /// The first access is a nested page fault.
+    pub lazy: bool,
     pub meta: *const PageMeta,
 }
 
@@ -109,6 +118,7 @@ struct Region {
     len: u64,
     host: *mut u8,
     writable: bool,
+    lazy: bool,
     meta: Box<[PageMeta]>,
 }
 
@@ -140,6 +150,7 @@ impl Map {
         Some(Page {
             host: region.host.wrapping_add(offset as usize),
             writable: region.writable,
+            lazy: region.lazy,
             meta,
         })
     }
@@ -246,6 +257,36 @@ impl PhysMem {
         len: u64,
         writable: bool,
     ) -> Result<(), MapError> {
+        // SAFETY: the caller's promise.
+        unsafe { self.map_pages(gpa, host, len, writable, false) }
+    }
+
+    /// The same, as a processor with nested page tables sees it whose hypervisor fills them in as pages are needed: the first
+    /// access to each page ends in [`Exit::NestedFault`](crate::Exit::NestedFault), and succeeds when it is repeated.
+    ///
+    /// # Safety
+    /// As [`PhysMem::map`].
+    pub unsafe fn map_lazily(
+        &self,
+        gpa: u64,
+        host: *mut u8,
+        len: u64,
+        writable: bool,
+    ) -> Result<(), MapError> {
+        // SAFETY: the caller's promise.
+        unsafe { self.map_pages(gpa, host, len, writable, true) }
+    }
+
+    /// # Safety
+    /// As [`PhysMem::map`].
+    unsafe fn map_pages(
+        &self,
+        gpa: u64,
+        host: *mut u8,
+        len: u64,
+        writable: bool,
+        lazy: bool,
+    ) -> Result<(), MapError> {
         let end = gpa.checked_add(len).ok_or(MapError::Misaligned)?;
         if len == 0 || (gpa | len | host as u64) & !PAGE_MASK != 0 {
             return Err(MapError::Misaligned);
@@ -260,6 +301,7 @@ impl PhysMem {
                 len,
                 host,
                 writable,
+                lazy,
                 meta,
             }));
             Ok(())

@@ -28,6 +28,19 @@ impl Cpu {
         back: u64,
         error: Option<u32>,
     ) -> Result<(), Trapped> {
+        self.switching_task = true;
+        let switched = self.switch_task(selector, reason, back, error);
+        self.switching_task = false;
+        switched
+    }
+
+    fn switch_task(
+        &mut self,
+        selector: u16,
+        reason: Reason,
+        back: u64,
+        error: Option<u32>,
+    ) -> Result<(), Trapped> {
         let bad = if reason == Reason::Return {
             vector::TS
         } else {

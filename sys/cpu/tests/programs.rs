@@ -644,6 +644,51 @@ fn dirty_pages() {
     }
 }
 
+/// Nested page faults show in the exits, and nowhere else; an event that meets one waits.
+#[test]
+fn pages_come_as_they_are_needed() {
+    let machine = || {
+        let mut m = Machine::long();
+        m.load(64, |a| {
+            a.mov(rsi, 0x20_0ff0_u64).unwrap();
+            a.mov(rdi, 0x30_0ff8_u64).unwrap();
+            a.mov(ecx, 0x400).unwrap();
+            a.rep().movsq().unwrap();
+            a.push(qword_ptr(0x28_0ffc)).unwrap();
+            a.int(0x41).unwrap();
+        });
+        m.ram.write64(0x20_0ff8, 0x1234);
+        m
+    };
+    let mut whole = machine();
+    assert_eq!(whole.run(), Exit::Hlt);
+
+    let mut m = machine();
+    m.mem.unmap(0, RAM_SIZE as u64).unwrap();
+    // SAFETY: as where it was mapped first.
+    unsafe { m.mem.map_lazily(0, m.ram.host, RAM_SIZE as u64, true) }.unwrap();
+    let mut faults = Vec::new();
+    let mut interrupted = Vec::new();
+    while let Exit::NestedFault { gpa } = m.run() {
+        faults.push(gpa & !0xfff);
+        interrupted.extend(m.cpu.pending());
+    }
+    assert_eq!(m.state(), whole.state());
+    let pages = faults.len();
+    faults.sort_unstable();
+    faults.dedup();
+    assert_eq!(faults.len(), pages, "each page once: {faults:x?}");
+    for page in [CODE, IDT, 0x20_0000, 0x30_2000, 0x28_1000, STACK - 0x1000] {
+        assert!(faults.contains(&page), "{page:x}: {faults:x?}");
+    }
+    // The gate, its segment, and the stack was there.
+    let int = Pending::Software {
+        vector: 0x41,
+        len: 2,
+    };
+    assert_eq!(interrupted, [int; 2]);
+}
+
 #[test]
 fn hardware_breakpoints() {
     let mut m = Machine::long();

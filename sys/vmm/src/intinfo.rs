@@ -101,6 +101,16 @@ impl Core {
         Ok(())
     }
 
+    /// `svm_save_intinfo`: a nested page fault has interrupted the delivery of an event, which is to be repeated. svm(4) forgets
+    /// how long the instruction was that raised it, so that it will return to that instruction and not behind it.
+    pub fn save_intinfo(&mut self) {
+        let event = self.cpu.pending();
+        if event.is_some() {
+            self.side.exit_intinfo = encode(event);
+            self.cpu.set_pending(None);
+        }
+    }
+
     /// Hands what waits to the processor; it is delivered before the next instruction. False for a triple fault.
     #[must_use]
     pub fn enter_events(&mut self) -> bool {

@@ -184,7 +184,7 @@ impl Segment {
         found
     }
 
-    /// Shows `[offset, offset + len)` to the processors at `gpa`. Whoever does this keeps the segment for as long as
+    /// Shows `[offset, offset + len)` to the processors at `gpa`, at once or `lazily`, each page at its first access. Whoever does this keeps the segment for as long as
     /// `phys` and its processors exist.
     pub(crate) fn show(
         &self,
@@ -193,11 +193,19 @@ impl Segment {
         offset: u64,
         len: u64,
         writable: bool,
+        lazily: bool,
     ) -> Result<(), Errno> {
         let (host, _) = self.part(offset, len)?;
         // SAFETY: the range was checked to lie in the mapping, which nobody borrows from and which lives as long as
         // this segment: a VM keeps its segments until its processors are gone.
-        unsafe { phys.map(gpa, host, len, writable) }.map_err(|error| match error {
+        let shown = unsafe {
+            if lazily {
+                phys.map_lazily(gpa, host, len, writable)
+            } else {
+                phys.map(gpa, host, len, writable)
+            }
+        };
+        shown.map_err(|error| match error {
             MapError::NoMemory => Errno::ENOMEM,
             _ => Errno::EFAULT,
         })

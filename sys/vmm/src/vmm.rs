@@ -56,6 +56,9 @@ pub struct Options {
     pub snapshot: bool,
     /// Number of possible virtual CPUs (`hw.vmm.maxcpu`), at most 254: all have their own xAPIC id.
     pub max_cpus: u16,
+    /// Whether it keeps to what a kernel on an AMD host does where it would otherwise do better. A stand-in for a kernel does, so
+    /// that userland is tested with what it will meet.
+    pub as_kernel: bool,
 }
 
 impl Default for Options {
@@ -64,6 +67,7 @@ impl Default for Options {
             clock: Clock::Host,
             snapshot: true,
             max_cpus: 64,
+            as_kernel: false,
         }
     }
 }
@@ -207,7 +211,7 @@ impl Vm {
     pub(crate) fn map_memory(&self, map: MemMap) -> Result<(), Errno> {
         let mut memory = self.memory_mut();
         memory.map(map)?;
-        let shown = memory.show(&map, &self.phys);
+        let shown = memory.show(&map, &self.phys, self.options.as_kernel);
         if shown.is_err() {
             memory.unmap(map.gpa, map.len)?;
         }

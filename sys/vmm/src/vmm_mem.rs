@@ -162,8 +162,9 @@ impl Memory {
         Ok(())
     }
 
-    /// Shows a mapping that was noted to the processors.
-    pub fn show(&self, map: &MemMap, phys: &PhysMem) -> Result<(), Errno> {
+    /// Shows a mapping that was noted to the processors. With `nested_faults`, they come to know its pages one by one, unless
+    /// it is wired, as with nested page tables that are filled in when they are needed.
+    pub fn show(&self, map: &MemMap, phys: &PhysMem, nested_faults: bool) -> Result<(), Errno> {
         let segment = self.segment(map.segid)?.ok_or(Errno::EINVAL)?;
         segment.show(
             phys,
@@ -171,6 +172,7 @@ impl Memory {
             map.segoff,
             map.len,
             map.prot & PROT_WRITE != 0,
+            nested_faults && !map.is_wired(),
         )
     }
 

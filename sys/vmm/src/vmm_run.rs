@@ -326,6 +326,11 @@ fn digest(vm: &Vm, core: &mut Frozen<'_>, exit: Exit) -> After {
     let user = match exit {
         Exit::Limit | Exit::Attention => return After::Continue,
         Exit::Hlt => return After::Halt,
+        Exit::NestedFault { .. } => {
+            stats.count(Stat::NestedFault);
+            core.save_intinfo();
+            return After::Continue;
+        }
         Exit::In { port, size, len } => inout(core, port, u16::from(size) | VM_INOUT_IN, None, len),
         Exit::Out {
             port,

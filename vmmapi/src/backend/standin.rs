@@ -75,8 +75,12 @@ pub struct StandIn {
 }
 
 impl StandIn {
-    /// A system of this release; its VMs are made with these options.
+    /// A system of this release; its VMs are made with these options, and do what a kernel does.
     pub fn new(release: Release, options: ::vmm::Options) -> Self {
+        let options = ::vmm::Options {
+            as_kernel: true,
+            ..options
+        };
         Self { release, options }
     }
 }

@@ -141,12 +141,16 @@ impl Stub {
     pub fn show<'a>(&'a self, runner: &'a Runner<'a>) -> Result<Session<'a>, StubError> {
         let vm = runner.vm;
         let gpa = free_address(vm)?;
+        // Wired, so that all of it is in the nested page tables from the start. A page that comes into them when it is needed
+        // interrupts the delivery of the stub's INT; AMD's half of vmm(4) repeats that with the address of the INT itself to
+        // return to, and it would look like an event that had waited.
+        let show = |len| vm.mmap_memseg(gpa, VM_PCIROM, 0, len, VM_PROT_ALL, VM_MEMMAP_F_WIRED);
         // On AMD's processors, what the TLB has for the guest's own address spaces outlasts a new CR3 that is set from
         // outside. It goes when pages are taken away that were there.
-        vm.mmap_memseg(gpa, VM_PCIROM, 0, 0x1000, VM_PROT_ALL, VM_MEMMAP_F_WIRED)?;
+        show(0x1000)?;
         vm.munmap_memseg(gpa, 0x1000)?;
         self.memory.write(0, &at::image(gpa))?;
-        vm.mmap_memseg(gpa, VM_PCIROM, 0, at::SIZE, VM_PROT_ALL, 0)?;
+        show(at::SIZE)?;
         Ok(Session {
             stub: self,
             runner,

@@ -7,8 +7,9 @@
 use core::ptr::NonNull;
 
 use crate::cpu::Cpu;
+use crate::exit::Exit;
 use crate::host;
-use crate::mem::{PAGE_MASK, PageMeta};
+use crate::mem::{PAGE_MASK, Page, PageMeta};
 use crate::mmu::{Access, Paging, walk};
 use crate::state::{cr0, cr4, efer, flag};
 use crate::trap::{Trap, Trapped, vector};
@@ -481,6 +482,7 @@ impl Cpu {
         let Some(page) = self.map.page(gpa).filter(|p| p.writable || !write) else {
             return Ok(Target::Mmio(gpa));
         };
+        self.meet(&page, gpa)?;
         // SAFETY: the current map owns the metadata.
         let meta = unsafe { &*page.meta };
         if write {
@@ -506,6 +508,15 @@ impl Cpu {
             }
         }
         Ok(Target::Ram(host, page.meta))
+    }
+
+    /// The first access to a page of a range that is mapped lazily is a nested page fault.
+    fn meet(&mut self, page: &Page, gpa: u64) -> Result<(), Trapped> {
+        // SAFETY: the current map owns the metadata.
+        if page.lazy && unsafe { &*page.meta }.set_present() && !self.switching_task {
+            return Err(self.leave(Exit::NestedFault { gpa }));
+        }
+        Ok(())
     }
 
     /// Where code at `la` is to be fetched from.
@@ -539,6 +550,7 @@ impl Cpu {
         let Some(page) = self.map.page(mapping.gpa) else {
             return Err(self.gp(0));
         };
+        self.meet(&page, mapping.gpa)?;
         if mapping.shift > 12 {
             Tlb::note(&mut *self.tlb.large, la >> mapping.shift);
         }

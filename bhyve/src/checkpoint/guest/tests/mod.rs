@@ -78,7 +78,7 @@ fn a_mapping_goes_before_the_stub_and_after_it() {
     let noted = || std::mem::take(&mut *machine.noted.lock());
     noted();
     let saved = machine.processors().save(Part::Fpu).unwrap();
-    let flush = ["map and wire", "unmap", "map"];
+    let flush = ["map and wire", "unmap", "map and wire"];
     assert_eq!(
         noted(),
         [&flush[..], &["run", "run", "unmap", "restore"]].concat()
