@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use vmm_tests::bench::Once;
-use vmm_tests::debian::{BOOT, Debian, no_complaints};
+use vmm_tests::debian::{BOOT, Debian, NO_TIMER_CHECK, no_complaints};
 use vmm_tests::host::{ext4, free_port, run};
 use vmm_tests::{Bench, Guest, on_each_vmm};
 
@@ -14,6 +14,7 @@ on_each_vmm!(
     boots_with_one_cpu_and_obeys_the_power_button,
     boots_with_two_cpus_and_moves_data,
     boots_with_four_cpus,
+    boots_without_acpi,
     virtio_serves_drivers_of_either_interface,
     boots_while_it_is_saved_and_restored_in_place,
     a_suspended_debian_goes_on_in_a_new_process,
@@ -91,6 +92,36 @@ fn boots_with_four_cpus(bench: &Bench) {
     let mut guest = boots(bench, &debian, 4);
     guest.send("poweroff -f\n");
     assert_eq!(guest.wait().code(), Some(1));
+}
+
+/// Without ACPI, Linux has MSIs go to logical destinations. It finds its processors in the MP table.
+fn boots_without_acpi(bench: &Bench) {
+    let Some(debian) = Debian::generic() else {
+        return;
+    };
+    let (disk, other) = (
+        ext4(bench, "disk", 64 << 20),
+        ext4(bench, "other", 64 << 20),
+    );
+    let slots = [format!("3,virtio-blk,{disk}"), format!("4,ahci-hd,{other}")];
+    let cmdline = format!("boot.cmdline=console=ttyS0 {NO_TIMER_CHECK}");
+    let off = format!("{cmdline} acpi=off");
+    for (cmdline, tables) in [(&off, "true"), (&cmdline, "false")] {
+        let tables = format!("acpi_tables={tables}");
+        let disks = ["-s", &slots[0], "-s", &slots[1]];
+        let more = [&disks[..], &["-o", cmdline, "-o", &tables]].concat();
+        let mut guest = debian.boot(bench, 2, &more);
+        guest.shell("test ! -e /sys/firmware/acpi/tables && dmesg | grep -q 'MPTABLE: OEM ID'");
+        assert_eq!(guest.shell("nproc").trim(), "2");
+        for device in ["vda", "sda"] {
+            guest.shell(&format!(
+                "while [ ! -b /dev/{device} ]; do sleep 1; done; mount /dev/{device} /mnt"
+            ));
+            guest.shell("dd if=/dev/urandom of=/mnt/file bs=1M count=4 && sync && umount /mnt");
+        }
+        // The only clock that Linux can hold the TSC against is the PIT then, whose reads a busy host delays.
+        no_complaints(&guest.console().replace("TSC unstable", ""));
+    }
 }
 
 /// The driver takes virtio 1.x by itself, and the legacy interface of the very same devices when it is told to.

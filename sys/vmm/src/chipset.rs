@@ -23,7 +23,7 @@ use crate::io::vatpit::Vatpit;
 use crate::io::vhpet::{self, Signal, Vhpet};
 use crate::io::vioapic::Vioapic;
 use crate::io::vlapic::{self, Event, Vlapic};
-use crate::io::vmm_lapic::{IntrMsg, Lapics};
+use crate::io::vmm_lapic::Lapics;
 use crate::io::vpmtmr::Vpmtmr;
 use crate::io::vrtc::Vrtc;
 use crate::io::wire::{Reader, Writer};
@@ -77,14 +77,14 @@ pub struct Chipset {
 
 impl Chipset {
     /// The devices of a VM that is created now, at uptime zero, with room for `max_cpus` virtual CPUs, none of
-    /// which is active.
-    pub fn new(max_cpus: usize) -> Self {
-        Self::at(Sbt::ZERO, max_cpus)
+    /// which is active. `as_kernel` is [`Options::as_kernel`](crate::Options::as_kernel).
+    pub fn new(max_cpus: usize, as_kernel: bool) -> Self {
+        Self::at(Sbt::ZERO, max_cpus, as_kernel)
     }
 
-    fn at(now: Sbt, max_cpus: usize) -> Self {
+    fn at(now: Sbt, max_cpus: usize, as_kernel: bool) -> Self {
         Self {
-            lapics: Lapics::new(max_cpus),
+            lapics: Lapics::new(max_cpus, as_kernel),
             ioapic: Vioapic::new(),
             pic: Vatpic::new(),
             pit: Vatpit::new(),
@@ -101,7 +101,7 @@ impl Chipset {
         let ipi_exit = self.lapics.ipi_exit;
         *self = Self {
             rtc,
-            ..Self::at(now, self.lapics.cpus.len())
+            ..Self::at(now, self.lapics.cpus.len(), self.lapics.as_kernel)
         };
         self.lapics.ipi_exit = ipi_exit;
     }
@@ -339,8 +339,9 @@ impl Chipset {
 
     /// `VM_LAPIC_MSI`.
     pub fn msi(&mut self, addr: u64, data: u64) -> Result<(), Errno> {
-        let message = IntrMsg::from_msi(addr, data).map_err(|Refused| Errno::EINVAL)?;
-        self.lapics.deliver(message);
+        let message = self.lapics.msi(addr, data);
+        self.lapics
+            .deliver(message.map_err(|Refused| Errno::EINVAL)?);
         Ok(())
     }
 
@@ -761,7 +762,7 @@ impl Wires<'_> {
             Signal::Deassert(pin) => (pin, &[false][..]),
             Signal::Msi { addr, data } => {
                 // A guest that programs an address where no local APIC is gets no interrupt.
-                if let Ok(message) = IntrMsg::from_msi(addr, data) {
+                if let Ok(message) = self.lapics.msi(addr, data) {
                     self.lapics.deliver(message);
                 }
                 return;

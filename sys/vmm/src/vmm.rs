@@ -135,7 +135,7 @@ impl Vm {
             vcpus: (0..max_cpus).map(|_| OnceLock::new()).collect(),
             phys: PhysMem::new(),
             memory: RwLock::default(),
-            devices: Devices::new(Chipset::new(max_cpus)),
+            devices: Devices::new(Chipset::new(max_cpus, options.as_kernel)),
             host_clock: Arc::default(),
             published: Published::default(),
             turns: Mutex::default(),

@@ -10,10 +10,10 @@ use std::sync::Arc;
 use ::vmm::Errno;
 use vmm_abi::{
     SegDesc, VM_ALLOC_MEMSEG, VM_BOOTROM, VM_EXITCODE_INOUT_STR, VM_GET_MEMSEG,
-    VM_GET_SEGMENT_DESCRIPTOR, VM_MAX_NAMELEN, VM_MMAP_GETNEXT, VM_MMAP_MEMSEG, VM_PCIROM,
-    VM_REG_GUEST_CS, VM_RUN, VM_SYSMEM, VMMCTL_CREATE_DESTROY_ON_CLOSE, VMMCTL_VM_CREATE,
-    VMMCTL_VM_DESTROY, VmExit, VmMemmap, VmMemseg, VmRun, VmSegDesc, VmmctlVmCreate,
-    VmmctlVmDestroy, v14,
+    VM_GET_SEGMENT_DESCRIPTOR, VM_LAPIC_MSI, VM_MAX_NAMELEN, VM_MMAP_GETNEXT, VM_MMAP_MEMSEG,
+    VM_PCIROM, VM_REG_GUEST_CS, VM_RUN, VM_SYSMEM, VMMCTL_CREATE_DESTROY_ON_CLOSE,
+    VMMCTL_VM_CREATE, VMMCTL_VM_DESTROY, VmExit, VmLapicMsi, VmMemmap, VmMemseg, VmRun, VmSegDesc,
+    VmmctlVmCreate, VmmctlVmDestroy, v14,
 };
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -24,6 +24,10 @@ use crate::error::Error;
 
 /// `__FreeBSD_version` of 14.0.
 const FREEBSD_14: u32 = 1_400_000;
+/// Destination mode in the address of an MSI (`MSI_X86_ADDR_LOG`).
+const MSI_LOGICAL: u64 = 1 << 2;
+/// Redirection hint in the address of an MSI (`MSI_X86_ADDR_RH`).
+const MSI_REDIRECTION: u64 = 1 << 3;
 /// Distance of the device segments' numbers in FreeBSD 15 and 14.
 const SEGID_SHIFT: i32 = VM_BOOTROM - v14::VM_BOOTROM;
 
@@ -244,6 +248,16 @@ impl Kernel {
         Ok(())
     }
 
+    /// An MSI's destination is logical if its mode says so. Every release of the kernel wants the redirection hint to be set as
+    /// well, which has no other meaning to it.
+    fn lapic_msi(&self, arg: &mut [u8]) -> Result<(), Errno> {
+        let mut msi = VmLapicMsi::read_from_bytes(arg).map_err(|_| Errno::EINVAL)?;
+        if msi.addr & MSI_LOGICAL != 0 {
+            msi.addr |= MSI_REDIRECTION;
+        }
+        self.node.ioctl(VM_LAPIC_MSI, msi.as_mut_bytes(), &mut [])
+    }
+
     fn code_segment(&self, cpuid: i32) -> Result<SegDesc, Errno> {
         let mut arg = VmSegDesc {
             cpuid,
@@ -284,6 +298,7 @@ impl Backend for Kernel {
             (Abi::Fourteen, VM_GET_MEMSEG) => self.memseg_14(v14::VM_GET_MEMSEG, arg),
             (Abi::Fourteen, VM_MMAP_MEMSEG | VM_MMAP_GETNEXT) => self.mmap_14(request, arg),
             (Abi::Fourteen, VM_RUN) => self.run_14(arg, buffers),
+            (_, VM_LAPIC_MSI) => self.lapic_msi(arg),
             _ => self.node.ioctl(request, arg, buffers),
         }
     }

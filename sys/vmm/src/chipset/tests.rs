@@ -19,7 +19,7 @@ const DEVICES: [Device; 7] = [
 ];
 
 fn chipset(cpus: usize) -> Chipset {
-    let mut chipset = Chipset::new(cpus);
+    let mut chipset = Chipset::new(cpus, false);
     (0..cpus).for_each(|vcpu| chipset.activate(vcpu));
     chipset
 }
@@ -122,6 +122,36 @@ fn the_8259_interrupts_every_processor_whose_lint0_is_open() {
     assert_eq!(chipset.extint_ack(), 0x34);
     assert_eq!(chipset.isa_assert(16, -1), Err(Errno::EINVAL));
     assert_eq!(chipset.isa_set_trigger(0, 1), Err(Errno::EINVAL));
+}
+
+/// The redirection hint does not make a destination physical; to the kernel, its absence does.
+#[test]
+fn an_msis_destination_mode_says_whether_it_is_logical() {
+    const HINT: u64 = 8;
+    const LOGICAL: u64 = 4;
+    for (mode, as_kernel, target) in [
+        (0, false, 2),
+        (HINT, false, 2),
+        (LOGICAL, false, 1),
+        (LOGICAL | HINT, false, 1),
+        (0, true, 2),
+        (HINT, true, 2),
+        (LOGICAL, true, 2),
+        (LOGICAL | HINT, true, 1),
+    ] {
+        let mut chipset = Chipset::new(CPUS, as_kernel);
+        for vcpu in 0..CPUS {
+            chipset.activate(vcpu);
+            enable(&mut chipset, vcpu);
+            lapic_write(&mut chipset, vcpu, 0xd0, 1 << (24 + vcpu));
+        }
+        chipset.msi(0xfee0_2000 | mode, 0x41).expect("an MSI");
+        for vcpu in 0..CPUS {
+            let expected = (vcpu == target).then_some(0x41);
+            let found = chipset.pending_vector(vcpu);
+            assert_eq!(found, expected, "{mode:#x} {as_kernel} vcpu {vcpu}");
+        }
+    }
 }
 
 #[test]

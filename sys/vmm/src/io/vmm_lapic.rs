@@ -63,24 +63,6 @@ pub(crate) struct IntrMsg {
     pub vector: u8,
 }
 
-impl IntrMsg {
-    /// The message that a write of `data` to `addr` is. Always edge, as the kernel treats it.
-    pub fn from_msi(addr: u64, data: u64) -> Result<Self, Refused> {
-        let address = MsiAddress::from_bits_retain(addr);
-        if (address & MsiAddress::BASE_MASK).bits() != DEFAULT_APIC_BASE {
-            return Err(Refused);
-        }
-        Ok(Self {
-            level: false,
-            dest: (addr >> MSI_INTEL_ADDR_DEST_SHIFT) as u8,
-            // The destination is logical only with both the redirection hint and the destination mode set.
-            logical: address.contains(MsiAddress::RH | MsiAddress::DM),
-            delmode: DeliveryMode::of(data as u32),
-            vector: data as u8,
-        })
-    }
-}
-
 /// All local APICs of a VM and the signals that go past them.
 #[derive(Debug, Clone)]
 pub(crate) struct Lapics {
@@ -91,6 +73,8 @@ pub(crate) struct Lapics {
     pub startup: CpuSet,
     /// vCPUs whose userland understands `VM_EXITCODE_IPI`.
     pub ipi_exit: CpuSet,
+    /// [`Options::as_kernel`](crate::Options::as_kernel).
+    pub as_kernel: bool,
     /// What happened, until it is taken.
     pub effects: Effects,
     /// Whether anything did.
@@ -98,12 +82,13 @@ pub(crate) struct Lapics {
 }
 
 impl Lapics {
-    pub fn new(count: usize) -> Self {
+    pub fn new(count: usize, as_kernel: bool) -> Self {
         Self {
             cpus: (0..count).map(|vcpu| Vlapic::new(vcpu as u16)).collect(),
             active: CpuSet::EMPTY,
             startup: CpuSet::EMPTY,
             ipi_exit: CpuSet::EMPTY,
+            as_kernel,
             effects: Effects::default(),
             pending: false,
         }
@@ -173,6 +158,29 @@ impl Lapics {
         } else {
             matching.collect()
         }
+    }
+
+    /// The message that a write of `data` to `addr` is. Always edge, as the kernel treats it.
+    ///
+    /// The destination mode alone says whether the destination is logical; the redirection hint only lets the message go to one
+    /// of several. The kernel wants both for a logical one (`lapic_intr_msi`).
+    pub fn msi(&self, addr: u64, data: u64) -> Result<IntrMsg, Refused> {
+        let address = MsiAddress::from_bits_retain(addr);
+        if (address & MsiAddress::BASE_MASK).bits() != DEFAULT_APIC_BASE {
+            return Err(Refused);
+        }
+        let logical = if self.as_kernel {
+            MsiAddress::DM | MsiAddress::RH
+        } else {
+            MsiAddress::DM
+        };
+        Ok(IntrMsg {
+            level: false,
+            dest: (addr >> MSI_INTEL_ADDR_DEST_SHIFT) as u8,
+            logical: address.contains(logical),
+            delmode: DeliveryMode::of(data as u32),
+            vector: data as u8,
+        })
     }
 
     /// Delivers a message. Modes that neither the I/O APIC nor an MSI can send are dropped.

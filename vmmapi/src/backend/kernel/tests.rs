@@ -331,6 +331,30 @@ fn string_io_exits_of_fourteen_are_completed() {
     assert_eq!(exit.inout_str(), expected);
 }
 
+/// No kernel takes a destination for a logical one unless the redirection hint is set, too.
+#[test]
+fn an_msi_with_a_logical_destination_has_the_redirection_hint() {
+    for (osreldate, ctl) in [(1_400_097, false), (1_500_068, true)] {
+        let (recorder, system) = Recorder::new(osreldate, ctl);
+        let vm = vm(Kernel::create(system, "msi", Lifetime::Destroyed).expect("made"));
+        for (addr, sent) in [
+            (0xfee0_1000, 0xfee0_1000),
+            (0xfee0_1008, 0xfee0_1008),
+            (0xfee0_1004, 0xfee0_100c),
+            (0xfee0_100c, 0xfee0_100c),
+        ] {
+            recorder.take();
+            vm.lapic_msi(addr, 0x41).expect("an MSI");
+            let arg = VmLapicMsi {
+                msg: 0x41,
+                addr: sent,
+            };
+            let expected = Call::Ioctl(VM_LAPIC_MSI, arg.as_bytes().to_vec());
+            assert_eq!(recorder.take(), [expected]);
+        }
+    }
+}
+
 #[test]
 fn names_that_are_no_file_names_reach_no_path() {
     let (recorder, system) = Recorder::new(1_500_068, true);
