@@ -242,6 +242,41 @@ pub fn reset() -> Vec<u8> {
     })
 }
 
+/// A guest that writes a line `up` to COM1 and then what it is sent there: `r` resets the machine, `q` powers it off.
+pub fn typed() -> Vec<u8> {
+    assemble(|a| {
+        let mut wait = a.create_label();
+        let mut not_reset = a.create_label();
+        let mut echo = a.create_label();
+        a.mov(edx, COM1)?;
+        for byte in b"up\n" {
+            a.mov(al, i32::from(*byte))?;
+            a.out(dx, al)?;
+        }
+        // The line status register says when there is a byte.
+        a.set_label(&mut wait)?;
+        a.mov(edx, COM1 + 5)?;
+        a.in_(al, dx)?;
+        a.test(al, 1)?;
+        a.jz(wait)?;
+        a.mov(edx, COM1)?;
+        a.in_(al, dx)?;
+        a.cmp(al, i32::from(b'r'))?;
+        a.jne(not_reset)?;
+        a.mov(edx, 0xcf9)?;
+        a.mov(al, 6)?;
+        a.out(dx, al)?;
+        halt(a)?;
+        a.set_label(&mut not_reset)?;
+        a.cmp(al, i32::from(b'q'))?;
+        a.jne(echo)?;
+        sleep(a)?;
+        a.set_label(&mut echo)?;
+        a.out(dx, al)?;
+        a.jmp(wait)
+    })
+}
+
 /// A guest that halts with interrupts off.
 pub fn halted() -> Vec<u8> {
     assemble(halt)

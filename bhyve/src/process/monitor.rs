@@ -1,6 +1,7 @@
 //! Monitor mode (`-M`; the fork loop of `usr.sbin/bhyve/bhyverun.c`): the process stays and has its children run the
 //! guest, a new one each time the guest reboots. Unlike upstream, a guest that was suspended is not started again.
 
+use crate::signals;
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork};
@@ -30,16 +31,19 @@ const FORWARDED: [Signal; 4] = [
 
 /// Makes children until one ends otherwise than with a reboot. There must be no other thread yet.
 pub fn monitor() -> io::Result<Role> {
-    let mut set = SigSet::empty();
-    set.add(Signal::SIGCHLD);
-    FORWARDED.into_iter().for_each(|signal| set.add(signal));
+    [Signal::SIGCHLD, Signal::SIGTERM]
+        .into_iter()
+        .try_for_each(signals::catch)?;
+    let set = signals::unless_ignored(&FORWARDED)? | Signal::SIGCHLD;
     set.thread_block()?;
     let mut again = false;
     loop {
         // SAFETY: the process has one thread, so that the child finds no lock held by another one.
         match unsafe { fork() }? {
             ForkResult::Child => {
-                set.thread_unblock()?;
+                // The others stay blocked: a child has them watched as soon as it can.
+                signals::uncatch(Signal::SIGCHLD)?;
+                SigSet::from(Signal::SIGCHLD).thread_unblock()?;
                 return Ok(Role::Child { again });
             }
             ForkResult::Parent { child } => match attend(child, &set)? {

@@ -2,7 +2,7 @@
 //! SIGTERM presses the power button, and what would kill the process first puts the terminal back.
 
 use crate::process::cleanup;
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use std::io;
 
 /// Signals whose default is to end the process, as others send them. abort(3) in this process is not held back by this.
@@ -18,13 +18,52 @@ const DEADLY: [Signal; 6] = [
 /// The signals that are held back until somebody watches them.
 pub struct Blocked(SigSet);
 
-/// Holds the signals back in this thread and all that it starts.
+/// Holds the signals back in this thread and all that it starts. Deadly ones that whoever started the process has it ignore, as
+/// nohup(1) does, stay ignored.
 pub fn block() -> io::Result<Blocked> {
-    let mut set = SigSet::empty();
-    set.add(Signal::SIGTERM);
-    DEADLY.into_iter().for_each(|signal| set.add(signal));
+    catch(Signal::SIGTERM)?;
+    let set = unless_ignored(&DEADLY)? | Signal::SIGTERM;
     set.thread_block()?;
     Ok(Blocked(set))
+}
+
+/// Those of `signals` that are not ignored.
+pub fn unless_ignored(signals: &[Signal]) -> io::Result<SigSet> {
+    let mut set = SigSet::empty();
+    for signal in signals {
+        if !is_ignored(*signal)? {
+            set.add(*signal);
+        }
+    }
+    Ok(set)
+}
+
+fn is_ignored(signal: Signal) -> io::Result<bool> {
+    let mut action = std::mem::MaybeUninit::<libc::sigaction>::uninit();
+    // SAFETY: no new action is given; the present one goes to where there is room for it.
+    let asked = unsafe { libc::sigaction(signal as i32, std::ptr::null(), action.as_mut_ptr()) };
+    nix::errno::Errno::result(asked)?;
+    // SAFETY: sigaction(2) has filled it in.
+    Ok(unsafe { action.assume_init() }.sa_sigaction == libc::SIG_IGN)
+}
+
+/// Has `signal` wait for sigwait(3) while it is blocked, whatever its action was: a signal that is ignored, be it by default as
+/// SIGCHLD is, may be discarded even so, and FreeBSD does that. An ignored SIGCHLD would also leave no child to wait for.
+pub fn catch(signal: Signal) -> io::Result<()> {
+    extern "C" fn nothing(_signal: libc::c_int) {}
+    set_action(signal, SigHandler::Handler(nothing))
+}
+
+/// Takes [`catch`] back.
+pub fn uncatch(signal: Signal) -> io::Result<()> {
+    set_action(signal, SigHandler::SigDfl)
+}
+
+fn set_action(signal: Signal, handler: SigHandler) -> io::Result<()> {
+    let action = SigAction::new(handler, SaFlags::SA_RESTART, SigSet::empty());
+    // SAFETY: the handler, if it is one, does nothing.
+    unsafe { sigaction(signal, &action) }?;
+    Ok(())
 }
 
 impl Blocked {
