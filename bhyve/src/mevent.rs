@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// What a descriptor is watched for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +48,8 @@ struct Timer {
 
 struct Source {
     fd: Arc<OwnedFd>,
+    /// The poller cannot wait for it and does not know it.
+    always_ready: bool,
     /// `None` while disabled: the poller then does not know the descriptor, because epoll reports a hang-up even to
     /// those who ask for nothing, and the loop would spin.
     interest: Option<Interest>,
@@ -61,6 +63,9 @@ struct Inner {
     timers: HashMap<usize, Timer>,
     /// The deadline that the loop waits for at most, while it waits.
     waits_for: Option<Instant>,
+    /// As if the system were another one that refuses descriptors by this errno.
+    #[cfg(test)]
+    refusal: Option<i32>,
     stop: bool,
 }
 
@@ -68,6 +73,27 @@ struct Inner {
 pub struct Mevent {
     poller: Poller,
     inner: Mutex<Inner>,
+}
+
+/// Whether the system says that a descriptor is not one of those that can be waited for: epoll of a regular file or /dev/null by
+/// `EPERM`, kqueue of /dev/null by `ENODEV`.
+fn cannot_wait(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EPERM | libc::ENODEV))
+}
+
+impl Inner {
+    /// The sources that wait for nothing, with what each is called back for.
+    fn always_ready(&self) -> Vec<(usize, Ready)> {
+        let ready = self.sources.iter().filter_map(|(key, source)| {
+            let interest = source.interest.filter(|_| source.always_ready)?;
+            let ready = Ready {
+                readable: interest != Interest::Write,
+                writable: interest != Interest::Read,
+            };
+            Some((*key, ready))
+        });
+        ready.collect()
+    }
 }
 
 fn interest(key: usize, interest: Interest) -> Event {
@@ -93,7 +119,7 @@ impl Mevent {
 
     /// Watches `fd`, level-triggered: the callback runs again and again until it has dealt with the reason.
     ///
-    /// What cannot be waited for (a regular file or /dev/null under epoll) is an error of kind `PermissionDenied`.
+    /// What the system cannot wait for is always ready, as poll(2) has it: regular files under epoll, /dev/null under either.
     pub fn add(
         &self,
         fd: Arc<OwnedFd>,
@@ -104,19 +130,34 @@ impl Mevent {
         let key = inner.next as usize;
         inner.next += 1;
         // SAFETY: the descriptor is kept open by the entry below, which is removed only after the poller has forgotten it.
-        unsafe {
+        let added = unsafe {
             self.poller
-                .add_with_mode(&*fd, interest(key, wanted), PollMode::Level)?
+                .add_with_mode(&*fd, interest(key, wanted), PollMode::Level)
+        };
+        #[cfg(test)]
+        let added = added.map_err(|error| match inner.refusal {
+            Some(errno) if cannot_wait(&error) => io::Error::from_raw_os_error(errno),
+            _ => error,
+        });
+        let always_ready = match added {
+            Ok(()) => false,
+            Err(error) if cannot_wait(&error) => true,
+            Err(error) => return Err(error),
         };
         let callback: EventCallback = Box::new(callback);
         inner.sources.insert(
             key,
             Source {
                 fd,
+                always_ready,
                 interest: Some(wanted),
                 callback: Arc::new(Mutex::new(callback)),
             },
         );
+        drop(inner);
+        if always_ready {
+            self.wake();
+        }
         Ok(EventId(key))
     }
 
@@ -127,6 +168,12 @@ impl Mevent {
             return Ok(());
         };
         let event = interest(id.0, wanted);
+        if source.always_ready {
+            source.interest = Some(wanted);
+            drop(inner);
+            self.wake();
+            return Ok(());
+        }
         if source.interest.is_some() {
             self.poller
                 .modify_with_mode(source.fd.as_fd(), event, PollMode::Level)?;
@@ -147,10 +194,10 @@ impl Mevent {
         let Some(source) = inner.sources.get_mut(&id.0) else {
             return Ok(());
         };
-        if source.interest.is_some() {
+        if source.interest.is_some() && !source.always_ready {
             self.poller.delete(source.fd.as_fd())?;
-            source.interest = None;
         }
+        source.interest = None;
         Ok(())
     }
 
@@ -159,6 +206,7 @@ impl Mevent {
     pub fn delete(&self, id: EventId) {
         if let Some(source) = self.inner().sources.remove(&id.0)
             && source.interest.is_some()
+            && !source.always_ready
             && let Err(error) = self.poller.delete(source.fd.as_fd())
         {
             log::debug!("mevent: cannot stop watching a descriptor: {error}");
@@ -235,7 +283,7 @@ impl Mevent {
     pub fn run(&self) -> io::Result<()> {
         let mut events = Events::new();
         loop {
-            let timeout = {
+            let (timeout, always_ready) = {
                 let mut inner = self.inner();
                 if inner.stop {
                     return Ok(());
@@ -245,9 +293,12 @@ impl Mevent {
                     .values()
                     .filter_map(|timer| timer.deadline)
                     .min();
-                inner
+                let always_ready = inner.always_ready();
+                let timeout = inner
                     .waits_for
-                    .map(|deadline| deadline.saturating_duration_since(Instant::now()))
+                    .map(|deadline| deadline.saturating_duration_since(Instant::now()));
+                let now = (!always_ready.is_empty()).then_some(Duration::ZERO);
+                (now.or(timeout), always_ready)
             };
             events.clear();
             match self.poller.wait(&mut events, timeout) {
@@ -259,18 +310,22 @@ impl Mevent {
             for callback in self.due() {
                 callback.lock()();
             }
-            for event in events.iter() {
+            let polled = events.iter().map(|event| {
+                let ready = Ready {
+                    readable: event.readable,
+                    writable: event.writable,
+                };
+                (event.key, ready)
+            });
+            for (key, ready) in polled.chain(always_ready) {
                 let callback = self
                     .inner()
                     .sources
-                    .get(&event.key)
+                    .get(&key)
                     .map(|source| Arc::clone(&source.callback));
                 if let Some(callback) = callback {
                     let mut callback = callback.lock();
-                    callback(Ready {
-                        readable: event.readable,
-                        writable: event.writable,
-                    });
+                    callback(ready);
                 }
             }
         }
@@ -283,7 +338,6 @@ mod tests {
     use std::io::{Read, Write};
     use std::os::unix::net::UnixStream;
     use std::sync::mpsc;
-    use std::time::Duration;
 
     #[test]
     fn descriptors_call_back() {
@@ -318,6 +372,44 @@ mod tests {
         mevent.stop();
         thread.join().unwrap();
     }
+
+    /// Each system has its way to say that a descriptor cannot be waited for.
+    #[test]
+    fn what_cannot_be_waited_for_is_always_ready() {
+        for errno in [libc::EPERM, libc::ENODEV] {
+            let mevent = Arc::new(Mevent::new().unwrap());
+            mevent.inner().refusal = Some(errno);
+            let null = std::fs::File::open("/dev/null").unwrap();
+            let (tx, rx) = mpsc::channel();
+            let (looped, id) = (Arc::clone(&mevent), Arc::new(Mutex::new(None)));
+            let own_id = Arc::clone(&id);
+            let running = Arc::clone(&mevent);
+            let thread = std::thread::spawn(move || running.run().unwrap());
+            let added = mevent.add(Arc::new(null.into()), Interest::Read, move |ready| {
+                assert!(ready.readable && !ready.writable);
+                // As a reader at the end of a file does.
+                if let Some(id) = own_id.lock().unwrap().take() {
+                    looped.disable(id).unwrap();
+                    tx.send(()).unwrap();
+                }
+            });
+            let added = added.unwrap_or_else(|error| panic!("{errno}: {error}"));
+            let wait = || rx.recv_timeout(Duration::from_secs(10));
+            for _ in 0..2 {
+                mevent.enable(added, Interest::Read).unwrap();
+                *id.lock().unwrap() = Some(added);
+                wait().unwrap();
+            }
+            *id.lock().unwrap() = Some(added);
+            assert!(rx.recv_timeout(Duration::from_millis(30)).is_err());
+            mevent.delete(added);
+            mevent.stop();
+            thread.join().unwrap();
+        }
+        let closed = io::Error::from_raw_os_error(libc::EBADF);
+        assert!(!cannot_wait(&closed));
+    }
+
     #[test]
     fn timers_call_back_once_and_in_time() {
         let mevent = Arc::new(Mevent::new().unwrap());

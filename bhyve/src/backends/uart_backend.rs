@@ -170,22 +170,14 @@ impl Tty {
         };
         let reader = File::from(fd.try_clone()?);
         let this = Weak::clone(&self.this);
-        let input = match self.mevent.add(fd, Interest::Read, move |_| {
+        let input = self.mevent.add(fd, Interest::Read, move |_| {
             if let Some(this) = this.upgrade() {
                 this.readable();
             }
-        }) {
-            Ok(input) => Some(input),
-            // A file, or /dev/null: nobody types there.
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                log::debug!("{}: no input can be expected there", self.name);
-                None
-            }
-            Err(error) => return Err(error),
-        };
+        })?;
         *line = Some(Line {
             reader,
-            input,
+            input: Some(input),
             stopped: false,
         });
         *self.output.lock() = Some(output);
