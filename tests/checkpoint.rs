@@ -5,6 +5,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::time::{Duration, Instant};
 
 use vmm_tests::bench::Once;
+use vmm_tests::guests::lines;
 use vmm_tests::{Bench, Guest, guests, on_each_vmm};
 
 on_each_vmm!(
@@ -47,17 +48,6 @@ fn window(bench: &Bench, name: &str) -> Vec<u8> {
         byte[0]
     };
     (0..PAGES).map(page).collect()
-}
-
-fn lines(text: &str) -> Vec<(String, u32)> {
-    let whole = |line: &&str| line.len() == 17;
-    let parse = |line: &str| {
-        (
-            line[..8].to_owned(),
-            u32::from_str_radix(&line[9..], 16).unwrap(),
-        )
-    };
-    text.lines().filter(whole).map(parse).collect()
 }
 
 fn a_suspended_guest_goes_on_in_a_new_process(bench: &Bench) {

@@ -72,7 +72,11 @@ fn the_base_system_has_the_libraries() {
             "ldd",
             &["-f", "%p\\n", &program(name).display().to_string()],
         );
-        for path in libraries.lines() {
+        // The vDSO, which is no file, is listed in another form.
+        for path in libraries
+            .split_whitespace()
+            .filter(|word| !word.starts_with('('))
+        {
             let base =
                 path.starts_with("/lib/") || path.starts_with("/usr/lib/") || path == "[vdso]";
             assert!(base, "{name} is linked with {path}");
@@ -95,6 +99,18 @@ fn the_kernel_runs_a_guest() {
     assert!(!std::fs::exists(vm.node()).unwrap());
 }
 
+/// Whether a checkpoint was made. If not, it must have been refused for the one reason that there may be, in one line.
+fn is_done(asked: &std::process::Output) -> bool {
+    if asked.status.success() {
+        return true;
+    }
+    let said = String::from_utf8_lossy(&asked.stderr);
+    let lacks = said.contains("its configuration lacks \"options BHYVE_SNAPSHOT\"");
+    assert!(lacks && said.lines().count() == 1, "{said}");
+    println!("refused: {said}");
+    false
+}
+
 /// With a kernel that has BHYVE_SNAPSHOT the guest goes on in a new process. GENERIC has it not: it is refused, in one line, and
 /// the guest goes on as if nothing had been asked.
 #[test]
@@ -104,20 +120,19 @@ fn a_guest_is_suspended_or_it_is_refused() {
     let mut guest = vm.start(&[]);
     let file = vm.bench.text("state");
     let asked = vm.ctl(&format!("--suspend={file}"));
-    let said = String::from_utf8_lossy(&asked.stderr);
-    if asked.status.success() {
+    if is_done(&asked) {
         assert_eq!(guest.wait().code(), Some(0));
         let mut second = vm.bench.start(&["-r", &file]);
         second.expect("\n");
         second.expect("\n");
-        let nonces = [guest.console(), second.console()].map(|text| text[..8].to_owned());
-        assert_eq!(nonces[0], nonces[1], "the guest was started anew");
+        let consoles = [guest.console(), second.console()];
+        let [before, after] = consoles.map(|text| guests::lines(&text).pop().expect("a line"));
+        assert_eq!(before.0, after.0, "the guest was started anew");
+        assert!(before.1 < after.1, "{before:?} {after:?}");
         println!("suspended and restored");
     } else {
-        assert_eq!(said.lines().count(), 1, "{said}");
         guest.expect("\n");
         guest.expect("\n");
-        println!("refused: {said}");
     }
 }
 
@@ -130,8 +145,7 @@ fn the_fpu_survives_a_suspend() {
     let mut guest = vm.start_program(&guests::floats(), &[]);
     let [live, file] = ["live", "state"].map(|name| vm.bench.text(name));
     let asked = vm.ctl(&format!("--checkpoint={live}"));
-    if !asked.status.success() {
-        println!("refused: {}", String::from_utf8_lossy(&asked.stderr));
+    if !is_done(&asked) {
         return;
     }
     guest.expect("\n");

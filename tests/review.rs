@@ -34,12 +34,7 @@ fn names_are_as_long_as_the_kernel_allows(bench: &Bench) {
         let mut again = bench.start(&["-r", &state]);
         again.expect("\n");
         // The same nonce as before: it is the same guest.
-        let last = |text: &str| {
-            text.split('\n')
-                .rev()
-                .nth(1)
-                .map(|line| line[..8].to_owned())
-        };
+        let last = |text: &str| Some(guests::lines(text).pop()?.0);
         again.expect("\n");
         assert_eq!(last(&guest.console()), last(&again.console()), "{name}");
     }

@@ -112,6 +112,18 @@ pub fn nonce() -> Vec<u8> {
     })
 }
 
+/// The whole lines that [`nonce`] has printed: the nonce, and the counter. A console that begins or ends within a line, as that of
+/// a restored guest may, has none of that one.
+pub fn lines(console: &str) -> Vec<(String, u32)> {
+    let parse = |line: &str| {
+        let (nonce, counter) = line.split_once(' ')?;
+        let whole = nonce.len() == 8 && counter.len() == 8;
+        let counter = u32::from_str_radix(counter, 16).ok()?;
+        whole.then(|| (nonce.to_owned(), counter))
+    };
+    console.lines().filter_map(parse).collect()
+}
+
 /// A guest that keeps values in registers of x87 and SSE and their control words, and for ever writes lines to COM1: `y` as long
 /// as they are there, `n` when they are not.
 pub fn floats() -> Vec<u8> {
@@ -342,4 +354,16 @@ fn elf(code: &[u8]) -> Vec<u8> {
 /// Writes `program` to `path`.
 pub fn write(path: &Path, program: &[u8]) {
     std::fs::write(path, program).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn lines_in_part_are_not_taken_for_lines() {
+        let lines = super::lines("004b\n03a49c58 0000004c\n03a49c58 0000004d\n03a4");
+        assert_eq!(
+            lines,
+            [("03a49c58".into(), 0x4c), ("03a49c58".into(), 0x4d)]
+        );
+    }
 }
