@@ -388,7 +388,7 @@ mod tests {
             let added = mevent.add(Arc::new(null.into()), Interest::Read, move |ready| {
                 assert!(ready.readable && !ready.writable);
                 // As a reader at the end of a file does.
-                if let Some(id) = own_id.lock().unwrap().take() {
+                if let Some(id) = own_id.lock().take() {
                     looped.disable(id).unwrap();
                     tx.send(()).unwrap();
                 }
@@ -397,10 +397,10 @@ mod tests {
             let wait = || rx.recv_timeout(Duration::from_secs(10));
             for _ in 0..2 {
                 mevent.enable(added, Interest::Read).unwrap();
-                *id.lock().unwrap() = Some(added);
+                *id.lock() = Some(added);
                 wait().unwrap();
             }
-            *id.lock().unwrap() = Some(added);
+            *id.lock() = Some(added);
             assert!(rx.recv_timeout(Duration::from_millis(30)).is_err());
             mevent.delete(added);
             mevent.stop();
