@@ -19,20 +19,73 @@ const SAVE: usize = 0x400;
 /// Intercepts and controls that svm(4) sets for every guest (`vmcb_init`); they mean nothing here, but a checkpoint
 /// that is read by a kernel must not hold zeros.
 pub mod control {
-    /// Reads of CR2, writes of CR0, CR4 and CR8 and others.
-    pub const CR: u32 = 0xfffe_fff6 & !(1 << 2 | 1 << 8 | 1 << 18 | 1 << 24);
+    use vmm_x86::segments::IDT_MC;
+
+    const VMCB_INTCPT_INTR: u32 = 1 << 0;
+    const VMCB_INTCPT_NMI: u32 = 1 << 1;
+    const VMCB_INTCPT_SMI: u32 = 1 << 2;
+    const VMCB_INTCPT_INIT: u32 = 1 << 3;
+    const VMCB_INTCPT_CPUID: u32 = 1 << 18;
+    const VMCB_INTCPT_IRET: u32 = 1 << 20;
+    const VMCB_INTCPT_IO: u32 = 1 << 27;
+    const VMCB_INTCPT_MSR: u32 = 1 << 28;
+    const VMCB_INTCPT_FERR_FREEZE: u32 = 1 << 30;
+    const VMCB_INTCPT_SHUTDOWN: u32 = 1 << 31;
+
+    const VMCB_INTCPT_VMRUN: u32 = 1 << 0;
+    const VMCB_INTCPT_VMMCALL: u32 = 1 << 1;
+    const VMCB_INTCPT_VMLOAD: u32 = 1 << 2;
+    const VMCB_INTCPT_VMSAVE: u32 = 1 << 3;
+    const VMCB_INTCPT_STGI: u32 = 1 << 4;
+    const VMCB_INTCPT_CLGI: u32 = 1 << 5;
+    const VMCB_INTCPT_SKINIT: u32 = 1 << 6;
+    const VMCB_INTCPT_MONITOR: u32 = 1 << 10;
+    const VMCB_INTCPT_MWAIT: u32 = 1 << 11;
+    const VMCB_INTCPT_XSETBV: u32 = 1 << 13;
+
+    const fn read_of(cr: u32) -> u32 {
+        1 << cr
+    }
+
+    const fn write_of(cr: u32) -> u32 {
+        1 << (16 + cr)
+    }
+
+    /// All accesses of control registers but these.
+    pub const CR: u32 = !(read_of(0) | read_of(2) | read_of(3) | read_of(8))
+        & !(write_of(0) | write_of(2) | write_of(8));
     /// All accesses of debug registers.
     pub const DR: u32 = 0x00ff_00ff;
-    /// #MC, and #PF is the guest's own.
-    pub const EXCEPTION: u32 = 1 << 18;
-    /// INTR, NMI, SMI, INIT, VINTR off, CPUID, RSM, INVD, HLT off, IO, MSR, task switch, FERR, shutdown.
-    pub const INST1: u32 =
-        1 | 1 << 1 | 1 << 2 | 1 << 3 | 1 << 18 | 1 << 27 | 1 << 28 | 1 << 30 | 1 << 31;
+    /// #PF is the guest's own.
+    pub const EXCEPTION: u32 = 1 << IDT_MC;
+    /// The first word of instructions and events.
+    pub const INST1: u32 = VMCB_INTCPT_INTR
+        | VMCB_INTCPT_NMI
+        | VMCB_INTCPT_SMI
+        | VMCB_INTCPT_INIT
+        | VMCB_INTCPT_CPUID
+        | VMCB_INTCPT_IO
+        | VMCB_INTCPT_MSR
+        | VMCB_INTCPT_FERR_FREEZE
+        | VMCB_INTCPT_SHUTDOWN;
     /// IRET, in [`INST1`]: how svm(4) learns that NMIs are no longer blocked.
-    pub const INST1_IRET: u32 = 1 << 20;
-    /// VMRUN, VMMCALL, VMLOAD, VMSAVE, STGI, CLGI, SKINIT, MONITOR, MWAIT, XSETBV.
-    pub const INST2: u32 = 0x7f | 1 << 10 | 1 << 11 | 1 << 13;
+    pub const INST1_IRET: u32 = VMCB_INTCPT_IRET;
+    /// The second word of instructions.
+    pub const INST2: u32 = VMCB_INTCPT_VMRUN
+        | VMCB_INTCPT_VMMCALL
+        | VMCB_INTCPT_VMLOAD
+        | VMCB_INTCPT_VMSAVE
+        | VMCB_INTCPT_STGI
+        | VMCB_INTCPT_CLGI
+        | VMCB_INTCPT_SKINIT
+        | VMCB_INTCPT_MONITOR
+        | VMCB_INTCPT_MWAIT
+        | VMCB_INTCPT_XSETBV;
 }
+
+const _: () = assert!(
+    control::CR == 0xfefa_fef2 && control::INST1 == 0xd804_000f && control::INST2 == 0x2c7f
+);
 
 /// The offsets of the 34 fields that a checkpoint holds, and their sizes in bytes, in its order.
 pub const SNAPSHOT_FIELDS: [(usize, usize); 34] = [
