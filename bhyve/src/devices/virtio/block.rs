@@ -21,6 +21,8 @@ use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_T_WRITE_ZEROES, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
 };
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
+use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
 /// The model.
 pub const VIRTIO_BLK: PciModel = PciModel {
@@ -45,8 +47,37 @@ const HEADER: usize = 16;
 /// sector, count, flags
 const DISCARD_RANGE: usize = 16;
 const ID_BYTES: usize = VIRTIO_BLK_ID_BYTES as usize;
-/// Bytes of device configuration, up to and with write_zeroes_may_unmap.
-const CONFIG_LEN: usize = 60;
+
+/// `struct virtio_blk_config`, up to and with write_zeroes_may_unmap. What is zero is not offered.
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+struct Config {
+    /// In sectors.
+    capacity: U64,
+    size_max: U32,
+    seg_max: U32,
+    cylinders: U16,
+    heads: u8,
+    sectors: u8,
+    /// Bytes of a logical sector.
+    blk_size: U32,
+    /// Logical sectors in a physical one, as a power of two.
+    physical_block_exp: u8,
+    alignment_offset: u8,
+    min_io_size: U16,
+    opt_io_size: U32,
+    writeback: u8,
+    unused: u8,
+    num_queues: U16,
+    max_discard_sectors: U32,
+    max_discard_seg: U32,
+    discard_sector_alignment: U32,
+    max_write_zeroes_sectors: U32,
+    max_write_zeroes_seg: U32,
+    write_zeroes_may_unmap: u8,
+    unused1: [u8; 3],
+}
+const CONFIG_LEN: usize = size_of::<Config>();
 
 fn parse(node: &Node, opts: &str) -> Result<(), String> {
     block_if::options::parse_legacy(node, opts).map_err(|error| error.to_string())
@@ -173,38 +204,36 @@ fn serial(node: &Node, options: &Options) -> Result<[u8; ID_BYTES], BuildError> 
 fn config_space(disk: &BlockIf<Token>) -> Vec<u8> {
     let (logical, physical) = (disk.sector_size(), disk.physical_sector_size());
     let per_sector = logical / SECTOR as u32;
-    let discard = if disk.can_discard() {
+    let [max_discard, max_discard_seg, discard_alignment] = if disk.can_discard() {
         [MAX_DISCARD, 1, per_sector]
     } else {
         [0; 3]
     };
-    let zeroes = if disk.is_read_only() {
+    let [max_zeroes, max_zeroes_seg] = if disk.is_read_only() {
         [0; 2]
     } else {
         [MAX_DISCARD, 1]
     };
-    let mut space = Vec::with_capacity(CONFIG_LEN);
-    space.extend((disk.size() / SECTOR).to_le_bytes());
-    space.extend(0u32.to_le_bytes()); // size_max: not offered
-    space.extend(SEG_MAX.to_le_bytes());
-    space.extend([0; 4]); // cylinders, heads, sectors: not offered
-    space.extend(logical.to_le_bytes());
-    space.push((physical / logical).max(1).ilog2() as u8);
-    space.extend([0; 7]); // alignment offset, smallest and best transfer: nothing to say
-    space.extend([0; 4]); // writeback, unused, number of queues: not offered
-    discard
-        .iter()
-        .chain(&zeroes)
-        .for_each(|field| space.extend(field.to_le_bytes()));
-    space.push(u8::from(disk.can_discard()));
-    space.extend([0; 3]);
-    space
+    let config = Config {
+        capacity: (disk.size() / SECTOR).into(),
+        seg_max: SEG_MAX.into(),
+        blk_size: logical.into(),
+        physical_block_exp: (physical / logical).max(1).ilog2() as u8,
+        max_discard_sectors: max_discard.into(),
+        max_discard_seg: max_discard_seg.into(),
+        discard_sector_alignment: discard_alignment.into(),
+        max_write_zeroes_sectors: max_zeroes.into(),
+        max_write_zeroes_seg: max_zeroes_seg.into(),
+        write_zeroes_may_unmap: disk.can_discard().into(),
+        ..Config::new_zeroed()
+    };
+    config.as_bytes().to_vec()
 }
 
 // What the guest relies on in a configuration space: capacity in sectors, and logical sector size.
-fn told(config: &[u8]) -> Option<(u64, &[u8])> {
-    let capacity = config.first_chunk().copied().map(u64::from_le_bytes)?;
-    Some((capacity, config.get(20..24)?))
+fn told(config: &[u8]) -> Option<(u64, u32)> {
+    let config = Config::ref_from_bytes(config).ok()?;
+    Some((config.capacity.get(), config.blk_size.get()))
 }
 
 /// What a request turns out to be.
@@ -515,7 +544,7 @@ impl VirtioDevice for Block {
             ));
         };
         // An image may have grown; the guest goes on with what it knows.
-        if config.len() != CONFIG_LEN || capacity > here || sector != sector_here {
+        if capacity > here || sector != sector_here {
             return Err(StateError::Invalid(format!(
                 "{}: the disk is smaller, or has another sector size, than the guest knows",
                 now.path

@@ -21,6 +21,8 @@ use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
 use virtio_bindings::virtio_ids::VIRTIO_ID_CONSOLE;
+use zerocopy::little_endian::{U16, U32};
+use zerocopy::{Immutable, IntoBytes};
 
 /// The model.
 pub const VIRTIO_CONSOLE: PciModel = PciModel {
@@ -39,8 +41,16 @@ const MAX_PORTS: usize = 16;
 const QUEUES: usize = 2 * MAX_PORTS + 2;
 const CONTROL_IN: usize = 2;
 const CONTROL_OUT: usize = 3;
-/// cols, rows, max_nr_ports, emerg_wr
-const CONFIG_LEN: usize = 12;
+/// `struct virtio_console_config`. The size of a screen and emergency output are not offered.
+#[derive(IntoBytes, Immutable)]
+#[repr(C)]
+struct Config {
+    cols: U16,
+    rows: U16,
+    max_nr_ports: U32,
+    emerg_wr: U32,
+}
+const CONFIG_LEN: usize = size_of::<Config>();
 const F_MULTIPORT: u64 = 1 << 1;
 /// Messages that may wait for room. A guest that never makes any loses what goes beyond.
 const MAX_WAITING: usize = 8 * MAX_PORTS;
@@ -497,14 +507,13 @@ impl VirtioDevice for Console {
     }
 
     fn read_config(&self, offset: usize, out: &mut [u8]) {
-        let mut space = [0; CONFIG_LEN];
-        // The size of a screen is not offered; only the number of ports means something.
-        let ports = [0; 4].into_iter().chain((MAX_PORTS as u32).to_le_bytes());
-        space
-            .iter_mut()
-            .zip(ports)
-            .for_each(|(to, from)| *to = from);
-        read_bytes(&space, offset, out);
+        let config = Config {
+            cols: 0.into(),
+            rows: 0.into(),
+            max_nr_ports: (MAX_PORTS as u32).into(),
+            emerg_wr: 0.into(),
+        };
+        read_bytes(config.as_bytes(), offset, out);
     }
 
     fn write_config(&self, _offset: usize, _data: &[u8]) {}

@@ -26,6 +26,8 @@ use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU,
     VIRTIO_NET_F_STATUS, VIRTIO_NET_HDR_F_DATA_VALID, VIRTIO_NET_S_LINK_UP,
 };
+use zerocopy::little_endian::U16;
+use zerocopy::{Immutable, IntoBytes};
 
 /// The model.
 pub const VIRTIO_NET: PciModel = PciModel {
@@ -42,8 +44,16 @@ const CLASS: (u8, u8) = (0x02, 0x00);
 const QUEUE_SIZE: u16 = 1024;
 const RX: usize = 0;
 const TX: usize = 1;
-/// mac, status, max_virtqueue_pairs, mtu
-const CONFIG_LEN: usize = 12;
+/// `struct virtio_net_config`, up to and with mtu.
+#[derive(IntoBytes, Immutable)]
+#[repr(C)]
+struct Config {
+    mac: [u8; 6],
+    status: U16,
+    max_virtqueue_pairs: U16,
+    mtu: U16,
+}
+const CONFIG_LEN: usize = size_of::<Config>();
 /// struct virtio_net_hdr without and with num_buffers.
 const SHORT_HEADER: usize = 10;
 const LONG_HEADER: usize = 12;
@@ -437,20 +447,19 @@ impl VirtioDevice for Net {
     }
 
     fn read_config(&self, offset: usize, out: &mut [u8]) {
-        let mut space = [0; CONFIG_LEN];
+        let MacAddr(mac) = *self.inner.mac.lock();
         let status = if self.inner.link_up {
-            VIRTIO_NET_S_LINK_UP as u8
+            VIRTIO_NET_S_LINK_UP as u16
         } else {
             0
         };
-        let [mtu_low, mtu_high] = self.inner.mtu.unwrap_or(0).to_le_bytes();
-        let MacAddr(mac) = *self.inner.mac.lock();
-        let fields = mac.into_iter().chain([status, 0, 1, 0, mtu_low, mtu_high]);
-        space
-            .iter_mut()
-            .zip(fields)
-            .for_each(|(to, from)| *to = from);
-        read_bytes(&space, offset, out);
+        let config = Config {
+            mac,
+            status: status.into(),
+            max_virtqueue_pairs: 1.into(),
+            mtu: self.inner.mtu.unwrap_or(0).into(),
+        };
+        read_bytes(config.as_bytes(), offset, out);
     }
 
     /// A legacy driver may write the address; in virtio 1.x it is read-only.
