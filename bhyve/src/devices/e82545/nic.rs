@@ -54,22 +54,24 @@ pub struct Ring {
 impl Ring {
     fn read(&self, register: u32) -> u32 {
         match register {
-            0x00 => self.base as u32,
-            0x04 => (self.base >> 32) as u32,
-            0x08 => self.len,
-            0x10 => self.head,
-            0x18 => self.tail,
+            ring::BAL => self.base as u32,
+            ring::BAH => (self.base >> 32) as u32,
+            ring::LEN => self.len,
+            ring::HEAD => self.head,
+            ring::TAIL => self.tail,
             _ => 0,
         }
     }
 
     fn write(&mut self, register: u32, value: u32) {
         match register {
-            0x00 => self.base = self.base & !0xffff_ffff | u64::from(value & !0xf),
-            0x04 => self.base = self.base & 0xffff_ffff | u64::from(value) << 32,
-            0x08 => self.len = value & 0x000f_ff80,
-            0x10 => self.head = value & 0xffff,
-            0x18 => self.tail = value & 0xffff,
+            ring::BAL => {
+                self.base = self.base & !0xffff_ffff | u64::from(value & !(ring::ALIGN - 1));
+            }
+            ring::BAH => self.base = self.base & 0xffff_ffff | u64::from(value) << 32,
+            ring::LEN => self.len = value & ring::LEN_MASK,
+            ring::HEAD => self.head = value & ring::INDEX_MASK,
+            ring::TAIL => self.tail = value & ring::INDEX_MASK,
             _ => {}
         }
     }
@@ -106,7 +108,10 @@ impl Ring {
             head,
             tail,
         } = *self;
-        base & 0xf == 0 && len & !0x000f_ff80 == 0 && head <= 0xffff && tail <= 0xffff
+        base.is_multiple_of(ring::ALIGN.into())
+            && len & !ring::LEN_MASK == 0
+            && head <= ring::INDEX_MASK
+            && tail <= ring::INDEX_MASK
     }
 }
 
@@ -235,8 +240,8 @@ impl Nic {
             IMS => self.intr.read_ims(),
             RCTL => self.rctl,
             TCTL => self.tctl,
-            0x2800..=0x281c => self.rx.read(offset - RDBAL),
-            0x3800..=0x381c => self.tx.read(offset - TDBAL),
+            RDBAL..=RD_LAST => self.rx.read(offset - RDBAL),
+            TDBAL..=TD_LAST => self.tx.read(offset - TDBAL),
             _ => self
                 .plain
                 .read(offset)
@@ -276,13 +281,13 @@ impl Nic {
                 self.tctl = value & TCTL_MASK;
                 self.transmit(port);
             }
-            0x2800..=0x281c => {
+            RDBAL..=RD_LAST => {
                 self.rx.write(offset - RDBAL, value);
                 self.deliver_held(port);
             }
-            0x3800..=0x381c => {
+            TDBAL..=TD_LAST => {
                 self.tx.write(offset - TDBAL, value);
-                if offset == TDBAL + 0x18 {
+                if offset == TDT {
                     self.transmit(port);
                 }
             }

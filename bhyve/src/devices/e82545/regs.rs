@@ -20,10 +20,37 @@ pub const TCTL: u32 = 0x0400;
 pub const RDBAL: u32 = 0x2800;
 pub const RDTR: u32 = 0x2820;
 pub const TDBAL: u32 = 0x3800;
+pub const TDT: u32 = TDBAL + ring::TAIL;
 pub const TIDV: u32 = 0x3820;
 pub const MTA: u32 = 0x5200;
 pub const RAL: u32 = 0x5400;
 pub const VFTA: u32 = 0x5600;
+
+/// Offsets of a ring's registers from RDBAL or TDBAL.
+pub mod ring {
+    /// Base address, low half.
+    pub const BAL: u32 = 0x00;
+    /// Base address, high half.
+    pub const BAH: u32 = 0x04;
+    /// Length in bytes.
+    pub const LEN: u32 = 0x08;
+    /// The controller's next descriptor.
+    pub const HEAD: u32 = 0x10;
+    /// The driver's next descriptor.
+    pub const TAIL: u32 = 0x18;
+    /// The last of their words.
+    pub const LAST: u32 = 0x1c;
+    /// What the base address leaves free.
+    pub const ALIGN: u32 = 16;
+    /// The bits of the length that exist.
+    pub const LEN_MASK: u32 = 0x000f_ff80;
+    /// The bits of head and tail that exist.
+    pub const INDEX_MASK: u32 = 0xffff;
+}
+/// The last word of the receive ring's registers.
+pub const RD_LAST: u32 = RDBAL + ring::LAST;
+/// The last word of the transmit ring's registers.
+pub const TD_LAST: u32 = TDBAL + ring::LAST;
 
 pub const CTRL_FD: u32 = 1 << 0;
 pub const CTRL_SPEED_1000: u32 = 2 << 8;
