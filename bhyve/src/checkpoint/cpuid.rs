@@ -7,6 +7,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use vmm_x86::specialreg::{AmdFeatures2, Features, Features2, StdExt2};
 use vmmapi::Vcpu;
 
 /// The registers in the order of [`Leaf::words`].
@@ -20,16 +21,25 @@ const LEAVES: [(u32, u32, [u32; 4]); 14] = [
     // Vendor and highest leaf.
     (0, 0, ALL),
     // Signature and features. Not: number of logical processors and APIC id; OSXSAVE; HTT, there if there are several.
-    (1, 0, [!0, 0x0000_ffff, !(1 << 27), !(1 << 28)]),
+    (
+        1,
+        0,
+        [
+            !0,
+            0x0000_ffff,
+            !Features2::OSXSAVE.bits(),
+            !Features::HTT.bits(),
+        ],
+    ),
     // Structured features. Not: OSPKE.
-    (7, 0, [!0, !0, !(1 << 4), !0]),
+    (7, 0, [!0, !0, !StdExt2::OSPKE.bits(), !0]),
     // State components. Not: the size of those that are enabled now.
     (0xd, 0, [!0, 0, !0, !0]),
     (0xd, 1, [!0, 0, !0, !0]),
     (0x4000_0000, 0, ALL),
     (0x8000_0000, 0, ALL),
     // More features. Not: CMP_LEGACY, there if there are several cores.
-    (0x8000_0001, 0, [!0, !0, !(1 << 1), !0]),
+    (0x8000_0001, 0, [!0, !0, !AmdFeatures2::CMP.bits(), !0]),
     // The brand string.
     (0x8000_0002, 0, ALL),
     (0x8000_0003, 0, ALL),

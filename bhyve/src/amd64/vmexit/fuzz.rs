@@ -4,6 +4,7 @@ use super::*;
 use crate::firmware::direct::testing::elf;
 use crate::fuzz::{Chance, vm_name};
 use crate::machine::fuzz::{MEMORY, Rig};
+use vmm_x86::apicreg::DEFAULT_APIC_BASE;
 use vmmapi::abi::table;
 use vmmapi::abi::{VM_EXITCODE_DEBUG, VM_EXITCODE_HLT, VM_EXITCODE_SUSPENDED, VmMemmap};
 use vmmapi::backend::pointers;
@@ -54,7 +55,7 @@ pub fn guest(input: &[u8]) {
         }
         if exit.exitcode == VM_EXITCODE_HLT {
             // An address of a local APIC, and a vector.
-            let _ = rig.vm.lapic_msi(0xfee0_0000, reply.into());
+            let _ = rig.vm.lapic_msi(DEFAULT_APIC_BASE, reply.into());
         }
         // What userland cannot handle ends the VM.
         if thread.handle(&exit, &cpuset).is_err() {

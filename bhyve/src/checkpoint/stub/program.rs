@@ -5,6 +5,8 @@
 //! is touched. It is open to every ring, because the processor comes in whichever it was in: on AMD's the ring cannot be set
 //! from outside. An INT through a gate that is open to all rings leads to ring 0.
 
+use vmm_x86::segments::IDT_NMI;
+
 /// Size of the segment in bytes.
 pub const SIZE: u64 = 0x1_0000;
 /// The large page that the segment is at the start of.
@@ -80,7 +82,6 @@ pub const ENTER_LEN: u64 = 2;
 const COMMON: u64 = 0x04;
 /// Offset in the code of what an NMI leads to.
 const NMI_HANDLER: u64 = 0xd3;
-const NMI_VECTOR: u8 = 2;
 
 /// The code: what each instruction is, and its bytes. What it is given in registers is set by [`super::Session::run`]:
 ///
@@ -195,7 +196,7 @@ pub fn image(gpa: u64) -> Vec<u8> {
 
     for vector in 0..=u8::MAX {
         let handler = VECTORS + u64::from(vector) * 16;
-        let stack = if vector == NMI_VECTOR { 2 } else { 1 };
+        let stack = if vector == IDT_NMI { 2 } else { 1 };
         put(IDT + u64::from(vector) * 16, &gate(gpa + handler, stack));
         put(handler, &vector_code(vector, handler));
     }
@@ -245,7 +246,7 @@ fn gate(handler: u64, stack: u8) -> [u8; 16] {
 fn vector_code(vector: u8, at: u64) -> Vec<u8> {
     let mut code = Vec::with_capacity(16);
     let mut target = CODE_AT + COMMON;
-    if vector == NMI_VECTOR {
+    if vector == IDT_NMI {
         target = CODE_AT + NMI_HANDLER;
     } else {
         if !has_error_code(vector) {
