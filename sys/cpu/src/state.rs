@@ -180,24 +180,26 @@ pub enum Pending {
 /// RFLAGS bits.
 #[allow(missing_docs, reason = "the members bear the architecture's own names")]
 pub mod flag {
-    pub const CF: u64 = 1;
-    pub const FIXED: u64 = 2;
-    pub const PF: u64 = 4;
-    pub const AF: u64 = 0x10;
-    pub const ZF: u64 = 0x40;
-    pub const SF: u64 = 0x80;
-    pub const TF: u64 = 0x100;
-    pub const IF: u64 = 0x200;
-    pub const DF: u64 = 0x400;
-    pub const OF: u64 = 0x800;
-    pub const IOPL: u64 = 0x3000;
-    pub const NT: u64 = 0x4000;
-    pub const RF: u64 = 0x1_0000;
-    pub const VM: u64 = 0x2_0000;
-    pub const AC: u64 = 0x4_0000;
-    pub const VIF: u64 = 0x8_0000;
-    pub const VIP: u64 = 0x10_0000;
-    pub const ID: u64 = 0x20_0000;
+    use vmm_x86::specialreg::Rflags;
+
+    pub const CF: u64 = Rflags::C.bits();
+    pub const FIXED: u64 = Rflags::RESERVED_1.bits();
+    pub const PF: u64 = Rflags::PF.bits();
+    pub const AF: u64 = Rflags::AF.bits();
+    pub const ZF: u64 = Rflags::Z.bits();
+    pub const SF: u64 = Rflags::N.bits();
+    pub const TF: u64 = Rflags::T.bits();
+    pub const IF: u64 = Rflags::I.bits();
+    pub const DF: u64 = Rflags::D.bits();
+    pub const OF: u64 = Rflags::V.bits();
+    pub const IOPL: u64 = Rflags::IOPL.bits();
+    pub const NT: u64 = Rflags::NT.bits();
+    pub const RF: u64 = Rflags::RF.bits();
+    pub const VM: u64 = Rflags::VM.bits();
+    pub const AC: u64 = Rflags::AC.bits();
+    pub const VIF: u64 = Rflags::VIF.bits();
+    pub const VIP: u64 = Rflags::VIP.bits();
+    pub const ID: u64 = Rflags::ID.bits();
     /// The six arithmetic flags.
     pub const ARITH: u64 = CF | PF | AF | ZF | SF | OF;
     /// Everything that exists.
@@ -207,39 +209,43 @@ pub mod flag {
 /// CR0 bits.
 #[allow(missing_docs, reason = "the members bear the architecture's own names")]
 pub mod cr0 {
-    pub const PE: u64 = 1;
-    pub const MP: u64 = 2;
-    pub const EM: u64 = 4;
-    pub const TS: u64 = 8;
-    pub const ET: u64 = 0x10;
-    pub const NE: u64 = 0x20;
-    pub const WP: u64 = 0x1_0000;
-    pub const AM: u64 = 0x4_0000;
-    pub const NW: u64 = 0x2000_0000;
-    pub const CD: u64 = 0x4000_0000;
-    pub const PG: u64 = 0x8000_0000;
+    use vmm_x86::specialreg::Cr0;
+
+    pub const PE: u64 = Cr0::PE.bits();
+    pub const MP: u64 = Cr0::MP.bits();
+    pub const EM: u64 = Cr0::EM.bits();
+    pub const TS: u64 = Cr0::TS.bits();
+    pub const ET: u64 = Cr0::ET.bits();
+    pub const NE: u64 = Cr0::NE.bits();
+    pub const WP: u64 = Cr0::WP.bits();
+    pub const AM: u64 = Cr0::AM.bits();
+    pub const NW: u64 = Cr0::NW.bits();
+    pub const CD: u64 = Cr0::CD.bits();
+    pub const PG: u64 = Cr0::PG.bits();
 }
 
 /// CR4 bits.
 #[allow(missing_docs, reason = "the members bear the architecture's own names")]
 pub mod cr4 {
-    pub const VME: u64 = 1;
-    pub const PVI: u64 = 2;
-    pub const TSD: u64 = 4;
-    pub const DE: u64 = 8;
-    pub const PSE: u64 = 0x10;
-    pub const PAE: u64 = 0x20;
-    pub const MCE: u64 = 0x40;
-    pub const PGE: u64 = 0x80;
-    pub const PCE: u64 = 0x100;
-    pub const OSFXSR: u64 = 0x200;
-    pub const OSXMMEXCPT: u64 = 0x400;
-    pub const UMIP: u64 = 0x800;
-    pub const FSGSBASE: u64 = 0x1_0000;
-    pub const PCIDE: u64 = 0x2_0000;
-    pub const OSXSAVE: u64 = 0x4_0000;
-    pub const SMEP: u64 = 0x10_0000;
-    pub const SMAP: u64 = 0x20_0000;
+    use vmm_x86::specialreg::Cr4;
+
+    pub const VME: u64 = Cr4::VME.bits();
+    pub const PVI: u64 = Cr4::PVI.bits();
+    pub const TSD: u64 = Cr4::TSD.bits();
+    pub const DE: u64 = Cr4::DE.bits();
+    pub const PSE: u64 = Cr4::PSE.bits();
+    pub const PAE: u64 = Cr4::PAE.bits();
+    pub const MCE: u64 = Cr4::MCE.bits();
+    pub const PGE: u64 = Cr4::PGE.bits();
+    pub const PCE: u64 = Cr4::PCE.bits();
+    pub const OSFXSR: u64 = Cr4::FXSR.bits();
+    pub const OSXMMEXCPT: u64 = Cr4::XMM.bits();
+    pub const UMIP: u64 = Cr4::UMIP.bits();
+    pub const FSGSBASE: u64 = Cr4::FSGSBASE.bits();
+    pub const PCIDE: u64 = Cr4::PCIDE.bits();
+    pub const OSXSAVE: u64 = Cr4::XSAVE.bits();
+    pub const SMEP: u64 = Cr4::SMEP.bits();
+    pub const SMAP: u64 = Cr4::SMAP.bits();
     /// Everything that this processor implements.
     pub const ALL: u64 = VME
         | PVI
@@ -263,12 +269,14 @@ pub mod cr4 {
 /// EFER bits.
 #[allow(missing_docs, reason = "the members bear the architecture's own names")]
 pub mod efer {
-    pub const SCE: u64 = 1;
-    pub const LME: u64 = 0x100;
-    pub const LMA: u64 = 0x400;
-    pub const NXE: u64 = 0x800;
-    pub const SVME: u64 = 0x1000;
-    pub const FFXSR: u64 = 0x4000;
+    use vmm_x86::specialreg::Efer;
+
+    pub const SCE: u64 = Efer::SCE.bits();
+    pub const LME: u64 = Efer::LME.bits();
+    pub const LMA: u64 = Efer::LMA.bits();
+    pub const NXE: u64 = Efer::NXE.bits();
+    pub const SVME: u64 = Efer::SVM.bits();
+    pub const FFXSR: u64 = Efer::FFXSR.bits();
     /// Everything that this processor implements.
     pub const ALL: u64 = SCE | LME | LMA | NXE;
 }

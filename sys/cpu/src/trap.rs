@@ -35,23 +35,25 @@ pub(crate) struct At {
 
 /// Exception vectors.
 pub(crate) mod vector {
-    pub const DE: u8 = 0;
-    pub const DB: u8 = 1;
-    pub const NMI: u8 = 2;
-    pub const BP: u8 = 3;
-    pub const OF: u8 = 4;
-    pub const BR: u8 = 5;
-    pub const UD: u8 = 6;
-    pub const NM: u8 = 7;
-    pub const DF: u8 = 8;
-    pub const TS: u8 = 10;
-    pub const NP: u8 = 11;
-    pub const SS: u8 = 12;
-    pub const GP: u8 = 13;
-    pub const PF: u8 = 14;
-    pub const MF: u8 = 16;
-    pub const AC: u8 = 17;
-    pub const XM: u8 = 19;
+    use vmm_x86::segments::*;
+
+    pub const DE: u8 = IDT_DE;
+    pub const DB: u8 = IDT_DB;
+    pub const NMI: u8 = IDT_NMI;
+    pub const BP: u8 = IDT_BP;
+    pub const OF: u8 = IDT_OF;
+    pub const BR: u8 = IDT_BR;
+    pub const UD: u8 = IDT_UD;
+    pub const NM: u8 = IDT_NM;
+    pub const DF: u8 = IDT_DF;
+    pub const TS: u8 = IDT_TS;
+    pub const NP: u8 = IDT_NP;
+    pub const SS: u8 = IDT_SS;
+    pub const GP: u8 = IDT_GP;
+    pub const PF: u8 = IDT_PF;
+    pub const MF: u8 = IDT_MF;
+    pub const AC: u8 = IDT_AC;
+    pub const XM: u8 = IDT_XF;
 }
 
 impl Cpu {

@@ -40,23 +40,12 @@ pub use op::Op;
 pub use select::select;
 pub use state::{Form, MXCSR_DEFAULT, MXCSR_MASK, State, XSAVE_LEN};
 
+use crate::state::{cr0, cr4};
+
 #[cfg(not(target_arch = "x86_64"))]
 compile_error!(
     "vmm-cpu executes the guest's floating point instructions on the host: it needs an x86-64 host"
 );
-
-/// CR0.MP: WAIT obeys CR0.TS.
-const CR0_MP: u64 = 1 << 1;
-/// CR0.EM: there is no floating point unit.
-const CR0_EM: u64 = 1 << 2;
-/// CR0.TS: the task was switched.
-const CR0_TS: u64 = 1 << 3;
-/// CR0.NE: x87 errors are #MF, not an external interrupt.
-const CR0_NE: u64 = 1 << 5;
-/// CR4.OSFXSR: the operating system saves SSE state.
-const CR4_OSFXSR: u64 = 1 << 9;
-/// CR4.OSXMMEXCPT: the operating system handles #XM.
-const CR4_OSXMMEXCPT: u64 = 1 << 10;
 
 /// Which unit an operation belongs to: this decides the exceptions that are checked before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,7 +107,7 @@ impl Fault {
     #[must_use]
     pub const fn with_cr4(self, cr4: u64) -> Self {
         match self {
-            Self::Xm if cr4 & CR4_OSXMMEXCPT == 0 => Self::Ud,
+            Self::Xm if cr4 & cr4::OSXMMEXCPT == 0 => Self::Ud,
             fault => fault,
         }
     }
@@ -174,26 +163,26 @@ pub const fn check(class: Class, cr0: u64, cr4: u64, state: &State) -> Result<()
     match class {
         Class::Integer => return Ok(()),
         Class::X87 | Class::X87NoWait => {
-            if cr0 & (CR0_EM | CR0_TS) != 0 {
+            if cr0 & (cr0::EM | cr0::TS) != 0 {
                 return Err(Fault::Nm);
             }
         }
         Class::Wait => {
-            if cr0 & (CR0_MP | CR0_TS) == CR0_MP | CR0_TS {
+            if cr0 & (cr0::MP | cr0::TS) == cr0::MP | cr0::TS {
                 return Err(Fault::Nm);
             }
         }
         Class::Mmx | Class::Sse | Class::SseMmx => {
-            if cr0 & CR0_EM != 0 || !matches!(class, Class::Mmx) && cr4 & CR4_OSFXSR == 0 {
+            if cr0 & cr0::EM != 0 || !matches!(class, Class::Mmx) && cr4 & cr4::OSFXSR == 0 {
                 return Err(Fault::Ud);
             }
-            if cr0 & CR0_TS != 0 {
+            if cr0 & cr0::TS != 0 {
                 return Err(Fault::Nm);
             }
         }
     }
     if !matches!(class, Class::X87NoWait | Class::Sse) && state.x87_pending() {
-        return Err(if cr0 & CR0_NE != 0 {
+        return Err(if cr0 & cr0::NE != 0 {
             Fault::Mf
         } else {
             Fault::Ferr

@@ -4,8 +4,8 @@ use iced_x86::{Decoder, DecoderOptions};
 
 use super::*;
 
-const CR0: u64 = CR0_NE | CR0_MP;
-const CR4: u64 = CR4_OSFXSR | CR4_OSXMMEXCPT;
+const CR0: u64 = cr0::NE | cr0::MP;
+const CR4: u64 = cr4::OSFXSR | cr4::OSXMMEXCPT;
 
 struct Bench {
     state: State,
@@ -67,7 +67,7 @@ fn divps_by_zero_unmasked_is_xm_and_changes_flags_only() {
         0x05,
         "0/0 in the other elements is invalid"
     );
-    assert_eq!(Fault::Xm.with_cr4(CR4_OSFXSR), Fault::Ud);
+    assert_eq!(Fault::Xm.with_cr4(cr4::OSFXSR), Fault::Ud);
 }
 
 #[test]
@@ -115,18 +115,24 @@ fn mmx_aliases_the_physical_registers() {
 fn checks_come_in_the_processors_order() {
     let state = State::new();
     assert_eq!(check(Class::Sse, CR0, 0, &state), Err(Fault::Ud));
-    assert_eq!(check(Class::Sse, CR0 | CR0_TS, CR4, &state), Err(Fault::Nm));
     assert_eq!(
-        check(Class::Mmx, CR0 | CR0_EM | CR0_TS, CR4, &state),
-        Err(Fault::Ud)
-    );
-    assert_eq!(check(Class::X87, CR0 | CR0_EM, CR4, &state), Err(Fault::Nm));
-    assert_eq!(check(Class::Wait, CR0_TS, CR4, &state), Ok(()));
-    assert_eq!(
-        check(Class::Wait, CR0_TS | CR0_MP, CR4, &state),
+        check(Class::Sse, CR0 | cr0::TS, CR4, &state),
         Err(Fault::Nm)
     );
-    assert_eq!(check(Class::Integer, CR0_EM | CR0_TS, 0, &state), Ok(()));
+    assert_eq!(
+        check(Class::Mmx, CR0 | cr0::EM | cr0::TS, CR4, &state),
+        Err(Fault::Ud)
+    );
+    assert_eq!(
+        check(Class::X87, CR0 | cr0::EM, CR4, &state),
+        Err(Fault::Nm)
+    );
+    assert_eq!(check(Class::Wait, cr0::TS, CR4, &state), Ok(()));
+    assert_eq!(
+        check(Class::Wait, cr0::TS | cr0::MP, CR4, &state),
+        Err(Fault::Nm)
+    );
+    assert_eq!(check(Class::Integer, cr0::EM | cr0::TS, 0, &state), Ok(()));
     let pending = State {
         sw: 0x8081,
         ..State::new()

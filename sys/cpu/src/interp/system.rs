@@ -1,5 +1,7 @@
 //! System instructions: control and debug registers, descriptor tables, MSRs, ports, SYSCALL and its kin, far transfers.
 
+use vmm_x86::specialreg::*;
+
 use crate::bus::{CpuidInputs, Reply};
 use crate::cpu::Cpu;
 use crate::exit::Exit;
@@ -162,19 +164,19 @@ impl Cpu {
     fn rdmsr(&mut self, op: &Op) -> Result<u64, Trapped> {
         let index = self.regs[1] as u32;
         Ok(match index {
-            0x174 => self.sysenter[0],
-            0x175 => self.sysenter[1],
-            0x176 => self.sysenter[2],
-            0x277 => self.pat,
-            0xc000_0080 => self.efer,
-            0xc000_0081 => self.star,
-            0xc000_0082 => self.lstar,
-            0xc000_0083 => self.cstar,
-            0xc000_0084 => self.sfmask,
-            0xc000_0100 => self.segs[Seg::Fs as usize].base,
-            0xc000_0101 => self.segs[Seg::Gs as usize].base,
-            0xc000_0102 => self.kernel_gs_base,
-            0xc000_0103 => self.tsc_aux,
+            MSR_SYSENTER_CS_MSR => self.sysenter[0],
+            MSR_SYSENTER_ESP_MSR => self.sysenter[1],
+            MSR_SYSENTER_EIP_MSR => self.sysenter[2],
+            MSR_PAT => self.pat,
+            MSR_EFER => self.efer,
+            MSR_STAR => self.star,
+            MSR_LSTAR => self.lstar,
+            MSR_CSTAR => self.cstar,
+            MSR_SF_MASK => self.sfmask,
+            MSR_FSBASE => self.segs[Seg::Fs as usize].base,
+            MSR_GSBASE => self.segs[Seg::Gs as usize].base,
+            MSR_KGSBASE => self.kernel_gs_base,
+            MSR_TSC_AUX => self.tsc_aux,
             _ => {
                 let now = self.now(op);
                 match self.bus().rdmsr(now, index) {
@@ -191,16 +193,22 @@ impl Cpu {
         let value = self.rd::<2>(2) << 32 | self.rd::<2>(0);
         let address = matches!(
             index,
-            0x175 | 0x176 | 0xc000_0082 | 0xc000_0083 | 0xc000_0100..=0xc000_0102
+            MSR_SYSENTER_ESP_MSR
+                | MSR_SYSENTER_EIP_MSR
+                | MSR_LSTAR
+                | MSR_CSTAR
+                | MSR_FSBASE
+                | MSR_GSBASE
+                | MSR_KGSBASE
         );
         if address && !Self::canonical(value) {
             return Err(self.gp(0));
         }
         match index {
-            0x174 => self.sysenter[0] = value,
-            0x175 => self.sysenter[1] = value,
-            0x176 => self.sysenter[2] = value,
-            0x277 => {
+            MSR_SYSENTER_CS_MSR => self.sysenter[0] = value,
+            MSR_SYSENTER_ESP_MSR => self.sysenter[1] = value,
+            MSR_SYSENTER_EIP_MSR => self.sysenter[2] = value,
+            MSR_PAT => {
                 if value
                     .to_le_bytes()
                     .iter()
@@ -210,7 +218,7 @@ impl Cpu {
                 }
                 self.pat = value;
             }
-            0xc000_0080 => {
+            MSR_EFER => {
                 let lme = (value ^ self.efer) & efer::LME != 0 && self.cr0 & cr0::PG != 0;
                 if value & !(efer::ALL | efer::LMA) != 0 || lme {
                     return Err(self.gp(0));
@@ -221,14 +229,14 @@ impl Cpu {
                     self.flush_tlb();
                 }
             }
-            0xc000_0081 => self.star = value,
-            0xc000_0082 => self.lstar = value,
-            0xc000_0083 => self.cstar = value,
-            0xc000_0084 => self.sfmask = value & 0xffff_ffff,
-            0xc000_0100 => self.set_base(Seg::Fs, value),
-            0xc000_0101 => self.set_base(Seg::Gs, value),
-            0xc000_0102 => self.kernel_gs_base = value,
-            0xc000_0103 => self.tsc_aux = value & 0xffff_ffff,
+            MSR_STAR => self.star = value,
+            MSR_LSTAR => self.lstar = value,
+            MSR_CSTAR => self.cstar = value,
+            MSR_SF_MASK => self.sfmask = value & 0xffff_ffff,
+            MSR_FSBASE => self.set_base(Seg::Fs, value),
+            MSR_GSBASE => self.set_base(Seg::Gs, value),
+            MSR_KGSBASE => self.kernel_gs_base = value,
+            MSR_TSC_AUX => self.tsc_aux = value & 0xffff_ffff,
             _ => {
                 let now = self.now(op);
                 match self.bus().wrmsr(now, index, value) {

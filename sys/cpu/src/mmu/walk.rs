@@ -8,13 +8,15 @@ use crate::state::{cr0, cr4, efer, flag};
 
 /// Page-table entry bits.
 mod pte {
-    pub const P: u64 = 1;
-    pub const W: u64 = 2;
-    pub const U: u64 = 4;
-    pub const A: u64 = 0x20;
-    pub const D: u64 = 0x40;
-    pub const PS: u64 = 0x80;
-    pub const NX: u64 = 1 << 63;
+    use vmm_x86::specialreg::Pte;
+
+    pub const P: u64 = Pte::V.bits();
+    pub const W: u64 = Pte::RW.bits();
+    pub const U: u64 = Pte::U.bits();
+    pub const A: u64 = Pte::A.bits();
+    pub const D: u64 = Pte::M.bits();
+    pub const PS: u64 = Pte::PS.bits();
+    pub const NX: u64 = Pte::NX.bits();
     /// The address field; 48 physical bits exist.
     pub const ADDR: u64 = 0x0000_ffff_ffff_f000;
     /// Address bits that do not exist.
