@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::Command;
+use vmm_x86::table::{Constant, GROUPS};
 
 const ALLOWED: [(&str, &[&str]); 9] = [
     ("vmm-abi", &[]),
@@ -188,4 +189,81 @@ fn systems_differ_in_few_places() {
         .map(|(path, _)| (*path).to_owned())
         .collect();
     assert_eq!(differing, listed, "which sources ask for the system");
+}
+
+/// The sources of all crates but sys/x86, without their tests, with the names of the files.
+fn users_of_x86() -> Vec<(String, String)> {
+    const INLINE_TESTS: &str = "#[cfg(test)]\nmod tests {";
+    [
+        "sys/abi", "sys/cpu", "sys/vmm", "vmmapi", "bhyve", "bhyvectl",
+    ]
+    .into_iter()
+    .flat_map(|package| sources(&format!("{package}/src")))
+    .filter(|path| !path.contains("/tests"))
+    .map(|path| {
+        let text = std::fs::read_to_string(workspace().join(&path)).expect("a source file");
+        let code = text.split(INLINE_TESTS).next().unwrap_or_default();
+        (path, code.to_owned())
+    })
+    .collect()
+}
+
+fn words(text: &str) -> impl Iterator<Item = &str> {
+    text.split(|c: char| !c.is_alphanumeric() && c != '_')
+}
+
+/// A constant that nothing uses is a number that nobody has looked at. Of the bits of a register and the registers of a device
+/// one has to be used: they are described whole.
+#[test]
+fn the_constants_of_x86_are_used() {
+    let sources = users_of_x86();
+    let used: BTreeSet<&str> = sources.iter().flat_map(|(_, text)| words(text)).collect();
+    let is_used = |constant: &&Constant| words(constant.here).all(|word| used.contains(word));
+    let mut unused = Vec::new();
+    for group in GROUPS.iter().copied().flatten() {
+        if group.is_map {
+            if !group.constants.iter().any(|constant| is_used(&constant)) {
+                unused.push(group.name);
+            }
+        } else {
+            let of_group = group.constants.iter().filter(|c| !is_used(c));
+            unused.extend(of_group.map(|constant| constant.here));
+        }
+    }
+    assert!(unused.is_empty(), "nothing uses {unused:?}");
+}
+
+/// What is held against FreeBSD's headers is what the programs run on: nothing declares it a second time, by its name or by a
+/// number that is unmistakable.
+#[test]
+fn the_constants_of_x86_are_declared_once() {
+    let constants = || {
+        let groups = GROUPS.iter().copied().flatten();
+        groups.flat_map(|group| group.constants.iter().map(move |c| (group.name, c)))
+    };
+    let names: BTreeSet<&str> = constants().map(|(_, c)| c.name).collect();
+    let numbers: BTreeMap<u64, &str> = constants()
+        .filter(|(group, c)| matches!(*group, "ADDRESSES" | "MSRS") && c.value > 0xffff)
+        .map(|(_, c)| (c.value, c.name))
+        .collect();
+    let mut faults = Vec::new();
+    for (path, text) in users_of_x86() {
+        for (n, line) in text.lines().enumerate() {
+            let code = line.split("//").next().unwrap_or_default();
+            let declared = code
+                .split_once("const ")
+                .and_then(|(_, rest)| words(rest).next());
+            let is_msr = code.contains("const MSR_") && code.contains(": u32 = 0x");
+            if declared.is_some_and(|name| names.contains(name)) || is_msr {
+                faults.push(format!("{path}:{}: {}", n + 1, line.trim()));
+            }
+            for word in words(code).filter_map(|word| word.strip_prefix("0x")) {
+                let number = u64::from_str_radix(&word.replace('_', ""), 16);
+                if let Some(name) = number.ok().and_then(|number| numbers.get(&number)) {
+                    faults.push(format!("{path}:{}: 0x{word} is {name}", n + 1));
+                }
+            }
+        }
+    }
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
 }

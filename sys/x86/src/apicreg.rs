@@ -43,14 +43,12 @@ numbers! { LAPIC_FIELDS: u32 {
     LAPIC_MEM_MUL = 0x10 => "Distance of two registers in the page, in bytes.",
     APIC_ID_MASK = 0xff00_0000 => "The id in the id registers of both kinds of APIC.",
     APIC_ID_SHIFT = 24 => "Where it starts.",
-    APIC_VER_VERSION = 0x0000_00ff => "The version in the version register.",
     MAXLVTSHIFT = 16 => "Where the highest number of a local vector is in the version register.",
     APIC_LDR_RESERVED = 0x00ff_ffff => "What of the logical destination register is reserved.",
     APIC_DFR_RESERVED = 0x0fff_ffff => "What of the destination format register reads as ones.",
     APIC_DFR_MODEL_MASK = 0xf000_0000 => "The model in the destination format register.",
     APIC_DFR_MODEL_FLAT = 0xf000_0000 => "Each processor has a bit.",
     APIC_DFR_MODEL_CLUSTER = 0x0000_0000 => "Clusters of four processors.",
-    APIC_TDCR_1 = 0x0b => "Timer divider: none; also all bits that the register has.",
 }}
 
 register! { SVR:
