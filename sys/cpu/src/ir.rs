@@ -150,15 +150,45 @@ impl MemRef {
     };
 }
 
-/// The arithmetic flags, as a set: bits at their places in RFLAGS.
+/// The arithmetic flags, as a set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct FlagSet(pub u16);
+pub(crate) struct FlagSet(u8);
 
 impl FlagSet {
     pub const NONE: Self = Self(0);
-    pub const ALL: Self = Self(0x8d5);
+    pub const OF: Self = Self(1);
+    pub const SF: Self = Self(2);
+    pub const ZF: Self = Self(4);
+    pub const AF: Self = Self(8);
+    pub const CF: Self = Self(0x10);
+    pub const PF: Self = Self(0x20);
+    pub const ALL: Self = Self(0x3f);
+
+    /// The flags in the decoder's set, which has others besides.
+    pub const fn of_decoder(bits: u32) -> Self {
+        use iced_x86::RflagsBits as B;
+        const {
+            assert!(B::OF == Self::OF.0 as u32 && B::SF == Self::SF.0 as u32);
+            assert!(B::ZF == Self::ZF.0 as u32 && B::AF == Self::AF.0 as u32);
+            assert!(B::CF == Self::CF.0 as u32 && B::PF == Self::PF.0 as u32);
+        }
+        Self(bits as u8 & Self::ALL.0)
+    }
+
+    pub const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    pub const fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+
     pub const fn union(self, other: Self) -> Self {
         Self(self.0 | other.0)
+    }
+
+    pub const fn intersection(self, other: Self) -> Self {
+        Self(self.0 & other.0)
     }
 }
 
@@ -201,10 +231,11 @@ pub(crate) struct Insn {
     pub target: u64,
     pub lock: bool,
     pub rep: Rep,
-    /// The flags that it needs and those that it gives values, whatever its operands are.
+    /// The flags that it may need, and those that it may give values.
     pub reads: FlagSet,
     pub writes: FlagSet,
-    /// Of the flags that it gives values those that may be looked at ([`crate::passes::flags`]).
+    /// Of the flags that it may give values those that may be looked at before they have others: all, until
+    /// [`crate::passes::flags`] says which.
     pub live: FlagSet,
     pub place: Place,
 }
@@ -493,7 +524,13 @@ pub(crate) enum Opcode {
 impl Insn {
     /// Whether it has to do with the arithmetic flags.
     pub fn touches_flags(&self) -> bool {
-        self.reads.union(self.writes) != FlagSet::NONE
+        !self.reads.union(self.writes).is_empty()
+    }
+
+    /// Whether one of its operands is [`Operand::Mem`].
+    pub fn accesses_memory(&self) -> bool {
+        let memory = |operand| matches!(operand, Operand::Mem);
+        memory(self.dst) || memory(self.src)
     }
 
     /// Whether `target` means something.
@@ -523,3 +560,6 @@ impl Insn {
         }
     }
 }
+
+// What docs/design.md counts with, where it says why blocks do not keep these.
+const _: () = assert!(size_of::<Insn>() == 72);

@@ -162,27 +162,12 @@ fn insn(i: &Instruction, mode: Mode, place: Place) -> Insn {
     let source = operands::Source { i, mode };
     let insn = Insn {
         lock: i.has_lock_prefix(),
-        reads: flags(i.rflags_read()),
-        writes: flags(i.rflags_modified()),
+        reads: FlagSet::of_decoder(i.rflags_read()),
+        writes: FlagSet::of_decoder(i.rflags_modified()),
         ..blank(Opcode::Undefined, place)
     };
     match table::find(i.mnemonic()) {
         Some(row) => (row.shape)(&source, Insn { op: row.op, ..insn }),
         None => operands::unit(&source, insn),
     }
-}
-
-/// The decoder's names of the arithmetic flags as bits of RFLAGS.
-fn flags(bits: u32) -> FlagSet {
-    use iced_x86::RflagsBits as B;
-    const NAMES: [(u32, u16); 6] = [
-        (B::CF, 1),
-        (B::PF, 1 << 2),
-        (B::AF, 1 << 4),
-        (B::ZF, 1 << 6),
-        (B::SF, 1 << 7),
-        (B::OF, 1 << 11),
-    ];
-    let of = |&(name, bit): &(u32, u16)| if bits & name != 0 { bit } else { 0 };
-    FlagSet(NAMES.iter().map(of).fold(0, |set, bit| set | bit))
 }

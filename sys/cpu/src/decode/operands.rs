@@ -21,15 +21,19 @@ fn gpr(r: Register) -> Gpr {
 }
 
 fn register(r: Register) -> Operand {
+    if r.is_gpr() {
+        return match r {
+            Register::AH | Register::CH | Register::DH | Register::BH => Operand::High(gpr(r)),
+            _ => Operand::Gpr(gpr(r)),
+        };
+    }
     let number = r.number() as u8;
     match r {
-        Register::AH | Register::CH | Register::DH | Register::BH => Operand::High(gpr(r)),
+        _ if r.is_xmm() => Operand::Xmm(number),
+        _ if r.is_mm() => Operand::Mm(number),
         _ if r.is_segment_register() => Operand::Seg(Seg::from_index(number)),
         _ if r.is_cr() => Operand::Cr(number),
         _ if r.is_dr() => Operand::Dr(number),
-        _ if r.is_mm() => Operand::Mm(number),
-        _ if r.is_xmm() => Operand::Xmm(number),
-        _ if r.is_gpr() => Operand::Gpr(gpr(r)),
         _ => Operand::None,
     }
 }
@@ -52,7 +56,7 @@ impl Source<'_> {
             OpKind::Register => register(self.i.op_register(n)),
             OpKind::Memory => Operand::Mem,
             OpKind::Immediate8_2nd => Operand::Level(self.i.immediate8_2nd()),
-            _ if self.i.try_immediate(n).is_ok() => Operand::Imm,
+            kind if is_immediate(kind) => Operand::Imm,
             _ => Operand::None,
         }
     }
@@ -68,10 +72,11 @@ impl Source<'_> {
 
     /// The immediate operand, the first if there are two.
     fn immediate(&self) -> u64 {
-        (0..self.i.op_count())
-            .filter(|&n| self.i.op_kind(n) != OpKind::Immediate8_2nd)
-            .find_map(|n| self.i.try_immediate(n).ok())
-            .unwrap_or(0)
+        let count = self.i.op_count();
+        match (0..count).find(|&n| is_immediate(self.i.op_kind(n))) {
+            Some(n) => self.i.immediate(n),
+            None => 0,
+        }
     }
 
     /// A segment, and what is to be seen to when an address lies in it.
@@ -133,6 +138,15 @@ impl Source<'_> {
     }
 }
 
+/// Whether an operand is an immediate, and not the second one.
+fn is_immediate(kind: OpKind) -> bool {
+    use OpKind::*;
+    matches!(
+        kind,
+        Immediate8 | Immediate16 | Immediate32 | Immediate64 | Immediate8to16 | Immediate8to32
+    ) || matches!(kind, Immediate8to64 | Immediate32to64)
+}
+
 fn address_size(bytes: usize) -> Size {
     match bytes {
         2 => Size::Word,
@@ -143,14 +157,20 @@ fn address_size(bytes: usize) -> Size {
 
 /// The operands as they are written, of the first one's size.
 pub(super) fn operands(s: &Source<'_>, insn: Insn) -> Insn {
-    let mem = (0..3).any(|n| s.is_memory(n));
-    Insn {
+    let insn = Insn {
         size: s.size(0),
         dst: s.operand(0),
         src: s.operand(1),
         third: s.operand(2),
-        mem: if mem { s.memory() } else { insn.mem },
         imm: s.immediate(),
+        ..insn
+    };
+    Insn {
+        mem: if insn.accesses_memory() {
+            s.memory()
+        } else {
+            insn.mem
+        },
         ..insn
     }
 }

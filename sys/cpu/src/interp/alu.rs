@@ -337,6 +337,42 @@ fn locked_unary<const K: u8, const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
     next(cpu, op)
 }
 
+/// The result of an operation that leaves the flags alone, because nothing looks at them. It may have rubbish above its size.
+#[inline(always)]
+fn quiet<const K: u8>(a: u64, b: u64) -> u64 {
+    match K {
+        kind::ADD => a.wrapping_add(b),
+        kind::SUB => a.wrapping_sub(b),
+        kind::OR => a | b,
+        kind::XOR => a ^ b,
+        _ => a & b,
+    }
+}
+
+fn quiet_rr<const K: u8, const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
+    let r = quiet::<K>(cpu.rd::<S>(op.r), cpu.rd::<S>(op.s));
+    cpu.wr::<S>(op.r, r);
+    next(cpu, op)
+}
+
+fn quiet_ri<const K: u8, const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
+    let r = quiet::<K>(cpu.rd::<S>(op.r), op.imm);
+    cpu.wr::<S>(op.r, r);
+    next(cpu, op)
+}
+
+/// INC, DEC and NEG of a register, likewise.
+fn quiet_unary<const K: u8, const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
+    let a = cpu.rd::<S>(op.r);
+    let r = match K {
+        unary::INC => a.wrapping_add(1),
+        unary::DEC => a.wrapping_sub(1),
+        _ => a.wrapping_neg(),
+    };
+    cpu.wr::<S>(op.r, r);
+    next(cpu, op)
+}
+
 /// XOR of a register with itself: needs no operands.
 fn clear<const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
     cpu.flags.aux = 0;
@@ -384,6 +420,37 @@ pub(crate) fn handler(alu: Alu, form: Form, plain: bool, s: u8) -> Handler {
         Form::LockedMr => by_kind!(k, s, locked_mr),
         Form::LockedMi => by_kind!(k, s, locked_mi),
     }
+}
+
+/// The handler of an operation on a register, and another or an immediate, whose flags nothing looks at, if there is one.
+pub(crate) fn quiet_handler(alu: Alu, immediate: bool, s: u8) -> Option<Handler> {
+    macro_rules! pick {
+        ($f:ident) => {
+            match alu {
+                Alu::Add => by_size!(s, $f, 0),
+                Alu::Or => by_size!(s, $f, 1),
+                Alu::And => by_size!(s, $f, 4),
+                Alu::Sub => by_size!(s, $f, 5),
+                Alu::Xor => by_size!(s, $f, 6),
+                Alu::Adc | Alu::Sbb | Alu::Cmp | Alu::Test => return None,
+            }
+        };
+    }
+    Some(if immediate {
+        pick!(quiet_ri)
+    } else {
+        pick!(quiet_rr)
+    })
+}
+
+/// The same of INC, DEC and NEG of a register.
+pub(crate) fn quiet_unary_handler(kind: Unary, s: u8) -> Option<Handler> {
+    Some(match kind {
+        Unary::Inc => by_size!(s, quiet_unary, 0),
+        Unary::Dec => by_size!(s, quiet_unary, 1),
+        Unary::Neg => by_size!(s, quiet_unary, 2),
+        Unary::Not => return None,
+    })
 }
 
 /// The handler of XOR of a register with itself.

@@ -30,7 +30,7 @@ pub(crate) fn block(
 ) -> usize {
     let mut used = 0;
     for insn in insns {
-        if insn.op == Opcode::Nop {
+        if matches!(insn.op, Opcode::Nop) {
             // It has an instruction's share in the counts, and nothing to execute.
             continue;
         }
@@ -95,7 +95,7 @@ fn select(insn: &Insn, floats: &mut Vec<fpu::Op>) -> Op {
         Operand::Level(level) => op.disp = i32::from(level),
         _ => {}
     }
-    op.f = handler(insn, &op);
+    op.f = quiet_handler(insn).unwrap_or_else(|| handler(insn, &op));
     op
 }
 
@@ -199,6 +199,21 @@ fn extra(insn: &Insn) -> u8 {
             Rep::NotEqual => string::rep::REPNE,
         },
         _ => size,
+    }
+}
+
+/// The handler of an instruction on registers whose flags nothing looks at, if it has one for that.
+fn quiet_handler(insn: &Insn) -> Option<Handler> {
+    let s = insn.size.log();
+    let from_imm = insn.src == Operand::Imm;
+    if !insn.live.is_empty() || insn.dst == Operand::Mem || insn.src == Operand::Mem {
+        return None;
+    }
+    match insn.op {
+        Opcode::Alu(alu) => alu::quiet_handler(alu, from_imm, s),
+        Opcode::Unary(unary) => alu::quiet_unary_handler(unary, s),
+        Opcode::Shift(shift) if from_imm => shift::quiet_handler(shift, s),
+        _ => None,
     }
 }
 

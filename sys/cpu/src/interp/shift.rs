@@ -183,6 +183,29 @@ fn mc<const K: u8, const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
     )
 }
 
+/// SHL, SHR and SAR of a register by an immediate, whose flags nothing looks at.
+fn quiet_ri<const K: u8, const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
+    let count = op.imm as u32 & if S == 3 { 63 } else { 31 };
+    let a = cpu.rd::<S>(op.r);
+    let r = match K {
+        kind::SHL => a << count,
+        kind::SHR => a >> count,
+        _ => (sext::<S>(a) as i64 >> count) as u64,
+    };
+    cpu.wr::<S>(op.r, r);
+    next(cpu, op)
+}
+
+/// The handler of such a shift, if there is one.
+pub(crate) fn quiet_handler(kind: Shift, s: u8) -> Option<Handler> {
+    Some(match kind {
+        Shift::Shl => by_size!(s, quiet_ri, 4),
+        Shift::Shr => by_size!(s, quiet_ri, 5),
+        Shift::Sar => by_size!(s, quiet_ri, 7),
+        _ => return None,
+    })
+}
+
 /// The handler of a shift; `by_cl` or by `Op::imm`.
 pub(crate) fn handler(kind: Shift, memory: bool, by_cl: bool, s: u8) -> Handler {
     macro_rules! pick {

@@ -1,8 +1,9 @@
-//! The text of an instruction: `offset name operands -> target`, in the notation of Intel's assemblers.
+//! The text of an instruction: `offset name operands -> target`, in the notation of Intel's assemblers. The alternate form has
+//! behind it the flags that are live.
 
 use std::fmt::{self, Display, Formatter};
 
-use super::{Base, Gpr, Insn, MemRef, Opcode, Operand, Rep, Size};
+use super::{Base, FlagSet, Gpr, Insn, MemRef, Opcode, Operand, Rep, Size};
 
 /// The names of the general registers, of each size.
 const NAMES: [[&str; 4]; 16] = [
@@ -50,6 +51,26 @@ impl Display for Opcode {
             op => format!("{op:?}"),
         };
         f.write_str(&name.to_lowercase())
+    }
+}
+
+impl Display for FlagSet {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        const LETTERS: [(FlagSet, &str); 6] = [
+            (FlagSet::OF, "o"),
+            (FlagSet::SF, "s"),
+            (FlagSet::ZF, "z"),
+            (FlagSet::AF, "a"),
+            (FlagSet::CF, "c"),
+            (FlagSet::PF, "p"),
+        ];
+        if self.is_empty() {
+            return f.write_str("-");
+        }
+        LETTERS
+            .iter()
+            .filter(|(flag, _)| !self.intersection(*flag).is_empty())
+            .try_for_each(|(_, letter)| f.write_str(letter))
     }
 }
 
@@ -145,7 +166,7 @@ impl Display for Insn {
             write!(f, " -> {:04x}", self.target)?;
         }
         if f.alternate() {
-            write!(f, " ; live {:03x}", self.live.0)?;
+            write!(f, " ; {}", self.live)?;
         }
         Ok(())
     }

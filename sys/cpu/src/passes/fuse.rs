@@ -5,14 +5,15 @@ use crate::ir::{Alu, Flow, Insn, Opcode, Operand};
 pub(super) fn run(insns: &mut Vec<Insn>) {
     let mut kept = 0_usize;
     for at in 0..insns.len() {
-        let insn = insns[at];
         let pair = kept
             .checked_sub(1)
-            .and_then(|before| fused(&insns[before], &insn));
+            .and_then(|before| fused(&insns[before], &insns[at]));
         match pair {
             Some(pair) => insns[kept - 1] = pair,
             None => {
-                insns[kept] = insn;
+                if kept != at {
+                    insns[kept] = insns[at];
+                }
                 kept += 1;
             }
         }
