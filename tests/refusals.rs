@@ -22,7 +22,7 @@ on_each_vmm!(
     a_disk_that_has_grown,
 );
 #[cfg(target_os = "linux")]
-on_each_vmm!(memory_that_cannot_be_wired);
+on_each_vmm!(memory_that_cannot_be_wired, a_limit_of_file_sizes);
 #[cfg(target_os = "linux")]
 on_each_vmm!(devices_that_a_guest_has_gone_on_with);
 
@@ -257,6 +257,22 @@ fn names_that_are_taken(bench: &Bench) {
     guest.expect("\n");
     // Whatever was refused, the disk is as it was.
     assert_eq!(std::fs::read(&disk).unwrap(), vec![0; 1 << 20]);
+}
+
+/// A limit that the memory file does not fit in costs the checkpoint and not the guest. Here the guest's memory is a file, too, so
+/// the limit comes when that is there.
+#[cfg(target_os = "linux")]
+fn a_limit_of_file_sizes(bench: &Bench) {
+    let mut guest = running(bench, "vm");
+    let pid = guest.pid().to_string();
+    let limited = std::process::Command::new("prlimit")
+        .args(["--pid", &pid, "--fsize=1048576"])
+        .status();
+    assert!(limited.is_ok_and(|status| status.success()));
+    let output = bench.ctl(&["--vm=vm", "--suspend=state"]);
+    refused(&output, 1, &["state.new", "File too large"]);
+    assert!(!bench.path("state.new").exists());
+    guest.expect("\n");
 }
 
 fn a_full_disk(bench: &Bench) {

@@ -19,8 +19,10 @@ const DEADLY: [Signal; 6] = [
 pub struct Blocked(SigSet);
 
 /// Holds the signals back in this thread and all that it starts. Deadly ones that whoever started the process has it ignore, as
-/// nohup(1) does, stay ignored.
+/// nohup(1) does, stay ignored. A write beyond RLIMIT_FSIZE fails with EFBIG from then on, instead of ending the process: neither a
+/// checkpoint nor a disk is worth the guest.
 pub fn block() -> io::Result<Blocked> {
+    set_action(Signal::SIGXFSZ, SigHandler::SigIgn)?;
     catch(Signal::SIGTERM)?;
     let set = unless_ignored(&DEADLY)? | Signal::SIGTERM;
     set.thread_block()?;
