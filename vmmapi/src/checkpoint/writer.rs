@@ -350,6 +350,8 @@ fn discard(storage: &dyn Storage, names: &Names) {
 /// Gives the files of a committed checkpoint, all of which are there, their own names, whatever part of that is still to be done.
 pub(super) fn finish_commit(storage: &dyn Storage, names: &Names) -> Result<(), Error> {
     let commit = names.commit();
+    // To give back what an old memory file takes can last longer than all the rest, so that is kept until the end.
+    let old = storage.open(&names.of(Role::Memory));
     for role in Role::STATES {
         let new = names.new_of(role);
         match storage.rename(&new, &names.of(role)) {
@@ -370,7 +372,11 @@ pub(super) fn finish_commit(storage: &dyn Storage, names: &Names) -> Result<(), 
         .map_err(io_error("rename", &commit))?;
     storage
         .sync()
-        .map_err(io_error("sync the directory of", &names.base))
+        .map_err(io_error("sync the directory of", &names.base))?;
+    // Where there is no thread to be had, it is closed here.
+    let close = std::thread::Builder::new().name("old checkpoint".into());
+    let _ = close.spawn(move || drop(old));
+    Ok(())
 }
 
 /// A piece of guest memory, the unit of work and of checksums.
