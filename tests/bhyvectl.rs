@@ -1,6 +1,7 @@
 //! bhyvectl(8) on a running VM: what tools parse is byte for byte as upstream prints it.
 
 use vmm_tests::bench::Once;
+use vmm_tests::terminal::OnTerminal;
 use vmm_tests::{Bench, Guest, guests, on_each_vmm};
 
 on_each_vmm!(
@@ -9,6 +10,7 @@ on_each_vmm!(
     the_machine,
     statistics,
     all_of_it,
+    what_a_checkpoint_took_is_told_on_a_terminal,
 );
 
 fn running(bench: &Bench) -> Guest {
@@ -172,4 +174,25 @@ fn usage() {
             "{line:?} is not in\n{usage}"
         );
     }
+}
+
+/// One line for a person, and nothing for a program.
+fn what_a_checkpoint_took_is_told_on_a_terminal(bench: &Bench) {
+    let _guest = running(bench);
+    let mut shown = OnTerminal::start(bench.bhyvectl(&["--vm=vm", "--checkpoint=state"]));
+    shown.expect(" ms\r\n");
+    assert!(shown.wait().success());
+    let text = String::from_utf8_lossy(shown.text()).into_owned();
+    // The progress bar has been there and is gone.
+    let line = &text.trim_end()[text.rfind("state: ").unwrap()..];
+    let (size, stood) = line
+        .split_once(" on disk, the guest stood still for ")
+        .unwrap();
+    assert!(
+        size.starts_with("state: ") && size.ends_with("KiB"),
+        "{line}"
+    );
+    let stood: u64 = stood.strip_suffix(" ms").unwrap().parse().unwrap();
+    assert!(stood < 60_000, "{line}");
+    assert_eq!(ctl(bench, &["--checkpoint=state"]), "");
 }

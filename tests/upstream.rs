@@ -221,7 +221,7 @@ fn a_process_that_dies_has_written_nothing() {
         let upstream = Upstream::start(&bench, Fate::Dies);
         failed(
             &ctl(&bench, option),
-            "bhyvectl: state was not written: the VM's bhyve does not answer, and state.meta was not written\n",
+            "bhyvectl: state was not written: the VM's bhyve has ended, and state.meta was not written\n",
         );
         upstream.thread.join().expect("all went well");
     }
@@ -234,7 +234,7 @@ fn a_process_that_does_nothing_is_not_waited_for_without_end() {
     let started = Instant::now();
     failed(
         &ctl(&bench, "--suspend=state"),
-        "bhyvectl: state was not written: the VM's bhyve does not answer, and state was not written\n",
+        "bhyvectl: state was not written: the VM's bhyve has ended, and state was not written\n",
     );
     assert!(started.elapsed() < Duration::from_secs(30));
 }

@@ -3,14 +3,15 @@
 use std::cell::OnceCell;
 use std::io::IsTerminal;
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::Context;
-use indicatif::{ProgressBar, ProgressStyle};
+use anyhow::{Context, anyhow};
+use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use vmmapi::abi::VM_SYSMEM;
-use vmmapi::checkpoint::{Checkpoint, Directory, Disk, Meta};
-use vmmapi::control::{ControlClient, Outcome, client_rundir};
+use vmmapi::checkpoint::{Checkpoint, Directory, Disk, Meta, Storage};
+use vmmapi::control::{ControlClient, ControlError, Outcome, client_rundir};
 use vmmapi::{Errno, Vm};
 
 use crate::opts::Arguments;
@@ -34,13 +35,39 @@ fn request(target: &Target, path: &str, suspend: bool) -> anyhow::Result<()> {
         let there = target.vm.get_topology().map_err(|error| error.errno.0);
         matches!(there, Err(libc::ENXIO | libc::ENOENT | libc::ECONNREFUSED))
     };
+    // A VM of the kernel's outlives its bhyve.
+    let has_ended = || {
+        let connected = ControlClient::connect(&rundir, target.vm.name());
+        let errno = connected.err().map(|error| error.errno().0);
+        matches!(errno, Some(libc::ENOENT | libc::ECONNREFUSED))
+    };
     let client = ControlClient::connect(&rundir, target.vm.name())?;
     let vm = Known {
         is_gone: &is_gone,
+        has_ended: &has_ended,
         memory: &|| memory(&target.vm).unwrap_or_default(),
         patience: upstream::PATIENCE,
     };
-    ask(client, directory, &base, suspend, &vm).with_context(|| format!("{path} was not written"))
+    let stood = ask(client, directory, &base, suspend, &vm, path)?;
+    if std::io::stdout().is_terminal() {
+        println!("{}", written(path, stood));
+    }
+    Ok(())
+}
+
+/// What to say of a checkpoint that was written: how much room it takes, and how long the guest stood still for it.
+fn written(path: &str, stood: Option<Duration>) -> String {
+    let size = |suffix: &str| std::fs::metadata(format!("{path}{suffix}"));
+    let sizes = ["", ".kern", ".dev", ".meta"].map(|suffix| size(suffix).ok());
+    let room: u64 = sizes.iter().flatten().map(|data| data.blocks() * 512).sum();
+    let mut line = format!("{path}: {} on disk", HumanBytes(room));
+    if let Some(stood) = stood {
+        line.push_str(&format!(
+            ", the guest stood still for {} ms",
+            stood.as_millis()
+        ));
+    }
+    line
 }
 
 /// How much memory a VM has, in bytes.
@@ -63,21 +90,28 @@ fn memory(vm: &Vm) -> Result<u64, vmmapi::Error> {
 /// What can be known of a VM whose bhyve does not answer.
 struct Known<'a> {
     is_gone: &'a dyn Fn() -> bool,
+    /// Whether its bhyve is. To find out takes a connection.
+    has_ended: &'a dyn Fn() -> bool,
     /// How much memory it has, in bytes; 0 if even that is not known.
     memory: &'a dyn Fn() -> u64,
     /// How long it may do nothing that can be seen.
     patience: Duration,
 }
 
-/// Asks one that answers, or, as upstream's bhyve, does not.
+/// Asks one that answers, or, as upstream's bhyve, does not; how long the guest stood still, if that is told.
+///
+/// An answer that does not come says nothing about the files, so they are looked at before anything is said.
 fn ask(
     mut client: ControlClient,
     directory: Directory,
     base: &str,
     suspend: bool,
     vm: &Known<'_>,
-) -> anyhow::Result<()> {
+    path: &str,
+) -> anyhow::Result<Option<Duration>> {
     let fd = directory.into_fd();
+    let directory = Directory::from_fd(fd.try_clone()?);
+    let before = Checkpoint::described_by(&directory, base);
     let mut files = Files::watch(Directory::from_fd(fd.try_clone()?), base, vm.patience);
     let bar = Bar::default();
     let memory = OnceCell::new();
@@ -86,27 +120,57 @@ fn ask(
             bar.show("memory", written, *memory.get_or_init(vm.memory));
         }
     };
+    let mut answers = false;
     let outcome = client.checkpoint(
         fd.as_fd(),
         base,
         suspend,
-        &mut |p| bar.show(&p.phase, p.done, p.total),
+        &mut |p| {
+            answers = true;
+            bar.show(&p.phase, p.done, p.total);
+        },
         &mut || {
             let settled = files.are_settled();
             show_written(files.written());
             settled
         },
     );
+    let is_there = || {
+        Checkpoint::described_by(&directory, base) != before
+            && Checkpoint::open_in(&directory, base).is_ok()
+    };
+    let wait_for_end = |is_gone: &dyn Fn() -> bool| {
+        if suspend {
+            upstream::wait_for_end(is_gone)
+        } else {
+            Ok(())
+        }
+    };
+    let not_written = || format!("{path} was not written");
     let result = match outcome {
-        Ok(Outcome::Done) => Ok(()),
-        Ok(Outcome::Unconfirmed) => files.wait(show_written).and_then(|()| {
-            if suspend {
-                upstream::wait_for_end(vm.is_gone)
-            } else {
-                Ok(())
-            }
-        }),
-        Err(error) => Err(error.into()),
+        Ok(Outcome::Done { stood }) => Ok(stood),
+        Err(error @ ControlError::Refused { .. }) if is_there() => {
+            Err(anyhow::Error::from(error).context(format!("{path} was written, but")))
+        }
+        Err(error @ ControlError::Refused { .. }) => {
+            Err(anyhow::Error::from(error).context(not_written()))
+        }
+        // One of ours has ended, or been killed, after it had begun.
+        Ok(Outcome::Unconfirmed) | Err(_) if answers && is_there() => directory
+            .sync()
+            .context("sync the directory")
+            .and_then(|()| wait_for_end(&|| (vm.is_gone)() || (vm.has_ended)()))
+            .map(|()| None)
+            .with_context(|| format!("{path} was written, but")),
+        Ok(Outcome::Unconfirmed) if answers && (vm.has_ended)() => {
+            Err(anyhow!("the VM's bhyve has ended before it was done").context(not_written()))
+        }
+        Ok(Outcome::Unconfirmed) => files
+            .wait(show_written, vm.has_ended)
+            .with_context(not_written)
+            .and_then(|()| wait_for_end(vm.is_gone))
+            .map(|()| None),
+        Err(error) => Err(anyhow::Error::from(error).context(not_written())),
     };
     bar.end();
     result

@@ -116,7 +116,7 @@ impl Files {
     }
 
     /// Waits for them after the peer has hung up, and brings them to stable storage, which the peer does not.
-    pub fn wait(&mut self, show: impl Fn(u64)) -> anyhow::Result<()> {
+    pub fn wait(&mut self, show: impl Fn(u64), has_ended: &dyn Fn() -> bool) -> anyhow::Result<()> {
         loop {
             self.look();
             show(self.written());
@@ -124,7 +124,12 @@ impl Files {
                 break;
             };
             if self.changed.elapsed() >= SILENCE {
-                bail!("the VM's bhyve does not answer, and {missing}");
+                let state = if has_ended() {
+                    "has ended"
+                } else {
+                    "does not answer"
+                };
+                bail!("the VM's bhyve {state}, and {missing}");
             }
             std::thread::sleep(TICK);
         }

@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use nix::fcntl::AtFlags;
-use nix::sys::stat::fstatat;
+use nix::sys::stat::{FchmodatFlags, Mode, fchmodat, fstatat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use crate::sandbox::{self, Purpose};
@@ -37,6 +37,14 @@ impl SocketName {
             name: path.file_name().unwrap_or_default().to_owned(),
             identity: (metadata.dev(), metadata.ino()),
         })
+    }
+
+    /// Only the owner of this process may connect. A link that another user has put there meanwhile is not followed.
+    pub fn keep_others_out(&self) -> io::Result<()> {
+        let owner = Mode::S_IRUSR | Mode::S_IWUSR;
+        let name = self.name.as_os_str();
+        fchmodat(&self.directory, name, owner, FchmodatFlags::NoFollowSymlink)?;
+        Ok(())
     }
 
     /// Removes the name if it is still that socket's. Removing it again does nothing.

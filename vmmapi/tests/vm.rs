@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use vmmapi::abi::*;
 use vmmapi::backend::standin::Release;
 use vmmapi::backend::{Backend, Kind};
-use vmmapi::control::{CheckpointRequest, ControlHandler, ControlServer, Failure, Progress};
+use vmmapi::control::{
+    CheckpointRequest, ControlHandler, ControlServer, Failure, Progress, Written,
+};
 use vmmapi::{Choice, CpuSet, CreateOptions, Errno, OpenOptions, Vm};
 
 const LOCAL: [Choice; 4] = [
@@ -364,7 +366,7 @@ impl ControlHandler for Owner {
         &self,
         _request: CheckpointRequest,
         _progress: &mut dyn FnMut(Progress),
-    ) -> Result<(), Failure> {
+    ) -> Result<Written, Failure> {
         Err(Errno::EINVAL.into())
     }
 

@@ -12,7 +12,7 @@ use vmmapi::abi::soft;
 use vmmapi::backend::Backend;
 use vmmapi::checkpoint::Directory;
 use vmmapi::control::{
-    CheckpointRequest, ControlHandler, ControlServer, Failure, Progress, server_rundir,
+    CheckpointRequest, ControlHandler, ControlServer, Failure, Progress, Written, server_rundir,
 };
 use vmmapi::{Errno, Error};
 
@@ -54,7 +54,7 @@ fn arm(machine: &Arc<Machine>) -> Result<(), MachineError> {
             .map_err(SnapshotError::from)
             .and_then(|rest| take_at_rest(rest, &storage, &base, Afterwards::End, &|_| ()));
         stopped.vcpus().end(match result {
-            Ok(()) => End::Checkpointed,
+            Ok(_) => End::Checkpointed,
             Err(error) => End::Failed(format!("{}: {error}", file.display())),
         });
     });
@@ -71,7 +71,7 @@ impl ControlHandler for Control {
         &self,
         request: CheckpointRequest,
         progress: &mut dyn FnMut(Progress),
-    ) -> Result<(), Failure> {
+    ) -> Result<Written, Failure> {
         let CheckpointRequest {
             filename,
             suspend,
@@ -119,13 +119,14 @@ impl ControlHandler for Control {
             }
             writer.join().expect("a panic ends the process")
         });
-        result.map_err(|error| match error {
+        let stood = result.map_err(|error| match error {
             SnapshotError::NoKernelSupport => {
                 Failure::new(Errno(libc::EOPNOTSUPP), error.to_string())
             }
             SnapshotError::Rest(RestError::Busy) => Failure::new(Errno::EBUSY, error.to_string()),
             _ => Failure::new(Errno(libc::EIO), error.to_string()),
-        })
+        })?;
+        Ok(Written { stood })
     }
 
     fn checkpoint_answered(&self, suspend: bool) {

@@ -237,7 +237,7 @@ impl ControlHandler for Handler {
         &self,
         request: CheckpointRequest,
         progress: &mut dyn FnMut(socket::Progress),
-    ) -> Result<(), Failure> {
+    ) -> Result<socket::Written, Failure> {
         let CheckpointRequest {
             filename,
             suspend,
@@ -252,7 +252,9 @@ impl ControlHandler for Handler {
         // Anything but a directory is refused by the files' writer.
         drop(Writer::begin(&Directory::from_fd(dir), "refused", &[]));
         if suspend {
-            Ok(())
+            Ok(socket::Written {
+                stood: std::time::Duration::ZERO,
+            })
         } else {
             Err(Failure::new(vmmapi::Errno::EBUSY, "busy"))
         }

@@ -23,7 +23,7 @@ use guest::{GuestError, Processors};
 use image::VmImage;
 pub use items::check_support;
 use items::{Item, ItemError, items};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use vmmapi::abi::soft;
 use vmmapi::checkpoint::{
     self, Basic, CpuContract, DEVICE_IDENTITY, Description, FileId, Progress, Storage, Writer,
@@ -106,14 +106,14 @@ pub enum Afterwards {
     End,
 }
 
-/// Takes a checkpoint of a machine that runs. After an error the guest goes on.
+/// Takes a checkpoint of a machine that runs; how long the guest stood still for it. After an error the guest goes on.
 pub fn take(
     machine: &Machine,
     storage: &dyn Storage,
     base: &str,
     afterwards: Afterwards,
     progress: &(dyn Fn(Progress) + Sync),
-) -> Result<(), SnapshotError> {
+) -> Result<Duration, SnapshotError> {
     // Whatever cannot be saved is found out while the guest still runs.
     items::check_support(machine.vm())?;
     disks(machine, afterwards)?;
@@ -122,20 +122,21 @@ pub fn take(
     take_at_rest(rest, storage, base, afterwards, progress)
 }
 
-/// Takes a checkpoint of a machine that rests.
+/// Takes a checkpoint of a machine that rests; for how long it rested.
 pub fn take_at_rest(
     rest: Rest<'_>,
     storage: &dyn Storage,
     base: &str,
     afterwards: Afterwards,
     progress: &(dyn Fn(Progress) + Sync),
-) -> Result<(), SnapshotError> {
+) -> Result<Duration, SnapshotError> {
     write(&rest, storage, base, afterwards, progress)?;
+    let begun = rest.since();
     match afterwards {
         Afterwards::Resume => drop(rest),
         Afterwards::End => rest.end(),
     }
-    Ok(())
+    Ok(begun.elapsed())
 }
 
 /// Writes down a machine that does not move.

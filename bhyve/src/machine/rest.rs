@@ -2,7 +2,7 @@
 
 use super::vcpu::{Hold, RestError};
 use super::{End, Machine};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long processors and devices may take to come to rest. Disks can be slow.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -11,6 +11,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// flight. There is one at a time. Dropping it lets devices and processors go on, whatever has happened meanwhile.
 pub struct Rest<'a> {
     machine: &'a Machine,
+    since: Instant,
     ends: bool,
 }
 
@@ -19,14 +20,18 @@ impl Machine {
     /// the machine goes on.
     pub fn rest(&self, hold: Hold) -> Result<Rest<'_>, RestError> {
         log::debug!("holding the processors");
+        let since = Instant::now();
         self.vcpus.hold(hold, PATIENCE)?;
-        self.rest_devices()
+        let mut rest = self.rest_devices()?;
+        rest.since = since;
+        Ok(rest)
     }
 
     /// As [`Machine::rest`], where the processors rest already: before the guest is started, or because the vmm has stopped them.
     pub fn rest_devices(&self) -> Result<Rest<'_>, RestError> {
         let rest = Rest {
             machine: self,
+            since: Instant::now(),
             ends: false,
         };
         self.devices.pause(PATIENCE)?;
@@ -38,6 +43,11 @@ impl Rest<'_> {
     /// The machine.
     pub fn machine(&self) -> &Machine {
         self.machine
+    }
+
+    /// When the first processor was told to rest.
+    pub fn since(&self) -> Instant {
+        self.since
     }
 
     /// The machine stays as it is, to be taken apart.

@@ -106,7 +106,7 @@ pub enum RestError {
     #[error("the guest has stopped running")]
     Ended,
     /// Another checkpoint is being taken.
-    #[error("another checkpoint is being taken")]
+    #[error("another checkpoint of the virtual machine is being taken")]
     Busy,
     /// The guest has not been started.
     #[error("the guest has not started: it waits for a viewer")]

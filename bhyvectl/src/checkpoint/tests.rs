@@ -6,6 +6,14 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
+use std::sync::Arc;
+
+use vmmapi::backend::Backend;
+use vmmapi::checkpoint::{Basic, Clock, CpuContract, Description, MemoryImage, Writer};
+use vmmapi::control::{
+    CheckpointRequest, ControlHandler, ControlServer, Failure, Progress, Written,
+};
+
 use super::*;
 
 const META: &str = r#"{"basic metadata": {"ncpus": 1, "vmname": "vm", "memsize": 8192, "memflags": 0},
@@ -41,10 +49,11 @@ fn asked(
         let (directory, base) = Directory::of(&dir.path().join("p")).unwrap();
         let vm = Known {
             is_gone: &|| gone.load(Ordering::SeqCst),
+            has_ended: &|| false,
             memory: &|| 8192,
             patience: Duration::from_secs(2),
         };
-        let result = ask(client, directory, &base, suspend, &vm);
+        let result = ask(client, directory, &base, suspend, &vm, "p").map(drop);
         (result, gone.load(Ordering::SeqCst))
     })
 }
@@ -84,10 +93,10 @@ fn a_peer_that_stays_silent_and_writes_nothing_is_not_waited_for_without_end() {
     let silent = |_: &Path, stream: UnixStream| {
         let _ = (&stream).read_to_end(&mut Vec::new());
     };
-    let error = asked(false, |_| (), silent).0.unwrap_err().to_string();
+    let error = format!("{:#}", asked(false, |_| (), silent).0.unwrap_err());
     assert_eq!(
         error,
-        "the VM's bhyve does not answer, and p was not written"
+        "p was not written: the VM's bhyve does not answer, and p was not written"
     );
 }
 
@@ -99,10 +108,153 @@ fn files_that_are_missing_too_short_or_old_are_a_failure() {
                 write(dir, kern);
             }
         };
-        let error = asked(false, before, work).0.unwrap_err().to_string();
+        let error = asked(false, before, work).0.unwrap_err();
+        let error = format!("{error:#}");
         assert!(error.ends_with(why), "{error}");
     };
     fails(&|_| (), None, "p was not written");
     fails(&|_| (), Some(299), "p.kern has 299 bytes, not 300");
     fails(&|dir| write(dir, 300), None, "p was not written");
+}
+
+/// What a bhyve of ours does with a request before its connection ends.
+#[derive(Clone, Copy)]
+enum Fate {
+    /// It is gone before anything is written.
+    Dies,
+    /// It is gone when the checkpoint is whole.
+    DiesAfterwards,
+    /// The checkpoint is whole, and something has failed.
+    Fails,
+    /// The checkpoint is refused.
+    Refuses,
+}
+
+struct Ours(Fate);
+
+/// One page of guest memory.
+struct Page;
+
+impl MemoryImage for Page {
+    fn regions(&self) -> Vec<(u64, u64)> {
+        vec![(0, 4096)]
+    }
+
+    fn next_data(&self, gpa: u64, end: u64) -> Option<(u64, u64)> {
+        (gpa < end).then_some((gpa, end))
+    }
+
+    fn read(&self, _gpa: u64, bytes: &mut [u8]) -> std::io::Result<()> {
+        bytes.fill(1);
+        Ok(())
+    }
+
+    fn write(&self, _gpa: u64, _bytes: &[u8]) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+fn write_ours(directory: &Directory) {
+    let mut writer = Writer::begin(directory, "p", &[]).unwrap();
+    writer.memory(&Page, &|_| ()).unwrap();
+    let text = String::new;
+    let description = Description {
+        basic: Basic {
+            ncpus: 1,
+            vmname: "vm".into(),
+            memsize: 4096,
+            memflags: 0,
+        },
+        config: Vec::new(),
+        cpu: CpuContract {
+            vmm: "soft".into(),
+            vendor: text(),
+            layout: text(),
+            tsc_hz: 0,
+            cpuid: Vec::new(),
+        },
+        clock: Clock {
+            mode: "host".into(),
+            instructions: 0,
+            stopped_at: 0,
+            policy: text(),
+        },
+        disks: Vec::new(),
+    };
+    writer.commit(description).unwrap();
+}
+
+impl ControlHandler for Ours {
+    fn checkpoint(
+        &self,
+        request: CheckpointRequest,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Written, Failure> {
+        progress(Progress {
+            done: 0,
+            total: 0,
+            phase: "pausing".into(),
+        });
+        let failed = Failure::new(Errno::EIO, "something has failed");
+        match self.0 {
+            // The connection ends with its thread.
+            Fate::Dies => panic!("this is how it dies here"),
+            Fate::Refuses => Err(failed),
+            Fate::DiesAfterwards => {
+                write_ours(&Directory::from_fd(request.dir));
+                panic!("this is how it dies here")
+            }
+            Fate::Fails => {
+                write_ours(&Directory::from_fd(request.dir));
+                Err(failed)
+            }
+        }
+    }
+
+    fn checkpoint_answered(&self, _suspend: bool) {}
+
+    fn remote_backend(&self) -> Option<Arc<dyn Backend>> {
+        None
+    }
+}
+
+/// The files tell what has become of a checkpoint whose answer does not.
+#[test]
+fn nothing_is_said_before_the_files_are_looked_at() {
+    for older in [false, true] {
+        for (fate, why) in [
+            (
+                Fate::Dies,
+                Some("p was not written: the VM's bhyve has ended before it was done"),
+            ),
+            (Fate::DiesAfterwards, None),
+            (
+                Fate::Fails,
+                Some("p was written, but: something has failed"),
+            ),
+            (
+                Fate::Refuses,
+                Some("p was not written: something has failed"),
+            ),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            let (directory, base) = Directory::of(&dir.path().join("p")).unwrap();
+            if older {
+                // It has the same state.
+                write_ours(&directory);
+            }
+            let server = ControlServer::start(dir.path(), "vm", Arc::new(Ours(fate))).unwrap();
+            let client = ControlClient::connect(dir.path(), "vm").unwrap();
+            let vm = Known {
+                is_gone: &|| true,
+                has_ended: &|| true,
+                memory: &|| 4096,
+                patience: Duration::from_secs(2),
+            };
+            let result = ask(client, directory, &base, true, &vm, "p");
+            let said = result.err().map(|error| format!("{error:#}"));
+            assert_eq!(said.as_deref(), why, "older: {older}");
+            drop(server);
+        }
+    }
 }

@@ -13,8 +13,8 @@ use nix::unistd::Whence;
 use super::meta::{EXTENT_SIZE, MAX_META_SIZE, Meta, Record, crc_text};
 use super::writer::in_parallel;
 use super::{
-    Directory, Error, IMAGE, MemoryImage, Names, PAGE, Progress, Role, Storage, io_error, mark,
-    ours,
+    Directory, Error, FileId, IMAGE, MemoryImage, Names, PAGE, Progress, Role, Storage, io_error,
+    mark, ours,
 };
 
 /// What error texts call the file of the vmm's items.
@@ -93,6 +93,16 @@ impl Checkpoint {
             memory_name,
             resumed,
         })
+    }
+
+    /// Which file describes the checkpoint named `base` at present; none if there is none. A new checkpoint has another one.
+    pub fn described_by(storage: &dyn Storage, base: &str) -> Option<FileId> {
+        let names = Names::new(base).ok()?;
+        let name = match is_committing(storage, &names) {
+            Ok(true) => names.commit(),
+            _ => names.of(Role::Meta),
+        };
+        storage.look(&name).ok()?.map(|entry| entry.id)
     }
 
     /// Whether a guest has gone on from here with a disk that is a device ([`super::mark_resumed`]).

@@ -26,7 +26,10 @@ const TICK_MS: u16 = 100;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
     /// The files are complete.
-    Done,
+    Done {
+        /// How long the guest stood still, if the peer tells.
+        stood: Option<Duration>,
+    },
     /// The peer closed the connection without an answer, as upstream's bhyve does, or the caller did not want to wait for
     /// one any more: nothing is known.
     Unconfirmed,
@@ -119,7 +122,8 @@ impl ControlClient {
             };
             answers = true;
             if let Some(error) = reply.number("error") {
-                return refusal(error, &reply).map_or(Ok(Outcome::Done), Err);
+                let stood = reply.number("stood_us").map(Duration::from_micros);
+                return refusal(error, &reply).map_or(Ok(Outcome::Done { stood }), Err);
             }
             match (
                 reply.number("done"),

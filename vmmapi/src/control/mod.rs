@@ -4,7 +4,8 @@
 //! directory's descriptor `fddir`. Upstream answers nothing and closes the connection; here every request is answered:
 //!
 //! - while a checkpoint is written, any number of lists with the numbers `done` and `total` and the string `phase`;
-//! - in the end one list with the number `error` (FreeBSD's errno, 0 for success) and the string `message`.
+//! - in the end one list with the number `error` (FreeBSD's errno, 0 for success) and the string `message`; after a checkpoint
+//!   also with the number `stood_us`, for how many microseconds the guest stood still.
 //!
 //! `ioctl` carries a request to a VM of the software vmm: the number `request`, the binary `arg` and one binary `bufN` for
 //! each pointer in it; the answer has them as they are after the request. `name` is answered with the string `name`, which the
@@ -18,6 +19,7 @@ mod wire;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ::vmm::Errno;
 
@@ -120,6 +122,13 @@ pub struct Progress {
     pub phase: String,
 }
 
+/// A checkpoint that was written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Written {
+    /// How long the guest stood still for it.
+    pub stood: Duration,
+}
+
 /// Why a request was refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
@@ -152,7 +161,7 @@ pub trait ControlHandler: Send + Sync {
         &self,
         request: CheckpointRequest,
         progress: &mut dyn FnMut(Progress),
-    ) -> Result<(), Failure>;
+    ) -> Result<Written, Failure>;
 
     /// A checkpoint succeeded and its client has the answer, or is gone. If it was a suspension, the process may end now.
     fn checkpoint_answered(&self, suspend: bool);

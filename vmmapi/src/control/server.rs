@@ -3,10 +3,10 @@
 //! Upstream serves one connection after the other and waits for each without end. Here every connection has its own
 //! thread, at most [`MAX_CLIENTS`] of them, and a request must arrive in time.
 
-use std::fs::{File, Permissions};
+use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,7 +19,9 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::wire::{recv_list, send_list};
-use super::{CheckpointRequest, ControlError, ControlHandler, Failure, Progress, socket_path};
+use super::{
+    CheckpointRequest, ControlError, ControlHandler, Failure, Progress, Written, socket_path,
+};
 use crate::backend::{Backend, pointers};
 use crate::errno::{from_io, from_nix, to_freebsd};
 use crate::local_socket::SocketName;
@@ -59,12 +61,13 @@ impl ControlServer {
             path: path.clone(),
             errno: from_io(error),
         };
-        std::fs::set_permissions(&path, Permissions::from_mode(0o600))
+        let socket = SocketName::of(&path).map_err(|error| system("stat", &error))?;
+        socket
+            .keep_others_out()
             .map_err(|error| system("chmod", &error))?;
         listener
             .set_nonblocking(true)
             .map_err(|error| system("fcntl", &error))?;
-        let socket = SocketName::of(&path).map_err(|error| system("stat", &error))?;
         sandbox::limit(&listener, Purpose::Listener)
             .map_err(|error| system("cap_rights_limit", &error))?;
         let vm = Arc::new(Served {
@@ -138,7 +141,14 @@ fn bind(rundir: &Path, path: &Path) -> Result<UnixListener, ControlError> {
                 std::fs::remove_file(path).map_err(|error| system("unlink", &error))?;
             }
             // Connected, or refused for lack of permission or of room in the queue: somebody listens.
-            _ => return Err(ControlError::InUse(path.to_owned())),
+            Ok(_) => return Err(ControlError::InUse(path.to_owned())),
+            Err(error)
+                if [io::ErrorKind::PermissionDenied, io::ErrorKind::WouldBlock]
+                    .contains(&error.kind()) =>
+            {
+                return Err(ControlError::InUse(path.to_owned()));
+            }
+            Err(error) => return Err(system("connect", &error)),
         },
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(system("stat", &error)),
@@ -314,7 +324,14 @@ fn serve_checkpoint(
     let outcome = handler.checkpoint(request, &mut report);
     let done = outcome.is_ok();
     let sent = if listening {
-        send_list(stream, &result(outcome))
+        let answer = match outcome {
+            Ok(Written { stood }) => {
+                let micros = u64::try_from(stood.as_micros()).unwrap_or(u64::MAX);
+                result(Ok(())).with("stood_us", Value::Number(micros))
+            }
+            Err(failure) => result(Err(failure)),
+        };
+        send_list(stream, &answer)
     } else {
         Err(io::ErrorKind::BrokenPipe.into())
     };

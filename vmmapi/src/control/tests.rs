@@ -22,6 +22,9 @@ use crate::nvlist::{NvList, Value};
 use crate::testing::Fake;
 use crate::vm::Vm;
 
+/// How long its guests stand still.
+const STOOD: Duration = Duration::from_micros(1_234_567);
+
 /// Writes a file for a checkpoint of any name but "full".
 struct Handler {
     backend: Option<Arc<Fake>>,
@@ -33,7 +36,7 @@ impl ControlHandler for Handler {
         &self,
         request: CheckpointRequest,
         progress: &mut dyn FnMut(Progress),
-    ) -> Result<(), Failure> {
+    ) -> Result<Written, Failure> {
         progress(Progress {
             done: 1,
             total: 2,
@@ -58,7 +61,7 @@ impl ControlHandler for Handler {
             total: 2,
             phase: "memory".into(),
         });
-        Ok(())
+        Ok(Written { stood: STOOD })
     }
 
     fn checkpoint_answered(&self, suspend: bool) {
@@ -112,7 +115,10 @@ fn a_checkpoint_is_written_reported_and_confirmed() {
     let dir = tempfile::tempdir().expect("a directory");
     let (server, handler) = serve(dir.path());
     let (outcome, seen) = checkpoint(dir.path(), "one", true);
-    assert_eq!(outcome.expect("an answer"), Outcome::Done);
+    assert_eq!(
+        outcome.expect("an answer"),
+        Outcome::Done { stood: Some(STOOD) }
+    );
     assert_eq!(
         seen.iter()
             .map(|progress| progress.done)
@@ -216,7 +222,7 @@ fn garbage_is_refused() {
         checkpoint(dir.path(), "one", false)
             .0
             .expect("still served"),
-        Outcome::Done
+        Outcome::Done { stood: Some(STOOD) }
     );
 }
 
@@ -230,7 +236,7 @@ fn silent_clients_do_not_block_others() {
     let start = Instant::now();
     assert_eq!(
         checkpoint(dir.path(), "one", false).0.expect("served"),
-        Outcome::Done
+        Outcome::Done { stood: Some(STOOD) }
     );
     assert!(start.elapsed() < Duration::from_secs(2));
 }

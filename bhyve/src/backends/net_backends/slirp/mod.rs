@@ -82,7 +82,12 @@ impl NetBackend for Slirp {
     }
 
     fn recv(&self, frame: &mut [u8]) -> io::Result<Option<usize>> {
-        self.pipe.recv(frame)
+        self.pipe.recv(frame).map_err(|error| match error.kind() {
+            ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset => {
+                io::Error::new(error.kind(), "slirp's helper process has ended")
+            }
+            _ => error,
+        })
     }
 }
 
