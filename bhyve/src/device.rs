@@ -85,16 +85,40 @@ pub enum StateError {
     Invalid(String),
 }
 
+/// A type that a device's state is saved as. Checkpoints outlive the program, so a change of the type is a new version, and the
+/// type reads every older version that a release has written.
+pub trait SavedLayout: Serialize + DeserializeOwned {
+    /// See [`SavedState::kind`].
+    const KIND: &'static str;
+    /// See [`SavedState::version`].
+    const VERSION: u32;
+
+    /// Reads the struct of an older version. A type keeps the struct of each older version that it can read, takes it with
+    /// [`read_exactly`] and makes itself of it. None does as long as no release has written another version.
+    fn upgrade(version: u32, _bytes: &[u8]) -> Result<Self, StateError> {
+        Err(StateError::Version {
+            known: Self::VERSION,
+            found: version,
+        })
+    }
+}
+
+/// Reads a struct of which all `bytes` are.
+pub fn read_exactly<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, StateError> {
+    let (state, rest) = postcard::take_from_bytes(bytes)?;
+    if rest.is_empty() {
+        Ok(state)
+    } else {
+        Err(StateError::Trailing(rest.len()))
+    }
+}
+
 impl SavedState {
     /// Writes down `state`.
-    pub fn encode<T: Serialize>(
-        kind: &'static str,
-        version: u32,
-        state: &T,
-    ) -> Result<Self, SaveError> {
+    pub fn encode<T: SavedLayout>(state: &T) -> Result<Self, SaveError> {
         Ok(Self {
-            kind,
-            version,
+            kind: T::KIND,
+            version: T::VERSION,
             bytes: postcard::to_stdvec(state)?,
         })
     }
@@ -116,29 +140,18 @@ impl From<SavedState> for SavedBytes {
 }
 
 impl SavedBytes {
-    /// Reads a struct of this kind and version. The fields are still to be checked by the device.
-    pub fn decode<T: DeserializeOwned>(
-        &self,
-        kind: &'static str,
-        version: u32,
-    ) -> Result<T, StateError> {
-        if self.kind != kind {
+    /// Reads a state of this kind, whichever of its versions it is. The fields are still to be checked by the device.
+    pub fn decode<T: SavedLayout>(&self) -> Result<T, StateError> {
+        if self.kind != T::KIND {
             return Err(StateError::Kind {
-                wanted: kind,
+                wanted: T::KIND,
                 found: self.kind.clone(),
             });
         }
-        if self.version != version {
-            return Err(StateError::Version {
-                known: version,
-                found: self.version,
-            });
-        }
-        let (state, rest) = postcard::take_from_bytes(&self.bytes)?;
-        if rest.is_empty() {
-            Ok(state)
+        if self.version == T::VERSION {
+            read_exactly(&self.bytes)
         } else {
-            Err(StateError::Trailing(rest.len()))
+            T::upgrade(self.version, &self.bytes)
         }
     }
 }
@@ -229,4 +242,66 @@ pub struct BuildCtx<'a> {
     pub clock: Clock,
     /// The VM's name.
     pub vm_name: &'a str,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde::Deserialize;
+
+    #[derive(Serialize, Deserialize)]
+    struct First {
+        level: u8,
+    }
+
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    struct Second {
+        level: u16,
+        masked: bool,
+    }
+
+    impl SavedLayout for Second {
+        const KIND: &'static str = "upgraded";
+        const VERSION: u32 = 2;
+
+        fn upgrade(version: u32, bytes: &[u8]) -> Result<Self, StateError> {
+            match version {
+                1 => {
+                    let First { level } = read_exactly(bytes)?;
+                    Ok(Self {
+                        level: level.into(),
+                        masked: false,
+                    })
+                }
+                found => Err(StateError::Version {
+                    known: Self::VERSION,
+                    found,
+                }),
+            }
+        }
+    }
+
+    fn saved(version: u32, bytes: &[u8]) -> SavedBytes {
+        SavedBytes {
+            kind: "upgraded".to_owned(),
+            version,
+            bytes: bytes.to_vec(),
+        }
+    }
+
+    #[test]
+    fn an_older_version_is_upgraded_and_a_newer_one_refused() {
+        let second = |level, masked| Second { level, masked };
+        assert_eq!(saved(1, &[7]).decode::<Second>().unwrap(), second(7, false));
+        assert_eq!(
+            saved(2, &[7, 1]).decode::<Second>().unwrap(),
+            second(7, true)
+        );
+        for version in [0, 3] {
+            let error = saved(version, &[7]).decode::<Second>().unwrap_err();
+            assert!(matches!(error, StateError::Version { known: 2, found } if found == version));
+        }
+        let error = saved(1, &[7, 1]).decode::<Second>().unwrap_err();
+        assert!(matches!(error, StateError::Trailing(1)), "{error}");
+    }
 }

@@ -14,6 +14,8 @@ mod firmware;
 pub mod fuzz;
 mod gdb;
 mod iov;
+#[cfg(test)]
+mod layouts;
 mod machine;
 mod mevent;
 mod process;

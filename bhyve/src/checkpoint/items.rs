@@ -4,8 +4,9 @@
 //! Who writes and reads the files sees names and bytes only, so that an item may come to be had in another way where the
 //! vmm does not give it.
 
-use super::SnapshotError;
 use super::guest::{GuestError, Part, Processors};
+use super::{STRUCT_VERSION, SnapshotError};
+use std::borrow::Cow;
 use vmmapi::Vm;
 use vmmapi::abi::{self, soft};
 use vmmapi::backend::Kind;
@@ -140,6 +141,16 @@ impl Item {
                 let saved = processors.save(part);
                 saved.map_err(|source| SnapshotError::Guest { name, source })
             }
+        }
+    }
+
+    /// Its bytes as the version that is written now has them, or nothing if `version` is not one that this program reads. All
+    /// items share one version, the only one so far. What the software vmm adds has a version inside as well, which the vmm itself
+    /// reads.
+    pub fn upgrade<'a>(&self, version: u32, bytes: &'a [u8]) -> Option<Cow<'a, [u8]>> {
+        match version {
+            STRUCT_VERSION => Some(Cow::Borrowed(bytes)),
+            _ => None,
         }
     }
 

@@ -30,7 +30,7 @@ use vmmapi::checkpoint::{
 };
 
 /// Version of the kernel's structs: FreeBSD 15's layouts.
-const STRUCT_VERSION: u32 = 1;
+pub(crate) const STRUCT_VERSION: u32 = 1;
 
 /// Why there is no checkpoint.
 #[derive(Debug, thiserror::Error)]

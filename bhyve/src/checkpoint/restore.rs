@@ -328,12 +328,12 @@ impl Restore {
                 .checkpoint
                 .kern(name)
                 .ok_or_else(|| RestoreError::Missing(name.to_owned()))?;
-            if record.version != STRUCT_VERSION {
-                return Err(RestoreError::StructVersion {
+            let bytes = item
+                .upgrade(record.version, bytes)
+                .ok_or(RestoreError::StructVersion {
                     name,
                     found: record.version,
-                });
-            }
+                })?;
             if let Some(found) = &record.way
                 && found != item.way()
             {
@@ -344,7 +344,7 @@ impl Restore {
                 });
             }
             let left = item
-                .restore(processors, bytes)
+                .restore(processors, &bytes)
                 .map_err(|source| RestoreError::Refused { name, source })?;
             if left != 0 {
                 return Err(RestoreError::Trailing { name, left });

@@ -8,7 +8,9 @@ use super::ps2kbd::{KbdState, Ps2Kbd};
 use super::ps2mouse::{MouseState, Ps2Mouse};
 use crate::backends::console::{Console, KeyEvent, Keyboard, PS2_PRIORITY, Pointer, PtrEvent};
 use crate::bus::inout::{Inout, PortHandler};
-use crate::device::{BuildError, Device, SaveError, SavedBytes, SavedState, StateError};
+use crate::device::{
+    BuildError, Device, SaveError, SavedBytes, SavedLayout, SavedState, StateError,
+};
 use crate::machine::irqchip::IrqChip;
 use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
@@ -35,7 +37,6 @@ const FIFO_SIZE: usize = 256;
 /// What precedes the code of a key that is let go, in set 2.
 const SET_2_RELEASE: u8 = 0xf0;
 const KIND: &str = "atkbdc";
-const VERSION: u32 = 2;
 
 /// A device's output.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -85,7 +86,7 @@ impl Fifo {
 
 /// Where the byte in the output buffer came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-enum Source {
+pub(crate) enum Source {
     /// The keyboard, or the controller itself.
     Keyboard,
     Mouse,
@@ -113,7 +114,7 @@ struct Controller {
 
 /// What a checkpoint keeps.
 #[derive(Debug, Serialize, Deserialize)]
-struct ControllerState {
+pub(crate) struct ControllerState {
     ram: [u8; RAM_SIZE],
     outport: u8,
     command: Option<u8>,
@@ -124,6 +125,11 @@ struct ControllerState {
     release: bool,
     kbd: KbdState,
     mouse: MouseState,
+}
+
+impl SavedLayout for ControllerState {
+    const KIND: &'static str = KIND;
+    const VERSION: u32 = 2;
 }
 
 /// The levels of the two interrupts.
@@ -366,7 +372,7 @@ impl Atkbdc {
     ) -> Result<Self, StateError> {
         let controller = match saved {
             // The interrupt controllers have states of their own.
-            Some(saved) => Controller::restore(saved.decode(KIND, VERSION)?)?,
+            Some(saved) => Controller::restore(saved.decode()?)?,
             None => Controller::new(),
         };
         Ok(Self {
@@ -476,10 +482,10 @@ impl Device for Atkbdc {
         true
     }
     fn save(&self) -> Result<SavedState, SaveError> {
-        SavedState::encode(KIND, VERSION, &self.controller().save())
+        SavedState::encode(&self.controller().save())
     }
     fn restore(&self, saved: &SavedBytes) -> Result<(), StateError> {
-        *self.controller() = Controller::restore(saved.decode(KIND, VERSION)?)?;
+        *self.controller() = Controller::restore(saved.decode()?)?;
         Ok(())
     }
     fn resume(&self) {}

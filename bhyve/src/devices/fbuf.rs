@@ -14,7 +14,9 @@ use crate::bus::pci::bar::BarType;
 use crate::bus::pci::func::{BarMemory, PciFunc, PciIds};
 use crate::bus::pci::{PciDevice, PciModel, parse_options};
 use crate::config::Node;
-use crate::device::{BuildCtx, BuildError, Device, SaveError, SavedBytes, SavedState, StateError};
+use crate::device::{
+    BuildCtx, BuildError, Device, SaveError, SavedBytes, SavedLayout, SavedState, StateError,
+};
 use crate::devices::vga::{Extent, Vga, VgaState, bios};
 use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
@@ -77,16 +79,18 @@ const REG_HEIGHT: usize = 6;
 const REG_DEPTH: usize = 8;
 const DEPTH: u16 = 32;
 
-const KIND: &str = "fbuf";
-const VERSION: u32 = 2;
-
 /// What a checkpoint keeps.
 #[derive(Serialize, Deserialize)]
-struct FbufState {
+pub(crate) struct FbufState {
     regs: Vec<u8>,
     /// Pages of the picture's memory by number, ascending; those that are missing are zero.
     pages: Vec<(u32, Vec<u8>)>,
     vga: Option<VgaState>,
+}
+
+impl SavedLayout for FbufState {
+    const KIND: &'static str = "fbuf";
+    const VERSION: u32 = 2;
 }
 
 fn parse(node: &Node, options: &str) -> Result<(), String> {
@@ -389,7 +393,7 @@ fn assemble(
 }
 
 fn restore(screen: &Screen, saved: &SavedBytes) -> Result<(), StateError> {
-    let FbufState { regs, pages, vga } = saved.decode(KIND, VERSION)?;
+    let FbufState { regs, pages, vga } = saved.decode()?;
     let regs = regs
         .try_into()
         .map_err(|_| StateError::Invalid("the registers have another size".to_owned()))?;
@@ -436,7 +440,7 @@ impl Device for Fbuf {
             pages: frame.pages()?,
             vga: vga.as_deref().map(Vga::save),
         };
-        SavedState::encode(KIND, VERSION, &state)
+        SavedState::encode(&state)
     }
     fn restore(&self, saved: &SavedBytes) -> Result<(), StateError> {
         restore(&self.screen, saved)

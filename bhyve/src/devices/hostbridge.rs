@@ -3,7 +3,10 @@
 use crate::bus::pci::func::{PciFunc, PciIds};
 use crate::bus::pci::{PciDevice, PciModel, parse_options};
 use crate::config::Node;
-use crate::device::{BuildCtx, BuildError, Device, SaveError, SavedBytes, SavedState, StateError};
+use crate::device::{
+    BuildCtx, BuildError, Device, SaveError, SavedBytes, SavedLayout, SavedState, StateError,
+};
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
 /// The bridge with upstream's invented numbers.
@@ -24,8 +27,15 @@ pub const AMD_HOSTBRIDGE: PciModel = PciModel {
 
 const CLASS_BRIDGE: u8 = 0x06;
 const SUBCLASS_HOST: u8 = 0x00;
-const KIND: &str = "hostbridge";
-const VERSION: u32 = 1;
+
+/// What a checkpoint keeps: a bridge has nothing of its own beyond its function.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct HostbridgeState;
+
+impl SavedLayout for HostbridgeState {
+    const KIND: &'static str = "hostbridge";
+    const VERSION: u32 = 1;
+}
 
 fn parse_plain(node: &Node, options: &str) -> Result<(), String> {
     parse_options(node, options).map_err(|error| error.to_string())
@@ -68,12 +78,11 @@ fn build(
         ..PciIds::default()
     });
     if let Some(saved) = saved {
-        saved.decode::<()>(KIND, VERSION)?;
+        saved.decode::<HostbridgeState>()?;
     }
     Ok(Arc::new(Hostbridge { func }))
 }
 
-// A bridge has nothing of its own beyond its function.
 impl Device for Hostbridge {
     fn name(&self) -> &str {
         self.func.name()
@@ -83,10 +92,10 @@ impl Device for Hostbridge {
         true
     }
     fn save(&self) -> Result<SavedState, SaveError> {
-        SavedState::encode(KIND, VERSION, &())
+        SavedState::encode(&HostbridgeState)
     }
     fn restore(&self, saved: &SavedBytes) -> Result<(), StateError> {
-        saved.decode(KIND, VERSION)
+        saved.decode().map(|HostbridgeState| ())
     }
     fn resume(&self) {}
     fn reset(&self) {}

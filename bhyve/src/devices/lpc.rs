@@ -7,7 +7,9 @@ use crate::bus::pci::func::{PciFunc, PciIds};
 use crate::bus::pci::irq::PciIrq;
 use crate::bus::pci::{PciDevice, PciModel};
 use crate::config::{Config, Node};
-use crate::device::{BuildCtx, BuildError, Device, SaveError, SavedBytes, SavedState, StateError};
+use crate::device::{
+    BuildCtx, BuildError, Device, SaveError, SavedBytes, SavedLayout, SavedState, StateError,
+};
 use crate::devices::uart::{IrqLine, UART_PORTS, Uart, UartState};
 use crate::machine::irqchip::IrqChip;
 use serde::{Deserialize, Serialize};
@@ -62,8 +64,6 @@ const VENDOR_INTEL: u16 = 0x8086;
 const DEVICE_PIIX3: u16 = 0x7000;
 /// PIRQA-D and PIRQE-H.
 const PIRQ_REGISTERS: [u16; 2] = [0x60, 0x68];
-const KIND: &str = "lpc";
-const VERSION: u32 = 1;
 
 /// What `-l help` prints.
 pub const LPC_DEVICES: [&str; 7] = [
@@ -204,8 +204,13 @@ impl PortHandler for ComPorts {
 
 /// What a checkpoint keeps. The PIRQ registers are the router's.
 #[derive(Debug, Serialize, Deserialize)]
-struct LpcState {
+pub(crate) struct LpcState {
     uarts: [UartState; COM_PORTS.len()],
+}
+
+impl SavedLayout for LpcState {
+    const KIND: &'static str = "lpc";
+    const VERSION: u32 = 1;
 }
 
 struct Lpc {
@@ -259,7 +264,7 @@ fn build(
         ..PciIds::default()
     });
 
-    let saved: Option<LpcState> = saved.map(|saved| saved.decode(KIND, VERSION)).transpose()?;
+    let saved: Option<LpcState> = saved.map(|saved| saved.decode()).transpose()?;
     let chip: Arc<dyn IrqChip> = Arc::new(ctx.vm.clone());
     let mut uarts = Vec::with_capacity(COM_PORTS.len());
     for (n, com) in COM_PORTS.iter().enumerate() {
@@ -328,10 +333,10 @@ impl Device for Lpc {
         let uarts = states
             .try_into()
             .map_err(|_| SaveError::Unsupported("the LPC bridge has lost a serial port".into()))?;
-        SavedState::encode(KIND, VERSION, &LpcState { uarts })
+        SavedState::encode(&LpcState { uarts })
     }
     fn restore(&self, saved: &SavedBytes) -> Result<(), StateError> {
-        let LpcState { uarts: states } = saved.decode(KIND, VERSION)?;
+        let LpcState { uarts: states } = saved.decode()?;
         self.uarts
             .iter()
             .zip(&states)

@@ -2,7 +2,9 @@
 //! (`usr.sbin/bhyve/amd64/pm.c`).
 
 use crate::bus::inout::{Inout, PortHandler};
-use crate::device::{BuildError, Device, SaveError, SavedBytes, SavedState, StateError};
+use crate::device::{
+    BuildError, Device, SaveError, SavedBytes, SavedLayout, SavedState, StateError,
+};
 use crate::machine::irqchip::IrqChip;
 use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
@@ -30,9 +32,6 @@ const ENABLE_WRITABLE: Pm1Events = Pm1Events::PWRBTN
 /// BM_RLD is kept and GBL_RLS is not; SLP_EN reads as zero; SCI_EN is the SMI command's.
 const CONTROL_STORED: Pm1Control = Pm1Control::SLP_TYP.union(Pm1Control::BM_RLD);
 
-const KIND: &str = "pm";
-const VERSION: u32 = 1;
-
 /// What the guest asks of the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PowerRequest {
@@ -53,12 +52,17 @@ struct Registers {
 
 /// What a checkpoint keeps.
 #[derive(Debug, Serialize, Deserialize)]
-struct PmState {
+pub(crate) struct PmState {
     status: u16,
     enable: u16,
     control: u16,
     reset: u8,
     system_control: u8,
+}
+
+impl SavedLayout for PmState {
+    const KIND: &'static str = "pm";
+    const VERSION: u32 = 1;
 }
 
 impl Registers {
@@ -247,7 +251,7 @@ fn restore(saved: &SavedBytes) -> Result<Registers, StateError> {
         control,
         reset,
         system_control,
-    } = saved.decode(KIND, VERSION)?;
+    } = saved.decode()?;
     let registers = Registers {
         status: Pm1Events::from_bits_retain(status),
         enable: Pm1Events::from_bits_retain(enable),
@@ -302,17 +306,13 @@ impl Device for Pm {
             reset,
             system_control,
         } = *self.registers();
-        SavedState::encode(
-            KIND,
-            VERSION,
-            &PmState {
-                status: status.bits(),
-                enable: enable.bits(),
-                control: control.bits(),
-                reset: reset.bits(),
-                system_control: system_control.bits(),
-            },
-        )
+        SavedState::encode(&PmState {
+            status: status.bits(),
+            enable: enable.bits(),
+            control: control.bits(),
+            reset: reset.bits(),
+            system_control: system_control.bits(),
+        })
     }
     fn restore(&self, saved: &SavedBytes) -> Result<(), StateError> {
         *self.registers() = restore(saved)?;
@@ -469,7 +469,7 @@ mod tests {
             reset: 0,
             system_control: 0,
         };
-        let bad = SavedBytes::from(SavedState::encode(KIND, VERSION, &bad).unwrap());
+        let bad = SavedBytes::from(SavedState::encode(&bad).unwrap());
         assert!(restore(&bad).is_err());
     }
 }

@@ -6,7 +6,7 @@
 //! the VM. Unlike upstream, which uses the debug set alone, a parked vCPU stays parked when a checkpoint lets the
 //! others go on.
 
-use crate::device::{Device, SaveError, SavedBytes, SavedState, StateError};
+use crate::device::{Device, SaveError, SavedBytes, SavedLayout, SavedState, StateError};
 use crate::mevent::Mevent;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
@@ -15,7 +15,6 @@ use std::time::{Duration, Instant};
 use vmmapi::Vm;
 
 const KIND: &str = "vcpus";
-const VERSION: u32 = 1;
 /// How often a parked vCPU, and who waits for all to rest, looks whether the VM has ended.
 const LOOK_IN: Duration = Duration::from_millis(10);
 
@@ -92,8 +91,13 @@ pub struct Vcpus {
 
 /// What the guest can see of the processors beyond the vmm's own state.
 #[derive(Debug, Serialize, Deserialize)]
-struct VcpusState {
+pub(crate) struct VcpusState {
     parked: Vec<bool>,
+}
+
+impl SavedLayout for VcpusState {
+    const KIND: &'static str = KIND;
+    const VERSION: u32 = 1;
 }
 
 /// Why the machine does not come to rest.
@@ -423,16 +427,12 @@ impl Device for Vcpus {
         true
     }
     fn save(&self) -> Result<SavedState, SaveError> {
-        SavedState::encode(
-            KIND,
-            VERSION,
-            &VcpusState {
-                parked: self.state().parked.clone(),
-            },
-        )
+        SavedState::encode(&VcpusState {
+            parked: self.state().parked.clone(),
+        })
     }
     fn restore(&self, saved: &SavedBytes) -> Result<(), StateError> {
-        let VcpusState { parked } = saved.decode(KIND, VERSION)?;
+        let VcpusState { parked } = saved.decode()?;
         let mut state = self.state();
         if parked.len() != state.parked.len() || parked.first() != Some(&false) {
             return Err(StateError::Invalid(
@@ -620,13 +620,9 @@ mod tests {
         let vcpus = |count| Vcpus::new(vm.clone(), Arc::new(Mevent::new().unwrap()), count);
         let saved = SavedBytes::from(vcpus(2).save().unwrap());
         assert!(vcpus(3).restore(&saved).is_err());
-        let stopped = SavedState::encode(
-            KIND,
-            VERSION,
-            &VcpusState {
-                parked: vec![true, true],
-            },
-        )
+        let stopped = SavedState::encode(&VcpusState {
+            parked: vec![true, true],
+        })
         .unwrap();
         assert!(vcpus(2).restore(&stopped.into()).is_err());
         assert!(vcpus(2).restore(&saved).is_ok());

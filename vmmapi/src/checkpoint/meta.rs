@@ -14,6 +14,8 @@ use super::{Error, Role};
 pub const FORMAT: &str = "bhyve-checkpoint";
 /// The newest format version that this code reads, and the one that it writes.
 pub const VERSION: u32 = 2;
+/// The oldest that it reads. Version 1 has no [`Record::way`].
+pub const OLDEST_VERSION: u32 = 1;
 /// No `P.meta` that the writer makes comes near this size; what is larger is refused unread.
 pub const MAX_META_SIZE: u64 = 8 << 20;
 /// Guest memory is checksummed in pieces of this many bytes.
@@ -248,6 +250,9 @@ impl Meta {
                 version,
                 newest: VERSION,
             });
+        }
+        if version < u64::from(OLDEST_VERSION) {
+            return Err(bad("there has never been such a version of its format"));
         }
         checksum(text).map_err(bad)?;
         let meta = Meta::from_tree(&tree)?;

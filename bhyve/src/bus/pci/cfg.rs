@@ -5,7 +5,10 @@ use super::windows::{ECAM_BASE, ECAM_SIZE};
 use super::{Bdf, PciBus};
 use crate::bus::inout::{Inout, PortHandler, all_ones};
 use crate::bus::mem::{Mmio, MmioHandler};
-use crate::device::{BuildError, Device, SaveError, SavedBytes, SavedState, StateError};
+use crate::device::{
+    BuildError, Device, SaveError, SavedBytes, SavedLayout, SavedState, StateError,
+};
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -15,7 +18,15 @@ const ENABLE: u32 = 1 << 31;
 /// Reserved bits read as zero.
 const ADDRESS_MASK: u32 = ENABLE | 0x00ff_fffc;
 const KIND: &str = "pci-config";
-const VERSION: u32 = 1;
+
+/// What a checkpoint keeps: the address register.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct ConfigState(u32);
+
+impl SavedLayout for ConfigState {
+    const KIND: &'static str = KIND;
+    const VERSION: u32 = 1;
+}
 
 /// The host bridge's side of the configuration space.
 pub struct PciConfigSpace {
@@ -154,10 +165,10 @@ impl Device for PciConfigSpace {
         true
     }
     fn save(&self) -> Result<SavedState, SaveError> {
-        SavedState::encode(KIND, VERSION, &self.address.load(Ordering::Acquire))
+        SavedState::encode(&ConfigState(self.address.load(Ordering::Acquire)))
     }
     fn restore(&self, saved: &SavedBytes) -> Result<(), StateError> {
-        let address = saved.decode::<u32>(KIND, VERSION)?;
+        let ConfigState(address) = saved.decode()?;
         self.address
             .store(address & ADDRESS_MASK, Ordering::Release);
         Ok(())

@@ -3,7 +3,7 @@
 
 use super::Bdf;
 use super::intx::{IntxRoute, IntxRouter};
-use crate::device::{Device, SaveError, SavedBytes, SavedState, StateError};
+use crate::device::{Device, SaveError, SavedBytes, SavedLayout, SavedState, StateError};
 use crate::machine::irqchip::IrqChip;
 use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
@@ -21,7 +21,6 @@ const FIRST_PCI_PIN: u8 = 16;
 const PCI_PINS: u8 = 8;
 const ISA_IRQS: u8 = 16;
 const KIND: &str = "pci-irq";
-const VERSION: u32 = 1;
 
 /// Timer, keyboard, cascade, clock and coprocessor cannot be had.
 fn permitted(irq: u8) -> bool {
@@ -57,13 +56,18 @@ struct Inner {
 
 /// What a checkpoint keeps: the rest follows from the configuration.
 #[derive(Debug, Serialize, Deserialize)]
-struct RouterState {
+pub(crate) struct RouterState {
     regs: [u8; PIRQS],
     active: [u32; PIRQS],
 }
 
+impl SavedLayout for RouterState {
+    const KIND: &'static str = KIND;
+    const VERSION: u32 = 1;
+}
+
 fn restore(saved: &SavedBytes) -> Result<[Pirq; PIRQS], StateError> {
-    let RouterState { regs, active } = saved.decode(KIND, VERSION)?;
+    let RouterState { regs, active } = saved.decode()?;
     let wrong = |reg: &&u8| **reg & !(PIRQ_DISABLED | PIRQ_IRQ) != 0;
     if let Some(reg) = regs.iter().find(wrong) {
         return Err(StateError::Invalid(format!(
@@ -245,7 +249,7 @@ impl Device for PciIrq {
             regs: pirqs.map(|Pirq { reg, active: _ }| reg),
             active: pirqs.map(|Pirq { reg: _, active }| active),
         };
-        SavedState::encode(KIND, VERSION, &state)
+        SavedState::encode(&state)
     }
     fn restore(&self, saved: &SavedBytes) -> Result<(), StateError> {
         self.inner().pirqs = restore(saved)?;
@@ -338,7 +342,7 @@ mod tests {
             regs: [0x40; PIRQS],
             active: [0; PIRQS],
         };
-        let bad = SavedBytes::from(SavedState::encode(KIND, VERSION, &bad).unwrap());
+        let bad = SavedBytes::from(SavedState::encode(&bad).unwrap());
         assert!(PciIrq::new(Arc::new(MockChip::default()), Some(&bad)).is_err());
     }
 }

@@ -7,9 +7,10 @@ use super::intx::{IntxRoute, IntxRouter, MsiSink};
 use super::{Bdf, PciDevice};
 use crate::bus::inout::Inout;
 use crate::bus::mem::Mmio;
-use crate::device::{Device, SaveError, SavedBytes, SavedState, StateError};
+use crate::device::{Device, SaveError, SavedBytes, SavedLayout, SavedState, StateError};
 use parking_lot::Mutex;
 use proptest::prelude::*;
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 
@@ -56,6 +57,14 @@ impl MsiSink for Wires {
 /// Answers with where it was asked.
 struct Echo;
 
+#[derive(Serialize, Deserialize)]
+struct EchoState;
+
+impl SavedLayout for EchoState {
+    const KIND: &'static str = "echo";
+    const VERSION: u32 = 1;
+}
+
 impl Device for Echo {
     fn name(&self) -> &str {
         "echo"
@@ -65,10 +74,10 @@ impl Device for Echo {
         true
     }
     fn save(&self) -> Result<SavedState, SaveError> {
-        SavedState::encode("echo", 1, &())
+        SavedState::encode(&EchoState)
     }
     fn restore(&self, saved: &SavedBytes) -> Result<(), StateError> {
-        saved.decode("echo", 1)
+        saved.decode().map(|EchoState| ())
     }
     fn resume(&self) {}
     fn reset(&self) {}

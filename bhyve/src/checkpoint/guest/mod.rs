@@ -73,11 +73,11 @@ pub enum GuestError {
 
 /// The FPUs.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Fpus(Vec<Option<Unit>>);
+pub(crate) struct Fpus(Vec<Option<Unit>>);
 
 /// What waits for the processors.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Events(Vec<Option<Event>>);
+pub(crate) struct Events(Vec<Option<Event>>);
 
 /// What waits for a processor, beside what `vm` has, and the control registers as the guest sees them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -6,7 +6,7 @@
 
 use super::port::{Port, Token};
 use super::regs::*;
-use super::state::{AhciState, KIND, VERSION};
+use super::state::AhciState;
 use crate::backends::block_if::{BlockIf, Completion, DiskIdentity, Queue, Request};
 use crate::bus::mem::all_ones;
 use crate::bus::pci::PciDevice;
@@ -377,11 +377,11 @@ impl Device for Ahci {
             .collect::<Result<_, _>>()
             .map_err(unsaved)?;
         let state = AhciState::save(&self.hba.lock(), identities);
-        SavedState::encode(KIND, VERSION, &state)
+        SavedState::encode(&state)
     }
 
     fn restore(&self, saved: &SavedBytes) -> Result<(), StateError> {
-        let state: AhciState = saved.decode(KIND, VERSION)?;
+        let state: AhciState = saved.decode()?;
         let now: Vec<_> = self
             .identities()
             .map(Option::transpose)

@@ -8,12 +8,12 @@ mod ata;
 mod atapi;
 mod command;
 mod controller;
-mod drive;
+pub(crate) mod drive;
 mod fis;
 mod identify;
 mod port;
 mod regs;
-mod state;
+pub(crate) mod state;
 
 use crate::backends::block_if::{self, BlockIf, Options};
 use crate::bus::pci::bar::BarType;

@@ -5,13 +5,8 @@ use super::drive::{Drive, ERROR_LOG, Face, Sense, Settings};
 use super::port::{Parts, Port, Registers};
 use super::regs::*;
 use crate::backends::block_if::DiskIdentity;
-use crate::device::StateError;
+use crate::device::{SavedLayout, StateError};
 use serde::{Deserialize, Serialize};
-
-/// Names the state.
-pub const KIND: &str = "ahci";
-/// Grows with every incompatible change.
-pub const VERSION: u32 = 1;
 
 /// The controller.
 #[derive(Debug, Serialize, Deserialize)]
@@ -19,6 +14,11 @@ pub struct AhciState {
     interrupts: bool,
     is: u32,
     ports: Vec<PortState>,
+}
+
+impl SavedLayout for AhciState {
+    const KIND: &'static str = "ahci";
+    const VERSION: u32 = 1;
 }
 
 #[derive(Debug, Serialize, Deserialize)]

@@ -29,7 +29,7 @@ const DATA_BITS: u8 = 16;
 
 /// What the chip makes of the next clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-enum Phase {
+pub(crate) enum Phase {
     /// Waits for the start bit.
     Idle,
     /// Takes in a command: the bits so far and their number.

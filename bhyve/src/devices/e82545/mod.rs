@@ -5,13 +5,13 @@
 //! As upstream's it has an interrupt pin and no messages, and nothing behind the BAR of its flash memory.
 
 mod checksum;
-mod eeprom;
+pub(crate) mod eeprom;
 mod intr;
 mod nic;
 mod phy;
 mod regs;
 mod rx;
-mod state;
+pub(crate) mod state;
 mod stats;
 mod tx;
 
@@ -56,8 +56,6 @@ const IO_LEN: u64 = 8;
 const IOADDR: u64 = 0;
 const IODATA: u64 = 4;
 
-const KIND: &str = "e1000";
-const VERSION: u32 = 1;
 /// Frames that are taken from the host before the event loop looks at its other sources.
 const RX_BATCH: usize = 256;
 
@@ -334,11 +332,11 @@ impl Device for E82545 {
             // The driver has not been told yet.
             state.forget_link();
         }
-        SavedState::encode(KIND, VERSION, &state)
+        SavedState::encode(&state)
     }
 
     fn restore(&self, saved: &SavedBytes) -> Result<(), StateError> {
-        let state: NicState = saved.decode(KIND, VERSION)?;
+        let state: NicState = saved.decode()?;
         let mut core = self.inner.core();
         core.link_changed = core.nic.restore(state, self.mac_configured)?;
         Ok(())

@@ -8,7 +8,7 @@ use super::phy::Phy;
 use super::regs::{CTRL_PHY_RST, CTRL_RST, Plain, RCTL_MASK, TCTL_MASK};
 use super::stats::Stats;
 use super::tx::{Context, Packet};
-use crate::device::StateError;
+use crate::device::{SavedLayout, StateError};
 use serde::{Deserialize, Serialize};
 
 /// The state. Times are what is left of them.
@@ -33,6 +33,11 @@ pub struct NicState {
     context: Context,
     packet: Packet,
     held: Option<Vec<u8>>,
+}
+
+impl SavedLayout for NicState {
+    const KIND: &'static str = "e1000";
+    const VERSION: u32 = 1;
 }
 
 impl NicState {

@@ -584,10 +584,8 @@ impl Bench {
 
     /// The same driver in another process, at another time of the host's clock.
     fn move_to_a_new_machine(&mut self) {
-        let saved = SavedState::encode("e1000", 1, &self.nic.save()).unwrap();
-        let state: NicState = crate::device::SavedBytes::from(saved)
-            .decode("e1000", 1)
-            .unwrap();
+        let saved = SavedState::encode(&self.nic.save()).unwrap();
+        let state: NicState = crate::device::SavedBytes::from(saved).decode().unwrap();
         let mut fresh = Nic::new([2, 0, 0, 0, 0, 1], true, true);
         fresh.now = self.nic.now / 3 + 12_345;
         assert!(

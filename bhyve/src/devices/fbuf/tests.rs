@@ -147,7 +147,7 @@ fn broken_states_are_refused() {
             pages,
             vga: None,
         };
-        let saved = SavedState::encode(KIND, VERSION, &state).unwrap();
+        let saved = SavedState::encode(&state).unwrap();
         assert!(device.restore(&saved.into()).is_err());
     }
 }

@@ -110,7 +110,7 @@ struct Batch {
     requests: Vec<Request<Token>>,
 }
 
-struct Block {
+pub(crate) struct Block {
     front: Arc<Front>,
     done: Arc<dyn Completion<Token>>,
     disk: BlockIf<Token>,

@@ -19,7 +19,9 @@ pub mod transport;
 pub(crate) mod testing;
 
 use crate::bus::pci::PciDevice;
-use crate::device::{BuildError, Device, SaveError, SavedBytes, SavedState, StateError};
+use crate::device::{
+    BuildError, Device, SaveError, SavedBytes, SavedLayout, SavedState, StateError,
+};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -31,7 +33,7 @@ pub trait VirtioDevice: Send + Sync + 'static {
     type State: Serialize + DeserializeOwned;
     /// Names the saved state.
     const KIND: &'static str;
-    /// Grows with every incompatible change of it.
+    /// Grows with every change of it.
     const VERSION: u32;
 
     /// The common part.
@@ -76,10 +78,17 @@ pub struct VirtioPci<D: VirtioDevice> {
     device: D,
 }
 
+/// What a checkpoint keeps of a device: what all have, and what only it has.
 #[derive(Serialize, Deserialize)]
-struct Record<S> {
+#[serde(bound = "")]
+pub(crate) struct Record<D: VirtioDevice> {
     transport: TransportState,
-    device: S,
+    device: D::State,
+}
+
+impl<D: VirtioDevice> SavedLayout for Record<D> {
+    const KIND: &'static str = D::KIND;
+    const VERSION: u32 = D::VERSION;
 }
 
 impl<D: VirtioDevice> VirtioPci<D> {
@@ -105,17 +114,17 @@ impl<D: VirtioDevice> Device for VirtioPci<D> {
         self.device.is_idle()
     }
     fn save(&self) -> Result<SavedState, SaveError> {
-        let record = Record {
+        let record = Record::<D> {
             device: self.device.save()?,
             transport: self.device.transport().save(),
         };
-        SavedState::encode(D::KIND, D::VERSION, &record)
+        SavedState::encode(&record)
     }
     fn restore(&self, saved: &SavedBytes) -> Result<(), StateError> {
-        let Record {
+        let Record::<D> {
             transport,
             device: state,
-        } = saved.decode::<Record<D::State>>(D::KIND, D::VERSION)?;
+        } = saved.decode()?;
         self.device.transport().restore(transport)?;
         self.device.stop();
         self.device.restore(state)

@@ -76,7 +76,7 @@ fn split_mix(state: &mut u64) -> u64 {
     z ^ z >> 31
 }
 
-struct Rnd {
+pub(crate) struct Rnd {
     transport: Transport,
     work: Mutex<Work>,
 }

@@ -9,8 +9,8 @@ mod event;
 mod port;
 mod regs;
 mod ring;
-mod slot;
-mod state;
+pub(crate) mod slot;
+pub(crate) mod state;
 mod transfer;
 mod trb;
 
@@ -51,9 +51,6 @@ const IDS: PciIds = PciIds {
 /// The serial bus's release number, 3.0, and behind it the length of a frame as it comes out of the factory.
 const SBRN: u16 = 0x60;
 const SBRN_VALUE: [u8; 2] = [0x30, 0x20];
-
-const KIND: &str = "xhci";
-const VERSION: u32 = 1;
 
 /// `device[=option]`, separated by commas: the devices, numbered from 1.
 fn parse(node: &Node, opts: &str) -> Result<(), String> {
@@ -191,11 +188,11 @@ impl Device for Xhci {
     }
 
     fn save(&self) -> Result<SavedState, SaveError> {
-        SavedState::encode(KIND, VERSION, &self.controller().save())
+        SavedState::encode(&self.controller().save())
     }
 
     fn restore(&self, saved: &SavedBytes) -> Result<(), StateError> {
-        let state: ControllerState = saved.decode(KIND, VERSION)?;
+        let state: ControllerState = saved.decode()?;
         self.controller().restore(state)
     }
 

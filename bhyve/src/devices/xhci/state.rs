@@ -10,7 +10,7 @@ use super::regs::{PORTS, SLOTS, cmd, erdp, iman, sts};
 use super::ring::Ring;
 use super::slot::{EP0, Slot, SlotState};
 use super::trb::Trb;
-use crate::device::StateError;
+use crate::device::{SavedLayout, StateError};
 use crate::devices::usb::DeviceState;
 use serde::{Deserialize, Serialize};
 
@@ -37,6 +37,11 @@ pub struct ControllerState {
     rung: Vec<(u8, u8)>,
     shelved: Option<Position>,
     microframe: u16,
+}
+
+impl SavedLayout for ControllerState {
+    const KIND: &'static str = "xhci";
+    const VERSION: u32 = 1;
 }
 
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -8,7 +8,7 @@
 mod build;
 mod decode;
 pub(super) mod space;
-mod state;
+pub(crate) mod state;
 
 use super::bar::Bar;
 use super::intx::{IntxRoute, IntxRouter, MsiSink};
@@ -27,7 +27,7 @@ const BARS: usize = 6;
 
 /// The level of the interrupt pin as the device drives it, and whether the router has been told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-enum IntxLevel {
+pub(crate) enum IntxLevel {
     #[default]
     Idle,
     /// Driven and passed on.

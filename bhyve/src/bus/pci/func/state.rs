@@ -5,22 +5,24 @@ use super::{BARS, Inner, IntxLevel, PciFunc};
 use crate::bus::pci::bar::{Bar, BarType};
 use crate::bus::pci::intx::IntxRoute;
 use crate::bus::pci::msi::{Msix, MsixEntry};
-use crate::device::{SaveError, SavedBytes, SavedState, StateError};
+use crate::device::{SaveError, SavedBytes, SavedLayout, SavedState, StateError};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
-const STATE_KIND: &str = "pci-function";
-const STATE_VERSION: u32 = 1;
-
 /// What a checkpoint keeps of a function.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct FuncState {
+pub(crate) struct FuncState {
     config: Vec<u8>,
     bars: [Option<BarState>; BARS],
     msix: Option<MsixState>,
     pin: u8,
     route: Option<IntxRoute>,
     level: IntxLevel,
+}
+
+impl SavedLayout for FuncState {
+    const KIND: &'static str = "pci-function";
+    const VERSION: u32 = 1;
 }
 
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -85,7 +87,7 @@ impl PciFunc {
             level: *level,
         };
         drop(inner);
-        SavedState::encode(STATE_KIND, STATE_VERSION, &state)
+        SavedState::encode(&state)
     }
 
     /// Takes over a saved state. The function must have the shape that it had then: same identity, capabilities and BARs.
@@ -94,7 +96,7 @@ impl PciFunc {
         self: &Arc<Self>,
         saved: &SavedBytes,
     ) -> Result<(), StateError> {
-        let state: FuncState = saved.decode(STATE_KIND, STATE_VERSION)?;
+        let state: FuncState = saved.decode()?;
         let differs = |what: &str| {
             StateError::Invalid(format!(
                 "{}: {what} differs from the configured device's",

@@ -102,7 +102,7 @@ struct PortState {
     host_open: bool,
 }
 
-struct Console {
+pub(crate) struct Console {
     inner: Arc<Inner>,
 }
 

@@ -80,7 +80,7 @@ pub struct NetState {
     link_up: bool,
 }
 
-struct Net {
+pub(crate) struct Net {
     inner: Arc<Inner>,
     mevent: Arc<Mevent>,
     mac_configured: bool,
