@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use anyhow::{Context, anyhow};
-use clap::{Arg, ArgAction, Command};
+use clap::{Arg, ArgAction, Command, ValueHint};
 use vmmapi::abi::*;
 
 use crate::show::{Action, Target};
@@ -404,17 +404,11 @@ impl Arguments {
 
 /// A number as strtoul(3) reads it with base 0.
 pub fn number(text: &str) -> anyhow::Result<u64> {
-    let (digits, radix) = match text.as_bytes() {
-        [b'0', b'x' | b'X', ..] => (&text[2..], 16),
-        [b'0', _, ..] => (&text[1..], 8),
-        _ => (text, 10),
-    };
-    u64::from_str_radix(digits, radix).map_err(|_| anyhow!("{text:?} is not a number"))
+    vmmapi::number::parse(text).ok_or_else(|| anyhow!("{text:?} is not a number"))
 }
 
-/// Reads the command line; prints and ends with a status where there is nothing to be done.
-pub fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Arguments, ExitCode> {
-    let table = table();
+/// The table as clap knows it.
+fn command(table: &[Opt]) -> Command {
     let option = |opt: &Opt| {
         let action = if opt.value.is_some() {
             ArgAction::Set
@@ -426,34 +420,47 @@ pub fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Arguments, Exi
             .action(action)
             .help(opt.help.clone());
         if let Some(value) = opt.value {
+            let hint = match value {
+                "filename" => ValueHint::FilePath,
+                "directory" => ValueHint::DirPath,
+                _ => ValueHint::Other,
+            };
             arg = arg
                 .value_name(value)
+                .value_hint(hint)
                 .allow_hyphen_values(true)
                 .overrides_with(opt.name.clone());
         }
         arg
     };
-    let command = Command::new("bhyvectl")
+    Command::new("bhyvectl")
         .about("Asks a running VM, changes it, checkpoints it.")
         .infer_long_args(true)
-        .args(table.iter().map(option));
-    let matches = command.try_get_matches_from(arguments).map_err(|error| {
-        if error.kind() == clap::error::ErrorKind::DisplayHelp {
-            print!("{error}");
-            return ExitCode::SUCCESS;
-        }
-        // The first line says what is wrong; the rest is ours, since clients look for options in it.
-        eprintln!(
-            "bhyvectl: {}",
-            error
-                .to_string()
-                .lines()
-                .next()
-                .unwrap_or_default()
-                .trim_start_matches("error: ")
-        );
-        usage(&table)
-    })?;
+        .args(table.iter().map(option))
+}
+
+/// Reads the command line; prints and ends with a status where there is nothing to be done.
+pub fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Arguments, ExitCode> {
+    let table = table();
+    let matches = command(&table)
+        .try_get_matches_from(arguments)
+        .map_err(|error| {
+            if error.kind() == clap::error::ErrorKind::DisplayHelp {
+                print!("{error}");
+                return ExitCode::SUCCESS;
+            }
+            // The first line says what is wrong; the rest is ours, since clients look for options in it.
+            eprintln!(
+                "bhyvectl: {}",
+                error
+                    .to_string()
+                    .lines()
+                    .next()
+                    .unwrap_or_default()
+                    .trim_start_matches("error: ")
+            );
+            usage(&table)
+        })?;
     let given = |opt: &Opt| {
         let value = match opt.value {
             Some(_) => matches.get_one::<String>(&opt.name).cloned(),
@@ -489,22 +496,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_are_as_strtoul_reads_them() {
-        for (text, value) in [
-            ("0", 0),
-            ("10", 10),
-            ("010", 8),
-            ("0x10", 16),
-            ("0XfF", 255),
-        ] {
-            assert_eq!(number(text).unwrap(), value, "{text}");
-        }
-        for text in ["", "x", "0x", "09", "-1", "1 "] {
-            assert!(number(text).is_err(), "{text:?}");
-        }
-    }
-
-    #[test]
     fn every_option_is_there_once() {
         let mut names: Vec<_> = table().into_iter().map(|o| o.name).collect();
         let all = names.len();
@@ -534,5 +525,43 @@ mod tests {
             .is_err()
         );
         assert!(parse(["x", "--destroy"].iter().map(OsString::from)).is_err());
+    }
+
+    /// The files in share/completion are what the table says; with `UPDATE=1` in its environment the test writes them.
+    #[test]
+    fn the_completion_scripts_are_what_the_table_says() {
+        use clap_complete::{Shell, generate};
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../share/completion");
+        // The processor's maker decides which options there are: the scripts have those that both have.
+        let mut command = command(&everywhere());
+        for (shell, name) in [
+            (Shell::Bash, "bhyvectl.bash"),
+            (Shell::Zsh, "_bhyvectl"),
+            (Shell::Fish, "bhyvectl.fish"),
+        ] {
+            let mut text = Vec::new();
+            generate(shell, &mut command, "bhyvectl", &mut text);
+            let path = folder.join(name);
+            if std::env::var_os("UPDATE").is_some() {
+                std::fs::create_dir_all(&folder).unwrap();
+                std::fs::write(&path, text).unwrap();
+                continue;
+            }
+            let there = std::fs::read(&path).unwrap_or_default();
+            let hint = "is not what the table says (UPDATE=1 mends it)";
+            assert!(there == text, "{name} {hint}");
+        }
+    }
+
+    /// The table without what only one maker's processors have.
+    fn everywhere() -> Vec<Opt> {
+        let is_a_makers = |opt: &Opt| {
+            vendor::groups()
+                .iter()
+                .any(|group| group.option == opt.name)
+        };
+        let mut table = table();
+        table.retain(|opt| !is_a_makers(opt));
+        table
     }
 }

@@ -17,6 +17,7 @@ pub mod iovec;
 mod linear;
 mod local_socket;
 pub mod mem;
+pub mod number;
 pub mod nvlist;
 pub mod sandbox;
 pub mod signal;
