@@ -340,15 +340,33 @@ fn machines_that_are_not_the_checkpoints(bench: &Bench) {
     assert!(bench.ctl(&["--vm=vm", "--suspend=state"]).status.success());
     guest.wait();
     for (options, named) in [
-        (&["-c", "2"][..], "cpus"),
-        (&["-m", "128M"], "memory.size"),
-        (&["-s", "5,virtio-rnd"], "pci.0.5.0"),
+        (&["-s", "5,virtio-rnd"][..], "pci.0.5.0"),
         (&["-s", "31,hostbridge"], "pci.0.31.0"),
-        (&["-o", "vmm.clock=instructions"], "vmm.clock"),
     ] {
         let mut args = options.to_vec();
         args.extend(["-r", "state"]);
         refused(&bench.run(&args), 1, &[named]);
+    }
+    // What the guest sees of the machine stays, and one line says so; what it does not see is taken.
+    for (options, named) in [
+        (&["-c", "2"][..], Some("cpus")),
+        (&["-m", "128M"], Some("memory.size=128M")),
+        (&["-o", "vmm.clock=instructions"], Some("vmm.clock")),
+        (&["-o", "boot.cmdline=quiet"], Some("boot.cmdline")),
+        (&["-HPwCu", "-p", "0:0"], None),
+    ] {
+        let mut args = options.to_vec();
+        args.extend(["-r", "state"]);
+        let mut guest = bench.start(&args);
+        guest.expect("\n");
+        let errors = guest.errors();
+        assert_eq!(errors.lines().count(), named.iter().count(), "{errors}");
+        if let Some(name) = named {
+            assert!(
+                errors.contains(name) && errors.contains("is not taken"),
+                "{errors}"
+            );
+        }
     }
     // The same again, as clients repeat it, contradicts nothing.
     let kernel = format!("boot.kernel={}", bench.text("guest"));

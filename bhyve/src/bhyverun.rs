@@ -4,14 +4,16 @@ use crate::backends::net_backends::slirp_helper;
 use crate::checkpoint::restore::{Restore, RestoreError};
 use crate::checkpoint::{control, pulse};
 use crate::cli::{self, Invocation, Request};
-use crate::config::{Config, ConfigError};
+use crate::config::{ConfigError, Var, variables};
 use crate::gdb::{Endpoint, GdbError};
+use crate::machine::options::MONITOR;
 use crate::machine::vcpu::End;
 use crate::machine::{Machine, MachineError};
 use crate::process::cleanup;
 use crate::process::monitor::{self, Role};
 use crate::process::proctitle;
 use crate::process::{panic, signals, stdio};
+use crate::vars;
 use std::error::Error as StdError;
 use std::ffi::OsString;
 use std::fmt::{Arguments, Write as _};
@@ -19,6 +21,17 @@ use std::io::Write as _;
 use std::process::ExitCode;
 use std::sync::Arc;
 use vmmapi::abi;
+
+variables! {
+    /// What is done instead of running.
+    pub static VARIABLES;
+    const CONFIG_DUMP: bool = Var::new(
+        "config.dump",
+        "Print all variables, as they were set, and end with status 1.",
+    )
+    .default("false")
+    .run();
+}
 
 const STATUS_RESET: u8 = 0;
 const STATUS_POWEROFF: u8 = 1;
@@ -45,8 +58,6 @@ enum RunError {
     /// Building a machine that a checkpoint describes.
     #[error(transparent)]
     NotRestored(MachineError),
-    #[error("{0}")]
-    Unsupported(&'static str),
     #[error("cannot {what}")]
     Host {
         what: &'static str,
@@ -159,12 +170,12 @@ fn run(invocation: Invocation) -> Result<u8, RunError> {
     let config = restore
         .as_ref()
         .map_or(config, |restore| restore.config().clone());
-    if config.bool("config.dump", false)? {
+    if config.get(&CONFIG_DUMP)? {
         return Ok(print(format_args!("{}", config.dump()), STATUS_DUMP));
     }
-    refuse_unbuilt(&config)?;
+    vars::check(&config)?;
     let mut restore = restore;
-    let monitored = config.bool("monitor", false)?;
+    let monitored = config.get(&MONITOR)?;
     if monitored {
         match monitor::monitor().map_err(|source| RunError::Host {
             what: "make a child process",
@@ -218,24 +229,6 @@ fn run(invocation: Invocation) -> Result<u8, RunError> {
     }
     machine.destroy(&end);
     Ok(status)
-}
-
-/// Options that are understood, but whose device or feature does not exist here.
-fn refuse_unbuilt(config: &Config) -> Result<(), RunError> {
-    if !config.children("domains").is_empty() {
-        return Err(RunError::Unsupported(
-            "domains (-n): NUMA domains need a boot ROM, which is not supported",
-        ));
-    }
-    if config.raw("bootrom").is_some() || config.raw("lpc.bootrom").is_some() {
-        return Err(RunError::Unsupported(
-            "bootrom: boot ROMs are not supported; set boot.kernel",
-        ));
-    }
-    if config.raw("tpm.type").is_some() {
-        return Err(RunError::Unsupported("tpm: there is no TPM device"));
-    }
-    Ok(())
 }
 
 fn status(end: &End) -> u8 {

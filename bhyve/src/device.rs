@@ -5,7 +5,7 @@ use crate::backends::console::Console;
 use crate::bus::inout::Inout;
 use crate::bus::mem::Mmio;
 use crate::bus::pci::irq::PciIrq;
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, Words};
 use crate::mevent::Mevent;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -20,6 +20,11 @@ pub enum Clock {
     /// Retired instructions. Whatever a guest asks of a device then completes inside the access, nothing may depend on the
     /// host's timing, and generators of random numbers are seeded from the configuration.
     Instructions,
+}
+
+impl Words for Clock {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("host", Self::Host), ("instructions", Self::Instructions)];
 }
 
 /// What a device hands over when it is saved. `bytes` is postcard of a plain struct that is not the runtime's.
@@ -183,6 +188,10 @@ pub enum BuildError {
     /// A variable of the configuration.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// Options of the command line.
+    #[cfg(test)]
+    #[error(transparent)]
+    Options(#[from] crate::bus::pci::OptionsError),
     /// Something that the host did not give.
     #[error("{what}")]
     Host {

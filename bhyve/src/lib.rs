@@ -19,5 +19,6 @@ mod layouts;
 mod machine;
 mod mevent;
 mod process;
+mod vars;
 
 pub use bhyverun::main;

@@ -2,6 +2,7 @@
 //! clock, and at a cold start the firmware tables and the kernel.
 
 use crate::bus::pci::{PciBus, States};
+use crate::config::{Var, variables};
 use crate::device::{BuildCtx, BuildError, Clock, Device, StateError};
 use crate::devices::atkbdc::Atkbdc;
 use crate::devices::pm::{NullPort, Pm, PowerRequest};
@@ -12,9 +13,43 @@ use crate::firmware::e820::MemoryLayout;
 use crate::firmware::mptbl::{self, MPTABLE_BASE};
 use crate::firmware::smbiostbl::{self, SMBIOS_BASE, SmbiosMachine};
 use crate::machine::irqchip::IrqChip;
+use std::path::PathBuf;
 use std::sync::Arc;
 use vmm_x86::acpi::SCI_INT;
 use vmm_x86::i8042::AUX_DEV_IRQ;
+
+variables! {
+    /// The tables that firmware would leave.
+    pub static TABLES;
+    const ACPI_TABLES: bool =
+        Var::new("acpi_tables", "Give the guest ACPI tables.").default("true");
+    const MPTABLE: bool = Var::new("x86.mptable", "Give the guest an MP table.").default("true");
+    const _: Option<bool> = Var::new(
+        "acpi_tables_in_memory",
+        "The tables always are in the guest's memory.",
+    )
+    .no_effect();
+}
+
+variables! {
+    /// What is booted.
+    pub static BOOT;
+    pub const BOOT_KERNEL: Option<PathBuf> = Var::new("boot.kernel", "The kernel.").host();
+    const BOOT_INITRD: Option<PathBuf> =
+        Var::new("boot.initrd", "Its initial RAM disk.").host();
+    const BOOT_CMDLINE: Option<String> =
+        Var::new("boot.cmdline", "Its command line.").otherwise("empty");
+    const _: Option<PathBuf> = Var::new("bootrom", "Firmware.").host().not_built(NO_FIRMWARE);
+    const _: Option<PathBuf> = Var::new("lpc.bootrom", "The same by its older name.")
+        .host()
+        .not_built(NO_FIRMWARE);
+    const _: Option<PathBuf> =
+        Var::new("bootvars", "The variables of that firmware.").host().no_effect();
+    const _: Option<PathBuf> =
+        Var::new("lpc.bootvars", "The same by its older name.").host().no_effect();
+}
+
+const NO_FIRMWARE: &str = "boot ROMs are not supported; set boot.kernel";
 
 /// The fixed devices of a machine.
 pub struct Platform {
@@ -117,7 +152,7 @@ fn write_smbios(ctx: &BuildCtx<'_>, memory: MemoryLayout) -> Result<(), BuildErr
 /// when all devices are there. `None` without a kernel.
 pub fn boot(ctx: &BuildCtx<'_>, bus: &PciBus, cpus: u32) -> Result<Option<BootState>, BuildError> {
     let memory = memory_layout(ctx.mem);
-    if ctx.config.bool("x86.mptable", true)? {
+    if ctx.config.get(&MPTABLE)? {
         match mptbl::build(cpus, bus.routes()) {
             Ok(table) => write(ctx, MPTABLE_BASE, &table)?,
             // A guest of that size finds its processors through ACPI.
@@ -126,7 +161,7 @@ pub fn boot(ctx: &BuildCtx<'_>, bus: &PciBus, cpus: u32) -> Result<Option<BootSt
     }
     write_smbios(ctx, memory)?;
     let mut rsdp = None;
-    if ctx.config.bool("acpi_tables", true)? {
+    if ctx.config.get(&ACPI_TABLES)? {
         let machine = acpi::AcpiMachine {
             cpus,
             hpet_capabilities: ctx.vm.hpet_capabilities()?,
@@ -139,14 +174,13 @@ pub fn boot(ctx: &BuildCtx<'_>, bus: &PciBus, cpus: u32) -> Result<Option<BootSt
         write(ctx, tables.rsdp, &tables.bytes)?;
         rsdp = Some(tables.rsdp);
     }
-    let boot = ctx.config.node("boot");
-    let Some(kernel) = boot.get("kernel")? else {
+    let Some(kernel) = ctx.config.get(&BOOT_KERNEL)? else {
         return Ok(None);
     };
     let files = BootFiles {
-        kernel: kernel.into(),
-        initrd: boot.get("initrd")?.map(Into::into),
-        cmdline: boot.get("cmdline")?.unwrap_or_default(),
+        kernel,
+        initrd: ctx.config.get(&BOOT_INITRD)?,
+        cmdline: ctx.config.get(&BOOT_CMDLINE)?.unwrap_or_default(),
     };
     let machine = BootMachine {
         memory,

@@ -1,8 +1,7 @@
 //! Ethernet addresses (`usr.sbin/bhyve/net_utils.c`).
 
 use crate::bus::pci::Bdf;
-use crate::config::Node;
-use crate::device::BuildError;
+use crate::config::{Kind, Value};
 use md5::{Digest, Md5};
 use std::fmt;
 use std::str::FromStr;
@@ -20,18 +19,20 @@ pub struct MacAddr(pub [u8; 6]);
 pub struct InvalidMac(String);
 
 impl MacAddr {
-    /// The address that a device's variable `mac` gives it.
-    pub fn configured(node: &Node) -> Result<Option<Self>, BuildError> {
-        let mac = node.get("mac")?.map(|text| text.parse()).transpose();
-        mac.map_err(|error: InvalidMac| BuildError::Invalid(error.to_string()))
-    }
-
     /// The address of a function for which none is configured: always the same for a machine's name and a slot.
     pub fn generate(bdf: Bdf, vm_name: &str) -> Self {
         let [a, b, c, ..] =
             <[u8; 16]>::from(Md5::digest(format!("{}-{}-{vm_name}", bdf.slot, bdf.func)));
         let [x, y, z] = OUI;
         Self([x, y, z, a, b, c])
+    }
+}
+
+impl Value for MacAddr {
+    const KIND: Kind = Kind::Other("the Ethernet address of one station");
+
+    fn read(text: &str, _kind: &Kind) -> Option<Self> {
+        text.parse().ok()
     }
 }
 

@@ -9,11 +9,14 @@ use super::image::VmImage;
 use super::items::{ItemError, check_support, items};
 use super::{STRUCT_VERSION, SnapshotError};
 use crate::amd64::xmsr::Vendor;
+use crate::backends::block_if::options::{CHANGED_DISKS, ChangedDisks};
 use crate::cli::{Topology, TopologyError};
-use crate::config::{Config, ConfigError};
+use crate::config::{Business, Config, ConfigError};
 use crate::device::{Clock, SavedBytes, StateError};
+use crate::machine::MachineOptions;
 use crate::machine::vcpu::Vcpus;
-use crate::machine::{MachineOptions, memory_size};
+use crate::vars::{self, Declared};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use vmmapi::Vm;
@@ -197,10 +200,7 @@ impl Restore {
             .config
             .iter()
             .try_for_each(|line| config.assign(line))?;
-        // These were wishes for the run that ended.
-        for variable in ["snapshot", "config.dump", "gdb"] {
-            config.remove(variable);
-        }
+        forget_the_run(&config);
         merge(&config, given)?;
         let restore = Self {
             path: path.to_owned(),
@@ -215,7 +215,7 @@ impl Restore {
 
     /// A device has no time of change: what is known is only whether the guest has gone on with it since.
     fn refuse_devices_that_went_on(&self) -> Result<(), RestoreError> {
-        let forced = self.config.get("snapshot.disks")?.as_deref() == Some("force");
+        let forced = self.config.get(&CHANGED_DISKS)? == ChangedDisks::Force;
         let resumed = self.checkpoint.is_resumed();
         let mut disks = self.checkpoint.meta().disks.iter();
         let gone_on = disks.find(|disk| disk.went_on() || resumed && disk.is_writable_device());
@@ -354,177 +354,90 @@ impl Restore {
     }
 }
 
-/// Variables that only concern the host: they may be given anew with `-r`. A star stands for one component.
-const HOST_SIDE: &[&str] = &[
-    "name",
-    "rundir",
-    "vmm",
-    "monitor",
-    "destroy_on_poweroff",
-    "snapshot.*",
-    "config.dump",
-    "gdb.*",
-    "keyboard.layout",
-    "memory.wired",
-    "memory.guest_in_core",
-    "vcpu.*.cpuset",
-    "boot.kernel",
-    "boot.initrd",
-    "x86.strictio",
-    "x86.strictmsr",
-    "x86.verbosemsr",
-    "lpc.*.path",
-    "pci.*.*.*.path",
-    "pci.*.*.*.backend",
-    "pci.*.*.*.type",
-    "pci.*.*.*.hostfwd",
-    "pci.*.*.*.tcp",
-    "pci.*.*.*.rfb",
-    "pci.*.*.*.unix",
-    "pci.*.*.*.password",
-    "pci.*.*.*.wait",
-    "pci.*.*.*.open",
-    "pci.*.*.*.nocache",
-    "pci.*.*.*.direct",
-    "pci.*.*.*.sync",
-    "pci.*.*.*.port.*.path",
-    "pci.*.*.*.port.*.nocache",
-    "pci.*.*.*.port.*.direct",
-    "pci.*.*.*.port.*.sync",
-    "pci.*.*.*.port.*.name",
-];
-
-/// Where viewers connect is one of these: what is given takes the place of the others, too.
-const ALTERNATIVES: [&str; 3] = ["rfb", "tcp", "unix"];
-
-/// What variables mean that are not set: to say so is no contradiction.
-const DEFAULTS: &[(&str, &str)] = &[
-    ("acpi_tables", "true"),
-    ("memory.size", "256M"),
-    ("rtc.use_localtime", "true"),
-    ("virtio_msix", "true"),
-    ("vmm.clock", "host"),
-    ("x86.mptable", "true"),
-    ("x86.vmexit_on_hlt", "false"),
-    ("x86.vmexit_on_pause", "false"),
-    ("x86.x2apic", "false"),
-];
-
-/// The first components of variables that this program knows; others are the user's own.
-const KNOWN: &[&str] = &[
-    "acpi_tables",
-    "acpi_tables_in_memory",
-    "bios",
-    "board",
-    "boot",
-    "bootrom",
-    "bootvars",
-    "chassis",
-    "console",
-    "cores",
-    "cpus",
-    "domains",
-    "lpc",
-    "memory",
-    "pci",
-    "rtc",
-    "sockets",
-    "system",
-    "threads",
-    "tpm",
-    "uuid",
-    "virtio_msix",
-    "vmm",
-    "x86",
-];
-
-fn matches(pattern: &str, variable: &str) -> bool {
-    let (mut pattern, mut variable) = (pattern.split('.'), variable.split('.'));
-    loop {
-        match (pattern.next(), variable.next()) {
-            (None, None) => return true,
-            (Some("*"), Some(_)) => {}
-            (Some(wanted), Some(found)) if wanted == found => {}
-            _ => return false,
+/// Removes the variables that were about the run that ended with the checkpoint.
+fn forget_the_run(saved: &Config) {
+    for (path, _) in saved.settings() {
+        let declared = vars::find(saved, &path);
+        if declared.is_some_and(|declared| declared.declaration.business == Business::Run) {
+            saved.remove(&path);
         }
-    }
-}
-
-fn is_host_side(variable: &str) -> bool {
-    let first = variable.split('.').next().unwrap_or_default();
-    HOST_SIDE.iter().any(|pattern| matches(pattern, variable)) || {
-        let known = KNOWN.contains(&first)
-            || HOST_SIDE
-                .iter()
-                .any(|pattern| pattern.split('.').next() == Some(first));
-        !known
     }
 }
 
 /// Puts what was given over what was saved.
+///
+/// # Errors
+/// An option names a device that the checkpoint has not, or another one. What else the guest could see stays as it was, and
+/// a warning says so.
 fn merge(saved: &Config, given: &Config) -> Result<(), RestoreError> {
     merge_topology(saved, given)?;
-    for line in given.dump().lines() {
-        let Some((variable, value)) = line.split_once('=') else {
+    let before: BTreeMap<_, _> = saved.settings().into_iter().collect();
+    for (path, value) in given.settings() {
+        if Topology::is_part(&path) {
+            continue;
+        }
+        let Some(declared) = vars::find(saved, &path) else {
+            // The user's own, or misspelt, which is said when the machine has been built.
+            saved.set(&path, &value)?;
             continue;
         };
-        if ["cpus", "sockets", "cores", "threads"].contains(&variable) {
+        let declaration = declared.declaration;
+        match before.get(&path) {
+            Some(before) if declaration.is_same(before, &value) => continue,
+            None if declaration.is_default(&value) => continue,
+            _ => {}
+        }
+        if declaration.business == Business::Guest {
+            keep(&declared, &path, &value, before.get(&path))?;
             continue;
         }
-        let default = DEFAULTS
-            .iter()
-            .find(|(name, _)| *name == variable)
-            .map(|(_, value)| (*value).to_owned());
-        let before = saved.raw(variable).or(default);
-        let same = match (variable, &before) {
-            (_, None) => false,
-            ("memory.size", Some(before)) => memory_size(before) == memory_size(value),
-            (_, Some(before)) => before == value || is_same_boolean(before, value),
-        };
-        if same {
-            continue;
+        if let Some(node) = path.strip_suffix(declaration.name) {
+            let others = declaration.instead_of.iter();
+            let others = others.map(|name| format!("{node}{name}"));
+            others.for_each(|other| saved.remove(&other));
         }
-        if !is_host_side(variable) {
-            return Err(RestoreError::Contradiction {
-                variable: variable.to_owned(),
-                given: value.to_owned(),
-                saved: before.unwrap_or_else(|| "no such variable".to_owned()),
-            });
-        }
-        if let Some((device, name)) = variable.rsplit_once('.')
-            && ALTERNATIVES.contains(&name)
-        {
-            let others = ALTERNATIVES.map(|name| format!("{device}.{name}"));
-            let replaced = others.iter().filter(|other| given.raw(other).is_none());
-            replaced.for_each(|other| saved.remove(other));
-        }
-        saved.set(variable, value)?;
+        saved.set(&path, &value)?;
     }
     Ok(())
 }
 
-fn is_same_boolean(a: &str, b: &str) -> bool {
-    let a = crate::config::parse_bool(a);
-    a.is_some() && a == crate::config::parse_bool(b)
+/// What becomes of a variable that the guest can see, and that was given another value than it has in the checkpoint.
+fn keep(
+    declared: &Declared,
+    path: &str,
+    given: &str,
+    saved: Option<&String>,
+) -> Result<(), RestoreError> {
+    let default = declared.declaration.default_text();
+    let saved = saved.map_or(default, String::as_str);
+    if declared.is_of_a_device() {
+        return Err(RestoreError::Contradiction {
+            variable: path.to_owned(),
+            given: given.to_owned(),
+            saved: saved.to_owned(),
+        });
+    }
+    not_taken(path, given, saved);
+    Ok(())
 }
 
-/// `-c` in whatever form must come to the same processors.
+fn not_taken(path: &str, given: &str, saved: &str) {
+    log::warn!(
+        "{path}={given} is not taken: the guest goes on with what the checkpoint has, {saved}"
+    );
+}
+
+/// `-c` in whatever form comes to the processors that the checkpoint has.
 fn merge_topology(saved: &Config, given: &Config) -> Result<(), RestoreError> {
-    if ["cpus", "sockets", "cores", "threads"]
-        .iter()
-        .all(|name| given.raw(name).is_none())
-    {
+    let mut given_parts = given.settings().into_iter();
+    if !given_parts.any(|(path, _)| Topology::is_part(&path)) {
         return Ok(());
     }
     let (before, now) = (Topology::from_config(saved)?, Topology::from_config(given)?);
-    if before == now {
-        return Ok(());
+    if before != now {
+        not_taken("cpus", &now.to_string(), &before.to_string());
     }
-    Err(RestoreError::Contradiction {
-        variable: "cpus".to_owned(),
-        given: now.to_string(),
-        saved: before.to_string(),
-    })
+    Ok(())
 }
 
 #[cfg(test)]
@@ -560,9 +473,11 @@ mod tests {
         let saved = "name=a\npci.0.3.0.device=virtio-blk\npci.0.3.0.path=/a\nlpc.com1.path=stdio";
         let now = merged(
             saved,
-            "name=b\npci.0.3.0.path=/b\nlpc.com1.path=/dev/null\nmine.own=1",
+            "name=b\npci.0.3.0.path=/b\nlpc.com1.path=/dev/null\nmine.own=1\n\
+             x86.vmexit_on_hlt=true\nrtc.use_localtime=false",
         )
         .unwrap();
+        assert!(now.contains("x86.vmexit_on_hlt=true\n") && now.contains("localtime=false\n"));
         assert!(
             now.contains("name=b\n")
                 && now.contains("pci.0.3.0.path=/b\n")
@@ -587,29 +502,55 @@ mod tests {
     }
 
     #[test]
-    fn what_the_guest_sees_may_not() {
+    fn what_the_guest_sees_stays() {
         let saved = "cpus=2\nmemory.size=512M\npci.0.3.0.device=virtio-blk\nx86.x2apic=on";
-        for (same, given) in [
-            (true, "cpus=2"),
-            (true, "sockets=2"),
-            (true, "memory.size=512"),
-            (true, "x86.x2apic=true"),
-            (true, "virtio_msix=on"),
-            (false, "virtio_msix=off"),
-            (false, "cpus=4"),
-            (false, "cpus=2\ncores=2"),
-            (false, "memory.size=1G"),
-            (false, "pci.0.3.0.device=virtio-net"),
-            (false, "pci.0.4.0.device=virtio-rnd"),
-            (false, "uuid=x"),
-            (false, "x86.x2apic=off"),
+        let before = merged(saved, "").unwrap();
+        for given in [
+            "cpus=2",
+            "sockets=2",
+            "memory.size=512",
+            "x86.x2apic=true",
+            "virtio_msix=on",
+            "virtio_msix=off",
+            "cpus=4",
+            "cpus=2\ncores=2\nsockets=1",
+            "memory.size=1G",
+            "uuid=x",
+            "x86.x2apic=off",
+            "lpc.fwcfg=bhyve",
         ] {
-            assert_eq!(merged(saved, given).is_ok(), same, "{given}");
+            assert_eq!(merged(saved, given).unwrap(), before, "{given}");
         }
-        let error = merged(saved, "memory.size=1G").unwrap_err();
-        assert_eq!(
-            error,
-            "memory.size=1G contradicts the checkpoint, which has 512M"
-        );
+        for (given, wanted) in [
+            (
+                "pci.0.3.0.device=virtio-net",
+                "pci.0.3.0.device=virtio-net contradicts the checkpoint, which has virtio-blk",
+            ),
+            (
+                "pci.0.4.0.device=virtio-rnd",
+                "pci.0.4.0.device=virtio-rnd contradicts the checkpoint, which has none",
+            ),
+            (
+                "pci.0.3.0.ro=on",
+                "pci.0.3.0.ro=on contradicts the checkpoint, which has false",
+            ),
+            (
+                "cpus=4\ncores=3",
+                "CPU topology mismatch: 4 cpus are not 1 sockets of 3 cores of 1 threads",
+            ),
+        ] {
+            assert_eq!(merged(saved, given).unwrap_err(), wanted);
+        }
+        assert_eq!(merged(saved, "pci.0.3.0.ro=off").unwrap(), before);
+    }
+
+    #[test]
+    fn what_was_about_the_run_is_forgotten() {
+        let saved = Config::new();
+        saved
+            .load("gdb.port=1\nsnapshot.at=5\nsnapshot.disks=force\nconfig.dump=1\nrundir=/r\nmine.own=1")
+            .unwrap();
+        forget_the_run(&saved);
+        assert_eq!(saved.dump(), "mine.own=1\nrundir=/r\n");
     }
 }

@@ -2,7 +2,22 @@
 //! `usr.sbin/bhyve/bhyverun.c`).
 
 use super::OptError;
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, Var, variables};
+
+variables! {
+    /// The virtual processors.
+    pub static VARIABLES;
+    const CPUS: Option<u16> = Var::new("cpus", "Virtual processors, 1 to 65535.")
+        .range(1, MAX)
+        .otherwise("sockets \u{d7} cores \u{d7} threads");
+    const SOCKETS: Option<u16> = Var::new("sockets", "Packages.")
+        .range(1, MAX)
+        .otherwise("cpus if that is set alone, otherwise 1");
+    const CORES: u16 = Var::new("cores", "Cores in a package.").range(1, MAX).default("1");
+    const THREADS: u16 = Var::new("threads", "Threads in a core.").range(1, MAX).default("1");
+}
+
+const MAX: u64 = u16::MAX as u64;
 
 /// How many virtual processors there are, and their arrangement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,41 +50,34 @@ impl std::fmt::Display for Topology {
 /// Why a topology cannot be.
 #[derive(Debug, thiserror::Error)]
 pub enum TopologyError {
-    /// A number out of range.
-    #[error("invalid number of {name}: {value}")]
-    Range {
-        /// Which.
-        name: &'static str,
-        /// What was asked for.
-        value: u64,
-    },
+    /// More processors than can be counted.
+    #[error("invalid number of cpus: {0}")]
+    TooMany(u64),
     /// cpus is not the product of the others.
     #[error(
         "CPU topology mismatch: {cpus} cpus are not {sockets} sockets of {cores} cores of {threads} threads"
     )]
     Mismatch {
         /// cpus.
-        cpus: u64,
+        cpus: u16,
         /// sockets.
-        sockets: u64,
+        sockets: u16,
         /// cores.
-        cores: u64,
+        cores: u16,
         /// threads.
-        threads: u64,
+        threads: u16,
     },
     /// A variable with a bad value.
     #[error(transparent)]
     Config(#[from] ConfigError),
 }
 
-const NAMES: [&str; 4] = ["cpus", "sockets", "cores", "threads"];
-
 /// Takes the argument of `-c`: `[cpus=]N[,sockets=N][,cores=N][,threads=N]`.
 pub(super) fn parse(config: &Config, value: &str) -> Result<(), OptError> {
     let invalid = || OptError::Malformed(format!("invalid cpu topology '{value}'"));
     for field in value.split(',').filter(|field| !field.is_empty()) {
         let (name, number) = field.split_once('=').unwrap_or(("cpus", field));
-        if !NAMES.contains(&name)
+        if !Topology::is_part(name)
             || number.is_empty()
             || !number.bytes().all(|byte| byte.is_ascii_digit())
         {
@@ -81,47 +89,37 @@ pub(super) fn parse(config: &Config, value: &str) -> Result<(), OptError> {
 }
 
 impl Topology {
+    /// Whether the variable of this name is a part of it.
+    pub fn is_part(name: &str) -> bool {
+        VARIABLES.iter().any(|variable| variable.name == name)
+    }
+
     /// The topology that the configuration describes. What is not set is 1, except that `cpus` alone makes that many
     /// sockets, and that without `cpus` there are as many as the rest makes.
     pub fn from_config(config: &Config) -> Result<Self, TopologyError> {
-        let number = |name: &'static str| -> Result<Option<u64>, TopologyError> {
-            match config.u64(name)? {
-                Some(value) if value == 0 || value > u64::from(u16::MAX) => {
-                    Err(TopologyError::Range { name, value })
-                }
-                other => Ok(other),
-            }
+        let (cpus, sockets) = (config.get(&CPUS)?, config.get(&SOCKETS)?);
+        let (cores, threads) = (config.get(&CORES)?, config.get(&THREADS)?);
+        let root = config.node("");
+        let sockets = match (cpus, sockets) {
+            (Some(cpus), None) if !root.is_set(&CORES) && !root.is_set(&THREADS) => cpus,
+            (_, sockets) => sockets.unwrap_or(1),
         };
-        let (cpus, sockets, cores, threads) = (
-            number("cpus")?,
-            number("sockets")?,
-            number("cores")?,
-            number("threads")?,
-        );
-        let sockets = match (cpus, sockets, cores, threads) {
-            (Some(cpus), None, None, None) => cpus,
-            (_, sockets, ..) => sockets.unwrap_or(1),
-        };
-        let (cores, threads) = (cores.unwrap_or(1), threads.unwrap_or(1));
         // Three factors below 2^16 do not overflow.
-        let product = sockets * cores * threads;
-        let cpus = cpus.unwrap_or(product);
-        if cpus != product {
-            return Err(TopologyError::Mismatch {
+        let product = u64::from(sockets) * u64::from(cores) * u64::from(threads);
+        match cpus {
+            Some(cpus) if u64::from(cpus) != product => Err(TopologyError::Mismatch {
                 cpus,
                 sockets,
                 cores,
                 threads,
-            });
+            }),
+            _ => Ok(Self {
+                cpus: u16::try_from(product).map_err(|_| TopologyError::TooMany(product))?,
+                sockets,
+                cores,
+                threads,
+            }),
         }
-        let narrow =
-            |name, value| u16::try_from(value).map_err(|_| TopologyError::Range { name, value });
-        Ok(Self {
-            cpus: narrow("cpus", cpus)?,
-            sockets: narrow("sockets", sockets)?,
-            cores: narrow("cores", cores)?,
-            threads: narrow("threads", threads)?,
-        })
     }
 }
 

@@ -1,43 +1,45 @@
-//! The usage text. libvirt looks for an option it may use as `-x:` in it, so every line has that form.
+//! The usage text, made of the table of options. libvirt looks for an option that it may use as `-x:` in it, so every
+//! line has that form.
+
+use super::flags::{FLAGS, Flag};
+use std::fmt::Write as _;
+
+const PREFIX: &str = "Usage: bhyve ";
+/// Columns of a line of the synopsis.
+const WIDTH: usize = 79;
 
 /// What `-h` and a wrong command line print on stderr.
-pub fn usage() -> &'static str {
-    "\
-Usage: bhyve [-AaCDeHhIMPSuWwxY]
-             [-c [[cpus=]numcpus][,sockets=n][,cores=n][,threads=n]]
-             [-G [w][bind_address:]port] [-K layout] [-k config_file]
-             [-l help|lpcdevice[,conf]] [-m mem] [-n id=n,size=mem,cpus=list]
-             [-o var=value] [-p vcpu:hostcpu] [-r checkpoint]
-             [-s help|slot,device[,conf]] [-U uuid] vmname
-       bhyve -r checkpoint [options] [vmname]
-       -A: accepted and ignored; ACPI tables are always there
-       -a: local APICs in xAPIC mode (the default)
-       -C: keep guest memory in core files
-       -c: number and arrangement of virtual processors
-       -D: destroy the virtual machine when the guest powers off
-       -e: exit when the guest uses an I/O port that nothing answers at
-       -f: fw_cfg item (needs fwcfg=qemu)
-       -G: port of the debug server
-       -H: leave the guest when a virtual processor halts
-       -h: this help
-       -I: accepted and ignored; the I/O APIC is always there
-       -K: keyboard layout of the frame buffer
-       -k: file with lines of the form variable=value
-       -l: device on the LPC bus
-       -M: stay as a monitor that restarts the guest when it reboots
-       -m: memory size, by default in megabytes
-       -n: NUMA domain
-       -o: set a configuration variable
-       -P: leave the guest when a virtual processor executes PAUSE
-       -p: run a virtual processor on this host processor
-       -r: continue from a checkpoint
-       -S: wire guest memory
-       -s: PCI slot, device and its options
-       -U: UUID of the machine
-       -u: the RTC keeps UTC
-       -W: virtio devices have no MSI-X
-       -w: ignore unknown model-specific registers
-       -x: local APICs in x2APIC mode
-       -Y: no MP table
-"
+pub fn usage() -> String {
+    let offered = || FLAGS.iter().filter_map(|flag| Some((flag, flag.help?)));
+    let mut out = synopsis(offered().map(|(flag, _)| flag));
+    out.push_str("       bhyve -r checkpoint [options] [vmname]\n");
+    out.push_str("       bhyve --help | --version\n");
+    for (flag, help) in offered() {
+        let _ = writeln!(out, "       -{}: {help}", flag.letter);
+    }
+    out
+}
+
+/// The bundle of letters, then each option with an argument, in lines that are not too long.
+fn synopsis(flags: impl Iterator<Item = &'static Flag>) -> String {
+    let (with, without): (Vec<_>, Vec<_>) = flags.partition(|flag| flag.argument.is_some());
+    let letters: String = without.iter().map(|flag| flag.letter).collect();
+    let mut words = vec![format!("[-{letters}]")];
+    words.extend(with.iter().filter_map(|flag| {
+        let argument = flag.argument?;
+        Some(format!("[-{} {argument}]", flag.letter))
+    }));
+    words.push("vmname".to_owned());
+    let mut out = String::new();
+    let mut line = PREFIX.trim_end().to_owned();
+    for word in words {
+        if line.len() + 1 + word.len() > WIDTH {
+            out.push_str(&line);
+            out.push('\n');
+            line = " ".repeat(PREFIX.len() - 1);
+        }
+        line.push(' ');
+        line.push_str(&word);
+    }
+    out + &line + "\n"
 }

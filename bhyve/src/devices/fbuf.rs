@@ -12,8 +12,8 @@ use crate::backends::rfb::{Endpoint, Server, ServerOptions};
 use crate::bus::mem::all_ones;
 use crate::bus::pci::bar::BarType;
 use crate::bus::pci::func::{BarMemory, PciFunc, PciIds};
-use crate::bus::pci::{PciDevice, PciModel, parse_options};
-use crate::config::Node;
+use crate::bus::pci::{PciDevice, PciModel, Syntax};
+use crate::config::{Group, Node, Var, Words, variables};
 use crate::device::{
     BuildCtx, BuildError, Device, SaveError, SavedBytes, SavedLayout, SavedState, StateError,
 };
@@ -29,9 +29,74 @@ use zerocopy::IntoBytes;
 pub const FBUF: PciModel = PciModel {
     name: "fbuf",
     alias_of: None,
-    parse,
+    syntax: Syntax::Named,
+    variables: &[&VARIABLES],
     build,
 };
+
+const ADDRESSES: &[&str] = &["rfb", "tcp", "unix"];
+
+variables! {
+    static SCREEN;
+    const TCP: Option<String> = Var::new("tcp", "Where viewers connect; see bhyve(8).")
+        .otherwise("127.0.0.1:5900")
+        .instead_of(ADDRESSES)
+        .host();
+    const RFB: Option<String> =
+        Var::new("rfb", "The same by its older name, which is looked at first.")
+            .otherwise("what `tcp` says")
+            .instead_of(ADDRESSES)
+            .host();
+    const UNIX: Option<String> = Var::new(
+        "unix",
+        "The path of the unix(4) socket where viewers connect instead.",
+    )
+    .instead_of(ADDRESSES)
+    .host();
+    const WIDTH: u16 = Var::new("w", "Columns of the picture, 640 to 3840.")
+        .range(MIN.width as u64, MAX.width as u64)
+        .default("1024");
+    const HEIGHT: u16 = Var::new("h", "Rows of the picture, 480 to 2160.")
+        .range(MIN.height as u64, MAX.height as u64)
+        .default("768");
+    const VGA: Parts = Var::new(
+        "vga",
+        "What there is of a VGA: `on`, `io` for the registers without memory and picture, or `off`.",
+    )
+    .default("io");
+    const WAIT: bool = Var::new(
+        "wait",
+        "The guest does not start before the first viewer is there.",
+    )
+    .default("false")
+    .host();
+    const PASSWORD: Option<String> = Var::new(
+        "password",
+        "What viewers must know. It is written to checkpoints, as all of the configuration is.",
+    )
+    .host();
+    const _: Option<bool> =
+        Var::new("vncserver", "Clients set it for historical reasons.").host().no_effect();
+}
+
+static VARIABLES: Group = Group {
+    title: "fbuf",
+    at: "pci.B.S.F",
+    needs: None,
+    variables: &[SCREEN],
+};
+
+/// What there is of a VGA.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Parts(Option<Extent>);
+
+impl Words for Parts {
+    const WORDS: &'static [(&'static str, Self)] = &[
+        ("on", Self(Some(Extent::Full))),
+        ("io", Self(Some(Extent::Registers))),
+        ("off", Self(None)),
+    ];
+}
 
 const IDS: PciIds = PciIds {
     vendor: 0xfb5d,
@@ -57,10 +122,6 @@ const BYTES_PER_PIXEL: u64 = 4;
 const MIN: Geometry = Geometry {
     width: 640,
     height: 480,
-};
-const DEFAULT: Geometry = Geometry {
-    width: 1024,
-    height: 768,
 };
 const MAX: Geometry = Geometry {
     width: 3840,
@@ -91,10 +152,6 @@ pub(crate) struct FbufState {
 impl SavedLayout for FbufState {
     const KIND: &'static str = "fbuf";
     const VERSION: u32 = 2;
-}
-
-fn parse(node: &Node, options: &str) -> Result<(), String> {
-    parse_options(node, options).map_err(|error| error.to_string())
 }
 
 /// The picture's memory, and where the guest sees it.
@@ -280,18 +337,6 @@ struct Fbuf {
     server: OnceLock<Server>,
 }
 
-fn side(node: &Node, name: &str, min: u16, default: u16, max: u16) -> Result<u16, BuildError> {
-    let Some(value) = node.u64(name)? else {
-        return Ok(default);
-    };
-    u16::try_from(value)
-        .ok()
-        .filter(|side| (min..=max).contains(side))
-        .ok_or_else(|| {
-            BuildError::Invalid(format!("{name}={value} is not between {min} and {max}"))
-        })
-}
-
 fn initial_regs(mode: Geometry) -> [u8; REGS_SIZE] {
     let mut regs = [0; REGS_SIZE];
     regs[REG_SIZE..REG_SIZE + 4].copy_from_slice(&(FB_SIZE as u32).to_le_bytes());
@@ -302,7 +347,7 @@ fn initial_regs(mode: Geometry) -> [u8; REGS_SIZE] {
 }
 
 fn server_options(node: &Node) -> Result<ServerOptions, BuildError> {
-    let (rfb, tcp, unix) = (node.get("rfb")?, node.get("tcp")?, node.get("unix")?);
+    let (rfb, tcp, unix) = (node.get(&RFB)?, node.get(&TCP)?, node.get(&UNIX)?);
     let endpoint = match (rfb.or(tcp), unix) {
         (Some(_), Some(_)) => {
             let what = "unix: viewers connect there or where tcp says, not both";
@@ -317,7 +362,7 @@ fn server_options(node: &Node) -> Result<ServerOptions, BuildError> {
     };
     Ok(ServerOptions {
         endpoint,
-        password: node.get("password")?,
+        password: node.get(&PASSWORD)?,
     })
 }
 
@@ -327,19 +372,10 @@ fn build(
     node: &Node,
     saved: Option<&SavedBytes>,
 ) -> Result<Arc<dyn PciDevice>, BuildError> {
-    let extent = match node.get("vga")?.as_deref() {
-        Some("off") => None,
-        None | Some("io") => Some(Extent::Registers),
-        Some("on") => Some(Extent::Full),
-        Some(other) => {
-            return Err(BuildError::Invalid(format!(
-                "vga={other} is not on, io or off"
-            )));
-        }
-    };
+    let Parts(extent) = node.get(&VGA)?;
     let initial = Geometry {
-        width: side(node, "w", MIN.width, DEFAULT.width, MAX.width)?,
-        height: side(node, "h", MIN.height, DEFAULT.height, MAX.height)?,
+        width: node.get(&WIDTH)?,
+        height: node.get(&HEIGHT)?,
     };
     let options = server_options(node)?;
     if ctx.console.has_picture() {
@@ -355,7 +391,7 @@ fn build(
     let fbuf = assemble(func, frame, vga, initial, saved)?;
     let picture = Arc::downgrade(&fbuf.screen);
     ctx.console.set_picture(picture);
-    if node.bool("wait", false)? {
+    if node.get(&WAIT)? {
         ctx.console.await_viewer();
     }
     let server = Server::start(options, Arc::clone(ctx.console))?;

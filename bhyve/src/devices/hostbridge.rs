@@ -1,8 +1,8 @@
 //! Host bridges (`usr.sbin/bhyve/pci_hostbridge.c`).
 
 use crate::bus::pci::func::{PciFunc, PciIds};
-use crate::bus::pci::{PciDevice, PciModel, parse_options};
-use crate::config::Node;
+use crate::bus::pci::{OptionsError, PciDevice, PciModel, Syntax, parse_options};
+use crate::config::{Group, Hex, Node, Var, variables};
 use crate::device::{
     BuildCtx, BuildError, Device, SaveError, SavedBytes, SavedLayout, SavedState, StateError,
 };
@@ -13,7 +13,8 @@ use std::sync::Arc;
 pub const HOSTBRIDGE: PciModel = PciModel {
     name: "hostbridge",
     alias_of: None,
-    parse: parse_plain,
+    syntax: Syntax::Named,
+    variables: &[&VARIABLES],
     build,
 };
 
@@ -21,7 +22,8 @@ pub const HOSTBRIDGE: PciModel = PciModel {
 pub const AMD_HOSTBRIDGE: PciModel = PciModel {
     name: "amd_hostbridge",
     alias_of: Some("hostbridge"),
-    parse: parse_amd,
+    syntax: Syntax::Own(parse_amd),
+    variables: &[&VARIABLES],
     build,
 };
 
@@ -37,31 +39,35 @@ impl SavedLayout for HostbridgeState {
     const VERSION: u32 = 1;
 }
 
-fn parse_plain(node: &Node, options: &str) -> Result<(), String> {
-    parse_options(node, options).map_err(|error| error.to_string())
+variables! {
+    static NUMBERS;
+    const VENDOR: Hex<u16> = Var::new(
+        "pcireg.vendor",
+        "Vendor number; 1022 with `amd_hostbridge`.",
+    )
+    .default("1275");
+    const DEVICE: Hex<u16> = Var::new(
+        "pcireg.device",
+        "Device number; 7432 with `amd_hostbridge`.",
+    )
+    .default("1275");
 }
 
-fn parse_amd(node: &Node, options: &str) -> Result<(), String> {
-    let amd = || {
-        node.set("pcireg.vendor", "0x1022")?;
-        node.set("pcireg.device", "0x7432")?;
-        parse_options(node, options)
-    };
-    amd().map_err(|error| error.to_string())
+static VARIABLES: Group = Group {
+    title: "hostbridge",
+    at: "pci.B.S.F",
+    needs: None,
+    variables: &[NUMBERS],
+};
+
+fn parse_amd(node: &Node, options: &str) -> Result<(), OptionsError> {
+    node.set(VENDOR.declaration().name, "0x1022")?;
+    node.set(DEVICE.declaration().name, "0x7432")?;
+    Ok(parse_options(node, options)?)
 }
 
 struct Hostbridge {
     func: Arc<PciFunc>,
-}
-
-fn id(node: &Node, name: &str, default: u16) -> Result<u16, BuildError> {
-    let value = node.u64(name)?.unwrap_or(default.into());
-    u16::try_from(value).map_err(|_| {
-        BuildError::Invalid(format!(
-            "{}.{name}: {value:#x} does not fit 16 bits",
-            node.path()
-        ))
-    })
 }
 
 fn build(
@@ -70,9 +76,10 @@ fn build(
     node: &Node,
     saved: Option<&SavedBytes>,
 ) -> Result<Arc<dyn PciDevice>, BuildError> {
+    let (Hex(vendor), Hex(device)) = (node.get(&VENDOR)?, node.get(&DEVICE)?);
     func.set_ids(PciIds {
-        vendor: id(node, "pcireg.vendor", 0x1275)?,
-        device: id(node, "pcireg.device", 0x1275)?,
+        vendor,
+        device,
         class: CLASS_BRIDGE,
         subclass: SUBCLASS_HOST,
         ..PciIds::default()

@@ -5,8 +5,8 @@ use crate::backends::uart_backend::Tty;
 use crate::bus::inout::{PortHandler, all_ones};
 use crate::bus::pci::func::{PciFunc, PciIds};
 use crate::bus::pci::irq::PciIrq;
-use crate::bus::pci::{PciDevice, PciModel};
-use crate::config::{Config, Node};
+use crate::bus::pci::{OptionsError, PciDevice, PciModel, Syntax};
+use crate::config::{Config, ConfigError, Group, Hex, Node, Var, variables};
 use crate::device::{
     BuildCtx, BuildError, Device, SaveError, SavedBytes, SavedLayout, SavedState, StateError,
 };
@@ -19,8 +19,63 @@ use std::sync::{Arc, Weak};
 pub const LPC: PciModel = PciModel {
     name: "lpc",
     alias_of: None,
-    parse: parse_model,
+    syntax: Syntax::Own(parse_model),
+    variables: &[],
     build,
+};
+
+variables! {
+    static BRIDGE;
+    const VENDOR: Hex<u16> = Var::new("pcireg.vendor", "Vendor number of the bridge.").default("8086");
+    const DEVICE: Hex<u16> = Var::new("pcireg.device", "Device number.").default("7000");
+    const REVID: Hex<u8> = Var::new("pcireg.revid", "Revision.").default("0");
+    const SUBVENDOR: Hex<u16> =
+        Var::new("pcireg.subvendor", "Subsystem vendor number.").default("0");
+    const SUBDEVICE: Hex<u16> = Var::new("pcireg.subdevice", "Subsystem number.").default("0");
+    const _: String = Var::new("fwcfg", "How firmware is told of the machine.")
+        .default("bhyve")
+        .not_built("there is no QEMU fw_cfg device, and no firmware that would ask it");
+    const _: bool = Var::new("pc-testdev", "A device for tests of hypervisors.")
+        .default("false")
+        .not_built("there is no such device");
+}
+
+variables! {
+    static COM;
+    const PATH: Option<String> = Var::new(
+        "path",
+        "What serial port `N` (1 to 4) is connected to: `stdio`, `tcp=address:port` or a terminal device.",
+    )
+    .otherwise("unconnected")
+    .host();
+}
+
+variables! {
+    /// A trusted platform module.
+    pub static TPM;
+    const _: Option<String> =
+        Var::new("tpm.type", "A TPM.").not_built("there is no TPM device");
+    const _: Option<String> = Var::new("tpm.path", "Where the TPM is.").host().no_effect();
+    const _: Option<String> = Var::new("tpm.version", "Its version.").no_effect();
+    const _: Option<String> = Var::new("tpm.intf", "Its interface.").no_effect();
+}
+
+const NEEDS_BRIDGE: Option<&str> = Some("the LPC bridge: add -s 31,lpc");
+
+/// The variables of the bridge.
+pub static BRIDGE_VARIABLES: Group = Group {
+    title: "The bridge",
+    at: "lpc",
+    needs: NEEDS_BRIDGE,
+    variables: &[BRIDGE],
+};
+
+/// The variables of a serial port.
+pub static COM_VARIABLES: Group = Group {
+    title: "Serial ports",
+    at: "lpc.comN",
+    needs: NEEDS_BRIDGE,
+    variables: &[COM],
 };
 
 /// A serial port of the ISA bus.
@@ -60,8 +115,6 @@ pub const COM_PORTS: [ComPort; 4] = [
 
 const CLASS_BRIDGE: u8 = 0x06;
 const SUBCLASS_ISA: u8 = 0x01;
-const VENDOR_INTEL: u16 = 0x8086;
-const DEVICE_PIIX3: u16 = 0x7000;
 /// PIRQA-D and PIRQE-H.
 const PIRQ_REGISTERS: [u16; 2] = [0x60, 0x68];
 
@@ -76,85 +129,69 @@ pub const LPC_DEVICES: [&str; 7] = [
     "pc-testdev",
 ];
 
+/// Why an argument of `-l` is refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LpcError {
+    /// No such device, or not what it wants.
+    #[error("invalid lpc device configuration '{0}'")]
+    Invalid(String),
+    /// A boot ROM without a file. libvirt takes the text above to mean that there are no boot ROMs at all.
+    #[error("invalid bootrom option '{0}'")]
+    Bootrom(String),
+    /// A variable that cannot be set.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+}
+
 /// Turns the argument of `-l` into variables (`lpc_device_parse`).
-pub fn parse(config: &Config, argument: &str) -> Result<(), String> {
-    let invalid = || format!("invalid lpc device configuration '{argument}'");
-    let set = |path: &str, value: &str| config.set(path, value).map_err(|error| error.to_string());
+///
+/// # Errors
+/// There is no such device, or it wants other options.
+pub fn parse(config: &Config, argument: &str) -> Result<(), LpcError> {
+    let invalid = || LpcError::Invalid(argument.to_owned());
     let (device, rest) = argument
         .split_once(',')
         .map_or((argument, None), |(device, rest)| (device, Some(rest)));
     match (device, rest) {
         ("com1" | "com2" | "com3" | "com4", Some(path)) if !path.is_empty() => {
-            set(&format!("lpc.{device}.path"), path)
+            config.set(&format!("lpc.{device}.path"), path)?;
         }
         ("bootrom", Some(rest)) if !rest.is_empty() => {
             let mut fields = rest.split(',').filter(|field| !field.is_empty());
-            set("bootrom", fields.next().ok_or_else(invalid)?)?;
+            config.set("bootrom", fields.next().ok_or_else(invalid)?)?;
             for (n, field) in fields.enumerate() {
                 match field.split_once('=') {
-                    Some((name, value)) => set(&format!("lpc.{name}"), value)?,
-                    None if n == 0 => set("bootvars", field)?,
+                    Some((name, value)) => config.set(&format!("lpc.{name}"), value)?,
+                    None if n == 0 => config.set("bootvars", field)?,
                     None => return Err(invalid()),
                 }
             }
-            Ok(())
         }
-        // libvirt takes the general message to mean that there are no boot ROMs at all.
-        ("bootrom", _) => Err(format!("invalid bootrom option '{argument}'")),
+        ("bootrom", _) => return Err(LpcError::Bootrom(argument.to_owned())),
         ("tpm", Some(rest)) => {
             let mut fields = rest.split(',');
-            set(
-                "tpm.type",
-                fields
-                    .next()
-                    .filter(|field| !field.is_empty())
-                    .ok_or_else(invalid)?,
-            )?;
-            set(
-                "tpm.path",
-                fields
-                    .next()
-                    .filter(|field| !field.is_empty())
-                    .ok_or_else(invalid)?,
-            )?;
-            fields
-                .filter(|field| !field.is_empty())
-                .try_for_each(|field| {
-                    let (name, value) = field.split_once('=').ok_or_else(invalid)?;
-                    set(&format!("tpm.{name}"), value)
-                })
+            for path in ["tpm.type", "tpm.path"] {
+                let field = fields.next().filter(|field| !field.is_empty());
+                config.set(path, field.ok_or_else(invalid)?)?;
+            }
+            for field in fields.filter(|field| !field.is_empty()) {
+                let (name, value) = field.split_once('=').ok_or_else(invalid)?;
+                config.set(&format!("tpm.{name}"), value)?;
+            }
         }
-        ("pc-testdev", None) => set("lpc.pc-testdev", "true"),
-        (name, None) if name.starts_with("fwcfg=") => {
-            set("lpc.fwcfg", name.trim_start_matches("fwcfg="))
+        ("pc-testdev", None) => config.set("lpc.pc-testdev", "true")?,
+        (name, None) => {
+            let value = name.strip_prefix("fwcfg=").ok_or_else(invalid)?;
+            config.set("lpc.fwcfg", value)?;
         }
-        _ => Err(invalid()),
+        _ => return Err(invalid()),
     }
+    Ok(())
 }
 
 /// The options of `-s N,lpc,…` belong to the bus, not to the slot.
-fn parse_model(node: &Node, options: &str) -> Result<(), String> {
-    crate::bus::pci::parse_options(&node.config().node("lpc"), options)
-        .map_err(|error| error.to_string())
-}
-
-/// Devices of this bus that upstream has and this program has not: refused by name.
-fn refuse_missing(config: &Config) -> Result<(), BuildError> {
-    let lpc = config.node("lpc");
-    let refuse = |what: &str| Err(BuildError::Invalid(format!("{what} is not supported")));
-    if config.get("bootrom")?.is_some() || lpc.get("bootrom")?.is_some() {
-        return refuse("a bootrom (use boot.kernel to boot a kernel directly)");
-    }
-    if config.get("tpm.type")?.is_some() {
-        return refuse("a tpm");
-    }
-    if lpc.bool("pc-testdev", false)? {
-        return refuse("pc-testdev");
-    }
-    match lpc.get("fwcfg")?.as_deref() {
-        None | Some("bhyve") => Ok(()),
-        Some(other) => refuse(&format!("fwcfg={other}")),
-    }
+fn parse_model(node: &Node, options: &str) -> Result<(), OptionsError> {
+    Syntax::Named.parse(&node.config().node("lpc"), options)
 }
 
 /// The line of a serial port.
@@ -219,17 +256,6 @@ struct Lpc {
     uarts: Vec<Arc<Uart>>,
 }
 
-fn id(lpc: &Node, name: &str, default: u16) -> Result<u16, BuildError> {
-    let name = format!("pcireg.{name}");
-    let value = lpc.u64(&name)?.unwrap_or(default.into());
-    u16::try_from(value).map_err(|_| {
-        BuildError::Invalid(format!(
-            "{}.{name}: {value:#x} does not fit 16 bits",
-            lpc.path()
-        ))
-    })
-}
-
 fn build(
     ctx: &BuildCtx<'_>,
     func: Arc<PciFunc>,
@@ -246,21 +272,18 @@ fn build(
             "there can be only one LPC bridge".into(),
         ));
     }
-    refuse_missing(ctx.config)?;
     let config = ctx.config.node("lpc");
-    let revision = id(&config, "revid", 0)?;
+    let (Hex(vendor), Hex(device)) = (config.get(&VENDOR)?, config.get(&DEVICE)?);
+    let (Hex(subvendor), Hex(subdevice)) = (config.get(&SUBVENDOR)?, config.get(&SUBDEVICE)?);
+    let Hex(revision) = config.get(&REVID)?;
     func.set_ids(PciIds {
-        vendor: id(&config, "vendor", VENDOR_INTEL)?,
-        device: id(&config, "device", DEVICE_PIIX3)?,
+        vendor,
+        device,
         class: CLASS_BRIDGE,
         subclass: SUBCLASS_ISA,
-        revision: u8::try_from(revision).map_err(|_| {
-            BuildError::Invalid(format!(
-                "lpc.pcireg.revid: {revision:#x} does not fit 8 bits"
-            ))
-        })?,
-        subvendor: id(&config, "subvendor", 0)?,
-        subdevice: id(&config, "subdevice", 0)?,
+        revision,
+        subvendor,
+        subdevice,
         ..PciIds::default()
     });
 
@@ -288,7 +311,7 @@ fn build(
                 Arc::new(ports),
             )
             .map_err(|conflict| BuildError::Invalid(conflict.to_string()))?;
-        if let Some(path) = config.get(&format!("{}.path", com.name))? {
+        if let Some(path) = config.node(com.name).get(&PATH)? {
             let client: Weak<Uart> = Arc::downgrade(&uart);
             uart.connect(Tty::open(&path, com.name, ctx.mevent, client)?);
         }
@@ -394,7 +417,7 @@ mod tests {
         parse(&config, "bootrom,/rom,/vars,fwcfg=qemu").unwrap();
         parse(&config, "tpm,swtpm,/sock,version=2.0").unwrap();
         parse(&config, "pc-testdev").unwrap();
-        let get = |path: &str| config.get(path).unwrap().unwrap();
+        let get = |path: &str| config.raw(path).unwrap();
         assert_eq!(get("lpc.com1.path"), "stdio");
         assert_eq!(get("lpc.com2.path"), "tcp=127.0.0.1:5000");
         assert_eq!(
@@ -407,33 +430,16 @@ mod tests {
         );
         for bad in ["com5,stdio", "com1", "com1,", "tpm,swtpm", "nonsense", ""] {
             assert_eq!(
-                parse(&config, bad).unwrap_err(),
+                parse(&config, bad).unwrap_err().to_string(),
                 format!("invalid lpc device configuration '{bad}'")
             );
         }
         for bad in ["bootrom", "bootrom,"] {
             assert_eq!(
-                parse(&config, bad).unwrap_err(),
+                parse(&config, bad).unwrap_err().to_string(),
                 format!("invalid bootrom option '{bad}'")
             );
         }
-    }
-
-    #[test]
-    fn what_is_missing_is_refused() {
-        let refused = |path: &str, value: &str| {
-            let config = Config::new();
-            config.set(path, value).unwrap();
-            refuse_missing(&config).err().map(|error| error.to_string())
-        };
-        assert_eq!(refused("lpc.fwcfg", "bhyve"), None);
-        assert_eq!(
-            refused("lpc.fwcfg", "qemu").unwrap(),
-            "fwcfg=qemu is not supported"
-        );
-        assert!(refused("bootrom", "/x").unwrap().contains("bootrom"));
-        assert!(refused("lpc.pc-testdev", "true").is_some());
-        assert!(refused("tpm.type", "swtpm").is_some());
     }
 
     #[test]

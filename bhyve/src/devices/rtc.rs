@@ -1,7 +1,7 @@
 //! Sets the clock of the VM and the memory sizes in its CMOS (`usr.sbin/bhyve/amd64/rtc.c`). The clock itself is in the
 //! kernel, and a checkpoint keeps it with the kernel's devices.
 
-use crate::config::Config;
+use crate::config::{Config, Var, variables};
 use crate::device::{BuildError, Clock};
 use crate::firmware::e820::MemoryLayout;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -12,6 +12,25 @@ const CHUNK: u64 = 64 << 10;
 const MIB_16: u64 = 16 << 20;
 /// 2020-01-01, 00:00 UTC: where repeatable runs begin.
 const REPEATABLE_START: i64 = 1_577_836_800;
+
+variables! {
+    /// What the clock starts with.
+    pub static VARIABLES;
+    const USE_LOCALTIME: bool = Var::new(
+        "rtc.use_localtime",
+        "The RTC starts with local time and not with UTC.",
+    )
+    .default("true")
+    .host();
+    const START: Option<u64> = Var::new(
+        "rtc.start",
+        "What the RTC starts with, in seconds since 1970-01-01. The default is 2020-01-01, 0:00 with \
+         `vmm.clock=instructions`.",
+    )
+    .range(0, i64::MAX as u64)
+    .otherwise("the host's time")
+    .host();
+}
 
 /// The bytes of the CMOS that tell firmware the memory size, in units of 64 KiB.
 fn cmos_sizes(memory: MemoryLayout) -> impl Iterator<Item = (i32, u8)> {
@@ -38,9 +57,9 @@ fn local_offset(now: libc::time_t) -> i64 {
 
 /// What the clock shows at a cold start.
 fn start_time(config: &Config, clock: Clock) -> Result<i64, BuildError> {
-    if let Some(start) = config.u64("rtc.start")? {
-        return i64::try_from(start)
-            .map_err(|_| BuildError::Invalid(format!("rtc.start: {start} is no time")));
+    // The variable's range is that of the type.
+    if let Some(Ok(start)) = config.get(&START)?.map(i64::try_from) {
+        return Ok(start);
     }
     if clock == Clock::Instructions {
         return Ok(REPEATABLE_START);
@@ -49,7 +68,7 @@ fn start_time(config: &Config, clock: Clock) -> Result<i64, BuildError> {
         .duration_since(UNIX_EPOCH)
         .map_or(0, |since| since.as_secs());
     let now = i64::try_from(now).unwrap_or(0);
-    let offset = if config.bool("rtc.use_localtime", true)? {
+    let offset = if config.get(&USE_LOCALTIME)? {
         local_offset(now)
     } else {
         0

@@ -1,10 +1,50 @@
 //! The SMBIOS tables, version 2.8 (`usr.sbin/bhyve/smbiostbl.c`).
 
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, Kind, Value, Var, variables};
 use crate::firmware::e820::{HIGHMEM_BASE, MemoryLayout};
 use md5::{Digest, Md5};
 use std::ops::Range;
 use uuid::Uuid;
+
+variables! {
+    /// What the machine is called.
+    pub static IDENTITY;
+    const UUID: Option<Uuid> = Var::new("uuid", "UUID of the system in the SMBIOS tables.")
+        .otherwise("made of the VM's and the host's name");
+}
+
+variables! {
+    /// The texts of the tables.
+    pub static TEXTS;
+    const BIOS_VENDOR: String = Var::new("bios.vendor", "Vendor of the firmware.").default("BHYVE");
+    const BIOS_VERSION: String = Var::new("bios.version", "Version of the firmware.").default("14.0");
+    const BIOS_RELEASE_DATE: String = Var::new("bios.release_date", "Release date of the firmware.").default("10/17/2021");
+    const SYSTEM_MANUFACTURER: String = Var::new("system.manufacturer", "Manufacturer of the system.").default("FreeBSD");
+    const SYSTEM_PRODUCT_NAME: String = Var::new("system.product_name", "Product name of the system.").default("BHYVE");
+    const SYSTEM_VERSION: String = Var::new("system.version", "Version of the system.").default("1.0");
+    const SYSTEM_SERIAL_NUMBER: String = Var::new("system.serial_number", "Serial number of the system.").default("None");
+    const SYSTEM_SKU: String = Var::new("system.sku", "SKU of the system.").default("None");
+    const SYSTEM_FAMILY_NAME: String = Var::new("system.family_name", "Family of the system.").default("Virtual Machine");
+    const BOARD_MANUFACTURER: String = Var::new("board.manufacturer", "Manufacturer of the board.").default("FreeBSD");
+    const BOARD_PRODUCT_NAME: String = Var::new("board.product_name", "Product name of the board.").default("BHYVE");
+    const BOARD_VERSION: String = Var::new("board.version", "Version of the board.").default("1.0");
+    const BOARD_SERIAL_NUMBER: String = Var::new("board.serial_number", "Serial number of the board.").default("None");
+    const BOARD_ASSET_TAG: String = Var::new("board.asset_tag", "Asset tag of the board.").default("None");
+    const BOARD_LOCATION: String = Var::new("board.location", "Location of the board in the chassis.").default("None");
+    const CHASSIS_MANUFACTURER: String = Var::new("chassis.manufacturer", "Manufacturer of the chassis.").default("FreeBSD");
+    const CHASSIS_VERSION: String = Var::new("chassis.version", "Version of the chassis.").default("1.0");
+    const CHASSIS_SERIAL_NUMBER: String = Var::new("chassis.serial_number", "Serial number of the chassis.").default("None");
+    const CHASSIS_ASSET_TAG: String = Var::new("chassis.asset_tag", "Asset tag of the chassis.").default("None");
+    const CHASSIS_SKU: String = Var::new("chassis.sku", "SKU of the chassis.").default("None");
+}
+
+impl Value for Uuid {
+    const KIND: Kind = Kind::Other("a UUID");
+
+    fn read(text: &str, _kind: &Kind) -> Option<Self> {
+        Uuid::parse_str(text).ok()
+    }
+}
 
 /// Where the entry point goes, and the structures behind it.
 pub const SMBIOS_BASE: u64 = 0xf_1000;
@@ -58,9 +98,6 @@ pub enum SmbiosError {
     /// A variable of the configuration.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// `uuid` is none.
-    #[error("uuid: '{0}' is no UUID")]
-    Uuid(String),
     /// Texts that are too long, or too many processors.
     #[error("the SMBIOS tables do not fit: they have {0} bytes")]
     TooLarge(usize),
@@ -126,15 +163,10 @@ impl Structure {
     }
 }
 
-/// The text of a variable, or its default.
-fn text(config: &Config, path: &str, default: &str) -> Result<String, ConfigError> {
-    Ok(config.get(path)?.unwrap_or_else(|| default.to_owned()))
-}
-
 /// The configured UUID, or one made of the names (an MD5 sum, with the bits of version 3).
 fn system_uuid(machine: &SmbiosMachine<'_>) -> Result<Uuid, SmbiosError> {
-    if let Some(text) = machine.config.get("uuid")? {
-        return Uuid::parse_str(&text).map_err(|_| SmbiosError::Uuid(text));
+    if let Some(uuid) = machine.config.get(&UUID)? {
+        return Ok(uuid);
     }
     let digest = Md5::new()
         .chain_update(machine.vm_name)
@@ -149,10 +181,10 @@ fn bios(config: &Config) -> Result<Structure, SmbiosError> {
     const EXTENSION: [u8; 2] = [1 << 0, 1 << 4];
     const RELEASE_UNKNOWN: [u8; 4] = [0xff; 4];
     Ok(Structure::new(0, handle::BIOS)
-        .string(&text(config, "bios.vendor", "BHYVE")?)
-        .string(&text(config, "bios.version", "14.0")?)
+        .string(&config.get(&BIOS_VENDOR)?)
+        .string(&config.get(&BIOS_VERSION)?)
         .word(BIOS_START)
-        .string(&text(config, "bios.release_date", "10/17/2021")?)
+        .string(&config.get(&BIOS_RELEASE_DATE)?)
         // In units of 64 KiB, minus one.
         .put([(BIOS_ROM_SIZE / (64 << 10) - 1) as u8])
         .qword(CHARACTERISTICS)
@@ -164,28 +196,28 @@ fn system(machine: &SmbiosMachine<'_>) -> Result<Structure, SmbiosError> {
     const WAKEUP_POWER_SWITCH: u8 = 6;
     let config = machine.config;
     Ok(Structure::new(1, handle::SYSTEM)
-        .string(&text(config, "system.manufacturer", "FreeBSD")?)
-        .string(&text(config, "system.product_name", "BHYVE")?)
-        .string(&text(config, "system.version", "1.0")?)
-        .string(&text(config, "system.serial_number", "None")?)
+        .string(&config.get(&SYSTEM_MANUFACTURER)?)
+        .string(&config.get(&SYSTEM_PRODUCT_NAME)?)
+        .string(&config.get(&SYSTEM_VERSION)?)
+        .string(&config.get(&SYSTEM_SERIAL_NUMBER)?)
         // The first three fields are little-endian here.
         .put(system_uuid(machine)?.to_bytes_le())
         .put([WAKEUP_POWER_SWITCH])
-        .string(&text(config, "system.sku", "None")?)
-        .string(&text(config, "system.family_name", "Virtual Machine")?))
+        .string(&config.get(&SYSTEM_SKU)?)
+        .string(&config.get(&SYSTEM_FAMILY_NAME)?))
 }
 
 fn board(config: &Config) -> Result<Structure, SmbiosError> {
     const HOSTING: u8 = 1;
     const MOTHERBOARD: u8 = 0x0a;
     Ok(Structure::new(2, handle::BOARD)
-        .string(&text(config, "board.manufacturer", "FreeBSD")?)
-        .string(&text(config, "board.product_name", "BHYVE")?)
-        .string(&text(config, "board.version", "1.0")?)
-        .string(&text(config, "board.serial_number", "None")?)
-        .string(&text(config, "board.asset_tag", "None")?)
+        .string(&config.get(&BOARD_MANUFACTURER)?)
+        .string(&config.get(&BOARD_PRODUCT_NAME)?)
+        .string(&config.get(&BOARD_VERSION)?)
+        .string(&config.get(&BOARD_SERIAL_NUMBER)?)
+        .string(&config.get(&BOARD_ASSET_TAG)?)
         .put([HOSTING])
-        .string(&text(config, "board.location", "None")?)
+        .string(&config.get(&BOARD_LOCATION)?)
         .word(handle::CHASSIS)
         .put([MOTHERBOARD, 0]))
 }
@@ -195,16 +227,16 @@ fn chassis(config: &Config) -> Result<Structure, SmbiosError> {
     const SAFE: u8 = 3;
     const SECURITY_NONE: u8 = 3;
     Ok(Structure::new(3, handle::CHASSIS)
-        .string(&text(config, "chassis.manufacturer", "FreeBSD")?)
+        .string(&config.get(&CHASSIS_MANUFACTURER)?)
         .put([OTHER])
-        .string(&text(config, "chassis.version", "1.0")?)
-        .string(&text(config, "chassis.serial_number", "None")?)
-        .string(&text(config, "chassis.asset_tag", "None")?)
+        .string(&config.get(&CHASSIS_VERSION)?)
+        .string(&config.get(&CHASSIS_SERIAL_NUMBER)?)
+        .string(&config.get(&CHASSIS_ASSET_TAG)?)
         .put([SAFE, SAFE, SAFE, SECURITY_NONE])
         .dword(0)
         // No height, one power cord, no elements.
         .put([0, 1, 0, 0])
-        .string(&text(config, "chassis.sku", "None")?))
+        .string(&config.get(&CHASSIS_SKU)?))
 }
 
 fn processor(machine: &SmbiosMachine<'_>, socket: u16) -> Structure {

@@ -13,7 +13,7 @@ mod session;
 
 pub use debugger::{DebugError, Debugger};
 
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, Var, variables};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use session::{Flow, Session};
@@ -24,7 +24,30 @@ use std::sync::Arc;
 use std::time::Duration;
 use vmmapi::sandbox::{self, Purpose};
 
-const DEFAULT_ADDRESS: &str = "localhost";
+variables! {
+    /// Where the debug server is.
+    pub static VARIABLES;
+    pub const PORT: u16 = Var::new(
+        "gdb.port",
+        "TCP port of the debug server; 0 is none. What bhyve(8) continues does not take the `gdb` variables from its \
+         checkpoint.",
+    )
+    .default("0")
+    .run();
+    const ADDRESS: String = Var::new(
+        "gdb.address",
+        "The host's address, or its name, that the debug server listens on.",
+    )
+    .default("localhost")
+    .run();
+    const WAIT: bool = Var::new(
+        "gdb.wait",
+        "The guest does not execute anything until a debugger has come and lets it.",
+    )
+    .default("false")
+    .run();
+}
+
 /// After a failure that may not be the last.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -34,9 +57,6 @@ pub enum GdbError {
     /// A variable.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// gdb.port.
-    #[error("gdb.port: {0} is no TCP port")]
-    Port(u64),
     /// The address is taken, or not one of this host's.
     #[error("cannot listen for a debugger on {address}:{port}")]
     Listen {
@@ -60,13 +80,11 @@ pub struct Endpoint {
 impl Endpoint {
     /// Listens as `gdb.*` says, if it says so.
     pub fn from_config(config: &Config) -> Result<Option<Self>, GdbError> {
-        let port = match config.u64("gdb.port")? {
-            None | Some(0) => return Ok(None),
-            Some(port) => u16::try_from(port).map_err(|_| GdbError::Port(port))?,
+        let port = match config.get(&PORT)? {
+            0 => return Ok(None),
+            port => port,
         };
-        let address = config
-            .get("gdb.address")?
-            .unwrap_or_else(|| DEFAULT_ADDRESS.to_owned());
+        let address = config.get(&ADDRESS)?;
         let listener = TcpListener::bind((address.as_str(), port)).and_then(|listener| {
             // A debugger may be gone between poll and accept.
             listener.set_nonblocking(true)?;
@@ -79,7 +97,7 @@ impl Endpoint {
                 port,
                 source,
             })?,
-            wait: config.bool("gdb.wait", false)?,
+            wait: config.get(&WAIT)?,
         }))
     }
 

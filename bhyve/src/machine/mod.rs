@@ -7,14 +7,14 @@ pub mod exit_counter;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 pub mod irqchip;
-mod options;
+pub mod options;
 mod rest;
 #[cfg(test)]
 mod tests;
 pub mod vcpu;
 
 pub use devices::Devices;
-pub use options::{MachineOptions, OptionError, memory_size};
+pub use options::{MachineOptions, OptionError};
 pub use rest::Rest;
 
 use crate::amd64::vmexit::VcpuThread;
@@ -29,6 +29,7 @@ use crate::config::Config;
 use crate::device::{BuildCtx, BuildError, Clock};
 use crate::gdb::{Debugger, Endpoint};
 use crate::mevent::Mevent;
+use crate::vars;
 use exit_counter::ExitCounter;
 use parking_lot::Mutex;
 use std::path::PathBuf;
@@ -222,8 +223,8 @@ impl Machine {
         }
         let devices = Devices::build(vm, &config, &options, &mevent, &inout, &mmio, restore)?;
         // As upstream, no error: but a misspelt option should not go unnoticed.
-        for path in config.unread("pci") {
-            log::warn!("{path}: the device has no such option, which is ignored");
+        for remark in vars::remarks(&config) {
+            log::warn!("{remark}");
         }
         let mark = restore
             .filter(|_| devices.has_writable_device())

@@ -1,19 +1,141 @@
 //! What the configuration says about the machine as a whole, checked before anything is made.
 
+use crate::amd64::bhyverun_machdep::BOOT_KERNEL;
 use crate::amd64::vmexit::ExitPolicy;
 use crate::amd64::xmsr::Vendor;
 use crate::cli::{Topology, TopologyError};
-use crate::config::{Config, ConfigError, parse_size};
+use crate::config::{Config, ConfigError, Kind, Value, Var, variables};
 use crate::device::Clock;
+use crate::gdb;
 use std::collections::BTreeMap;
 use std::num::NonZeroU64;
 use std::path::PathBuf;
 use vmmapi::backend::standin::Release;
-use vmmapi::{Choice, MemFlags};
+use vmmapi::{Choice, MemFlags, number};
 
 const MIB: u64 = 1 << 20;
 const PAGE: u64 = 4096;
-const DEFAULT_MEMORY: &str = "256M";
+
+variables! {
+    /// What the guest runs on.
+    pub static MACHINE;
+    pub const NAME: Option<String> = Var::new("name", "The VM's name.").host();
+    const MEMORY_SIZE: MemorySize = Var::new(
+        "memory.size",
+        "Guest memory, a multiple of 4096 bytes. A bare number below 1048576 counts megabytes.",
+    )
+    .default("256M");
+    const MEMORY_GUEST_IN_CORE: bool = Var::new(
+        "memory.guest_in_core",
+        "Core dumps of bhyve(8) contain the guest's memory.",
+    )
+    .default("false")
+    .host();
+    const MEMORY_WIRED: bool = Var::new(
+        "memory.wired",
+        "The guest's memory is wired: allocated at the start, and never paged out. It is an error if the host does not \
+         allow it; with the software vmm `RLIMIT_MEMLOCK` is the limit.",
+    )
+    .default("false")
+    .host();
+    const X2APIC: bool = Var::new("x86.x2apic", "Local APICs have x2APIC mode.").default("false");
+    const STRICTIO: bool = Var::new(
+        "x86.strictio",
+        "End with an error when the guest uses an I/O port that no device answers at.",
+    )
+    .default("false")
+    .host();
+    const STRICTMSR: bool = Var::new(
+        "x86.strictmsr",
+        "Give the guest a general protection fault for model-specific registers that are not known.",
+    )
+    .default("true")
+    .host();
+    const VERBOSEMSR: bool =
+        Var::new("x86.verbosemsr", "Log model-specific registers that are not known.").default("false").host();
+    const VMEXIT_ON_HLT: bool = Var::new(
+        "x86.vmexit_on_hlt",
+        "Leave the guest when a virtual processor halts.",
+    )
+    .default("false")
+    .host();
+    const VMEXIT_ON_PAUSE: bool = Var::new(
+        "x86.vmexit_on_pause",
+        "Leave the guest when a virtual processor executes PAUSE.",
+    )
+    .default("false")
+    .host();
+}
+
+variables! {
+    /// How it is run.
+    pub static RUNNING;
+    const VMM: Backend = Var::new(
+        "vmm",
+        "Who runs the VM; see bhyve(8). For tests there are also `standin-14` and others.",
+    )
+    .default("auto")
+    .host();
+    const CLOCK: Clock = Var::new(
+        "vmm.clock",
+        "Where guest time comes from; `instructions` is the software vmm's only.",
+    )
+    .default("host");
+    const RUNDIR: Option<PathBuf> = Var::new("rundir", "Directory of the control socket.")
+        .otherwise("/var/run/bhyve or $XDG_RUNTIME_DIR/bhyve")
+        .host();
+    pub const MONITOR: bool = Var::new(
+        "monitor",
+        "Stay as a monitor that starts the guest again when it reboots.",
+    )
+    .default("false")
+    .host();
+    const DESTROY_ON_POWEROFF: bool = Var::new(
+        "destroy_on_poweroff",
+        "Destroy the VM when the guest powers off.",
+    )
+    .default("false")
+    .host();
+    const _: Option<String> = Var::new(
+        "keyboard.layout",
+        "Keyboard layout of the frame buffer.",
+    )
+    .host()
+    .no_effect();
+    const SNAPSHOT_AT: Option<u64> = Var::new(
+        "snapshot.at",
+        "Suspend to `snapshot.file` after that many instructions; 0 is never. Needs \
+         `vmm.clock=instructions`.",
+    )
+    .otherwise("never")
+    .run();
+    const SNAPSHOT_FILE: Option<PathBuf> =
+        Var::new("snapshot.file", "The checkpoint that `snapshot.at` writes.").run();
+    const SNAPSHOT_PULSE: u64 = Var::new(
+        "snapshot.pulse",
+        "For tests: whenever the guest has left its processors that many times, all of them together, stop it, save \
+         everything but its memory as for a checkpoint, restore that in place, and let the guest go on; 0 is never. What \
+         is not taken back, or is not what it was, ends bhyve(8) with status 4 and is named. Not together with \
+         `snapshot.at`.",
+    )
+    .default("0")
+    .run();
+}
+
+variables! {
+    /// Where each virtual processor runs.
+    pub static VCPU;
+    pub const CPUSET: Option<HostCpus> = Var::new(
+        "cpuset",
+        "The host's processors that virtual processor `N` may run on: numbers and ranges with a minus sign, separated by \
+         commas.",
+    )
+    .otherwise("any")
+    .host();
+}
+
+/// The most processors that vmm(4)'s interface can count.
+const MAX_VCPUS: usize = u16::MAX as usize;
 
 /// Why a configuration cannot be a machine.
 #[derive(Debug, thiserror::Error)]
@@ -27,27 +149,11 @@ pub enum OptionError {
     /// No name.
     #[error("the virtual machine has no name")]
     NoName,
-    /// memory.size.
-    #[error("invalid memory size \"{0}\"")]
-    Memory(String),
     /// Nothing to boot.
     #[error(
         "nothing to boot: set boot.kernel (and boot.initrd, boot.cmdline), or continue from a checkpoint with -r"
     )]
     NoBoot,
-    /// One of a few words was wanted.
-    #[error("{name}: \"{value}\" is not one of {wanted}")]
-    Word {
-        /// The variable.
-        name: &'static str,
-        /// What it holds.
-        value: String,
-        /// What it could.
-        wanted: &'static str,
-    },
-    /// vcpu.N.cpuset.
-    #[error("invalid vcpu pinning configuration \"{0}\"")]
-    Pin(String),
     /// The kernel's time is the host's.
     #[error("vmm.clock=instructions needs the software vmm")]
     KernelClock,
@@ -105,140 +211,151 @@ pub struct MachineOptions {
     pins: BTreeMap<u16, Vec<usize>>,
 }
 
-fn word<T: Copy>(
-    config: &Config,
-    name: &'static str,
-    default: T,
-    wanted: &'static str,
-    words: &[(&str, T)],
-) -> Result<T, OptionError> {
-    let Some(value) = config.get(name)? else {
-        return Ok(default);
-    };
-    let found = words
-        .iter()
-        .find(|(word, _)| *word == value)
-        .map(|(_, meaning)| *meaning);
-    found.ok_or(OptionError::Word {
-        name,
-        value,
-        wanted,
-    })
-}
-
 /// Who runs the VM, and whether it is one that can save virtual machines.
-fn backend(config: &Config) -> Result<(Choice, bool), OptionError> {
-    const STAND_IN: &str = "standin-";
-    const GENERIC: &str = "-generic";
-    let name = config.get("vmm")?.unwrap_or_else(|| "auto".to_owned());
-    let chosen = match name.as_str() {
-        "auto" => Some((Choice::Auto, true)),
-        "kernel" => Some((Choice::Kernel, true)),
-        "soft" => Some((Choice::Soft, true)),
-        other => other.strip_prefix(STAND_IN).and_then(|release| {
-            let number = release.strip_suffix(GENERIC).unwrap_or(release);
-            let release_of = Release::from_number(number)?;
-            Some((Choice::StandIn(release_of), number == release))
-        }),
-    };
-    chosen.ok_or(OptionError::Word {
-        name: "vmm",
-        value: name,
-        wanted: "auto, kernel, soft",
-    })
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Backend {
+    choice: Choice,
+    snapshot: bool,
 }
 
-/// A size of memory as `-m` takes it: a bare number of less than 1 MiB counts megabytes.
-pub fn memory_size(text: &str) -> Option<u64> {
-    let size = parse_size(text)?;
-    let bytes = if size < MIB && text.bytes().all(|byte| byte.is_ascii_digit()) {
-        size.checked_mul(MIB)?
-    } else {
-        size
-    };
-    (bytes != 0 && bytes % PAGE == 0).then_some(bytes)
+impl Value for Backend {
+    const KIND: Kind = Kind::Words(|| vec!["auto", "kernel", "soft"]);
+
+    fn read(text: &str, _kind: &Kind) -> Option<Self> {
+        const STAND_IN: &str = "standin-";
+        const GENERIC: &str = "-generic";
+        let choice = match text {
+            "auto" => Choice::Auto,
+            "kernel" => Choice::Kernel,
+            "soft" => Choice::Soft,
+            other => {
+                let release = other.strip_prefix(STAND_IN)?;
+                let number = release.strip_suffix(GENERIC).unwrap_or(release);
+                Choice::StandIn(Release::from_number(number)?)
+            }
+        };
+        Some(Self {
+            choice,
+            snapshot: !text.ends_with(GENERIC),
+        })
+    }
+}
+
+/// A size of memory as `-m` takes it.
+#[derive(Debug, Clone)]
+struct MemorySize {
+    bytes: u64,
+    text: String,
+}
+
+impl PartialEq for MemorySize {
+    fn eq(&self, other: &Self) -> bool {
+        self.bytes == other.bytes
+    }
+}
+
+impl Value for MemorySize {
+    const KIND: Kind = Kind::Size;
+
+    /// A bare number of less than 1 MiB counts megabytes.
+    fn read(text: &str, _kind: &Kind) -> Option<Self> {
+        let size = number::parse_size(text)?;
+        let bytes = if size < MIB && text.bytes().all(|byte| byte.is_ascii_digit()) {
+            size.checked_mul(MIB)?
+        } else {
+            size
+        };
+        (bytes != 0 && bytes % PAGE == 0).then(|| Self {
+            bytes,
+            text: text.to_owned(),
+        })
+    }
+}
+
+/// Processors of the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostCpus(Vec<usize>);
+
+impl Value for HostCpus {
+    const KIND: Kind = Kind::Other("numbers and ranges of the host's processors");
+
+    fn read(text: &str, _kind: &Kind) -> Option<Self> {
+        let mut cpus = Vec::new();
+        for part in text.split(',') {
+            let (first, last) = part.split_once('-').unwrap_or((part, part));
+            let one = |text| number::digits(text, 10).and_then(|cpu| u16::try_from(cpu).ok());
+            cpus.extend((one(first)?..=one(last)?).map(usize::from));
+        }
+        (!cpus.is_empty()).then_some(Self(cpus))
+    }
 }
 
 impl MachineOptions {
     /// Reads and checks them.
+    ///
+    /// # Errors
+    /// A value that cannot be, or that does not go with another one.
     pub fn from_config(config: &Config) -> Result<Self, OptionError> {
-        let memory = config
-            .get("memory.size")?
-            .unwrap_or_else(|| DEFAULT_MEMORY.to_owned());
-        let clock = word(
-            config,
-            "vmm.clock",
-            Clock::Host,
-            "host, instructions",
-            &[("host", Clock::Host), ("instructions", Clock::Instructions)],
-        )?;
-        let (backend, vmm_snapshot) = match (backend(config)?, clock) {
-            // Only one has that clock.
-            ((Choice::Auto, snapshot), Clock::Instructions) => (Choice::Soft, snapshot),
-            (chosen, _) => chosen,
-        };
+        let memory = config.get(&MEMORY_SIZE)?;
+        let clock = config.get(&CLOCK)?;
+        let vmm = config.get(&VMM)?;
         let options = Self {
-            name: config.get("name")?.ok_or(OptionError::NoName)?,
-            backend,
+            name: config.get(&NAME)?.ok_or(OptionError::NoName)?,
+            backend: match (vmm.choice, clock) {
+                // Only one has that clock.
+                (Choice::Auto, Clock::Instructions) => Choice::Soft,
+                (chosen, _) => chosen,
+            },
             clock,
-            vmm_snapshot,
+            vmm_snapshot: vmm.snapshot,
             topology: Topology::from_config(config)?,
-            memory: memory_size(&memory).ok_or_else(|| OptionError::Memory(memory.clone()))?,
-            memory_text: memory,
+            memory: memory.bytes,
+            memory_text: memory.text,
             memflags: MemFlags {
-                in_core: config.bool("memory.guest_in_core", false)?,
-                wired: config.bool("memory.wired", false)?,
+                in_core: config.get(&MEMORY_GUEST_IN_CORE)?,
+                wired: config.get(&MEMORY_WIRED)?,
             },
-            boots: config.raw("boot.kernel").is_some(),
-            rundir: config.get("rundir")?.map(PathBuf::from),
+            boots: config.get(&BOOT_KERNEL)?.is_some(),
+            rundir: config.get(&RUNDIR)?,
             policy: ExitPolicy {
-                strictio: config.bool("x86.strictio", false)?,
-                strictmsr: config.bool("x86.strictmsr", true)?,
-                verbosemsr: config.bool("x86.verbosemsr", false)?,
+                strictio: config.get(&STRICTIO)?,
+                strictmsr: config.get(&STRICTMSR)?,
+                verbosemsr: config.get(&VERBOSEMSR)?,
             },
-            x2apic: config.bool("x86.x2apic", false)?,
-            vmexit_on_hlt: config.bool("x86.vmexit_on_hlt", false)?,
-            vmexit_on_pause: config.bool("x86.vmexit_on_pause", false)?,
-            destroy_on_poweroff: config.bool("destroy_on_poweroff", false)?,
-            monitored: config.bool("monitor", false)?,
-            suspend_at: config.u64("snapshot.at")?,
-            pulse: config.u64("snapshot.pulse")?.and_then(NonZeroU64::new),
-            suspend_file: config.get("snapshot.file")?.map(PathBuf::from),
+            x2apic: config.get(&X2APIC)?,
+            vmexit_on_hlt: config.get(&VMEXIT_ON_HLT)?,
+            vmexit_on_pause: config.get(&VMEXIT_ON_PAUSE)?,
+            destroy_on_poweroff: config.get(&DESTROY_ON_POWEROFF)?,
+            monitored: config.get(&MONITOR)?,
+            suspend_at: config.get(&SNAPSHOT_AT)?,
+            pulse: NonZeroU64::new(config.get(&SNAPSHOT_PULSE)?),
+            suspend_file: config.get(&SNAPSHOT_FILE)?,
             pins: pins(config)?,
         };
-        if options.suspend_at.is_some() && options.clock != Clock::Instructions {
-            return Err(OptionError::Needs {
-                name: "snapshot.at",
-                needs: "vmm.clock=instructions",
-            });
-        }
-        // There, the processors can be stopped at few points only, and a step may last many instructions.
-        if options.clock == Clock::Instructions && config.u64("gdb.port")?.unwrap_or(0) != 0 {
-            return Err(OptionError::Needs {
-                name: "gdb.port (-G)",
-                needs: "vmm.clock=host",
-            });
-        }
-        if options.pulse.is_some() && config.u64("gdb.port")?.unwrap_or(0) != 0 {
-            return Err(OptionError::Needs {
-                name: "gdb.port (-G)",
-                needs: "no snapshot.pulse",
-            });
-        }
-        if options.suspend_at.is_some() && options.suspend_file.is_none() {
-            return Err(OptionError::Needs {
-                name: "snapshot.at",
-                needs: "snapshot.file",
-            });
-        }
-        // The processors that rest for a pulse would be taken for those that have stopped.
-        if options.pulse.is_some() && options.suspend_at.is_some() {
-            return Err(OptionError::Needs {
-                name: "snapshot.pulse",
-                needs: "a run without snapshot.at",
-            });
-        }
+        options.refuse_what_does_not_go_together(config.get(&gdb::PORT)? != 0)?;
         Ok(options)
+    }
+
+    fn refuse_what_does_not_go_together(&self, debugged: bool) -> Result<(), OptionError> {
+        let (at, pulse) = (self.suspend_at.is_some(), self.pulse.is_some());
+        let repeatable = self.clock == Clock::Instructions;
+        let rules = [
+            (at && !repeatable, "snapshot.at", "vmm.clock=instructions"),
+            // There, the processors can be stopped at few points only, and a step may last many instructions.
+            (debugged && repeatable, "gdb.port (-G)", "vmm.clock=host"),
+            (debugged && pulse, "gdb.port (-G)", "no snapshot.pulse"),
+            (
+                at && self.suspend_file.is_none(),
+                "snapshot.at",
+                "snapshot.file",
+            ),
+            // The processors that rest for a pulse would be taken for those that have stopped.
+            (at && pulse, "snapshot.pulse", "a run without snapshot.at"),
+        ];
+        match rules.into_iter().find(|(broken, ..)| *broken) {
+            Some((_, name, needs)) => Err(OptionError::Needs { name, needs }),
+            None => Ok(()),
+        }
     }
 
     /// The host's processors that a vCPU may run on; none means any.
@@ -247,26 +364,13 @@ impl MachineOptions {
     }
 }
 
-/// Every `vcpu.N.cpuset`: numbers and ranges, separated by commas.
-fn pins(config: &Config) -> Result<BTreeMap<u16, Vec<usize>>, OptionError> {
+/// Every `vcpu.N.cpuset`.
+fn pins(config: &Config) -> Result<BTreeMap<u16, Vec<usize>>, ConfigError> {
     let mut pins = BTreeMap::new();
-    for id in config.children("vcpu") {
-        let Some(text) = config.get(&format!("vcpu.{id}.cpuset"))? else {
-            continue;
-        };
-        let invalid = || OptionError::Pin(format!("{id}:{text}"));
-        let vcpu = id.parse().map_err(|_| invalid())?;
-        let mut cpus = Vec::new();
-        for part in text.split(',') {
-            let (first, last) = part.split_once('-').unwrap_or((part, part));
-            let first: u16 = first.parse().map_err(|_| invalid())?;
-            let last: u16 = last.parse().map_err(|_| invalid())?;
-            cpus.extend((first..=last).map(usize::from));
+    for (vcpu, node) in config.node("vcpu").numbered(0..=MAX_VCPUS)? {
+        if let (Some(HostCpus(cpus)), Ok(vcpu)) = (node.get(&CPUSET)?, u16::try_from(vcpu)) {
+            pins.insert(vcpu, cpus);
         }
-        if cpus.is_empty() {
-            return Err(invalid());
-        }
-        pins.insert(vcpu, cpus);
     }
     Ok(pins)
 }
@@ -316,6 +420,7 @@ mod tests {
 
     #[test]
     fn memory_sizes() {
+        let memory_size = |text| MemorySize::read(text, &Kind::Size).map(|size| size.bytes);
         assert_eq!(memory_size("512"), Some(512 * MIB));
         assert_eq!(memory_size("1G"), Some(1 << 30));
         assert_eq!(memory_size("1048576"), Some(MIB));

@@ -1,9 +1,71 @@
 //! A disk's options: what follows the model on the command line, and the configuration variables they become
 //! (`blockif_legacy_config` and the head of `blockif_open` in `usr.sbin/bhyve/block_if.c`).
 
-use crate::config::{ConfigError, Node};
-use crate::device::BuildError;
+use crate::config::{ConfigError, Kind, Node, Value, Var, Words, variables};
 use std::path::PathBuf;
+
+variables! {
+    /// How a disk is opened and shown.
+    pub static DISK;
+    const NOCACHE: bool = Var::new("nocache", "Go around the host's cache.").default("false").host();
+    const SYNC: bool =
+        Var::new("sync", "A write is done when it is on stable storage.").default("false").host();
+    const DIRECT: bool = Var::new("direct", "The same as `sync`.").default("false").host();
+    const RO: bool =
+        Var::new("ro", "The guest may not write. A CD is never written.").default("false");
+    const NODELETE: bool =
+        Var::new("nodelete", "The guest cannot give blocks back.").default("false");
+    pub const SECTORSIZE: Option<SectorSizes> = Var::new(
+        "sectorsize",
+        "Logical sector size, or logical and physical one with a slash between. A CD has 2048 bytes only.",
+    )
+    .otherwise("the host's answer");
+    const _: Option<u64> = Var::new("bootindex", "Checked, and without effect.").no_effect();
+}
+
+variables! {
+    /// The file or device of a disk.
+    pub static BACKING;
+    pub const PATH: Option<PathBuf> =
+        Var::new("path", "File or device. Required, but for a CD drive, which is empty without it.").host();
+}
+
+variables! {
+    /// What is made of a disk that is not as a checkpoint left it.
+    pub static CHANGED;
+    pub const CHANGED_DISKS: ChangedDisks = Var::new(
+        "snapshot.disks",
+        "With `-r`: `force` takes disks as they are, even if they have changed since the checkpoint.",
+    )
+    .default("refuse")
+    .run();
+}
+
+/// What is made of a disk that is not as a checkpoint left it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ChangedDisks {
+    /// The guest does not go on.
+    Refuse,
+    /// The guest goes on with the disk as it is.
+    Force,
+}
+
+impl Words for ChangedDisks {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("refuse", Self::Refuse), ("force", Self::Force)];
+}
+
+/// Logical and physical sector size in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SectorSizes(u32, u32);
+
+impl Value for SectorSizes {
+    const KIND: Kind = Kind::Other("a sector size, or two with a slash between");
+
+    fn read(text: &str, _kind: &Kind) -> Option<Self> {
+        parse_sector_size(text).map(|(logical, physical)| Self(logical, physical))
+    }
+}
 
 /// How a disk is to be opened and shown.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,44 +84,22 @@ pub struct Options {
     pub sector_size: Option<(u32, u32)>,
 }
 
-/// Takes a command line's `PATH[,option[=value]]...` apart into variables of `node`.
-pub fn parse_legacy(node: &Node, opts: &str) -> Result<(), ConfigError> {
-    let (path, rest) = opts.split_once(',').unwrap_or((opts, ""));
-    if !path.is_empty() {
-        node.set("path", path)?;
-    }
-    for option in rest.split(',').filter(|option| !option.is_empty()) {
-        let (name, value) = option.split_once('=').unwrap_or((option, "true"));
-        node.set(name, value)?;
-    }
-    Ok(())
-}
-
 impl Options {
     /// Reads the variables of `node`.
-    pub fn from_node(node: &Node) -> Result<Self, BuildError> {
-        let path = node
-            .get("path")?
-            .filter(|path| !path.is_empty())
-            .ok_or_else(|| {
-                BuildError::Invalid(format!(
-                    "{}: missing \"path\" of the block device",
-                    node.path()
-                ))
-            })?;
-        let sector_size = match node.get("sectorsize")? {
-            None => None,
-            Some(text) => Some(parse_sector_size(&text).ok_or_else(|| {
-                BuildError::Invalid(format!("{}: invalid sector size \"{text}\"", node.path()))
-            })?),
-        };
+    ///
+    /// # Errors
+    /// There is no path, or a value is none of its kind.
+    pub fn from_node(node: &Node) -> Result<Self, ConfigError> {
+        let required = || ConfigError::Required(format!("{}.path", node.path()));
         Ok(Self {
-            path: path.into(),
-            nocache: node.bool("nocache", false)?,
-            sync: node.bool("sync", false)? | node.bool("direct", false)?,
-            read_only: node.bool("ro", false)?,
-            no_delete: node.bool("nodelete", false)?,
-            sector_size,
+            path: node.get(&PATH)?.ok_or_else(required)?,
+            nocache: node.get(&NOCACHE)?,
+            sync: node.get(&SYNC)? | node.get(&DIRECT)?,
+            read_only: node.get(&RO)?,
+            no_delete: node.get(&NODELETE)?,
+            sector_size: node
+                .get(&SECTORSIZE)?
+                .map(|SectorSizes(logical, physical)| (logical, physical)),
         })
     }
 }
@@ -82,12 +122,13 @@ fn parse_sector_size(text: &str) -> Option<(u32, u32)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bus::pci::Syntax;
     use crate::config::Config;
 
-    fn options(text: &str) -> Result<Options, BuildError> {
+    fn options(text: &str) -> Result<Options, ConfigError> {
         let config = Config::new();
         let node = config.node("pci.0.3.0");
-        parse_legacy(&node, text).unwrap();
+        Syntax::First("path").parse(&node, text).unwrap();
         Options::from_node(&node)
     }
 

@@ -7,7 +7,8 @@ mod watch;
 pub use slirp::helper as slirp_helper;
 pub use watch::Watch;
 
-use crate::config::{ConfigError, Node};
+use crate::backends::net_utils::MacAddr;
+use crate::config::{Group, Node, Var, variables};
 use crate::device::{BuildError, Clock};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::OwnedFd;
@@ -26,21 +27,50 @@ pub trait NetBackend: Send + Sync {
     fn recv(&self, frame: &mut [u8]) -> io::Result<Option<usize>>;
 }
 
-/// Takes a command line's `BACKEND[,option[=value]]...` apart into variables of `node`.
-pub fn parse_legacy(node: &Node, opts: &str) -> Result<(), ConfigError> {
-    let (backend, rest) = opts.split_once(',').unwrap_or((opts, ""));
-    if !backend.is_empty() {
-        node.set("backend", backend)?;
-    }
-    crate::bus::pci::parse_options(node, rest)
+variables! {
+    /// The host's side of a network interface.
+    static BACK_END;
+    pub const BACKEND: Option<String> =
+        Var::new("backend", "`tapN`, `vmnetN` or `slirp`. Without it the link is down.").host();
+    const TYPE: Option<String> = Var::new("type", "What kind of back end it is.")
+        .otherwise("what `backend` begins with")
+        .host();
 }
+
+variables! {
+    /// The guest's side of it.
+    static INTERFACE;
+    pub const MAC: Option<MacAddr> = Var::new(
+        "mac",
+        "Ethernet address of one station: six hexadecimal numbers with colons.",
+    )
+    .otherwise("made of the VM's name, slot and function");
+    /// The limits are what IPv4 needs, and what a frame of the back ends can hold.
+    pub const MTU: Option<u16> = Var::new(
+        "mtu",
+        "Largest packet, 68 to 65521 bytes; an e1000 has no way to tell it to the guest and ignores it with a warning.",
+    )
+    .range(68, 65521)
+    .otherwise("not told");
+}
+
+/// The variables of every model of a network interface.
+pub static VARIABLES: Group = Group {
+    title: "virtio-net and e1000",
+    at: "pci.B.S.F",
+    needs: None,
+    variables: &[BACK_END, INTERFACE, slirp::VARIABLES],
+};
+
+/// How the options of a network interface begin: with the back end.
+pub const FIRST_OPTION: &str = BACKEND.declaration().name;
 
 /// Opens the back end that `node` names. Its variable `type` goes before the name's beginning.
 pub fn open(node: &Node) -> Result<Box<dyn NetBackend>, BuildError> {
-    let Some(name) = node.get("backend")? else {
+    let Some(name) = node.get(&BACKEND)? else {
         return Ok(Box::new(Unplugged));
     };
-    let kind = node.get("type")?.unwrap_or_else(|| name.clone());
+    let kind = node.get(&TYPE)?.unwrap_or_else(|| name.clone());
     // vmnet is tap with another life time of addresses; the interface is the same.
     if kind.starts_with("tap") || kind.starts_with("vmnet") {
         return Ok(Box::new(tap::open(&name)?));

@@ -11,7 +11,7 @@ pub mod slot;
 pub mod windows;
 
 use crate::backends::block_if::DiskIdentity;
-use crate::config::{ConfigError, Node};
+use crate::config::{ConfigError, Group, Node};
 use crate::device::{BuildCtx, BuildError, Device, SaveError, SavedBytes, SavedState, StateError};
 use func::{FuncHost, PciFunc};
 use intx::IntxRoute;
@@ -60,20 +60,79 @@ pub type BuildFn = fn(
     Option<&SavedBytes>,
 ) -> Result<Arc<dyn PciDevice>, BuildError>;
 
+/// Why the options of a model are refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum OptionsError {
+    /// A variable that cannot be set.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// More ports than the model has.
+    #[error("ahci has {max} ports, not one for \"{port}\"")]
+    Ports {
+        /// How many there are.
+        max: usize,
+        /// What is too much.
+        port: String,
+    },
+    /// A port without `hd:` or `cd:`.
+    #[error("missing or invalid type for port {port}: \"{text}\"")]
+    PortType {
+        /// Its number.
+        port: usize,
+        /// What stands there.
+        text: String,
+    },
+    /// A port of a console without a socket.
+    #[error("virtio-console: port \"{0}\" has no path")]
+    NoPath(String),
+}
+
+/// What follows `slot,model,` on the command line.
+pub enum Syntax {
+    /// `name=value`, or a bare name for `name=true`, separated by commas. Empty fields are skipped, as clients write
+    /// them.
+    Named,
+    /// The same, behind a first field that is the value of this variable.
+    First(&'static str),
+    /// The model's own.
+    Own(fn(&Node, &str) -> Result<(), OptionsError>),
+}
+
+impl Syntax {
+    /// Turns options into variables of the function's node.
+    ///
+    /// # Errors
+    /// They are not of this form, or a variable cannot be set.
+    pub fn parse(&self, node: &Node, options: &str) -> Result<(), OptionsError> {
+        match self {
+            Self::Named => Ok(parse_options(node, options)?),
+            Self::First(name) => {
+                let (first, rest) = options.split_once(',').unwrap_or((options, ""));
+                if !first.is_empty() {
+                    node.set(name, first)?;
+                }
+                Ok(parse_options(node, rest)?)
+            }
+            Self::Own(parse) => parse(node, options),
+        }
+    }
+}
+
 /// A model that `-s` can name.
 pub struct PciModel {
     /// Its name.
     pub name: &'static str,
     /// The model that it really is; its parser then sets what differs.
     pub alias_of: Option<&'static str>,
-    /// Turns what follows `slot,model,` on the command line into variables of the function's node.
-    pub parse: fn(&Node, &str) -> Result<(), String>,
+    /// How its options are written on the command line.
+    pub syntax: Syntax,
+    /// The variables of its function.
+    pub variables: &'static [&'static Group],
     /// Builds it.
     pub build: BuildFn,
 }
 
-/// The common form of a device's options: `name=value`, or a bare name for a boolean, separated by commas. Empty
-/// fields are skipped, as clients write them.
+/// See [`Syntax::Named`].
 pub fn parse_options(node: &Node, options: &str) -> Result<(), ConfigError> {
     options
         .split(',')
@@ -152,7 +211,7 @@ impl PciBus {
         states: Option<States<'_>>,
     ) -> Result<(), BuildError> {
         for (bdf, node) in slot::configured(ctx.config)? {
-            let Some(wanted) = node.get("device")? else {
+            let Some(wanted) = node.get(&slot::DEVICE)? else {
                 continue;
             };
             let unknown =

@@ -1,8 +1,15 @@
 //! The argument of `-s` and the slots of the configuration (`pci_parse_slot` of `usr.sbin/bhyve/pci_emul.c`).
 
-use super::{Bdf, models};
-use crate::config::{Config, ConfigError, Node};
-use crate::device::BuildError;
+use super::{Bdf, OptionsError, models};
+use crate::config::{Config, ConfigError, Node, Var, variables};
+use std::collections::BTreeMap;
+
+variables! {
+    /// What every function has.
+    pub static VARIABLES;
+    pub const DEVICE: Option<String> =
+        Var::new("device", "The model. A function without it is not there.");
+}
 
 /// Why an argument of `-s` is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -17,12 +24,12 @@ pub enum SlotError {
     #[error("pci slot {0}: unknown device \"{1}\"")]
     Unknown(Bdf, String),
     /// The model does not take these options.
-    #[error("pci slot {bdf}: {reason}")]
+    #[error("pci slot {bdf}: {source}")]
     Options {
         /// Where.
         bdf: Bdf,
         /// What is wrong.
-        reason: String,
+        source: OptionsError,
     },
     /// A conflict with variables that are set already.
     #[error(transparent)]
@@ -64,33 +71,32 @@ pub fn parse(config: &Config, argument: &str) -> Result<(), SlotError> {
     let model = models::find(name).ok_or_else(|| SlotError::Unknown(bdf, name.to_owned()))?;
     let node = config.node(&path(bdf));
     // `-o pci.0.3.0.x=…` may come before; only a device makes the slot occupied.
-    if node.get("device")?.is_some() {
+    if node.is_set(&DEVICE) {
         return Err(SlotError::Occupied(bdf));
     }
-    node.set("device", model.alias_of.unwrap_or(model.name))?;
-    (model.parse)(&node, options).map_err(|reason| SlotError::Options { bdf, reason })
+    node.set(
+        DEVICE.declaration().name,
+        model.alias_of.unwrap_or(model.name),
+    )?;
+    let parsed = model.syntax.parse(&node, options);
+    parsed.map_err(|source| SlotError::Options { bdf, source })
 }
 
-/// The slots of the configuration in bus order.
-pub fn configured(config: &Config) -> Result<Vec<(Bdf, Node)>, BuildError> {
-    let mut slots = Vec::new();
-    for bus in config.children("pci") {
-        // Other variables below `pci` are not buses.
-        let Some(bus_number) = number(&bus) else {
-            continue;
-        };
-        for slot in config.children(&format!("pci.{bus}")) {
-            for func in config.children(&format!("pci.{bus}.{slot}")) {
-                let place = format!("{bus_number}:{slot}:{func}");
-                let bdf = parse_bdf(&place).ok_or_else(|| {
-                    BuildError::Invalid(format!("invalid pci slot {place} in the configuration"))
-                })?;
-                slots.push((bdf, config.node(&format!("pci.{bus}.{slot}.{func}"))));
+/// The functions of the configuration in bus order.
+///
+/// # Errors
+/// A bus, slot or function that is none.
+pub fn configured(config: &Config) -> Result<BTreeMap<Bdf, Node>, ConfigError> {
+    let mut functions = BTreeMap::new();
+    for (bus, node) in config.node("pci").numbered(0..=255)? {
+        for (slot, node) in node.numbered(0..=31)? {
+            for (func, node) in node.numbered(0..=7)? {
+                let [bus, slot, func] = [bus, slot, func].map(|n| n as u8);
+                functions.insert(Bdf { bus, slot, func }, node);
             }
         }
     }
-    slots.sort_by_key(|(bdf, _)| *bdf);
-    Ok(slots)
+    Ok(functions)
 }
 
 #[cfg(test)]
@@ -137,8 +143,8 @@ mod tests {
         }
         let found: Vec<_> = configured(&config)
             .unwrap()
-            .iter()
-            .map(|(bdf, _)| bdf.to_string())
+            .keys()
+            .map(Bdf::to_string)
             .collect();
         assert_eq!(found, ["0:2:0", "0:2:1", "0:10:0", "1:0:0"]);
         config.set("pci.0.40.0.device", "hostbridge").unwrap();

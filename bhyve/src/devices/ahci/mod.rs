@@ -15,11 +15,12 @@ mod port;
 mod regs;
 pub(crate) mod state;
 
+use crate::backends::block_if::options::{self, CHANGED_DISKS, ChangedDisks, PATH};
 use crate::backends::block_if::{self, BlockIf, Options};
 use crate::bus::pci::bar::BarType;
 use crate::bus::pci::func::{PciFunc, PciIds};
-use crate::bus::pci::{PciDevice, PciModel};
-use crate::config::Node;
+use crate::bus::pci::{OptionsError, PciDevice, PciModel, Syntax};
+use crate::config::{Group, Node, Var, Words, variables};
 use crate::device::{BuildCtx, BuildError, Device, SavedBytes};
 use controller::{ABAR, Ahci};
 use drive::{Drive, Face, Kind};
@@ -31,7 +32,8 @@ use std::sync::Arc;
 pub const AHCI: PciModel = PciModel {
     name: "ahci",
     alias_of: None,
-    parse: parse_ports,
+    syntax: Syntax::Own(parse_ports),
+    variables: &[&VARIABLES],
     build,
 };
 
@@ -39,7 +41,8 @@ pub const AHCI: PciModel = PciModel {
 pub const AHCI_HD: PciModel = PciModel {
     name: "ahci-hd",
     alias_of: Some("ahci"),
-    parse: |node, opts| parse_port(node, 0, "hd", opts),
+    syntax: Syntax::Own(|node, opts| parse_port(node, 0, "hd", opts)),
+    variables: &[&VARIABLES],
     build,
 };
 
@@ -47,7 +50,8 @@ pub const AHCI_HD: PciModel = PciModel {
 pub const AHCI_CD: PciModel = PciModel {
     name: "ahci-cd",
     alias_of: Some("ahci"),
-    parse: |node, opts| parse_port(node, 0, "cd", opts),
+    syntax: Syntax::Own(|node, opts| parse_port(node, 0, "cd", opts)),
+    variables: &[&VARIABLES],
     build,
 };
 
@@ -65,15 +69,49 @@ const IDS: PciIds = PciIds {
 const LEAST_PORTS: usize = 6;
 const MOST_MESSAGES: usize = 16;
 
-fn parse_port(node: &Node, port: usize, kind: &str, opts: &str) -> Result<(), String> {
+variables! {
+    static DRIVE;
+    const TYPE: Kind = Var::new(
+        "type",
+        "`hd` for a disk or `cd` for a CD drive at port `N` (0 to 31). Required of each port.",
+    );
+}
+
+variables! {
+    static IDENTITY;
+    const SER: Option<String> = Var::new("ser", "Serial number, 20 bytes at most.")
+        .ascii(20)
+        .otherwise("made of the path");
+    const MODEL: Option<String> = Var::new("model", "Model, 40 bytes at most.")
+        .ascii(Face::MODEL_LEN)
+        .otherwise("BHYVE SATA DISK or BHYVE SATA DVD ROM");
+    const REV: String = Var::new("rev", "Firmware revision, 8 bytes at most.").ascii(8).default("001");
+    const NMRR: u16 = Var::new(
+        "nmrr",
+        "Nominal media rotation rate: revolutions per minute, 1 for a disk that does not turn, 0 to say nothing.",
+    )
+    .default("0");
+}
+
+static VARIABLES: Group = Group {
+    title: "ahci",
+    at: "pci.B.S.F.port.N",
+    needs: None,
+    variables: &[DRIVE, options::BACKING, options::DISK, IDENTITY],
+};
+
+impl Words for Kind {
+    const WORDS: &'static [(&'static str, Self)] = &[("hd", Self::Hd), ("cd", Self::Cd)];
+}
+
+fn parse_port(node: &Node, port: usize, kind: &str, opts: &str) -> Result<(), OptionsError> {
     let node = node.node(&format!("port.{port}"));
-    node.set("type", kind)
-        .and_then(|()| block_if::options::parse_legacy(&node, opts))
-        .map_err(|error| error.to_string())
+    node.set(TYPE.declaration().name, kind)?;
+    Syntax::First(PATH.declaration().name).parse(&node, opts)
 }
 
 // Every `hd:` or `cd:` at the beginning of a field begins a port; the fields up to the next one are its options.
-fn parse_ports(node: &Node, opts: &str) -> Result<(), String> {
+fn parse_ports(node: &Node, opts: &str) -> Result<(), OptionsError> {
     let mut ports: Vec<String> = Vec::new();
     for field in opts.split(',') {
         match ports.last_mut() {
@@ -90,13 +128,19 @@ fn parse_ports(node: &Node, opts: &str) -> Result<(), String> {
         .filter(|(_, text)| !text.is_empty())
     {
         if n >= MAX_PORTS {
-            return Err(format!(
-                "ahci has {MAX_PORTS} ports, not one for \"{text}\""
-            ));
+            return Err(OptionsError::Ports {
+                max: MAX_PORTS,
+                port: text.clone(),
+            });
         }
         match text.split_once(':') {
             Some((kind @ ("hd" | "cd"), opts)) => parse_port(node, n, kind, opts)?,
-            _ => return Err(format!("missing or invalid type for port {n}: \"{text}\"")),
+            _ => {
+                return Err(OptionsError::PortType {
+                    port: n,
+                    text: text.clone(),
+                });
+            }
         }
     }
     Ok(())
@@ -108,14 +152,15 @@ fn build(
     node: &Node,
     saved: Option<&SavedBytes>,
 ) -> Result<Arc<dyn PciDevice>, BuildError> {
-    let numbers = configured(node)?;
-    let count = numbers.last().map_or(0, |last| last + 1).max(LEAST_PORTS);
+    let nodes = node.node("port").numbered(0..=MAX_PORTS - 1)?;
+    let last = nodes.last_key_value();
+    let count = last.map_or(0, |(last, _)| last + 1).max(LEAST_PORTS);
     let mut ports = Vec::with_capacity(count);
     let mut disks = Vec::with_capacity(count);
     for n in 0..count {
-        let (port, disk) = match numbers.contains(&n) {
-            true => build_port(ctx, &func, n, &node.node(&format!("port.{n}")))?,
-            false => (Port::new(n, None, false), None),
+        let (port, disk) = match nodes.get(&n) {
+            Some(node) => build_port(ctx, &func, n, node)?,
+            None => (Port::new(n, None, false), None),
         };
         ports.push(port);
         disks.push(disk);
@@ -124,33 +169,12 @@ fn build(
     func.add_msi(count.min(MOST_MESSAGES).next_power_of_two() as u8)?;
     func.add_bar(ABAR, BarType::Mem32, PORTS_AT + count as u64 * PORT_SIZE)?;
     func.set_intx();
-    let forced = ctx.config.get("snapshot.disks")?.as_deref() == Some("force");
+    let forced = ctx.config.get(&CHANGED_DISKS)? == ChangedDisks::Force;
     let device = Ahci::new(func, ctx.mem, ports, disks, forced);
     if let Some(saved) = saved {
         Device::restore(&*device, saved)?;
     }
     Ok(device)
-}
-
-// The numbers of the ports, ascending.
-fn configured(node: &Node) -> Result<Vec<usize>, BuildError> {
-    let node = node.node("port");
-    let mut numbers = Vec::new();
-    for name in node.children() {
-        let number = name
-            .parse()
-            .ok()
-            .filter(|n: &usize| *n < MAX_PORTS && n.to_string() == name);
-        numbers.push(number.ok_or_else(|| {
-            BuildError::Invalid(format!(
-                "{}.{name}: a port is a number from 0 to {}",
-                node.path(),
-                MAX_PORTS - 1
-            ))
-        })?);
-    }
-    numbers.sort_unstable();
-    Ok(numbers)
 }
 
 fn build_port(
@@ -159,46 +183,16 @@ fn build_port(
     number: usize,
     node: &Node,
 ) -> Result<(Port, Option<BlockIf<Token>>), BuildError> {
-    let invalid =
-        |name: &str, what: String| BuildError::Invalid(format!("{}.{name}: {what}", node.path()));
-    let kind = match node.get("type")?.as_deref() {
-        Some("hd") => Kind::Hd,
-        Some("cd") => Kind::Cd,
-        Some(other) => return Err(invalid("type", format!("\"{other}\" is neither hd nor cd"))),
-        None => return Err(invalid("type", "neither hd nor cd is given".to_owned())),
-    };
-    let text = |name: &str, len: usize| -> Result<Option<Vec<u8>>, BuildError> {
-        let Some(text) = node.get(name)? else {
-            return Ok(None);
-        };
-        if text.len() > len {
-            return Err(invalid(
-                name,
-                format!("\"{text}\" is longer than {len} bytes"),
-            ));
-        }
-        if !text.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
-            return Err(invalid(
-                name,
-                format!("{text:?} has other characters than printable ASCII"),
-            ));
-        }
-        Ok(Some(text.into_bytes()))
-    };
-    let serial = text("ser", 20)?;
-    let revision = text("rev", 8)?.unwrap_or_else(|| b"001".to_vec());
-    let model = text("model", Face::MODEL_LEN)?.unwrap_or_else(|| match kind {
-        Kind::Hd => b"BHYVE SATA DISK".to_vec(),
-        Kind::Cd => b"BHYVE SATA DVD ROM".to_vec(),
+    let kind = node.get(&TYPE)?;
+    let (serial, revision, rotation) = (node.get(&SER)?, node.get(&REV)?, node.get(&NMRR)?);
+    let model = node.get(&MODEL)?.unwrap_or_else(|| match kind {
+        Kind::Hd => "BHYVE SATA DISK".to_owned(),
+        Kind::Cd => "BHYVE SATA DVD ROM".to_owned(),
     });
-    let rotation = node.u64("nmrr")?.unwrap_or(0);
-    let rotation = u16::try_from(rotation)
-        .map_err(|_| invalid("nmrr", format!("{rotation} does not fit 16 bits")))?;
-    node.u64("bootindex")?;
     let disk = open(ctx, func, number, kind, node)?;
     let serial = serial.unwrap_or_else(|| {
         let path = disk.as_ref().map(|(_, path)| path.as_path());
-        block_if::default_serial(path.unwrap_or_else(|| "".as_ref())).into_bytes()
+        block_if::default_serial(path.unwrap_or_else(|| "".as_ref()))
     });
     let disk = disk.map(|(disk, _)| disk);
     // A device of the host does not say what its discarded blocks read as.
@@ -218,9 +212,9 @@ fn build_port(
     let trim = disk.as_ref().is_some_and(BlockIf::can_discard);
     let face = Face {
         kind,
-        serial: padded(&serial),
-        revision: padded(&revision),
-        model: padded::<{ Face::MODEL_LEN }>(&model).to_vec(),
+        serial: padded(serial.as_bytes()),
+        revision: padded(revision.as_bytes()),
+        model: padded::<{ Face::MODEL_LEN }>(model.as_bytes()).to_vec(),
         rotation,
         blocks: disk.as_ref().map_or(0, BlockIf::size) / u64::from(block),
         block,
@@ -243,27 +237,24 @@ fn open(
     kind: Kind,
     node: &Node,
 ) -> Result<Option<(BlockIf<Token>, std::path::PathBuf)>, BuildError> {
-    if kind == Kind::Cd && node.get("path")?.is_none_or(|path| path.is_empty()) {
+    if kind == Kind::Cd && node.get(&PATH)?.is_none() {
         return Ok(None);
     }
-    let mut options = Options::from_node(node)?;
+    let mut disk = Options::from_node(node)?;
     if kind == Kind::Cd {
-        options.read_only = true;
-        if options
+        disk.read_only = true;
+        if disk
             .sector_size
             .is_some_and(|(size, _)| size != atapi::BLOCK)
         {
-            return Err(BuildError::Invalid(format!(
-                "{}.sectorsize: the blocks of a CD have {} bytes",
-                node.path(),
-                atapi::BLOCK
-            )));
+            let wanted = format!("the size of a CD's blocks, {} bytes", atapi::BLOCK);
+            return Err(node.refuse(&options::SECTORSIZE, wanted).into());
         }
     }
-    let path = options.path.clone();
+    let path = disk.path.clone();
     let bdf = func.bdf();
     let name = format!("{}:{}:{number}", bdf.slot, bdf.func);
-    let disk = BlockIf::open(options, ctx.mem, ctx.clock, &name)?;
+    let disk = BlockIf::open(disk, ctx.mem, ctx.clock, &name)?;
     Ok(Some((disk, path)))
 }
 

@@ -19,7 +19,7 @@ use crate::backends::net_backends::{self, MAX_FRAME, NetBackend, Watch};
 use crate::backends::net_utils::MacAddr;
 use crate::bus::pci::bar::BarType;
 use crate::bus::pci::func::{PciFunc, PciIds};
-use crate::bus::pci::{PciDevice, PciModel};
+use crate::bus::pci::{PciDevice, PciModel, Syntax};
 use crate::config::Node;
 use crate::device::{
     BuildCtx, BuildError, Clock, Device, SaveError, SavedBytes, SavedState, StateError,
@@ -36,7 +36,8 @@ use std::time::{Duration, Instant};
 pub const E1000: PciModel = PciModel {
     name: "e1000",
     alias_of: None,
-    parse,
+    syntax: Syntax::First(net_backends::FIRST_OPTION),
+    variables: &[&net_backends::VARIABLES],
     build,
 };
 
@@ -58,10 +59,6 @@ const IODATA: u64 = 4;
 
 /// Frames that are taken from the host before the event loop looks at its other sources.
 const RX_BATCH: usize = 256;
-
-fn parse(node: &Node, opts: &str) -> Result<(), String> {
-    net_backends::parse_legacy(node, opts).map_err(|error| error.to_string())
-}
 
 struct E82545 {
     inner: Arc<Inner>,
@@ -131,11 +128,10 @@ fn build_on(
     node: &Node,
     saved: Option<&SavedBytes>,
 ) -> Result<Arc<dyn PciDevice>, BuildError> {
-    let mac = MacAddr::configured(node)?;
-    if node.get("mtu")?.is_some() {
-        return Err(BuildError::Invalid(
-            "mtu cannot be set: an 82545 has no way to tell its driver".to_owned(),
-        ));
+    let mac = node.get(&net_backends::MAC)?;
+    if let Some(mtu) = node.get(&net_backends::MTU)? {
+        let name = func.name();
+        log::warn!("{name}: mtu={mtu} is ignored: an 82545 has no way to tell its driver");
     }
     func.set_ids(PciIds {
         vendor: VENDOR,

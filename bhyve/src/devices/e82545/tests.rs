@@ -664,7 +664,7 @@ fn wrong_options_are_refused_by_name() {
     let bench = crate::devices::virtio::testing::Bench::new(crate::device::Clock::Host);
     for (options, word) in [
         (",mac=01:00:5e:0:0:1", "01:00:5e:0:0:1"),
-        (",mtu=1500", "mtu"),
+        (",mtu=67", "mtu: \"67\" is not a number from 68 to 65521"),
         ("netmap:em0", "netmap:em0"),
         ("slirp,hostfwd=tcp::x-:22", "tcp::x-:22"),
     ] {
@@ -672,7 +672,7 @@ fn wrong_options_are_refused_by_name() {
         assert!(error.to_string().contains(word), "{error}");
     }
     let driver = bench
-        .build(&super::E1000, ",mac=58:9c:fc:1:2:3", None)
+        .build(&super::E1000, ",mac=58:9c:fc:1:2:3,mtu=1500", None)
         .unwrap();
     // Through the window of I/O ports: RAL and RAH.
     let word = |at: u64| {

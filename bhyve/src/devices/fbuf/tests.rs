@@ -6,6 +6,11 @@ use crate::bus::mem::MmioHandler;
 use crate::device::Clock;
 use crate::devices::virtio::testing::Bench;
 
+const DEFAULT: Geometry = Geometry {
+    width: 1024,
+    height: 768,
+};
+
 /// Small enough for a thousand checkpoints.
 const SMALL: u64 = 64 << 10;
 
@@ -211,9 +216,9 @@ fn the_vga_is_seen_while_it_is_used() {
 #[test]
 fn bad_options_are_refused_by_name() {
     for (options, complaint) in [
-        ("vga=maybe", "vga=maybe is not"),
-        ("w=639", "w=639 is not between 640 and 3840"),
-        ("h=2161", "h=2161 is not between 480 and 2160"),
+        ("vga=maybe", "vga: \"maybe\" is not one of on, io, off"),
+        ("w=639", "w: \"639\" is not a number from 640 to 3840"),
+        ("h=2161", "h: \"2161\" is not a number from 480 to 2160"),
         ("w=wide", "w"),
         ("tcp=host:5900", "\"host:5900\" is not [IP:]PORT"),
         ("tcp=127.0.0.1:", "is not [IP:]PORT"),

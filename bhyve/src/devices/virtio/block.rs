@@ -3,10 +3,11 @@
 use super::queue::{Chain, RingError, VirtQueue};
 use super::transport::{Model, Transport};
 use super::{VirtioDevice, VirtioPci, read_bytes};
+use crate::backends::block_if::options::{self, CHANGED_DISKS, ChangedDisks, PATH};
 use crate::backends::block_if::{self, BlockIf, Completion, DiskIdentity, Op, Options, Request};
 use crate::bus::pci::func::PciFunc;
-use crate::bus::pci::{PciDevice, PciModel};
-use crate::config::Node;
+use crate::bus::pci::{PciDevice, PciModel, Syntax};
+use crate::config::{Group, Node, Var, variables};
 use crate::device::{BuildCtx, BuildError, SaveError, SavedBytes, StateError};
 use crate::iov::{self, Seg};
 use parking_lot::Mutex;
@@ -28,7 +29,8 @@ use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 pub const VIRTIO_BLK: PciModel = PciModel {
     name: "virtio-blk",
     alias_of: None,
-    parse,
+    syntax: Syntax::First(PATH.declaration().name),
+    variables: &[&VARIABLES],
     build,
 };
 
@@ -79,9 +81,18 @@ struct Config {
 }
 const CONFIG_LEN: usize = size_of::<Config>();
 
-fn parse(node: &Node, opts: &str) -> Result<(), String> {
-    block_if::options::parse_legacy(node, opts).map_err(|error| error.to_string())
+variables! {
+    static IDENTITY;
+    const SER: Option<String> =
+        Var::new("ser", "Serial number, 20 bytes at most.").otherwise("made of the path");
 }
+
+static VARIABLES: Group = Group {
+    title: "virtio-blk",
+    at: "pci.B.S.F",
+    needs: None,
+    variables: &[options::BACKING, options::DISK, IDENTITY],
+};
 
 /// What the guest is told about the disk.
 struct Face {
@@ -132,9 +143,8 @@ fn build(
     saved: Option<&SavedBytes>,
 ) -> Result<Arc<dyn PciDevice>, BuildError> {
     let options = Options::from_node(node)?;
-    node.u64("bootindex")?;
     let serial = serial(node, &options)?;
-    let forced = ctx.config.get("snapshot.disks")?.as_deref() == Some("force");
+    let forced = ctx.config.get(&CHANGED_DISKS)? == ChangedDisks::Force;
     let bdf = func.bdf();
     let disk = BlockIf::open(
         options,
@@ -186,12 +196,12 @@ fn build(
 
 fn serial(node: &Node, options: &Options) -> Result<[u8; ID_BYTES], BuildError> {
     let text = node
-        .get("ser")?
+        .get(&SER)?
         .unwrap_or_else(|| block_if::default_serial(&options.path));
     if text.len() > ID_BYTES {
-        return Err(BuildError::Invalid(format!(
-            "serial number \"{text}\" is longer than {ID_BYTES} bytes"
-        )));
+        return Err(node
+            .refuse(&SER, format!("a serial number of at most {ID_BYTES} bytes"))
+            .into());
     }
     let mut serial = [0; ID_BYTES];
     serial

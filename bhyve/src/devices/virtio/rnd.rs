@@ -5,7 +5,7 @@ use super::queue::Chain;
 use super::transport::{Model, Transport};
 use super::{VirtioDevice, VirtioPci, read_bytes};
 use crate::bus::pci::func::PciFunc;
-use crate::bus::pci::{PciDevice, PciModel, parse_options};
+use crate::bus::pci::{PciDevice, PciModel, Syntax};
 use crate::config::Node;
 use crate::device::{BuildCtx, BuildError, Clock, SaveError, SavedBytes, StateError};
 use crate::iov;
@@ -21,7 +21,8 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 pub const VIRTIO_RND: PciModel = PciModel {
     name: "virtio-rnd",
     alias_of: None,
-    parse,
+    syntax: Syntax::Named,
+    variables: &[],
     build,
 };
 
@@ -32,10 +33,6 @@ const QUEUE_SIZE: u16 = 64;
 /// The most that one request is given, in bytes; it may ask for more.
 const MOST: u64 = 64 << 10;
 const SOURCE: &str = "/dev/random";
-
-fn parse(node: &Node, opts: &str) -> Result<(), String> {
-    parse_options(node, opts).map_err(|error| error.to_string())
-}
 
 /// What a checkpoint keeps: nothing of the host's randomness, all of the generator.
 #[derive(Serialize, Deserialize)]

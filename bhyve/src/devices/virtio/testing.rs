@@ -107,7 +107,7 @@ impl Bench {
         let node = self.config.node("pci.0.3.0");
         self.config.remove("pci.0.3.0");
         node.set("device", model.name).expect("a free name");
-        (model.parse)(&node, opts).map_err(BuildError::Invalid)?;
+        model.syntax.parse(&node, opts)?;
         self.build_with(model.build, model.name, saved)
     }
 

@@ -7,6 +7,7 @@ use super::modern::{Modern, ModernState};
 use super::queue::{Chain, QueueState, RingError, VirtQueue};
 use crate::bus::pci::bar::BarType;
 use crate::bus::pci::func::{PciFunc, PciIds};
+use crate::config::{Var, variables};
 use crate::device::{BuildCtx, BuildError, Clock, StateError};
 use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard};
 use serde::{Deserialize, Serialize};
@@ -17,6 +18,12 @@ use virtio_bindings::virtio_config::{
 };
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use vmmapi::GuestMemory;
+
+variables! {
+    /// What all virtio devices have in common.
+    pub static VARIABLES;
+    const MSIX: bool = Var::new("virtio_msix", "Virtio devices have MSI-X.").default("true");
+}
 
 /// PCI vendor of all virtio devices.
 const VIRTIO_VENDOR: u16 = 0x1af4;
@@ -140,7 +147,7 @@ impl Transport {
             BarType::Io,
             (super::legacy::CONFIG_MSIX + config_len) as u64,
         )?;
-        let has_msix = ctx.config.bool("virtio_msix", true)?;
+        let has_msix = ctx.config.get(&MSIX)?;
         if has_msix {
             func.add_msix(queues.len() + 1, MSIX_BAR)?;
         }

@@ -18,8 +18,8 @@ use crate::backends::block_if::DiskIdentity;
 use crate::backends::console::{self, Console, PtrEvent, TABLET_PRIORITY};
 use crate::bus::pci::bar::BarType;
 use crate::bus::pci::func::{PciFunc, PciIds};
-use crate::bus::pci::{PciDevice, PciModel, parse_options};
-use crate::config::Node;
+use crate::bus::pci::{OptionsError, PciDevice, PciModel, Syntax};
+use crate::config::{Group, Node, Var, variables};
 use crate::device::{BuildCtx, BuildError, Device, SaveError, SavedBytes, SavedState, StateError};
 use crate::devices::usb::{self, Pointer, UsbDevice};
 use controller::Controller;
@@ -32,8 +32,28 @@ use std::sync::{Arc, Weak};
 pub const XHCI: PciModel = PciModel {
     name: "xhci",
     alias_of: None,
-    parse,
+    syntax: Syntax::Own(parse),
+    variables: &[&VARIABLES],
     build,
+};
+
+variables! {
+    static SLOT;
+    const DEVICE: String = Var::new(
+        "device",
+        "What is plugged in: `tablet`. `N`, from 1 to 64, only gives the order in which ports are taken; there are four \
+         of each kind.",
+    );
+    const USB: u64 = Var::new("usb", "The kind of port that it is plugged into: 2 or 3.")
+        .range(2, 3)
+        .default("3");
+}
+
+static VARIABLES: Group = Group {
+    title: "xhci",
+    at: "pci.B.S.F.slot.N",
+    needs: None,
+    variables: &[SLOT],
 };
 
 /// Panther Point's controller, as upstream.
@@ -53,14 +73,13 @@ const SBRN: u16 = 0x60;
 const SBRN_VALUE: [u8; 2] = [0x30, 0x20];
 
 /// `device[=option]`, separated by commas: the devices, numbered from 1.
-fn parse(node: &Node, opts: &str) -> Result<(), String> {
+fn parse(node: &Node, opts: &str) -> Result<(), OptionsError> {
     let devices = opts.split(',').filter(|device| !device.is_empty());
     for (n, device) in devices.enumerate() {
         let slot = node.node(&format!("slot.{}", n + 1));
         let (name, option) = device.split_once('=').unwrap_or((device, ""));
-        slot.set("device", name)
-            .and_then(|()| parse_options(&slot, option))
-            .map_err(|error| error.to_string())?;
+        slot.set(DEVICE.declaration().name, name)?;
+        Syntax::Named.parse(&slot, option)?;
     }
     Ok(())
 }
@@ -69,53 +88,27 @@ fn parse(node: &Node, opts: &str) -> Result<(), String> {
 type Devices = [Option<Box<dyn UsbDevice>>; PORTS];
 
 fn devices(node: &Node) -> Result<Devices, BuildError> {
-    let list = node.node("slot");
-    let invalid = |name: &str, what: &str| {
-        Err(BuildError::Invalid(format!(
-            "{}.{name}: {what}",
-            list.path()
-        )))
-    };
-    let mut numbered = Vec::new();
-    for name in list.children() {
-        match name.parse::<usize>() {
-            Ok(number) if (1..=SLOTS).contains(&number) => numbered.push((number, name)),
-            _ => return invalid(&name, &format!("not a number from 1 to {SLOTS}")),
-        }
-    }
-    numbered.sort();
     let mut ports = [const { None }; PORTS];
-    for (_, name) in numbered {
-        let slot = list.node(&name);
-        let Some(model) = slot.get("device")? else {
-            return invalid(&name, "no \"device\" is named");
-        };
-        let Some(new) = usb::find(&model) else {
-            return invalid(&name, &format!("unknown device \"{model}\""));
-        };
-        if let Some(unknown) = slot
-            .children()
-            .iter()
-            .find(|child| !matches!(child.as_str(), "device" | "usb"))
-        {
-            return invalid(
-                &name,
-                &format!("device \"{model}\" has no option \"{unknown}\""),
-            );
+    for slot in node.node("slot").numbered(1..=SLOTS)?.values() {
+        let invalid = |what: String| BuildError::Invalid(format!("{}: {what}", slot.path()));
+        let model = slot.get(&DEVICE)?;
+        let new =
+            usb::find(&model).ok_or_else(|| invalid(format!("unknown device \"{model}\"")))?;
+        let declared = |child: &String| SLOT.iter().any(|variable| variable.name == child);
+        if let Some(unknown) = slot.children().iter().find(|child| !declared(child)) {
+            let what = format!("device \"{model}\" has no option \"{unknown}\"");
+            return Err(invalid(what));
         }
-        let (range, speed) = match slot.u64("usb")?.unwrap_or(3) {
-            3 => (0..PORTS_PER_KIND, usb::Speed::Super),
+        let (range, speed) = match slot.get(&USB)? {
             2 => (PORTS_PER_KIND..PORTS, usb::Speed::High),
-            other => return invalid(&name, &format!("usb={other} is neither 2 nor 3")),
+            _ => (0..PORTS_PER_KIND, usb::Speed::Super),
         };
         let free = ports.get_mut(range).into_iter().flatten();
         match free.into_iter().find(|port| port.is_none()) {
             Some(port) => *port = Some(new(speed)),
             None => {
-                return invalid(
-                    &name,
-                    &format!("there are only {PORTS_PER_KIND} ports of that kind"),
-                );
+                let what = format!("there are only {PORTS_PER_KIND} ports of that kind");
+                return Err(invalid(what));
             }
         }
     }

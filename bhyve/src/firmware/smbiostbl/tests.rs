@@ -93,7 +93,7 @@ fn texts_are_configured() {
     config.set("uuid", "toast").unwrap();
     assert_eq!(
         build(&machine(&config)).unwrap_err().to_string(),
-        "uuid: 'toast' is no UUID"
+        "uuid: \"toast\" is not a UUID"
     );
     config
         .set("uuid", "00112233-4455-6677-8899-aabbccddeeff")

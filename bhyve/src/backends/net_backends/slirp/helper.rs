@@ -133,7 +133,8 @@ mod tests {
     use super::*;
 
     /// The path of [`is_one_when_it_is_told_to_be`].
-    pub const HELPER: &str = "net_backends::slirp::helper::tests::is_one_when_it_is_told_to_be";
+    pub const HELPER: &str =
+        "backends::net_backends::slirp::helper::tests::is_one_when_it_is_told_to_be";
 
     #[test]
     fn is_one_when_it_is_told_to_be() {

@@ -11,7 +11,7 @@ pub mod helper;
 mod service;
 
 use super::{FramePipe, NetBackend};
-use crate::config::Node;
+use crate::config::{Node, Var, variables};
 use crate::device::BuildError;
 use nix::sys::socket::{
     AddressFamily, Shutdown, SockFlag, SockType, setsockopt, shutdown, socketpair, sockopt,
@@ -26,6 +26,22 @@ const SOCKET_BUFFER: usize = 1 << 20;
 /// How long the guest's processor is held up when the service cannot keep pace, in milliseconds, before a frame is lost.
 const SEND_WAIT: u16 = 10;
 
+variables! {
+    /// What the network may reach, and what may reach it.
+    pub static VARIABLES;
+    const OPEN: bool = Var::new(
+        "open",
+        "With `slirp`: the guest may reach further than the host's end.",
+    )
+    .default("false")
+    .host();
+    const HOSTFWD: Option<String> = Var::new(
+        "hostfwd",
+        "With `slirp`: ports of the host that lead to the guest, separated by semicolons; see bhyve(8).",
+    )
+    .host();
+}
+
 /// The device's end.
 pub struct Slirp {
     pipe: FramePipe,
@@ -35,11 +51,11 @@ pub struct Slirp {
 impl Slirp {
     /// Starts the helper with the variables `hostfwd` and `open` of `node`.
     pub fn open(node: &Node) -> Result<Self, BuildError> {
-        let forwards = node.get("hostfwd")?.unwrap_or_default();
+        let forwards = node.get(&HOSTFWD)?.unwrap_or_default();
         forward::parse(&forwards).map_err(|entry| {
             BuildError::Invalid(format!("slirp: invalid hostfwd rule \"{entry}\""))
         })?;
-        let restricted = !node.bool("open", false)?;
+        let restricted = !node.get(&OPEN)?;
         let failed = |error| BuildError::host("slirp: cannot start the helper process", error);
         let (device, service) = pair().map_err(failed)?;
         let helper = helper::start(&device, service, restricted, &forwards).map_err(failed)?;

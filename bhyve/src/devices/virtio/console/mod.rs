@@ -10,8 +10,8 @@ use super::queue::Chain;
 use super::transport::{Model, Transport};
 use super::{VirtioDevice, VirtioPci, read_bytes};
 use crate::bus::pci::func::PciFunc;
-use crate::bus::pci::{PciDevice, PciModel};
-use crate::config::Node;
+use crate::bus::pci::{OptionsError, PciDevice, PciModel, Syntax};
+use crate::config::{Group, Node, Var, variables};
 use crate::device::{BuildCtx, BuildError, SaveError, SavedBytes, StateError};
 use crate::iov;
 use crate::mevent::{Interest, Mevent, Ready};
@@ -19,6 +19,7 @@ use parking_lot::{Mutex, MutexGuard};
 use port::{Input, Output, Port};
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
+use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 use virtio_bindings::virtio_ids::VIRTIO_ID_CONSOLE;
 use zerocopy::little_endian::{U16, U32};
@@ -28,8 +29,26 @@ use zerocopy::{Immutable, IntoBytes};
 pub const VIRTIO_CONSOLE: PciModel = PciModel {
     name: "virtio-console",
     alias_of: None,
-    parse,
+    syntax: Syntax::Own(parse),
+    variables: &[&VARIABLES],
     build,
+};
+
+variables! {
+    static PORT;
+    const NAME: String = Var::new(
+        "name",
+        "Name of a port. `N` only gives the order; there are 16 ports at most.",
+    )
+    .host();
+    const PATH: PathBuf = Var::new("path", "Its socket.").host();
+}
+
+static VARIABLES: Group = Group {
+    title: "virtio-console",
+    at: "pci.B.S.F.port.N",
+    needs: None,
+    variables: &[PORT],
 };
 
 const DEVICE_ID: u16 = 0x1003;
@@ -62,7 +81,7 @@ const PORT_READY: u16 = 3;
 const PORT_OPEN: u16 = 6;
 const PORT_NAME: u16 = 7;
 
-fn parse(node: &Node, opts: &str) -> Result<(), String> {
+fn parse(node: &Node, opts: &str) -> Result<(), OptionsError> {
     for (n, option) in opts
         .split(',')
         .filter(|option| !option.is_empty())
@@ -70,11 +89,10 @@ fn parse(node: &Node, opts: &str) -> Result<(), String> {
     {
         let (name, path) = option
             .split_once('=')
-            .ok_or_else(|| format!("virtio-console: port \"{option}\" has no path"))?;
+            .ok_or_else(|| OptionsError::NoPath(option.to_owned()))?;
         let port = node.node(&format!("port.{n}"));
-        port.set("name", name)
-            .and_then(|()| port.set("path", path))
-            .map_err(|error| error.to_string())?;
+        port.set(NAME.declaration().name, name)?;
+        port.set(PATH.declaration().name, path)?;
     }
     Ok(())
 }
@@ -139,30 +157,24 @@ fn build(
     node: &Node,
     saved: Option<&SavedBytes>,
 ) -> Result<Arc<dyn PciDevice>, BuildError> {
-    let ports = node.node("port");
-    let mut numbers = Vec::new();
-    for name in ports.children() {
-        let number = name
-            .parse::<usize>()
-            .map_err(|_| BuildError::Invalid(format!("invalid port number \"{name}\"")))?;
-        numbers.push(number);
-    }
-    numbers.sort_unstable();
-    if numbers.len() > MAX_PORTS {
+    // Upstream takes any number.
+    let ports = node.node("port").numbered(0..=usize::MAX)?;
+    if ports.len() > MAX_PORTS {
         return Err(BuildError::Invalid(format!(
             "{} ports, at most {MAX_PORTS} are possible",
-            numbers.len()
+            ports.len()
         )));
     }
     let mut opened = Vec::new();
-    for number in numbers {
-        let port = ports.node(&number.to_string());
-        let missing = |what| BuildError::Invalid(format!("{} has no {what}", port.path()));
-        let name = port.get("name")?.ok_or_else(|| missing("name"))?;
-        let path = port.get("path")?.ok_or_else(|| missing("path"))?;
-        let failed =
-            |error| BuildError::host(format!("cannot create port {name} at {path}"), error);
-        opened.push(Port::open(&name, path.as_ref()).map_err(failed)?);
+    for port in ports.values() {
+        let (name, path) = (port.get(&NAME)?, port.get(&PATH)?);
+        let failed = |error| {
+            BuildError::host(
+                format!("cannot create port {name} at {}", path.display()),
+                error,
+            )
+        };
+        opened.push(Port::open(&name, &path).map_err(failed)?);
     }
     let model = Model {
         device: DEVICE_ID,

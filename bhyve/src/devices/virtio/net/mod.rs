@@ -10,7 +10,7 @@ use super::{VirtioDevice, VirtioPci, read_bytes};
 use crate::backends::net_backends::{self, MAX_FRAME, NetBackend, Watch};
 use crate::backends::net_utils::MacAddr;
 use crate::bus::pci::func::PciFunc;
-use crate::bus::pci::{PciDevice, PciModel};
+use crate::bus::pci::{PciDevice, PciModel, Syntax};
 use crate::config::Node;
 use crate::device::{BuildCtx, BuildError, SaveError, SavedBytes, StateError};
 use crate::iov;
@@ -33,7 +33,8 @@ use zerocopy::{Immutable, IntoBytes};
 pub const VIRTIO_NET: PciModel = PciModel {
     name: "virtio-net",
     alias_of: None,
-    parse,
+    syntax: Syntax::First(net_backends::FIRST_OPTION),
+    variables: &[&net_backends::VARIABLES],
     build,
 };
 
@@ -65,12 +66,6 @@ const OFFLOADS: u64 = 1 << VIRTIO_NET_F_CSUM
     | 1 << VIRTIO_NET_F_HOST_ECN;
 /// Frames that are taken from the host before the event loop looks at its other sources.
 const RX_BATCH: usize = 256;
-/// Limits of a configured MTU: what IPv4 needs, and what a frame of the back ends can hold.
-const MTU: std::ops::RangeInclusive<u64> = 68..=65_521;
-
-fn parse(node: &Node, opts: &str) -> Result<(), String> {
-    net_backends::parse_legacy(node, opts).map_err(|error| error.to_string())
-}
 
 /// What a checkpoint keeps.
 #[derive(Serialize, Deserialize)]
@@ -133,14 +128,7 @@ fn build_on(
     node: &Node,
     saved: Option<&SavedBytes>,
 ) -> Result<Arc<dyn PciDevice>, BuildError> {
-    let mac = MacAddr::configured(node)?;
-    let mtu = match node.get("mtu")? {
-        None => None,
-        Some(text) => Some(
-            parse_mtu(&text)
-                .ok_or_else(|| BuildError::Invalid(format!("invalid mtu \"{text}\"")))?,
-        ),
-    };
+    let (mac, mtu) = (node.get(&net_backends::MAC)?, node.get(&net_backends::MTU)?);
     let link_up = net_backends::is_plugged(&*backend, ctx.clock, func.name());
     let mut features =
         OFFLOADS | 1 << VIRTIO_NET_F_MAC | 1 << VIRTIO_NET_F_STATUS | 1 << VIRTIO_NET_F_MRG_RXBUF;
@@ -175,12 +163,6 @@ fn build_on(
     };
     net.watch_backend()?;
     Ok(VirtioPci::start(net, saved)?)
-}
-
-fn parse_mtu(text: &str) -> Option<u16> {
-    crate::config::parse_u64(text)
-        .filter(|mtu| MTU.contains(mtu))
-        .and_then(|mtu| u16::try_from(mtu).ok())
 }
 
 impl Net {

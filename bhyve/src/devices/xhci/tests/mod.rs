@@ -479,7 +479,7 @@ fn bad_options_are_named() {
         ("mouse", "pci.0.3.0.slot.1: unknown device \"mouse\""),
         (
             "tablet,tablet=usb=4",
-            "pci.0.3.0.slot.2: usb=4 is neither 2 nor 3",
+            "pci.0.3.0.slot.2.usb: \"4\" is not a number from 2 to 3",
         ),
         (
             "tablet=fast",
