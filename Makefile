@@ -66,10 +66,11 @@ doc:
 miri:
 	@tests/miri.sh || [ $$? = 3 ]
 
-# The long runs: a hundred rounds of suspend and restore, many millions of instruction cases.
+# The long runs: a hundred rounds of suspend and restore, many millions of instruction cases, thousands of guests that end.
 soak: deps guest
 	$(CARGO) build --release --workspace
 	DIFF_CASES=50000000 $(CARGO) test --release -p vmm-cpu --test differential
+	$(CARGO) test --release -p vmm -- --ignored
 	$(CARGO) test --release -p vmm-tests -- --ignored --nocapture
 
 # The test plan of the review that brought save and restore to bhyve, on every machine of it.

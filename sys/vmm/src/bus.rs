@@ -79,7 +79,8 @@ impl RunBus<'_> {
 
     /// Whether the run has to end for something that is not the guest's business.
     fn must_leave(&self) -> bool {
-        let outside = self.vm.suspended_how() != VM_SUSPEND_NONE || self.vcpu.idle_requested();
+        let outside =
+            self.vm.suspended_how() != VM_SUSPEND_NONE || self.vm.is_requested(self.vcpu.id);
         let leave = outside || self.side.start_ipi.is_some() || self.horizon == 0;
         // When time is counted in instructions, all are held at points of the turns' choosing.
         leave || !self.vm.by_instructions() && self.vm.is_debugged(self.vcpu.id)

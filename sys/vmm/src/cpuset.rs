@@ -8,7 +8,7 @@ use vmm_abi::CPUSET_BYTES;
 pub const MAX_CPUS: usize = 255;
 
 /// A set of virtual CPUs by number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct CpuSet([u64; 4]);
 
 impl CpuSet {
@@ -48,6 +48,23 @@ impl CpuSet {
             *word |= more;
         }
         all
+    }
+
+    /// Those that are not in `other`.
+    pub fn without(&self, other: &Self) -> Self {
+        let mut left = *self;
+        for (word, gone) in left.0.iter_mut().zip(other.0) {
+            *word &= !gone;
+        }
+        left
+    }
+
+    /// Whether one is in both sets.
+    pub fn intersects(&self, other: &Self) -> bool {
+        self.0
+            .iter()
+            .zip(other.0)
+            .any(|(word, more)| word & more != 0)
     }
 
     /// Whether everybody in `self` is in `other`.
@@ -103,7 +120,7 @@ impl FromIterator<usize> for CpuSet {
     }
 }
 
-/// A set that is changed under somebody's lock and looked into without one.
+/// A set that is changed under a lock and looked into without it.
 #[derive(Debug, Default)]
 pub struct SharedCpuSet([AtomicU64; 4]);
 
@@ -118,7 +135,9 @@ impl SharedCpuSet {
     /// Makes it what `set` is.
     pub fn set(&self, set: &CpuSet) {
         for (word, new) in self.0.iter().zip(set.0) {
-            word.store(new, Ordering::SeqCst);
+            if word.load(Ordering::Relaxed) != new {
+                word.store(new, Ordering::SeqCst);
+            }
         }
     }
 }

@@ -18,6 +18,7 @@ mod time;
 mod turn;
 pub mod user;
 mod vcpu;
+mod vcpu_lock;
 mod vmcb;
 mod vmm;
 mod vmm_caps;
@@ -30,6 +31,7 @@ mod vmm_regs;
 mod vmm_run;
 mod vmm_snapshot;
 mod vmm_stat;
+mod vmm_vm;
 mod x86;
 
 pub use errno::Errno;

@@ -27,16 +27,31 @@ pub trait Machine {
     fn advance(&self, now: u64);
 }
 
+/// How long turns and epochs are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Pace {
+    quantum: u64,
+    epoch: u64,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self {
+            quantum: QUANTUM,
+            epoch: EPOCH,
+        }
+    }
+}
+
 /// The state of the turns. What a checkpoint must hold of it is [`Saved`].
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Turns {
+    pace: Pace,
     saved: Saved,
     /// Who has the turn.
     holder: Option<usize>,
     /// The holder has not executed anything in this turn.
     fresh: bool,
-    /// And is held alone: it has come out, and the others wait for it.
-    away: bool,
     /// Who must forget translations before running again.
     flush: CpuSet,
     /// All are to be held at the next point where that is possible.
@@ -48,7 +63,7 @@ pub struct Turns {
 }
 
 /// The part of the state that the guest's future depends on, at a point where the machine can be held.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Saved {
     /// Instructions retired by all virtual CPUs.
     pub total: u64,
@@ -60,7 +75,7 @@ pub struct Saved {
     pub last: u32,
     /// Total at which the current turn ends.
     pub end: u64,
-    /// Who takes part: active virtual CPUs that were started.
+    /// Who takes part: active virtual CPUs that were started, and are not held alone.
     pub members: CpuSet,
 }
 
@@ -80,8 +95,10 @@ pub enum Next {
     Cpu(usize),
     /// Nobody, until something happens outside.
     Nobody,
-    /// Nobody: all are held now.
+    /// Nobody: all are held now, as was asked for.
     Paused,
+    /// Nobody: all are held now, because so many instructions have retired ([`Turns::stop_at`]).
+    Stopped,
 }
 
 impl Turns {
@@ -105,9 +122,9 @@ impl Turns {
         self.saved.members.contains(cpu)
     }
 
-    /// Whether the holder has not executed anything in this turn.
-    pub fn is_fresh(&self) -> bool {
-        self.fresh
+    /// Who takes part.
+    pub fn members(&self) -> CpuSet {
+        self.saved.members
     }
 
     /// Whether all are held.
@@ -121,29 +138,26 @@ impl Turns {
         self.flush.insert(cpu);
     }
 
-    /// Lets `cpu` take part no longer; only one that has never run may leave.
+    /// Lets `cpu` take part no longer. If it is in the middle of its turn, that ends with [`Self::step_aside`] or
+    /// [`Self::end`], since no other may execute the guest meanwhile.
     pub fn leave(&mut self, cpu: usize) {
         self.saved.members.remove(cpu);
-        if self.holder == Some(cpu) {
+        if self.is_holder(cpu) && self.fresh {
             self.holder = None;
         }
     }
 
-    /// Whether all are to be held as soon as possible.
-    pub fn is_pausing(&self) -> bool {
-        self.pause_wanted
-    }
-
-    /// The holder, which is held alone, comes out before it has executed anything in this turn.
-    pub fn step_aside(&mut self) {
-        self.away = true;
+    /// `cpu` is not executing the guest: its turn is over if it takes part no longer.
+    pub fn step_aside(&mut self, cpu: usize) {
+        if self.is_holder(cpu) && !self.is_member(cpu) {
+            self.holder = None;
+        }
     }
 
     /// Hold all as soon as that is possible. True if that is now.
     pub fn pause(&mut self) -> bool {
-        let boundary = self.fresh && self.saved.turns.is_multiple_of(EPOCH);
-        // Who is away leads the others to no boundary. It is a debugger that holds one alone, and no run is repeatable then.
-        if self.holder.is_none() || boundary || self.away {
+        let boundary = self.fresh && self.saved.turns.is_multiple_of(self.pace.epoch);
+        if self.holder.is_none() || boundary {
             self.hold();
         } else {
             self.pause_wanted = true;
@@ -167,14 +181,12 @@ impl Turns {
         self.pause_wanted = false;
         self.holder = None;
         self.fresh = false;
-        self.away = false;
         self.flush = self.saved.members;
     }
 
     /// How many instructions the holder may execute before something is due, and whether it must forget its
     /// translations first. A budget of 0 means that something is due now.
     pub fn begin(&mut self, cpu: usize, machine: &dyn Machine) -> (u64, bool) {
-        self.away = false;
         let flush = self.flush.contains(cpu);
         self.flush.remove(cpu);
         let mut budget = self.saved.end.saturating_sub(self.saved.total);
@@ -205,15 +217,17 @@ impl Turns {
         if let Some(holder) = self.holder.take() {
             self.saved.last = holder as u32;
             self.saved.turns = self.saved.turns.wrapping_add(1);
-            if self.saved.turns.is_multiple_of(EPOCH) && self.boundary() {
-                return Next::Paused;
+            if self.saved.turns.is_multiple_of(self.pace.epoch)
+                && let Some(held) = self.boundary()
+            {
+                return held;
             }
         }
         self.choose(machine)
     }
 
-    /// A point where the machine can be held. True if it is.
-    fn boundary(&mut self) -> bool {
+    /// A point where the machine can be held: how it is, if it is.
+    fn boundary(&mut self) -> Option<Next> {
         self.flush = self.saved.members;
         let reached = self.stop_at.is_some_and(|stop| self.saved.total >= stop);
         if reached {
@@ -223,6 +237,7 @@ impl Turns {
             self.hold();
         }
         self.paused
+            .then_some(if reached { Next::Stopped } else { Next::Paused })
     }
 
     /// Gives the turn to somebody if nobody has it.
@@ -230,7 +245,7 @@ impl Turns {
         if let Some(holder) = self.holder {
             return Next::Cpu(holder);
         }
-        if self.paused || self.saved.members.is_empty() {
+        if self.paused {
             return Next::Nobody;
         }
         loop {
@@ -240,12 +255,11 @@ impl Turns {
             if let Some(cpu) = order.find(|&cpu| machine.runnable(cpu)) {
                 self.holder = Some(cpu);
                 self.fresh = true;
-                self.away = false;
-                self.saved.end = self.saved.total.wrapping_add(QUANTUM);
+                self.saved.end = self.saved.total.wrapping_add(self.pace.quantum);
                 return Next::Cpu(cpu);
             }
-            if self.boundary() {
-                return Next::Paused;
+            if let Some(held) = self.boundary() {
+                return held;
             }
             let Some(deadline) = machine.next_deadline() else {
                 return Next::Nobody;
@@ -259,6 +273,33 @@ impl Turns {
         }
     }
 
+    /// Turns of another length, so that a test can look at all that there is.
+    #[cfg(test)]
+    pub fn with_pace(quantum: u64, epoch: u64) -> Self {
+        let pace = Pace { quantum, epoch };
+        Self {
+            pace,
+            ..Self::default()
+        }
+    }
+
+    /// Whether all are to be held as soon as possible.
+    #[cfg(test)]
+    pub fn is_pausing(&self) -> bool {
+        self.pause_wanted
+    }
+
+    /// Counts again from 0, for a test that looks whether two futures are the same.
+    #[cfg(test)]
+    pub fn forget_history(&mut self) {
+        let Saved {
+            total, turns, end, ..
+        } = self.saved;
+        self.saved.end = end.saturating_sub(total);
+        self.saved.turns = turns % self.pace.epoch;
+        (self.saved.total, self.saved.skipped) = (0, 0);
+    }
+
     /// What a checkpoint must hold, if the machine is held.
     pub fn save(&self) -> Saved {
         self.saved
@@ -268,7 +309,6 @@ impl Turns {
     pub fn restore(&mut self, saved: Saved) {
         self.holder = None;
         self.fresh = false;
-        self.away = false;
         self.flush = saved.members;
         self.saved = saved;
     }
@@ -321,23 +361,24 @@ mod tests {
     }
 
     #[test]
-    fn all_are_held_where_the_holder_is_away() {
+    fn one_that_is_held_alone_does_not_keep_the_others_from_being_held() {
         let bench = Bench::new(&[0, 1]);
         let mut turns = turns(&[0, 1]);
-        let Next::Cpu(first) = turns.choose(&bench) else {
-            panic!("somebody has the turn")
-        };
-        turns.begin(first, &bench);
+        assert_eq!(turns.choose(&bench), Next::Cpu(1));
+        turns.begin(1, &bench);
         turns.retire(QUANTUM);
-        assert_eq!(turns.end(&bench), Next::Cpu(1 - first));
-        assert!(!turns.pause(), "it is on its way to the boundary");
+        assert_eq!(turns.end(&bench), Next::Cpu(0));
+        assert!(!turns.pause(), "0 is on its way to the boundary");
         turns.unpause();
-        turns.step_aside();
-        assert!(turns.pause());
-        turns.unpause();
-        // It is its turn still.
-        assert_eq!(turns.choose(&bench), Next::Cpu(1 - first));
-        assert!(!turns.pause(), "it has not come out again");
+        turns.leave(0);
+        assert_eq!(turns.choose(&bench), Next::Cpu(1), "it had not begun");
+        turns.begin(1, &bench);
+        turns.retire(1);
+        turns.leave(1);
+        assert_eq!(turns.choose(&bench), Next::Cpu(1), "it may be executing");
+        assert!(!turns.pause());
+        turns.step_aside(1);
+        assert_eq!(turns.choose(&bench), Next::Paused, "none is left");
     }
 
     #[test]
@@ -423,6 +464,6 @@ mod tests {
             turns.retire(budget);
             next = turns.end(&bench);
         }
-        assert_eq!((next, turns.total()), (Next::Paused, EPOCH * QUANTUM));
+        assert_eq!((next, turns.total()), (Next::Stopped, EPOCH * QUANTUM));
     }
 }

@@ -1,16 +1,8 @@
-//! A virtual CPU: who may touch it when (`enum vcpu_state` of `sys/amd64/vmm/vmm.c`), and what it consists of.
+//! A virtual CPU: what it consists of, and how its thread sleeps (`struct vcpu` of `sys/amd64/vmm/vmm.c`).
 //!
-//! | state | meaning |
-//! |---|---|
-//! | idle | nobody uses it |
-//! | frozen | a request has it for itself |
-//! | running | its thread executes guest instructions |
-//! | sleeping | its thread waits in `VM_RUN`: halted, or for its turn |
-//!
-//! Whoever has taken it out of *idle* owns [`Vcpu::core`] until it is idle again. A request that finds it running
-//! asks for it (*request idle*), and `VM_RUN` comes back to userland for a moment.
+//! Who may touch [`Vcpu::core`] is its owner's business: see [`States`](crate::vmm_vm::States).
 
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -21,21 +13,9 @@ use crate::chipset::StartIpi;
 use crate::vmm_msr::Msrs;
 use crate::vmm_stat::Stats;
 
-/// `enum vcpu_state`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum State {
-    Idle,
-    Frozen,
-    Running,
-    Sleeping,
-}
-
-#[derive(Debug)]
-struct Gate {
-    state: State,
-    /// Requests that wait until it is idle; `VM_RUN` lets them go first.
-    waiters: u32,
-}
+/// How long a sleeper sleeps before it looks around unasked, as the kernel's do. A test has no patience with wakeups that do not
+/// come.
+const PATIENCE: Duration = Duration::from_secs(if cfg!(test) { 3600 } else { 1 });
 
 /// An exception that waits for the next entry into the guest (`VM_INJECT_EXCEPTION`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,12 +73,8 @@ pub struct Side {
 /// A virtual CPU.
 pub struct Vcpu {
     pub id: usize,
-    gate: Mutex<Gate>,
-    idle: Condvar,
     core: Mutex<Core>,
     pub signals: Arc<Signals>,
-    /// Somebody waits for it to be idle.
-    request_idle: AtomicU32,
     pub nmi_pending: AtomicBool,
     /// The 8259s interrupt it.
     pub extint_pending: AtomicBool,
@@ -125,14 +101,8 @@ impl Vcpu {
         core.reset(id);
         Self {
             id,
-            gate: Mutex::new(Gate {
-                state: State::Idle,
-                waiters: 0,
-            }),
-            idle: Condvar::new(),
             core: Mutex::new(core),
             signals,
-            request_idle: AtomicU32::new(0),
             nmi_pending: AtomicBool::new(false),
             extint_pending: AtomicBool::new(false),
             halt: AtomicU8::new(Halt::No as u8),
@@ -143,51 +113,9 @@ impl Vcpu {
         }
     }
 
-    /// Takes it for a request: waits until it is idle, asking its thread to come out.
-    pub fn freeze(&self) -> Frozen<'_> {
-        let mut gate = lock(&self.gate);
-        if gate.state != State::Idle {
-            gate.waiters += 1;
-            self.request_idle.fetch_add(1, Ordering::SeqCst);
-            while gate.state != State::Idle {
-                drop(gate);
-                self.kick();
-                gate = lock(&self.gate);
-                if gate.state == State::Idle {
-                    break;
-                }
-                // The kick above cannot be missed; the timeout is the kernel's.
-                let waited = self.idle.wait_timeout(gate, Duration::from_secs(1));
-                gate = waited.unwrap_or_else(PoisonError::into_inner).0;
-            }
-            self.request_idle.fetch_sub(1, Ordering::SeqCst);
-            gate.waiters -= 1;
-        }
-        gate.state = State::Frozen;
-        drop(gate);
-        Frozen {
-            vcpu: self,
-            core: lock(&self.core),
-        }
-    }
-
-    /// Takes it for `VM_RUN`: requests that wait go first.
-    pub fn freeze_to_run(&self) -> Frozen<'_> {
-        let mut gate = lock(&self.gate);
-        while gate.state != State::Idle || gate.waiters != 0 {
-            gate = self.idle.wait(gate).unwrap_or_else(PoisonError::into_inner);
-        }
-        gate.state = State::Frozen;
-        drop(gate);
-        Frozen {
-            vcpu: self,
-            core: lock(&self.core),
-        }
-    }
-
-    /// Whether somebody waits for it to leave `VM_RUN`.
-    pub fn idle_requested(&self) -> bool {
-        self.request_idle.load(Ordering::Relaxed) != 0
+    /// Its contents, for its owner.
+    pub fn core(&self) -> MutexGuard<'_, Core> {
+        lock(&self.core)
     }
 
     /// Whether HLT has stopped it.
@@ -229,59 +157,13 @@ impl Vcpu {
         self.wake.notify_all();
     }
 
-    /// Sleeps until it is kicked and `awake` says so, looking at least every `patience`.
-    pub fn sleep(&self, patience: Duration, mut awake: impl FnMut() -> bool) {
+    /// Sleeps until it is kicked and `awake` says so.
+    pub fn sleep(&self, mut awake: impl FnMut() -> bool) {
         let mut nap = lock(&self.nap);
         while !awake() {
-            let waited = self.wake.wait_timeout(nap, patience);
+            let waited = self.wake.wait_timeout(nap, PATIENCE);
             nap = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
-    }
-
-    fn set_state(&self, state: State) {
-        lock(&self.gate).state = state;
-    }
-}
-
-/// A virtual CPU that is not idle, held by one request.
-pub struct Frozen<'a> {
-    vcpu: &'a Vcpu,
-    core: MutexGuard<'a, Core>,
-}
-
-impl<'a> Frozen<'a> {
-    /// Which one.
-    pub fn vcpu(&self) -> &'a Vcpu {
-        self.vcpu
-    }
-
-    /// Frozen to running or sleeping, and back when the closure is done.
-    pub fn during<R>(&mut self, state: State, work: impl FnOnce(&Vcpu, &mut Core) -> R) -> R {
-        self.vcpu.set_state(state);
-        let result = work(self.vcpu, &mut self.core);
-        self.vcpu.set_state(State::Frozen);
-        result
-    }
-}
-
-impl std::ops::Deref for Frozen<'_> {
-    type Target = Core;
-
-    fn deref(&self) -> &Core {
-        &self.core
-    }
-}
-
-impl std::ops::DerefMut for Frozen<'_> {
-    fn deref_mut(&mut self) -> &mut Core {
-        &mut self.core
-    }
-}
-
-impl Drop for Frozen<'_> {
-    fn drop(&mut self) {
-        self.vcpu.set_state(State::Idle);
-        self.vcpu.idle.notify_all();
     }
 }
 

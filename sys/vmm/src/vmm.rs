@@ -1,40 +1,41 @@
 //! `sys/amd64/vmm/vmm.c`: the virtual machine.
 //!
-//! Locks are taken in this order, and never the other way round:
+//! Virtual CPUs have owners ([`States`]), and a thread waits for them with no lock in its hands. Locks are taken in this order, and
+//! never the other way round:
 //!
 //! 1. the registry of VMs;
-//! 2. virtual CPUs, by ascending number ([`Vcpu::freeze`]);
+//! 2. the contents of virtual CPUs, by their owner;
 //! 3. the memory segments;
 //! 4. a virtual CPU's nap, the lock that a sleeper and who wakes it meet at;
-//! 5. the sets of virtual CPUs;
-//! 6. the turns, when time is counted in instructions;
-//! 7. the devices;
-//! 8. the host clock.
+//! 5. the states of the virtual CPUs, with the turns when time is counted in instructions;
+//! 6. the devices;
+//! 7. the host clock.
 //!
+//! The threads that a change of the states concerns are woken when their lock is released ([`Vm::states`]).
 //! Effects of the devices on virtual CPUs are collected under their lock and applied when it is released.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{
-    Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard,
-    RwLockWriteGuard,
+    Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
 };
-use std::time::Duration;
 
 use vmm_abi::*;
 use vmm_cpu::PhysMem;
 
 use crate::chipset::{Chipset, Effects};
-use crate::cpuset::{CpuSet, MAX_CPUS, SharedCpuSet};
+use crate::cpuset::MAX_CPUS;
 use crate::devices::Devices;
 use crate::errno::Errno;
 use crate::segment::Mapping;
 use crate::time::Sbt;
-use crate::turn::{Machine, Next, Turns};
+use crate::turn::Machine;
 use crate::user::UserMemory;
-use crate::vcpu::{Frozen, Halt, Vcpu};
+use crate::vcpu::{Halt, Vcpu};
+use crate::vcpu_lock::Locked;
 use crate::vmm_host::{HostClock, Published};
 use crate::vmm_mem::{MemMap, Memory};
+use crate::vmm_vm::States;
 
 /// What drives the guest's time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -72,17 +73,6 @@ impl Default for Options {
     }
 }
 
-/// Sets of virtual CPUs.
-#[derive(Debug, Default)]
-pub struct Sets {
-    /// Activated: they exist as far as the guest is concerned.
-    pub active: CpuSet,
-    /// Have seen that the VM is suspended.
-    pub suspended: CpuSet,
-    /// Held by a debugger or a checkpoint.
-    pub debug: CpuSet,
-}
-
 /// `VM_SET_TOPOLOGY`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Topology {
@@ -108,14 +98,8 @@ pub struct Vm {
     pub(crate) devices: Arc<Devices>,
     pub(crate) host_clock: Arc<HostClock>,
     pub(crate) published: Published,
-    turns: Mutex<Turns>,
-    sets: Mutex<Sets>,
-    sets_changed: Condvar,
-    /// What [`Sets::debug`] is, to be seen without a lock: every VM_RUN looks.
-    held: SharedCpuSet,
-    suspend: AtomicI32,
+    pub(crate) locked: Locked,
     topology: Mutex<Topology>,
-    destroyed: AtomicBool,
     /// The devices were restored from a checkpoint: from now on the clock must not jump.
     clock_fixed: AtomicBool,
 }
@@ -138,13 +122,8 @@ impl Vm {
             devices: Devices::new(Chipset::new(max_cpus, options.as_kernel)),
             host_clock: Arc::default(),
             published: Published::default(),
-            turns: Mutex::default(),
-            sets: Mutex::default(),
-            sets_changed: Condvar::new(),
-            held: SharedCpuSet::default(),
-            suspend: AtomicI32::new(VM_SUSPEND_NONE),
+            locked: Locked::new(States::new(options.clock == Clock::Instructions)),
             topology: Mutex::new(ONE_CPU),
-            destroyed: AtomicBool::new(false),
             clock_fixed: AtomicBool::new(false),
             options,
         });
@@ -223,14 +202,6 @@ impl Vm {
         self.phys.unmap(gpa, len).map_err(|_| Errno::EINVAL)
     }
 
-    pub(crate) fn sets(&self) -> MutexGuard<'_, Sets> {
-        lock(&self.sets)
-    }
-
-    pub(crate) fn turns(&self) -> MutexGuard<'_, Turns> {
-        lock(&self.turns)
-    }
-
     pub(crate) fn by_instructions(&self) -> bool {
         self.options.clock == Clock::Instructions
     }
@@ -277,30 +248,8 @@ impl Vm {
     /// When time is counted in instructions and all are halted: something has happened outside, see who can go on.
     pub(crate) fn poke(&self) {
         if self.by_instructions() {
-            let next = self.turns().choose(self);
-            self.pass(next);
+            self.states(|states| states.choose(self));
         }
-    }
-
-    /// Wakes who has the turn now, or everybody when all are held.
-    pub(crate) fn pass(&self, next: Next) {
-        match next {
-            Next::Cpu(id) => {
-                if let Some(vcpu) = self.vcpu(id) {
-                    vcpu.kick();
-                }
-            }
-            Next::Nobody => {}
-            Next::Paused => {
-                let members = self.members();
-                self.change_debug(|sets| sets.debug = sets.debug.union(&members));
-                self.kick_all();
-            }
-        }
-    }
-
-    fn members(&self) -> CpuSet {
-        self.turns().save().members
     }
 
     pub(crate) fn max_cpus(&self) -> usize {
@@ -324,155 +273,67 @@ impl Vm {
         Ok(slot.get_or_init(|| Vcpu::new(index, &self.phys)))
     }
 
-    /// `vcpu_lock_all`: every virtual CPU is held.
-    pub(crate) fn freeze_all(&self) -> Vec<Frozen<'_>> {
-        self.vcpus().map(Vcpu::freeze).collect()
-    }
-
-    pub(crate) fn kick_all(&self) {
-        self.vcpus().for_each(Vcpu::kick);
-    }
-
     /// Why the VM is suspended; `VM_SUSPEND_NONE` if it is not.
     pub(crate) fn suspended_how(&self) -> i32 {
-        self.suspend.load(Ordering::SeqCst)
+        self.locked.how()
     }
 
-    /// `vm_suspend`.
-    pub(crate) fn suspend(&self, how: i32) -> Result<(), Errno> {
-        if how <= VM_SUSPEND_NONE || how >= VM_SUSPEND_LAST {
-            return Err(Errno::EINVAL);
-        }
-        let changed =
-            self.suspend
-                .compare_exchange(VM_SUSPEND_NONE, how, Ordering::SeqCst, Ordering::SeqCst);
-        changed.map_err(|_| Errno::EALREADY)?;
-        self.kick_all();
-        Ok(())
-    }
-
-    /// A virtual CPU has seen that the VM is suspended: waits until all active ones have.
-    pub(crate) fn wait_suspended(&self, id: usize) {
-        let mut sets = self.sets();
-        sets.suspended.insert(id);
-        self.sets_changed.notify_all();
-        while sets.suspended != sets.active && !self.is_destroyed() {
-            let waited = self.sets_changed.wait_timeout(sets, Duration::from_secs(1));
-            sets = waited.unwrap_or_else(PoisonError::into_inner).0;
-        }
-    }
-
-    /// `vm_activate_cpu`.
-    pub(crate) fn activate(&self, id: usize) -> Result<(), Errno> {
-        let mut sets = self.sets();
-        if sets.active.contains(id) {
-            return Err(Errno::EBUSY);
-        }
-        sets.active.insert(id);
-        drop(sets);
-        self.turns().join(id);
-        self.chipset(|chipset, _| chipset.activate(id));
-        Ok(())
-    }
-
-    /// `vm_suspend_cpu` for one, or for all active ones.
-    pub(crate) fn suspend_cpu(&self, id: Option<usize>) -> Result<(), Errno> {
-        match id {
-            Some(id) => {
-                self.change_debug(|sets| {
-                    if !sets.active.contains(id) {
-                        return Err(Errno::EINVAL);
-                    }
-                    sets.debug.insert(id);
-                    Ok(())
-                })?;
-                if self.by_instructions() {
-                    self.hold_unstarted(id);
-                }
-            }
-            None => {
-                // At once: who finds itself held must not take that for being held alone.
-                let mut turns = self.turns();
-                self.change_debug(|sets| sets.debug = sets.active);
-                if self.by_instructions() && !turns.pause() {
-                    // They are held, and kicked, when the current turns have come to a point that allows it.
-                    drop(turns);
-                    self.poke();
-                    return Ok(());
-                }
-            }
-        }
-        self.stop_clock_if_held();
-        self.kick_all();
-        Ok(())
-    }
-
-    /// One that is held before it has ever run takes no part until it is let go.
-    fn hold_unstarted(&self, id: usize) {
-        let Some(vcpu) = self.vcpu(id) else { return };
-        if vcpu.never_ran() {
-            let mut turns = self.turns();
-            turns.leave(id);
-            let next = turns.choose(self);
-            drop(turns);
-            self.pass(next);
-        }
-    }
-
-    /// `vm_resume_cpu` for one, or for all.
-    pub(crate) fn resume_cpu(&self, id: Option<usize>) -> Result<(), Errno> {
-        let (held, active) = self.change_debug(|sets| {
-            match id {
-                Some(id) if !sets.debug.contains(id) => return Err(Errno::EINVAL),
-                Some(id) => sets.debug.remove(id),
-                None => sets.debug = CpuSet::EMPTY,
-            }
-            Ok((sets.debug, sets.active))
-        })?;
-        let resumed: Vec<usize> = id.map_or_else(|| active.iter().collect(), |id| vec![id]);
-        if self.by_instructions() {
-            let mut turns = self.turns();
-            resumed.iter().for_each(|&id| turns.join(id));
-            if !turns.save().members.iter().any(|id| held.contains(id)) {
-                turns.unpause();
-            }
-            let next = turns.choose(self);
-            drop(turns);
-            self.pass(next);
-        }
-        for vcpu in resumed.into_iter().filter_map(|id| self.vcpu(id)) {
-            vcpu.kick();
-        }
-        Ok(())
-    }
-
-    /// Changes who is in the debug set.
-    fn change_debug<R>(&self, change: impl FnOnce(&mut Sets) -> R) -> R {
-        let mut sets = self.sets();
-        let result = change(&mut sets);
-        self.held.set(&sets.debug);
-        result
+    /// Whether it is gone, and every request is answered with `ENXIO`.
+    pub fn is_destroyed(&self) -> bool {
+        self.locked.is_destroyed()
     }
 
     /// Whether a debugger or a checkpoint holds it.
     #[inline(never)] // `make bench` asks what it costs
     pub(crate) fn is_debugged(&self, id: usize) -> bool {
-        self.held.contains(id)
+        self.locked.is_debugged(id)
     }
 
-    /// While everybody is held, time stands still.
-    fn stop_clock_if_held(&self) {
-        let sets = self.sets();
-        if !sets.active.is_empty() && sets.active.is_subset(&sets.debug) {
-            self.host_clock.stop();
-        }
+    /// Whether a request waits for VM_RUN to let go of it.
+    pub(crate) fn is_requested(&self, id: usize) -> bool {
+        self.locked.is_requested(id)
     }
 
-    /// A virtual CPU is about to run: time passes.
+    /// `vm_suspend`.
+    pub(crate) fn suspend(&self, how: i32) -> Result<(), Errno> {
+        self.states(|states| states.suspend(how))
+    }
+
+    /// `vm_activate_cpu`.
+    pub(crate) fn activate(&self, id: usize) -> Result<(), Errno> {
+        self.states(|states| states.activate(id))?;
+        self.chipset(|chipset, _| chipset.activate(id));
+        Ok(())
+    }
+
+    /// `vm_suspend_cpu` for one, or for all active ones. While all are held, time stands still.
+    pub(crate) fn suspend_cpu(&self, id: Option<usize>) -> Result<(), Errno> {
+        self.states(|states| {
+            match id {
+                Some(id) => states.hold(id, self)?,
+                None => states.hold_all(self),
+            }
+            if states.all_held() {
+                self.host_clock.stop();
+            }
+            Ok(())
+        })
+    }
+
+    /// `vm_resume_cpu` for one, or for all.
+    pub(crate) fn resume_cpu(&self, id: Option<usize>) -> Result<(), Errno> {
+        self.states(|states| states.resume(id, self))
+    }
+
+    /// A virtual CPU is about to run: time passes, unless all have been held meanwhile.
     #[inline(never)] // as above
     pub(crate) fn start_clock(&self) {
         if !self.host_clock.running() {
-            self.host_clock.start();
+            self.states(|states| {
+                if !states.all_held() {
+                    self.host_clock.start();
+                }
+            });
             self.devices.clock_changed();
         }
     }
@@ -480,10 +341,7 @@ impl Vm {
     /// HLT with interrupts disabled: if that is true of all active virtual CPUs that were ever started, nothing will ever
     /// happen again. Userland keeps those that the guest has not started in the debug set.
     pub(crate) fn detect_halt(&self) {
-        let (active, debug) = {
-            let sets = self.sets();
-            (sets.active, sets.debug)
-        };
+        let (active, debug) = self.look(|states| (states.active(), states.debug()));
         let halted = |id| {
             self.vcpu(id).is_some_and(|vcpu| {
                 vcpu.halt() == Halt::Masked || debug.contains(id) && vcpu.never_ran()
@@ -497,29 +355,24 @@ impl Vm {
 
     /// `vm_reinit`: as after creation, but for system memory, which keeps its contents.
     pub(crate) fn reinit(&self) -> Result<(), Errno> {
-        let mut frozen = self.freeze_all();
-        let mut sets = self.sets();
-        if sets.suspended != sets.active {
+        let mut frozen = self.freeze_all()?;
+        if !self.look(States::all_told) {
             return Err(Errno::EBUSY);
         }
-        *sets = Sets::default();
-        self.held.set(&sets.debug);
-        drop(sets);
         for map in self.memory_mut().drop_device_maps() {
             self.phys
                 .unmap(map.gpa, map.len)
                 .map_err(|_| Errno::EINVAL)?;
         }
-        for core in &mut frozen {
+        for core in frozen.iter_mut() {
             core.vcpu().reset();
             let id = core.vcpu().id;
             core.reset(id);
         }
-        *self.turns() = Turns::default();
         self.published.set(0);
         self.clock_fixed.store(false, Ordering::SeqCst);
         self.chipset(|chipset, now| chipset.reset(now));
-        self.suspend.store(VM_SUSPEND_NONE, Ordering::SeqCst);
+        self.states(States::reinit);
         Ok(())
     }
 
@@ -552,18 +405,9 @@ impl Vm {
         Ok(())
     }
 
-    /// Whether it is gone, and every request is answered with `ENXIO`.
-    pub fn is_destroyed(&self) -> bool {
-        self.destroyed.load(Ordering::SeqCst)
-    }
-
     /// The VM is gone from the registry: whoever is in a request comes out, and no new ones are served.
     pub(crate) fn destroy(&self) {
-        // If it is suspended already, its virtual CPUs come out anyway.
-        let _ = self.suspend(VM_SUSPEND_DESTROY);
-        self.destroyed.store(true, Ordering::SeqCst);
-        self.kick_all();
-        self.sets_changed.notify_all();
+        self.states(States::destroy);
         self.devices.shut_down();
     }
 }

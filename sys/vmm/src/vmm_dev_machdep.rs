@@ -2,7 +2,7 @@
 //! of `/dev/vmm/NAME`.
 //!
 //! Each request belongs to one of the kernel's lock classes: it holds one virtual CPU (the first word of its
-//! argument), all of them, or none; see [`Vcpu::freeze`].
+//! argument), all of them, or none; see [`Vm::freeze`].
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -14,11 +14,13 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 use crate::chipset::{Chipset, IOAPIC_PINS, Io};
 use crate::errno::Errno;
 use crate::user::UserMemory;
-use crate::vcpu::{Core, Frozen, Halt, Vcpu};
+use crate::vcpu::{Core, Halt};
+use crate::vcpu_lock::Frozen;
 use crate::vmm::{Topology, Vm};
 use crate::vmm_mem::{MemMap, segment_name};
 use crate::vmm_regs::engine_paging;
 use crate::vmm_stat::{self, Stat};
+use crate::vmm_vm::States;
 use crate::x86::{self, CpuidContext};
 use crate::{vmm_run, vmm_snapshot};
 
@@ -44,7 +46,7 @@ fn one_or_all(vm: &Vm, id: i32) -> Result<Option<usize>, Errno> {
 }
 
 fn freeze(vm: &Vm, id: i32) -> Result<Frozen<'_>, Errno> {
-    vm.alloc_vcpu(id).map(Vcpu::freeze)
+    vm.freeze(vm.alloc_vcpu(id)?)
 }
 
 /// Serves one request.
@@ -142,7 +144,7 @@ pub fn ioctl(vm: &Vm, request: u64, arg: &mut [u8], user: &dyn UserMemory) -> Re
         }
         VM_RESTORE_TIME if vm.options().snapshot => vmm_snapshot::restore_time(vm),
         soft::VM_SOFT_STOP_AT => vm.stop_at(get(arg)?),
-        soft::VM_SOFT_INSTRUCTIONS => put(arg, &vm.turns().total()),
+        soft::VM_SOFT_INSTRUCTIONS => put(arg, &vm.look(|states| states.turns.total())),
         soft::VM_SOFT_CPUID => {
             let mut asked: soft::VmSoftCpuid = get(arg)?;
             let vcpu = freeze(vm, asked.cpuid)?;
@@ -205,13 +207,13 @@ fn memory(vm: &Vm, request: u64, arg: &mut [u8], user: &dyn UserMemory) -> Resul
             let seg: VmMemseg = get(arg)?;
             numa_policy(&seg, user)?;
             let name = segment_name(&seg.name)?;
-            let _all = vm.freeze_all();
+            let _all = vm.freeze_all()?;
             vm.memory_mut().alloc(seg.segid, seg.len, name)
         }
         v14::VM_ALLOC_MEMSEG => {
             let seg: v14::VmMemseg = get(arg)?;
             let name = segment_name(&seg.name)?;
-            let _all = vm.freeze_all();
+            let _all = vm.freeze_all()?;
             vm.memory_mut().alloc(segid_of_14(seg.segid), seg.len, name)
         }
         VM_GET_MEMSEG => {
@@ -241,7 +243,7 @@ fn memory(vm: &Vm, request: u64, arg: &mut [u8], user: &dyn UserMemory) -> Resul
                 ..
             } = get(arg)?;
             let segoff = u64::try_from(segoff).map_err(|_| Errno::EINVAL)?;
-            let _all = vm.freeze_all();
+            let _all = vm.freeze_all()?;
             vm.map_memory(MemMap {
                 gpa,
                 len,
@@ -277,7 +279,7 @@ fn memory(vm: &Vm, request: u64, arg: &mut [u8], user: &dyn UserMemory) -> Resul
         }
         _ => {
             let VmMunmap { gpa, len } = get(arg)?;
-            let _all = vm.freeze_all();
+            let _all = vm.freeze_all()?;
             vm.unmap_memory(gpa, len)
         }
     }
@@ -582,14 +584,11 @@ fn kernemu(vm: &Vm, write: bool, arg: &mut [u8]) -> Result<(), Errno> {
 }
 
 fn cpus(vm: &Vm, arg: &VmCpuset, user: &dyn UserMemory) -> Result<(), Errno> {
-    let set = {
-        let sets = vm.sets();
-        match arg.which {
-            VM_ACTIVE_CPUS => sets.active,
-            VM_SUSPENDED_CPUS => sets.suspended,
-            VM_DEBUG_CPUS => sets.debug,
-            _ => return Err(Errno::EINVAL),
-        }
+    let set = match arg.which {
+        VM_ACTIVE_CPUS => vm.look(States::active),
+        VM_SUSPENDED_CPUS => vm.look(States::suspended),
+        VM_DEBUG_CPUS => vm.look(States::debug),
+        _ => return Err(Errno::EINVAL),
     };
     let size = usize::try_from(arg.cpusetsize).map_err(|_| Errno::ERANGE)?;
     let bytes = set.to_bytes();
@@ -662,7 +661,7 @@ impl Vm {
         if !self.by_instructions() {
             return Err(Errno::EINVAL);
         }
-        self.turns().stop_at((total != 0).then_some(total));
+        self.states(|states| states.turns.stop_at((total != 0).then_some(total)));
         Ok(())
     }
 }

@@ -1,7 +1,7 @@
 //! `vm_run` of `sys/amd64/vmm/vmm.c` and the exits of `sys/amd64/vmm/amd/svm.c`: a virtual CPU executes guest
 //! instructions on the caller's thread, until something happens that userland has to see.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use vmm_abi::*;
 use vmm_cpu::{Exit, Mmio, Reg, Seg, StringIo, flag};
@@ -10,14 +10,14 @@ use crate::bus::RunBus;
 use crate::chipset::StartIpi;
 use crate::cpuset::CpuSet;
 use crate::errno::Errno;
-use crate::turn::Machine;
-use crate::vcpu::{Core, Frozen, Halt, State, Vcpu};
+use crate::turn::{Machine, NS_PER_INSTRUCTION, Turns};
+use crate::vcpu::{Core, Halt, Vcpu};
+use crate::vcpu_lock::Frozen;
 use crate::vmm::Vm;
 use crate::vmm_regs::{descriptor, guest_paging, segment_name};
 use crate::vmm_stat::Stat;
+use crate::vmm_vm::{States, Suspended, Turn};
 
-/// How long a sleeper waits before it looks around unasked.
-const PATIENCE: Duration = Duration::from_secs(1);
 /// Instructions that a virtual CPU executes at most before `VM_RUN` looks around unasked.
 const SPAN: u64 = 1 << 32;
 
@@ -37,15 +37,9 @@ enum After {
     User(VmExit),
 }
 
-/// `VM_RUN`: `EINVAL` unless the virtual CPU is active and has not seen the VM suspended.
+/// `VM_RUN`: `EINVAL` unless the virtual CPU is active and VM_RUN has not said that the VM is suspended.
 pub fn run(vm: &Vm, vcpu: &Vcpu) -> Result<Outcome, Errno> {
-    let mut frozen = vcpu.freeze_to_run();
-    {
-        let sets = vm.sets();
-        if !sets.active.contains(vcpu.id) || sets.suspended.contains(vcpu.id) {
-            return Err(Errno::EINVAL);
-        }
-    }
+    let mut frozen = vm.freeze_to_run(vcpu)?;
     let started = Instant::now();
     let exit = loop {
         if let Some(exit) = step(vm, &mut frozen) {
@@ -87,18 +81,16 @@ fn step(vm: &Vm, frozen: &mut Frozen<'_>) -> Option<VmExit> {
     settle(frozen);
     let how = vm.suspended_how();
     if how != VM_SUSPEND_NONE {
-        frozen.during(State::Sleeping, |vcpu, _| vm.wait_suspended(vcpu.id));
-        let rip = frozen.cpu.get(Reg::Rip);
-        return Some(VmExit::new(
-            VM_EXITCODE_SUSPENDED,
-            rip,
-            0,
-            VmExitSuspended { how },
-        ));
+        return Some(match wait_suspended(vm, vcpu) {
+            Suspended::Told => {
+                let rip = frozen.cpu.get(Reg::Rip);
+                VmExit::new(VM_EXITCODE_SUSPENDED, rip, 0, VmExitSuspended { how })
+            }
+            Suspended::Asked => reqidle(frozen),
+        });
     }
-    if vcpu.idle_requested() {
-        vcpu.stats.count(Stat::ReqIdle);
-        return Some(plain(frozen, VM_EXITCODE_REQIDLE));
+    if vm.is_requested(vcpu.id) {
+        return Some(reqidle(frozen));
     }
     if let Some(ipi) = frozen.side.start_ipi {
         return Some(ipi_exit(frozen, ipi));
@@ -120,6 +112,20 @@ fn step(vm: &Vm, frozen: &mut Frozen<'_>) -> Option<VmExit> {
         Step::LookAround => None,
         Step::User(exit) => Some(exit),
     }
+}
+
+/// `vm_handle_reqidle`.
+fn reqidle(frozen: &Frozen<'_>) -> VmExit {
+    frozen.vcpu().stats.count(Stat::ReqIdle);
+    plain(frozen, VM_EXITCODE_REQIDLE)
+}
+
+/// `vm_handle_suspend`: waits until all have seen that the VM is suspended, or a request wants this virtual CPU.
+fn wait_suspended(vm: &Vm, vcpu: &Vcpu) -> Suspended {
+    let id = vcpu.id;
+    vm.states(|states| states.see_suspended(id));
+    vcpu.sleep(|| vm.look(|states| !states.waits_suspended(id)));
+    vm.states(|states| states.leave_suspended(id))
 }
 
 /// What came of the attempt to run.
@@ -156,7 +162,7 @@ fn run_freely(vm: &Vm, frozen: &mut Frozen<'_>) -> Option<Step> {
     }
     vm.start_clock();
     if !vm.can_wake(vcpu) {
-        doze(vm, frozen);
+        doze(vm, vcpu);
         return Some(Step::LookAround);
     }
     vcpu.set_halt(Halt::No);
@@ -164,83 +170,59 @@ fn run_freely(vm: &Vm, frozen: &mut Frozen<'_>) -> Option<Step> {
     if !enter(vm, frozen) {
         return Some(Step::LookAround);
     }
-    Some(Step::Ran(frozen.during(State::Running, |vcpu, core| {
-        let mut bus = RunBus {
-            vm,
-            vcpu,
-            side: &mut core.side,
-            base: 0,
-            horizon: u64::MAX,
-        };
-        vcpu.signals.notify();
-        core.cpu.run(&mut bus, SPAN)
-    })))
+    let Core { cpu, side } = &mut **frozen;
+    let mut bus = RunBus {
+        vm,
+        vcpu,
+        side,
+        base: 0,
+        horizon: u64::MAX,
+    };
+    vcpu.signals.notify();
+    Some(Step::Ran(cpu.run(&mut bus, SPAN)))
 }
 
-/// Sleeps until there is a reason not to.
-fn doze(vm: &Vm, frozen: &mut Frozen<'_>) {
+/// `vm_handle_hlt`: sleeps until there is a reason not to.
+fn doze(vm: &Vm, vcpu: &Vcpu) {
     let began = Instant::now();
-    frozen.during(State::Sleeping, |vcpu, _| {
-        vcpu.sleep(PATIENCE, || {
-            must_look(vm, vcpu) || vm.is_debugged(vcpu.id) || vm.can_wake(vcpu)
-        });
-    });
+    vcpu.sleep(|| must_look(vm, vcpu) || vm.is_debugged(vcpu.id) || vm.can_wake(vcpu));
     // hz is 1000 on FreeBSD.
     let ticks = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-    frozen.vcpu().stats.add(Stat::IdleTicks, ticks);
+    vcpu.stats.add(Stat::IdleTicks, ticks);
 }
 
 fn must_look(vm: &Vm, vcpu: &Vcpu) -> bool {
-    vm.suspended_how() != VM_SUSPEND_NONE || vcpu.idle_requested()
+    vm.suspended_how() != VM_SUSPEND_NONE || vm.is_requested(vcpu.id)
+}
+
+/// How a virtual CPU begins, or goes on with, its turn.
+struct Share {
+    /// How many instructions it may execute; 0 if a timer is due.
+    budget: u64,
+    /// Whether it must forget its translations first.
+    flush: bool,
+    /// Guest time in nanoseconds.
+    now: u64,
 }
 
 /// Time by instructions: wait for the turn, run until it is used up or something is due.
 fn take_turn(vm: &Vm, frozen: &mut Frozen<'_>) -> Option<Step> {
     let vcpu = frozen.vcpu();
     let id = vcpu.id;
-    let debugged = vm.is_debugged(id);
-    let mut turns = vm.turns();
-    let next = turns.choose(vm);
-    let mine = turns.is_holder(id);
-    // While it is held, a member comes out when all are held, or when it would begin a turn. That it is fresh
-    // says that nothing was executed in it yet.
-    let held = debugged
-        && (!turns.is_member(id)
-            || turns.is_paused()
-            || mine && turns.is_fresh() && !turns.is_pausing());
-    if held || !mine {
-        if held && mine {
-            turns.step_aside();
-        }
-        drop(turns);
-        vm.pass(next);
-        if held {
-            return Some(Step::User(plain(frozen, VM_EXITCODE_DEBUG)));
-        }
-        frozen.during(State::Sleeping, |vcpu, _| {
-            let debugged = vm.is_debugged(id);
-            vcpu.sleep(PATIENCE, || {
-                must_look(vm, vcpu)
-                    || vm.turns().is_holder(id)
-                    || vm.is_debugged(id) != debugged
-                    || held_now(vm, id)
-            });
-        });
-        return Some(Step::LookAround);
+    let (turn, share) = vm.states(|states| {
+        let turn = states.turn(id, vm);
+        let share = (turn == Turn::Mine).then(|| begin(vm, states, frozen));
+        (turn, share.flatten())
+    });
+    if turn == Turn::Held {
+        return Some(Step::User(plain(frozen, VM_EXITCODE_DEBUG)));
     }
-    vcpu.set_halt(Halt::No);
-    vcpu.set_ran();
-    count(&mut turns, frozen);
-    if turns.is_over() {
-        // The last instruction of the turn was one that userland has completed.
-        let next = turns.end(vm);
-        drop(turns);
-        vm.pass(next);
-        return Some(Step::LookAround);
+    if turn == Turn::Wait {
+        vcpu.sleep(|| must_look(vm, vcpu) || vm.look(|states| !states.waits_for_turn(id)));
     }
-    let (budget, flush) = turns.begin(id, vm);
-    let now = turns.now();
-    drop(turns);
+    let Some(Share { budget, flush, now }) = share else {
+        return Some(Step::LookAround);
+    };
     if flush {
         frozen.cpu.flush_tlb();
     }
@@ -251,41 +233,46 @@ fn take_turn(vm: &Vm, frozen: &mut Frozen<'_>) -> Option<Step> {
     if !enter(vm, frozen) {
         return Some(Step::LookAround);
     }
-    let ran = frozen.during(State::Running, |vcpu, core| {
-        let base = now.wrapping_sub(
-            core.cpu
-                .retired()
-                .wrapping_mul(crate::turn::NS_PER_INSTRUCTION),
-        );
-        let horizon = now.saturating_add(budget.saturating_mul(crate::turn::NS_PER_INSTRUCTION));
-        let mut bus = RunBus {
-            vm,
-            vcpu,
-            side: &mut core.side,
-            base,
-            horizon,
-        };
-        vcpu.signals.notify();
-        core.cpu.run(&mut bus, budget)
+    let Core { cpu, side } = &mut **frozen;
+    let mut bus = RunBus {
+        vm,
+        vcpu,
+        side,
+        base: now.wrapping_sub(cpu.retired().wrapping_mul(NS_PER_INSTRUCTION)),
+        horizon: now.saturating_add(budget.saturating_mul(NS_PER_INSTRUCTION)),
+    };
+    vcpu.signals.notify();
+    let ran = cpu.run(&mut bus, budget);
+    vm.states(|states| {
+        count(&mut states.turns, frozen);
+        vm.published.set(states.turns.now());
+        if matches!(ran, Exit::Limit) && states.turns.is_over() {
+            states.end_turn(vm);
+        }
     });
-    let mut turns = vm.turns();
-    count(&mut turns, frozen);
-    vm.published.set(turns.now());
-    if matches!(ran, Exit::Limit) && turns.is_over() {
-        let next = turns.end(vm);
-        drop(turns);
-        vm.pass(next);
-    }
     Some(Step::Ran(ran))
 }
 
-/// All are held.
-fn held_now(vm: &Vm, id: usize) -> bool {
-    vm.turns().is_paused() && vm.is_debugged(id)
+/// Begins a turn, or goes on with it. Nothing if its last instruction was one that userland has completed.
+fn begin(vm: &Vm, states: &mut States, frozen: &mut Frozen<'_>) -> Option<Share> {
+    let vcpu = frozen.vcpu();
+    vcpu.set_halt(Halt::No);
+    vcpu.set_ran();
+    count(&mut states.turns, frozen);
+    if states.turns.is_over() {
+        states.end_turn(vm);
+        return None;
+    }
+    let (budget, flush) = states.turns.begin(vcpu.id, vm);
+    Some(Share {
+        budget,
+        flush,
+        now: states.turns.now(),
+    })
 }
 
 /// Tells the clock what was retired since it was last told.
-fn count(turns: &mut crate::turn::Turns, core: &mut Core) {
+fn count(turns: &mut Turns, core: &mut Core) {
     let retired = core.cpu.retired();
     turns.retire(retired.wrapping_sub(core.side.counted));
     core.side.counted = retired;
@@ -311,8 +298,7 @@ fn halt(vm: &Vm, frozen: &mut Frozen<'_>) {
         vm.detect_halt();
     }
     if vm.by_instructions() {
-        let next = vm.turns().end(vm);
-        vm.pass(next);
+        vm.states(|states| states.end_turn(vm));
     }
 }
 

@@ -4,6 +4,7 @@ mod checkpoint;
 mod errors;
 mod features;
 mod guests;
+mod standstill;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -159,38 +160,42 @@ impl Bench {
 
     /// Real mode at `segment`:`ip`, with the other segments at 0 and a stack below the program.
     fn start_at(&self, cpu: i32, segment: u64, ip: u64) {
+        self.try_start_at(cpu, segment, ip).unwrap();
+    }
+
+    /// The same, of a VM that may be destroyed meanwhile.
+    fn try_start_at(&self, cpuid: i32, segment: u64, ip: u64) -> Result<(), Errno> {
+        let register = |regnum, regval| {
+            let arg = VmRegister {
+                cpuid,
+                regnum,
+                regval,
+            };
+            self.set(VM_SET_REGISTER, arg)
+        };
         for regnum in [
             VM_REG_GUEST_DS,
             VM_REG_GUEST_ES,
             VM_REG_GUEST_SS,
             VM_REG_GUEST_CS,
         ] {
-            let selector = if regnum == VM_REG_GUEST_CS {
-                segment
+            let (selector, access) = if regnum == VM_REG_GUEST_CS {
+                (segment, 0x9b)
             } else {
-                0
+                (0, 0x93)
             };
-            self.set_reg(cpu, regnum, selector);
-            let access = if regnum == VM_REG_GUEST_CS {
-                0x9b
-            } else {
-                0x93
+            register(regnum, selector)?;
+            let arg = VmSegDesc {
+                cpuid,
+                regnum,
+                desc: SegDesc::new(selector << 4, 0xffff, access),
             };
-            let desc = SegDesc::new(selector << 4, 0xffff, access);
-            self.set(
-                VM_SET_SEGMENT_DESCRIPTOR,
-                VmSegDesc {
-                    cpuid: cpu,
-                    regnum,
-                    desc,
-                },
-            )
-            .unwrap();
+            self.set(VM_SET_SEGMENT_DESCRIPTOR, arg)?;
         }
-        self.set_reg(cpu, VM_REG_GUEST_CR0, 0x20);
-        self.set_reg(cpu, VM_REG_GUEST_RFLAGS, 2);
-        self.set_reg(cpu, VM_REG_GUEST_RSP, 0x7000);
-        self.set_reg(cpu, VM_REG_GUEST_RIP, ip);
+        register(VM_REG_GUEST_CR0, 0x20)?;
+        register(VM_REG_GUEST_RFLAGS, 2)?;
+        register(VM_REG_GUEST_RSP, 0x7000)?;
+        register(VM_REG_GUEST_RIP, ip)
     }
 
     fn run(&self, cpu: i32) -> Result<VmExit, Errno> {

@@ -16,7 +16,7 @@ use crate::cpuset::CpuSet;
 use crate::errno::Errno;
 use crate::time::Sbt;
 use crate::user::UserMemory;
-use crate::vcpu::Frozen;
+use crate::vcpu_lock::Frozen;
 use crate::vmm::Vm;
 
 /// Largest struct that is taken from a caller, whatever size the buffer is said to have.
@@ -63,7 +63,7 @@ impl Struct {
 /// the buffer is too small.
 pub fn request(vm: &Vm, meta: &mut VmSnapshotMeta, user: &dyn UserMemory) -> Result<(), Errno> {
     let which = Struct::from_number(meta.dev_req).ok_or(Errno::EINVAL)?;
-    let mut cpus = vm.freeze_all();
+    let mut cpus = vm.freeze_all()?;
     let moved = match meta.op {
         VM_SNAPSHOT_SAVE => {
             // A timer that was due when the clock stopped must not expire between two structs that both tell of it.
@@ -142,10 +142,10 @@ fn restore(
 
 /// `VM_RESTORE_TIME`: the clocks that stood still in the checkpoint go on.
 pub fn restore_time(vm: &Vm) -> Result<(), Errno> {
-    let mut cpus = vm.freeze_all();
+    let mut cpus = vm.freeze_all()?;
     let now = vm.now();
     vm.chipset(|chipset, now| chipset.resume_time(now));
-    for core in &mut cpus {
+    for core in cpus.iter_mut() {
         if let Some(tsc) = core.side.restored_tsc.take() {
             core.side.tsc_offset = tsc.wrapping_sub(now);
         }

@@ -10,7 +10,8 @@ use vmm_x86::apicreg::DeliveryMode;
 use crate::chipset::StartIpi;
 use crate::cpuset::CpuSet;
 use crate::io::wire::{Reader, StateError, Writer};
-use crate::vcpu::{Exception, Frozen, Halt, Side};
+use crate::vcpu::{Exception, Halt, Side};
+use crate::vcpu_lock::Frozen;
 use crate::vmm::Vm;
 use crate::x86::XCR0_ALLOWED;
 

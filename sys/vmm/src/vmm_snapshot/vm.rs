@@ -8,7 +8,8 @@ use crate::cpuset::CpuSet;
 use crate::intinfo;
 use crate::io::wire::{Reader, StateError, Writer};
 use crate::turn::Saved;
-use crate::vcpu::{Exception, Frozen};
+use crate::vcpu::Exception;
+use crate::vcpu_lock::Frozen;
 use crate::vmm::{Clock, Vm};
 use crate::x86::XCR0_ALLOWED;
 
@@ -151,7 +152,7 @@ pub fn save_clock(vm: &Vm) -> Vec<u8> {
         end,
         members,
     } = if vm.by_instructions() {
-        vm.turns().save()
+        vm.look(|states| states.turns.save())
     } else {
         Saved::default()
     };
@@ -193,7 +194,6 @@ pub fn restore_clock(vm: &Vm, bytes: &[u8]) -> Result<(), StateError> {
         members.iter().all(|id| vm.vcpu(id).is_some()),
         "running CPUs",
     )?;
-    let mut all = vm.turns();
     let saved = Saved {
         total,
         skipped,
@@ -206,7 +206,7 @@ pub fn restore_clock(vm: &Vm, bytes: &[u8]) -> Result<(), StateError> {
         vm.may_set_clock(saved.now()),
         "order: the clock comes first, time",
     )?;
-    all.restore(saved);
+    vm.states(|states| states.turns.restore(saved));
     vm.published.set(saved.now());
     Ok(())
 }

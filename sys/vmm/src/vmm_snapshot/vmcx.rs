@@ -7,7 +7,8 @@ use vmm_abi::SegDesc;
 use vmm_cpu::{Reg, Seg, Segment, Table, cr0, cr4, efer};
 
 use crate::io::wire::{Reader, StateError, Writer};
-use crate::vcpu::{Core, Frozen};
+use crate::vcpu::Core;
+use crate::vcpu_lock::Frozen;
 use crate::vmcb::{self, FIELD_INST1, FIELD_STAR, SNAPSHOT_FIELDS, control};
 use crate::vmm_msr::{MTRR_BYTES, Mtrr};
 use crate::vmm_regs::descriptor;
