@@ -12,7 +12,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use vmmapi::Vm;
+use vmmapi::{Vm, abi};
 
 const KIND: &str = "vcpus";
 /// How often a parked vCPU, and who waits for all to rest, looks whether the VM has ended.
@@ -45,6 +45,8 @@ struct State {
     parked: Vec<bool>,
     /// Its thread is neither in VM_RUN nor in a device.
     resting: Vec<bool>,
+    /// It has been let go, and its thread has not asked VM_RUN since: what VM_RUN said before does not count.
+    let_go: Vec<bool>,
     /// Why all are to rest.
     hold: Option<Hold>,
     /// The vmm has stopped them, without being asked by [`Vcpus::hold`].
@@ -58,6 +60,8 @@ struct State {
     /// Somebody does.
     viewer_came: bool,
     end: Option<End>,
+    /// There is no VM any more.
+    gone: bool,
     /// What is to be done when the vmm stops the processors by itself.
     on_stop: Option<OnStop>,
 }
@@ -71,6 +75,16 @@ impl State {
     /// Whether it has reason to be in the guest.
     fn goes_on(&self, id: usize) -> bool {
         !self.is_held(id) && !self.looks_in(id)
+    }
+
+    /// Whether it has been let go since VM_RUN said that it is held.
+    fn take_let_go(&mut self, id: usize) -> bool {
+        self.let_go.get_mut(id).is_some_and(std::mem::take)
+    }
+
+    /// Whether its thread comes to its end.
+    fn has_ended(&self) -> bool {
+        self.end.is_some() || self.gone
     }
 
     /// Whether it is only to look now and then whether the VM has ended.
@@ -133,6 +147,7 @@ impl Vcpus {
             state: Mutex::new(State {
                 parked: (0..count).map(|n| n != 0).collect(),
                 resting: vec![false; count],
+                let_go: vec![false; count],
                 hold: None,
                 stopping: false,
                 ending: false,
@@ -140,6 +155,7 @@ impl Vcpus {
                 awaits_viewer: false,
                 viewer_came: false,
                 end: None,
+                gone: false,
                 on_stop: None,
             }),
             changed: Condvar::new(),
@@ -162,9 +178,37 @@ impl Vcpus {
         self.mevent.stop();
     }
 
+    /// Ends the VM for an error, unless it is about to end: of all the reasons for which the vmm is told to suspend it the first one
+    /// counts. The state stays locked, or a processor could tell of the suspension before this does.
+    pub fn fail(&self, reason: String) {
+        let mut state = self.state();
+        match self.vm.suspend(abi::VM_SUSPEND_POWEROFF) {
+            Err(error) if matches!(error.errno.0, libc::EALREADY | libc::ENXIO) => {
+                return log::debug!("{reason}, at the end of the VM");
+            }
+            Err(error) => log::debug!("{error}"),
+            Ok(()) => {}
+        }
+        state.end.get_or_insert(End::Failed(reason));
+        drop(state);
+        self.changed.notify_all();
+        self.mevent.stop();
+    }
+
+    /// Says that there is no VM any more. It ends for that if no processor has been told of another reason.
+    pub fn vm_gone(&self) {
+        self.state().gone = true;
+        self.changed.notify_all();
+        self.mevent.stop();
+    }
+
     /// Why the VM ended.
     pub fn ended(&self) -> Option<End> {
-        self.state().end.clone()
+        let state = self.state();
+        let gone = state
+            .gone
+            .then_some(End::Suspended(abi::VM_SUSPEND_DESTROY));
+        state.end.clone().or(gone)
     }
 
     /// The guest starts a processor.
@@ -174,13 +218,21 @@ impl Vcpus {
             *parked = false;
         }
         if state.goes_on(id) {
-            self.resume_cpu(id)?;
+            self.resume_cpu(&mut state, id)?;
         }
         self.changed.notify_all();
         Ok(())
     }
 
-    fn resume_cpu(&self, id: usize) -> Result<(), vmmapi::Error> {
+    /// Lets a processor go. It rests again when VM_RUN has said so again: by the clock of instructions the vmm may want it to come
+    /// to the end of its turn before all can be held.
+    fn resume_cpu(&self, state: &mut State, id: usize) -> Result<(), vmmapi::Error> {
+        let State {
+            resting, let_go, ..
+        } = state;
+        if let (Some(resting), Some(let_go)) = (resting.get_mut(id), let_go.get_mut(id)) {
+            (*resting, *let_go) = (false, true);
+        }
         match self.vm.vcpu(id as i32).resume_cpu() {
             // Not in the debug set: somebody else has let it go.
             Err(error) if error.errno.0 == libc::EINVAL => Ok(()),
@@ -224,6 +276,9 @@ impl Vcpus {
     /// Called by a vCPU's thread when the vmm says that it is in the debug set: waits until there is a reason to try again.
     pub fn rest(&self, id: usize) {
         let mut state = self.state();
+        if state.take_let_go(id) {
+            return;
+        }
         if let Some(resting) = state.resting.get_mut(id) {
             *resting = true;
         }
@@ -232,7 +287,7 @@ impl Vcpus {
         }
         self.changed.notify_all();
         loop {
-            if state.end.is_some() {
+            if state.has_ended() || state.take_let_go(id) {
                 break;
             } else if state.is_held(id) {
                 self.changed.wait(&mut state);
@@ -253,7 +308,7 @@ impl Vcpus {
     /// Called by a vCPU's thread that must not go on before [`Vcpus::hold`], which another thread is about to call.
     pub fn rest_when_held(&self, id: usize) {
         self.changed.wait_while(&mut self.state(), |state| {
-            state.hold.is_none() && state.end.is_none()
+            state.hold.is_none() && !state.has_ended()
         });
         self.rest(id);
     }
@@ -280,7 +335,7 @@ impl Vcpus {
         let deadline = Instant::now() + patience;
         let mut state = self.state();
         loop {
-            if state.end.is_some() {
+            if state.has_ended() {
                 return Err(RestError::Ended);
             }
             if state.awaits_viewer {
@@ -306,7 +361,7 @@ impl Vcpus {
         let deadline = Instant::now() + patience;
         let mut state = self.state();
         loop {
-            if state.end.is_some() {
+            if state.has_ended() {
                 return Err(RestError::Ended);
             }
             let Some(running) = state.resting.iter().position(|resting| !resting) else {
@@ -343,7 +398,7 @@ impl Vcpus {
         let mut state = self.state();
         state.hold = None;
         state.stopping = false;
-        self.resume_cpus(&state)
+        self.resume_cpus(&mut state)
     }
 
     /// Lets those that rest see that the VM is suspended, which one of them waits for in VM_RUN. All are still held: the
@@ -351,7 +406,7 @@ impl Vcpus {
     pub fn let_see_end(&self) -> Result<(), vmmapi::Error> {
         let mut state = self.state();
         state.ending = true;
-        self.resume_cpus(&state)
+        self.resume_cpus(&mut state)
     }
 
     /// Keeps the guest from being started before [`Vcpus::start`], in place of [`Vcpus::hold_before_start`]; before their
@@ -372,9 +427,9 @@ impl Vcpus {
     pub fn wait_for_viewer(&self) -> bool {
         let mut state = self.state();
         self.changed.wait_while(&mut state, |state| {
-            !state.viewer_came && state.end.is_none()
+            !state.viewer_came && !state.has_ended()
         });
-        state.end.is_none()
+        !state.has_ended()
     }
 
     /// Starts the guest, or lets a restored one go on.
@@ -385,10 +440,13 @@ impl Vcpus {
 
     /// Lets those go on that nobody holds. The state stays locked until it is done, or the debugger could stop a processor
     /// that is then resumed.
-    fn resume_cpus(&self, state: &State) -> Result<(), vmmapi::Error> {
-        let result = (0..state.parked.len())
+    fn resume_cpus(&self, state: &mut State) -> Result<(), vmmapi::Error> {
+        let going: Vec<_> = (0..state.parked.len())
             .filter(|id| state.goes_on(*id))
-            .try_for_each(|id| self.resume_cpu(id));
+            .collect();
+        let result = going
+            .into_iter()
+            .try_for_each(|id| self.resume_cpu(state, id));
         self.changed.notify_all();
         result
     }
@@ -408,7 +466,7 @@ impl Vcpus {
                 *debugged = false;
             }
         }
-        self.resume_cpus(&state)
+        self.resume_cpus(&mut state)
     }
 
     /// Whether the guest has not started it.
@@ -457,8 +515,9 @@ mod tests {
     use crate::bus::inout::{Inout, PortHandler};
     use crate::bus::mem::{Mmio, MmioHandler};
     use crate::machine::fuzz::Rig;
+    use std::sync::atomic::{AtomicUsize, Ordering};
     use std::sync::mpsc::{self, SyncSender};
-    use vmmapi::abi::{self, SegDesc};
+    use vmmapi::abi::SegDesc;
     use vmmapi::{Choice, CreateOptions, SoftOptions};
 
     /// Threads that are never in the guest, for as long as the VM lasts.
@@ -524,6 +583,39 @@ mod tests {
         threads
             .into_iter()
             .for_each(|thread| thread.join().unwrap());
+        vm.destroy().unwrap();
+    }
+
+    /// What VM_RUN said before a processor was let go does not count: it may have to come to the end of its turn first.
+    #[test]
+    fn a_processor_rests_again_only_when_vm_run_says_so_again() {
+        const SOON: Duration = Duration::from_secs(20);
+        let options = CreateOptions {
+            backend: Choice::Soft,
+            soft: SoftOptions::default(),
+        };
+        let vm = Vm::create("vcpus-again-test", &options).unwrap();
+        vm.vcpu(0).activate().unwrap();
+        let vcpus = Arc::new(Vcpus::new(vm.clone(), Arc::new(Mevent::new().unwrap()), 1));
+        let calls = Arc::new(AtomicUsize::new(0));
+        let thread = {
+            let (vcpus, calls) = (Arc::clone(&vcpus), Arc::clone(&calls));
+            std::thread::spawn(move || {
+                while vcpus.ended().is_none() {
+                    calls.fetch_add(1, Ordering::SeqCst);
+                    vcpus.rest(0);
+                }
+            })
+        };
+        vcpus.hold(Hold::Checkpoint, SOON).unwrap();
+        for _ in 0..100 {
+            let before = calls.load(Ordering::SeqCst);
+            vcpus.release().unwrap();
+            vcpus.hold(Hold::Checkpoint, SOON).unwrap();
+            assert_ne!(calls.load(Ordering::SeqCst), before);
+        }
+        vcpus.end(End::Checkpointed);
+        thread.join().unwrap();
         vm.destroy().unwrap();
     }
 

@@ -75,6 +75,7 @@ impl VcpuThread {
     pub fn run(&self) {
         let mut exit = VmExit::default();
         let mut cpuset = CpuSet::new();
+        let mut failed = false;
         loop {
             match self.vcpu.run(&mut exit, &mut cpuset) {
                 Ok(()) if exit.exitcode == abi::VM_EXITCODE_SUSPENDED => {
@@ -88,22 +89,21 @@ impl VcpuThread {
                     }
                 }
                 Err(error) if error.errno.0 == libc::EINTR => {}
-                // Destroyed by somebody else, for example `bhyvectl --destroy`.
-                Err(error) if error.errno.0 == libc::ENXIO => {
-                    return self.vcpus.end(End::Suspended(abi::VM_SUSPEND_DESTROY));
+                // Destroyed by another process or thread, for example by `bhyvectl --destroy`.
+                Err(error) if error.errno.0 == libc::ENXIO => return self.vcpus.vm_gone(),
+                // Once more, so that the other processors come out.
+                Err(error) if !failed => {
+                    failed = true;
+                    self.fail(&error.into());
                 }
-                Err(error) => return self.fail(&error.into()),
+                Err(error) => return log::debug!("{error}"),
             }
         }
     }
 
     /// Ends the VM. VM_RUN says so to every processor, this one included, and lets none out before all are there to be told.
     fn fail(&self, error: &ExitError) {
-        self.vcpus
-            .end(End::Failed(format!("vcpu {}: {error}", self.vcpu.id())));
-        if let Err(error) = self.vcpu.vm().suspend(abi::VM_SUSPEND_POWEROFF) {
-            log::debug!("{error}");
-        }
+        self.vcpus.fail(format!("vcpu {}: {error}", self.vcpu.id()));
     }
 
     /// Counts an exit, unless it is one of a processor that rests and comes out for nothing.
