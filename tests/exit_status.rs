@@ -1,6 +1,9 @@
 //! How a guest ends, and what bhyve(8)'s exit status says of it.
 
+use std::time::{Duration, Instant};
+
 use vmm_tests::bench::Once;
+use vmm_tests::guests::Disturb;
 use vmm_tests::{Bench, Guest, guests, on_each_vmm};
 
 on_each_vmm!(
@@ -10,6 +13,14 @@ on_each_vmm!(
     triple_fault_is_3,
     forced_ends_are_the_same,
     destroy_ends_the_vm,
+    a_triple_fault_is_3_in_the_middle_of_everything,
+    a_guest_is_ended_in_the_middle_of_everything,
+);
+on_each_vmm!(
+    #[ignore = "a long run: make soak"]
+    many_triple_faults_are_3_in_the_middle_of_everything,
+    #[ignore = "a long run: make soak"]
+    many_guests_are_ended_in_the_middle_of_everything,
 );
 
 /// Runs `program` with two vCPUs to its end.
@@ -69,4 +80,80 @@ fn destroy_ends_the_vm(bench: &Bench) {
     assert_eq!(guest.wait().code(), Some(4));
     let again = bench.ctl(&["--vm=vm", "--destroy"]);
     assert_eq!(again.status.code(), Some(1), "{again:?}");
+}
+
+/// How long an order may take in the middle of everything, on a machine that is busy with other tests.
+const AT_ONCE: Duration = Duration::from_secs(20);
+
+/// A machine of three processors with a frame buffer in slot 2.
+fn disturbed(bench: &Bench, disturb: Disturb, fault_after: Option<u32>) -> Guest {
+    let frame = format!("2,fbuf,unix={}", bench.text("vnc"));
+    let program = guests::disturbed(disturb, fault_after);
+    bench.start(&bench.machine(&program, &["-c", "3", "-s", &frame, "vm"]))
+}
+
+fn triple_faults(bench: &Bench, rounds: u32) {
+    for n in 0..rounds {
+        for disturb in [Disturb::Start, Disturb::Move] {
+            let mut guest = disturbed(bench, disturb, Some(1 + n * 9973));
+            let status = guest.wait();
+            assert_eq!(
+                status.code(),
+                Some(3),
+                "{disturb:?} {n}: {}",
+                guest.errors()
+            );
+        }
+    }
+}
+
+fn a_triple_fault_is_3_in_the_middle_of_everything(bench: &Bench) {
+    triple_faults(bench, 4);
+}
+
+fn many_triple_faults_are_3_in_the_middle_of_everything(bench: &Bench) {
+    triple_faults(bench, 200);
+}
+
+/// Tells bhyve(8) to end.
+type Order = fn(&Bench, &Guest);
+
+fn orders() -> [(Order, i32); 5] {
+    fn ctl(bench: &Bench, option: &str) {
+        let output = bench.ctl(&["--vm=vm", option]);
+        assert!(output.status.success(), "{option}: {output:?}");
+    }
+    [
+        (|bench, _| ctl(bench, "--force-reset"), 0),
+        (|bench, _| ctl(bench, "--force-poweroff"), 1),
+        (|_, guest| guest.signal(libc::SIGTERM), 1),
+        (|bench, _| ctl(bench, "--suspend=p"), 0),
+        (|bench, _| ctl(bench, "--destroy"), 4),
+    ]
+}
+
+fn ended(bench: &Bench, rounds: u32) {
+    for _ in 0..rounds {
+        for disturb in [Disturb::Start, Disturb::Move] {
+            for (number, (order, status)) in orders().into_iter().enumerate() {
+                let mut guest = disturbed(bench, disturb, None);
+                guest.expect("A");
+                let began = Instant::now();
+                order(bench, &guest);
+                let found = guest.wait().code();
+                let took = began.elapsed();
+                let what = format!("{disturb:?}, order {number}, {took:?}");
+                assert_eq!(found, Some(status), "{what}: {}", guest.errors());
+                assert!(took < AT_ONCE, "{what}");
+            }
+        }
+    }
+}
+
+fn a_guest_is_ended_in_the_middle_of_everything(bench: &Bench) {
+    ended(bench, 1);
+}
+
+fn many_guests_are_ended_in_the_middle_of_everything(bench: &Bench) {
+    ended(bench, 50);
 }

@@ -207,6 +207,106 @@ pub fn poweroff_with_two() -> Vec<u8> {
     })
 }
 
+/// What the first of three processors does over and over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Disturb {
+    /// Starts the second one, with INIT and STARTUP.
+    Start,
+    /// Moves the memory BAR of the frame buffer in slot 2, while the second processor does nothing without end.
+    Move,
+}
+
+/// A guest of three processors. The first writes `A` to COM1, and then disturbs the others, until the power button is pressed, which
+/// powers the machine off. The third counts so far and then faults without an interrupt table, or does nothing without end.
+pub fn disturbed(disturb: Disturb, fault_after: Option<u32>) -> Vec<u8> {
+    /// Where the others begin.
+    const SECOND: u32 = 0x8000;
+    const THIRD: u32 = 0x9000;
+    /// The local APIC's spurious interrupt vector register, which switches it on.
+    const SVR: u32 = 0xfee0_00f0;
+    const CONFIG_ADDRESS: u32 = 0xcf8;
+    const CONFIG_DATA: u32 = 0xcfc;
+    /// Command register and second BAR of the function in slot 2, and the BAR's two places.
+    const COMMAND: u32 = 0x8000_1004;
+    const BAR: u32 = 0x8000_1014;
+    const PLACES: [u32; 2] = [0xd000_0000, 0xd800_0000];
+    let third = assemble_16(THIRD, |a| {
+        let mut count = a.create_label();
+        a.mov(ecx, fault_after.unwrap_or(1))?;
+        a.set_label(&mut count)?;
+        if fault_after.is_some() {
+            a.dec(ecx)?;
+        }
+        a.jnz(count)?;
+        // Six zero bytes: a limit of 0.
+        a.lidt(fword_ptr(0x7000))?;
+        a.ud2()
+    });
+    assemble(|a| {
+        let mut behind = a.create_label();
+        let mut again = a.create_label();
+        let mut pressed = a.create_label();
+        // jmp $
+        a.mov(word_ptr(SECOND), 0xfeeb)?;
+        // The third one's code, whose address the call leaves behind.
+        a.mov(esp, LOAD)?;
+        a.call(behind)?;
+        a.db(&third)?;
+        a.set_label(&mut behind)?;
+        a.pop(esi)?;
+        a.mov(edi, THIRD)?;
+        a.mov(ecx, third.len() as u32)?;
+        a.rep().movsb()?;
+        a.mov(dword_ptr(SVR), 0x1ff)?;
+        // ACPI on, so that the power button is seen.
+        a.mov(al, 0xa0)?;
+        a.out(0xb2, al)?;
+        a.mov(edx, COM1)?;
+        a.mov(al, i32::from(b'A'))?;
+        a.out(dx, al)?;
+        if disturb == Disturb::Move {
+            start(a, 1, SECOND)?;
+        }
+        start(a, 2, THIRD)?;
+        a.mov(ebx, PLACES[0])?;
+        a.set_label(&mut again)?;
+        match disturb {
+            Disturb::Start => start(a, 1, SECOND)?,
+            Disturb::Move => {
+                a.xor(ebx, (PLACES[0] ^ PLACES[1]) as i32)?;
+                // Memory on, and its place.
+                for (register, value) in [(COMMAND, None), (BAR, Some(ebx))] {
+                    a.mov(edx, CONFIG_ADDRESS)?;
+                    a.mov(eax, register)?;
+                    a.out(dx, eax)?;
+                    a.mov(edx, CONFIG_DATA)?;
+                    match value {
+                        Some(value) => a.mov(eax, value)?,
+                        None => a.mov(eax, 2)?,
+                    }
+                    a.out(dx, eax)?;
+                }
+            }
+        }
+        a.mov(edx, 0x400)?;
+        a.in_(ax, dx)?;
+        a.test(ax, 1 << 8)?;
+        a.jnz(pressed)?;
+        a.jmp(again)?;
+        a.set_label(&mut pressed)?;
+        sleep(a)
+    })
+}
+
+/// INIT and STARTUP to a processor by its number.
+fn start(a: &mut CodeAssembler, processor: u32, address: u32) -> Result<(), IcedError> {
+    for command in [0x4500, 0x4600 | address >> 12] {
+        a.mov(dword_ptr(0xfee0_0310_u32), (processor << 24) as i32)?;
+        a.mov(dword_ptr(0xfee0_0300_u32), command as i32)?;
+    }
+    Ok(())
+}
+
 /// A guest that powers off through ACPI's PM1 control register (SLP_TYP 5, SLP_EN).
 pub fn poweroff() -> Vec<u8> {
     assemble(sleep)
@@ -316,6 +416,17 @@ pub(crate) fn assemble(code: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedE
         .assemble(u64::from(ENTRY))
         .expect("the program is well formed");
     elf(&code)
+}
+
+/// Assembles real-mode code for an address.
+fn assemble_16(
+    address: u32,
+    code: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>,
+) -> Vec<u8> {
+    let mut a = CodeAssembler::new(16).expect("16 is a bitness");
+    code(&mut a).expect("the program is well formed");
+    a.assemble(u64::from(address))
+        .expect("the program is well formed")
 }
 
 /// An ELF32 file with one loadable segment: a multiboot header and `code`.
