@@ -1,8 +1,9 @@
 //! The VM handle (`lib/libvmmapi/vmmapi.c`).
 
+use parking_lot::Mutex;
 use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 
 use ::vmm::Errno;
 use vmm_abi::*;
@@ -753,11 +754,7 @@ impl Vm {
 
     /// The names of all counters, in the order of their numbers.
     pub fn stat_names(&self) -> Vec<String> {
-        let mut names = self
-            .inner
-            .stat_names
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut names = self.inner.stat_names.lock();
         names
             .get_or_insert_with(|| (0..).map_while(|index| self.stat_desc(index)).collect())
             .clone()

@@ -426,9 +426,8 @@ impl Vcpus {
     /// Waits for [`Vcpus::viewer_came`]. False if the VM has ended before.
     pub fn wait_for_viewer(&self) -> bool {
         let mut state = self.state();
-        self.changed.wait_while(&mut state, |state| {
-            !state.viewer_came && !state.has_ended()
-        });
+        self.changed
+            .wait_while(&mut state, |state| !state.viewer_came && !state.has_ended());
         !state.has_ended()
     }
 

@@ -3,10 +3,11 @@
 //! One of the few modules with `unsafe`: guest RAM is only ever touched through raw pointers, never through references, because
 //! other vCPUs and devices change it at any time.
 
+use parking_lot::{Mutex, RwLock};
 use std::alloc::{Layout, alloc_zeroed};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Weak};
 
 use crate::signals::Signals;
 
@@ -371,10 +372,7 @@ impl PhysMem {
     }
 
     pub(crate) fn snapshot(&self) -> Arc<Map> {
-        self.map
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.map.read().clone()
     }
 
     pub(crate) fn epoch(&self) -> u64 {
@@ -382,20 +380,14 @@ impl PhysMem {
     }
 
     pub(crate) fn register(&self, signals: &Arc<Signals>) {
-        let mut cpus = self.cpus.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut cpus = self.cpus.lock();
         cpus.retain(|c| c.strong_count() != 0);
         cpus.push(Arc::downgrade(signals));
     }
 
     /// Raises `bits` at every processor but `except`.
     pub(crate) fn raise_all(&self, bits: u32, except: Option<&Arc<Signals>>) {
-        for cpu in self
-            .cpus
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .iter()
-            .filter_map(Weak::upgrade)
-        {
+        for cpu in self.cpus.lock().iter().filter_map(Weak::upgrade) {
             if except.is_none_or(|own| !Arc::ptr_eq(own, &cpu)) {
                 cpu.raise(bits);
             }
@@ -407,7 +399,7 @@ impl PhysMem {
         f: impl FnOnce(&mut Vec<Arc<Region>>) -> Result<(), MapError>,
     ) -> Result<(), MapError> {
         {
-            let mut map = self.map.write().unwrap_or_else(PoisonError::into_inner);
+            let mut map = self.map.write();
             let mut regions = map.regions.clone();
             f(&mut regions)?;
             *map = Arc::new(Map { regions });

@@ -2,8 +2,9 @@
 //!
 //! FreeBSD gives every device a spin lock and callouts of its own; here there is one lock, and one deadline.
 
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use crate::chipset::{Chipset, Effects};
@@ -39,7 +40,7 @@ impl Devices {
     }
 
     fn lock(&self) -> MutexGuard<'_, Locked> {
-        self.locked.lock().unwrap_or_else(PoisonError::into_inner)
+        self.locked.lock()
     }
 
     /// Does something with the devices. What it means for the virtual CPUs is returned beside.
@@ -101,15 +102,9 @@ impl Devices {
                     locked = self.lock();
                 }
                 Some(left) if clock.running() => {
-                    let waited = self.rearm.wait_timeout(locked, Duration::from_nanos(left));
-                    locked = waited.unwrap_or_else(PoisonError::into_inner).0;
+                    self.rearm.wait_for(&mut locked, Duration::from_nanos(left));
                 }
-                _ => {
-                    locked = self
-                        .rearm
-                        .wait(locked)
-                        .unwrap_or_else(PoisonError::into_inner)
-                }
+                _ => self.rearm.wait(&mut locked),
             }
         }
     }

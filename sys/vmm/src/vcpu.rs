@@ -2,8 +2,9 @@
 //!
 //! Who may touch [`Vcpu::core`] is its owner's business: see [`States`](crate::vmm_vm::States).
 
+use parking_lot::{Condvar, Mutex, MutexGuard};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use vmm_abi::{VM_CAP_MAX, VmExit};
@@ -86,10 +87,6 @@ pub struct Vcpu {
     pub stats: Stats,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Vcpu {
     pub fn new(id: usize, memory: &Arc<PhysMem>) -> Self {
         let cpu = Cpu::new(memory.clone());
@@ -115,7 +112,7 @@ impl Vcpu {
 
     /// Its contents, for its owner.
     pub fn core(&self) -> MutexGuard<'_, Core> {
-        lock(&self.core)
+        self.core.lock()
     }
 
     /// Whether HLT has stopped it.
@@ -153,16 +150,15 @@ impl Vcpu {
     /// `vcpu_notify_event`: its thread looks around, whether it runs or sleeps.
     pub fn kick(&self) {
         self.signals.notify();
-        drop(lock(&self.nap));
+        drop(self.nap.lock());
         self.wake.notify_all();
     }
 
     /// Sleeps until it is kicked and `awake` says so.
     pub fn sleep(&self, mut awake: impl FnMut() -> bool) {
-        let mut nap = lock(&self.nap);
+        let mut nap = self.nap.lock();
         while !awake() {
-            let waited = self.wake.wait_timeout(nap, PATIENCE);
-            nap = waited.unwrap_or_else(PoisonError::into_inner).0;
+            self.wake.wait_for(&mut nap, PATIENCE);
         }
     }
 }

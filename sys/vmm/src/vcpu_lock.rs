@@ -1,9 +1,9 @@
 //! `vcpu_lock_one` and `vcpu_lock_all` of `sys/dev/vmm/vmm_dev.c`: threads come to own virtual CPUs, as [`States`]
 //! decides.
 
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::cpuset::{CpuSet, SharedCpuSet};
 use crate::errno::Errno;
@@ -58,7 +58,7 @@ impl Locked {
     }
 
     fn lock(&self) -> MutexGuard<'_, States> {
-        self.states.lock().unwrap_or_else(PoisonError::into_inner)
+        self.states.lock()
     }
 
     /// Shows what is looked at without the lock, before the threads that a change concerns are woken.
@@ -108,10 +108,7 @@ impl Vm {
             let mut states = self.locked.lock();
             let taken = loop {
                 match states.take(ticket) {
-                    Ok(false) => {
-                        let waited = self.locked.queue.wait(states);
-                        states = waited.unwrap_or_else(PoisonError::into_inner);
-                    }
+                    Ok(false) => self.locked.queue.wait(&mut states),
                     taken => break taken,
                 }
             };

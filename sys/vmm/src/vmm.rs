@@ -14,11 +14,10 @@
 //! The threads that a change of the states concerns are woken when their lock is released ([`Vm::states`]).
 //! Effects of the devices on virtual CPUs are collected under their lock and applied when it is released.
 
+use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{
-    Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
-};
+use std::sync::{Arc, OnceLock};
 
 use vmm_abi::*;
 use vmm_cpu::PhysMem;
@@ -104,10 +103,6 @@ pub struct Vm {
     clock_fixed: AtomicBool,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Vm {
     pub(crate) fn new(name: &str, options: Options) -> Result<Arc<Self>, Errno> {
         let max_cpus = usize::from(options.max_cpus);
@@ -179,11 +174,11 @@ impl Vm {
     }
 
     pub(crate) fn memory(&self) -> RwLockReadGuard<'_, Memory> {
-        self.memory.read().unwrap_or_else(PoisonError::into_inner)
+        self.memory.read()
     }
 
     pub(crate) fn memory_mut(&self) -> RwLockWriteGuard<'_, Memory> {
-        self.memory.write().unwrap_or_else(PoisonError::into_inner)
+        self.memory.write()
     }
 
     /// Shows a mapping to the processors.
@@ -387,7 +382,7 @@ impl Vm {
     }
 
     pub(crate) fn topology(&self) -> Topology {
-        *lock(&self.topology)
+        *self.topology.lock()
     }
 
     /// `vm_set_topology`.
@@ -401,7 +396,7 @@ impl Vm {
         if cpus > self.vcpus.len() as u64 {
             return Err(Errno::EINVAL);
         }
-        *lock(&self.topology) = topology;
+        *self.topology.lock() = topology;
         Ok(())
     }
 

@@ -1,7 +1,8 @@
 //! `sys/dev/vmm/vmm_dev.c`: the VMs of this process, as `/dev/vmmctl` makes and unmakes them.
 
+use parking_lot::{Mutex, MutexGuard};
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use crate::errno::Errno;
 use crate::vmm::{Options, Vm};
@@ -13,7 +14,7 @@ pub const MAX_NAME_LEN: usize = 229;
 static VMS: Mutex<BTreeMap<String, Arc<Vm>>> = Mutex::new(BTreeMap::new());
 
 fn vms() -> MutexGuard<'static, BTreeMap<String, Arc<Vm>>> {
-    VMS.lock().unwrap_or_else(PoisonError::into_inner)
+    VMS.lock()
 }
 
 /// `VMMCTL_VM_CREATE`: `EINVAL` for a name that is empty, too long or no file name, `EEXIST` for one in use.

@@ -4,8 +4,8 @@
 //! it. It stands still until a virtual CPU runs for the first time, and while all are held in the debug set: nothing
 //! expires while a checkpoint is made.
 
+use parking_lot::{Mutex, MutexGuard};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 /// Guest time of a VM that follows the host's monotonic clock.
@@ -26,7 +26,7 @@ struct State {
 
 impl HostClock {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Guest time, in nanoseconds.

@@ -1,10 +1,10 @@
 //! A process that does one thing for this one, later, when this one has given up the means to do it: FreeBSD 14 destroys VMs by a
 //! sysctl, which is out of reach in capability mode. Upstream's bhyve has no such process, and leaves its VMs behind there.
 
+use parking_lot::Mutex;
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
-use std::sync::{Mutex, PoisonError};
 
 use ::vmm::Errno;
 use nix::sys::signal::SigSet;
@@ -39,7 +39,7 @@ impl Deputy {
 
     /// Has it done. A second time there is nobody to ask: `ESRCH`.
     pub fn act(&self) -> Result<(), Errno> {
-        let mut stream = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut stream = self.0.lock();
         let mut errno = [0; size_of::<i32>()];
         let asked = stream
             .write_all(&[1])

@@ -5,7 +5,8 @@
 
 mod node;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use parking_lot::Mutex;
+use std::sync::Arc;
 
 use ::vmm::Errno;
 use vmm_abi::{
@@ -170,7 +171,7 @@ impl Ctl {
         }
         let vm = Soft::create(name_of(&arg.name)?, self.system.options.clone())?;
         if arg.flags & VMMCTL_CREATE_DESTROY_ON_CLOSE != 0 {
-            let mut on_close = self.on_close.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut on_close = self.on_close.lock();
             on_close.push(vm);
         }
         Ok(())
@@ -201,10 +202,7 @@ impl Node for Ctl {
 
 impl Drop for Ctl {
     fn drop(&mut self) {
-        let on_close = self
-            .on_close
-            .get_mut()
-            .unwrap_or_else(PoisonError::into_inner);
+        let on_close = self.on_close.get_mut();
         for vm in on_close.drain(..) {
             let name = vm.vm().name();
             // It may be gone already, and the name another VM's.

@@ -1,9 +1,9 @@
 //! What a checkpoint promises: whole or not there at all, whatever fails, and every changed byte found.
 
+use parking_lot::Mutex;
 use std::fs::{self, File};
 use std::io;
 use std::path::Path;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use proptest::prelude::*;
@@ -36,7 +36,7 @@ impl Memory {
             1100,
         ] {
             let at = page * PAGE;
-            let bytes = &mut memory.0.lock().unwrap()[at..at + PAGE];
+            let bytes = &mut memory.0.lock()[at..at + PAGE];
             bytes
                 .iter_mut()
                 .enumerate()
@@ -61,13 +61,13 @@ impl MemoryImage for Memory {
 
     fn read(&self, gpa: u64, bytes: &mut [u8]) -> io::Result<()> {
         let at = Memory::offset(gpa);
-        bytes.copy_from_slice(&self.0.lock().unwrap()[at..at + bytes.len()]);
+        bytes.copy_from_slice(&self.0.lock()[at..at + bytes.len()]);
         Ok(())
     }
 
     fn write(&self, gpa: u64, bytes: &[u8]) -> io::Result<()> {
         let at = Memory::offset(gpa);
-        self.0.lock().unwrap()[at..at + bytes.len()].copy_from_slice(bytes);
+        self.0.lock()[at..at + bytes.len()].copy_from_slice(bytes);
         Ok(())
     }
 }
@@ -129,7 +129,7 @@ fn read(storage: &dyn Storage, base: &str) -> Result<u8, Error> {
     checkpoint.load_memory(&memory, &|_| ())?;
     let seed = checkpoint.kern("vhpet").unwrap().1[0];
     assert!(
-        *memory.0.lock().unwrap() == *Memory::filled(seed).0.lock().unwrap(),
+        *memory.0.lock() == *Memory::filled(seed).0.lock(),
         "memory is not what was written"
     );
     assert_eq!(checkpoint.kern("vm").unwrap().1, [seed ^ 0xff; 312]);

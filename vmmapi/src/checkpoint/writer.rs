@@ -1,7 +1,7 @@
 //! Writes a checkpoint and commits it. Until [`Writer::commit`] has passed its commit point, nothing of an older checkpoint
 //! under the same name is touched, and dropping the writer removes what was begun.
 
-use std::sync::Mutex;
+use parking_lot::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::meta::{
@@ -161,10 +161,7 @@ impl<'a> Writer<'a> {
                 if let Some(extent) =
                     piece.write(image, self.memory.as_ref(), &name, &mut buffer)?
                 {
-                    extents
-                        .lock()
-                        .unwrap_or_else(|e| e.into_inner())
-                        .push(extent);
+                    extents.lock().push(extent);
                 }
                 let done = done.fetch_add(piece.size, Ordering::Relaxed) + piece.size;
                 progress(Progress { done, total });
@@ -172,7 +169,7 @@ impl<'a> Writer<'a> {
             Ok(())
         };
         in_parallel(&work)?;
-        let mut extents = extents.into_inner().unwrap_or_else(|e| e.into_inner());
+        let mut extents = extents.into_inner();
         extents.sort_by_key(|e| e.file_offset);
         self.extents = extents;
         self.memory_size = total;

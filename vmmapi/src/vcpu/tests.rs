@@ -1,7 +1,8 @@
 //! The reset state.
 
+use parking_lot::Mutex;
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use super::*;
 use crate::testing::Fake;
@@ -15,7 +16,7 @@ fn reset_sets_every_register_of_the_power_on_state() {
     let fake = Fake::new()
         .answer(VM_SET_REGISTER, move |arg, _| {
             let arg = VmRegister::read_from_bytes(arg).map_err(|_| Errno::EINVAL)?;
-            one.lock().expect("no panic").insert(arg.regnum, arg.regval);
+            one.lock().insert(arg.regnum, arg.regval);
             Ok(())
         })
         .answer(VM_SET_REGISTER_SET, move |_, buffers| {
@@ -25,20 +26,20 @@ fn reset_sets_every_register_of_the_power_on_state() {
             for (number, value) in regnums.chunks_exact(4).zip(regvals.chunks_exact(8)) {
                 let number = i32::read_from_bytes(number).map_err(|_| Errno::EINVAL)?;
                 let value = u64::read_from_bytes(value).map_err(|_| Errno::EINVAL)?;
-                set.lock().expect("no panic").insert(number, value);
+                set.lock().insert(number, value);
             }
             Ok(())
         })
         .answer(VM_SET_SEGMENT_DESCRIPTOR, move |arg, _| {
             let arg = VmSegDesc::read_from_bytes(arg).map_err(|_| Errno::EINVAL)?;
-            desc.lock().expect("no panic").insert(arg.regnum, arg.desc);
+            desc.lock().insert(arg.regnum, arg.desc);
             Ok(())
         });
     Vm::with_backend("vm", Arc::new(fake))
         .vcpu(0)
         .reset()
         .expect("reset");
-    let registers = registers.lock().expect("no panic");
+    let registers = registers.lock();
     for (regnum, value) in [
         (VM_REG_GUEST_RIP, 0xfff0),
         (VM_REG_GUEST_RFLAGS, 2),
@@ -53,7 +54,7 @@ fn reset_sets_every_register_of_the_power_on_state() {
     }
     // The general registers, RIP, RFLAGS, CR0 and CR2 to CR4, EFER, eight selectors, DR6 and DR7, the shadow.
     assert_eq!(registers.len(), 16 + 2 + 4 + 1 + 8 + 2 + 1);
-    let descs = descs.lock().expect("no panic");
+    let descs = descs.lock();
     assert_eq!(
         descs.get(&VM_REG_GUEST_CS),
         Some(&SegDesc::new(0xffff_0000, 0xffff, 0x93))

@@ -158,10 +158,7 @@ impl Cpu {
         }
         // MMIO, or an operand that straddles pages: no host atomic can do that.
         let mem = self.mem.clone();
-        let _guard = mem
-            .split_lock
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let _guard = mem.split_lock.lock();
         let old = self.load::<S>(la, op)?;
         let flags = self.flags;
         let new = f(self, old);

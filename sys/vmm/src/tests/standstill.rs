@@ -1,12 +1,13 @@
 //! Guests that end, and machines that are brought to rest, while their processors are started and their memory is moved: on
 //! threads, in as many orders as there is time for. `vmm_vm/tests.rs` tries all orders, of less.
 
-use std::sync::{Mutex, MutexGuard, mpsc};
+use parking_lot::{Mutex, MutexGuard};
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use iced_x86::code_asm::*;
-use vmm_abi::apicreg::{APIC_DELMODE_INIT, APIC_DELMODE_STARTUP};
+use vmm_x86::apicreg::DeliveryMode;
 
 use super::*;
 
@@ -170,7 +171,7 @@ impl Disturbed {
     }
 
     fn userland(&self) -> MutexGuard<'_, Userland> {
-        self.userland.lock().unwrap()
+        self.userland.lock()
     }
 
     fn park(&self) -> Result<(), Errno> {
@@ -236,16 +237,16 @@ impl Disturbed {
         let bench = &self.bench;
         loop {
             let (exit, targets) = bench.run_with_targets(cpu)?;
-            match (exit.exitcode, exit.ipi().mode) {
+            match (exit.exitcode, DeliveryMode::from_bits(exit.ipi().mode)) {
                 (VM_EXITCODE_SUSPENDED, _) => return Ok(exit.suspended().how),
                 (VM_EXITCODE_DEBUG, _) => self.rest(cpu as usize),
                 (VM_EXITCODE_REQIDLE, _) => {}
                 (VM_EXITCODE_INOUT, _) => self.move_memory()?,
-                (VM_EXITCODE_IPI, APIC_DELMODE_INIT) => {
+                (VM_EXITCODE_IPI, Some(DeliveryMode::Init)) => {
                     assert_eq!(targets[0], 0b10, "{exit:?}");
                     self.park()?;
                 }
-                (VM_EXITCODE_IPI, APIC_DELMODE_STARTUP) => {
+                (VM_EXITCODE_IPI, Some(DeliveryMode::Startup)) => {
                     bench.try_start_at(1, STARTED >> 4, 0)?;
                     self.unpark()?;
                 }
