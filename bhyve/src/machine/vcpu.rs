@@ -305,11 +305,15 @@ impl Vcpus {
         }
     }
 
-    /// Called by a vCPU's thread that must not go on before [`Vcpus::hold`], which another thread is about to call.
+    /// Called by a vCPU's thread that must not go on before [`Vcpus::hold`], which another thread is about to call. It rests without
+    /// being told to by VM_RUN.
     pub fn rest_when_held(&self, id: usize) {
-        self.changed.wait_while(&mut self.state(), |state| {
+        let mut state = self.state();
+        self.changed.wait_while(&mut state, |state| {
             state.hold.is_none() && !state.has_ended()
         });
+        state.take_let_go(id);
+        drop(state);
         self.rest(id);
     }
 
