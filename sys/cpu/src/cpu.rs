@@ -1,5 +1,6 @@
 //! One virtual processor: its registers, how they are read and set from outside, and its caches.
 
+use std::ops::{Index, IndexMut};
 use std::sync::Arc;
 
 use crate::block::Blocks;
@@ -8,6 +9,7 @@ use crate::decode::Mode;
 use crate::exit::{Exit, Traps};
 use crate::flags::Flags;
 use crate::fpu;
+use crate::ir::Gpr;
 use crate::mem::{Map, PhysMem};
 use crate::mmu::Tlb;
 use crate::signals::Signals;
@@ -29,10 +31,146 @@ pub(crate) mod slot {
 /// The value in slot `PLUS`, and negated in slot `MINUS`.
 pub(crate) const FAR_DISP: i64 = 0x1_0000;
 
+/// The sixteen general registers and the other slots; as long as a byte can index, so that no index needs a check.
+pub(crate) struct Regs([u64; 256]);
+
+impl Regs {
+    /// The general registers in the order of the encoding.
+    #[inline(always)]
+    pub fn general(&mut self) -> &mut [u64; 16] {
+        match self.0.first_chunk_mut() {
+            Some(general) => general,
+            None => unreachable!("there are more slots than general registers"),
+        }
+    }
+
+    /// The slots with the segments' bases.
+    pub fn bases(&mut self) -> impl Iterator<Item = &mut u64> {
+        self.0.iter_mut().skip(usize::from(slot::SEG_BASE))
+    }
+
+    fn reset(&mut self) {
+        self.0 = [0; 256];
+        self[slot::PLUS] = FAR_DISP as u64;
+        self[slot::MINUS] = (-FAR_DISP) as u64;
+    }
+}
+
+impl Index<u8> for Regs {
+    type Output = u64;
+
+    #[inline(always)]
+    fn index(&self, slot: u8) -> &u64 {
+        &self.0[usize::from(slot)]
+    }
+}
+
+impl IndexMut<u8> for Regs {
+    #[inline(always)]
+    fn index_mut(&mut self, slot: u8) -> &mut u64 {
+        &mut self.0[usize::from(slot)]
+    }
+}
+
+impl Index<Gpr> for Regs {
+    type Output = u64;
+
+    #[inline(always)]
+    fn index(&self, gpr: Gpr) -> &u64 {
+        &self[gpr as u8]
+    }
+}
+
+impl IndexMut<Gpr> for Regs {
+    #[inline(always)]
+    fn index_mut(&mut self, gpr: Gpr) -> &mut u64 {
+        &mut self[gpr as u8]
+    }
+}
+
+/// Control and debug registers.
+pub(crate) struct Control {
+    pub cr0: u64,
+    pub cr2: u64,
+    pub cr3: u64,
+    pub cr4: u64,
+    pub efer: u64,
+    pub xcr0: u64,
+    pub dr: [u64; 4],
+    pub dr6: u64,
+    pub dr7: u64,
+}
+
+/// The model-specific registers that the core owns, but for those that are part of other state.
+pub(crate) struct Msrs {
+    pub star: u64,
+    pub lstar: u64,
+    pub cstar: u64,
+    pub sfmask: u64,
+    pub kernel_gs_base: u64,
+    /// IA32_SYSENTER_CS, ESP and EIP.
+    pub sysenter: [u64; 3],
+    pub pat: u64,
+    pub tsc_aux: u64,
+}
+
+impl Control {
+    const RESET: Self = Self {
+        cr0: cr0::CD | cr0::NW | cr0::ET,
+        cr2: 0,
+        cr3: 0,
+        cr4: 0,
+        efer: 0,
+        xcr0: 1,
+        dr: [0; 4],
+        dr6: 0xffff_0ff0,
+        dr7: 0x400,
+    };
+}
+
+impl Msrs {
+    const RESET: Self = Self {
+        star: 0,
+        lstar: 0,
+        cstar: 0,
+        sfmask: 0,
+        kernel_gs_base: 0,
+        sysenter: [0; 3],
+        pat: 0x0007_0406_0007_0406,
+        tsc_aux: 0,
+    };
+}
+
+/// The way to memory.
+pub(crate) struct Mmu {
+    pub mem: Arc<PhysMem>,
+    pub map: Arc<Map>,
+    pub map_epoch: u64,
+    pub tlb: Tlb,
+    /// The current mapping epoch (see `mmu::tlb`).
+    pub epoch: u64,
+}
+
+/// What comes between instructions.
+pub(crate) struct Events {
+    /// Interrupts are held off for one instruction (after STI, MOV SS, POP SS).
+    pub shadow: bool,
+    pub nmi_blocked: bool,
+    pub pending: Option<Pending>,
+    pub traps: Traps,
+    /// The bus is to be asked for events.
+    pub poll_due: bool,
+    /// The bus has an event that the window did not admit.
+    pub blocked: bool,
+    /// Data breakpoints that the current instruction has hit.
+    pub data_break: u64,
+    /// A task switch is under way: hypervisors carry it out in software, without nested page faults.
+    pub switching_task: bool,
+}
+
 /// A virtual processor.
 pub struct Cpu {
-    /// The sixteen general registers and the other slots; as long as a byte can index, so that no index needs a check.
-    pub(crate) regs: [u64; 256],
+    pub(crate) regs: Regs,
     pub(crate) flags: Flags,
     /// RIP at block boundaries; within a block the ops know their offset.
     pub(crate) rip: u64,
@@ -41,65 +179,33 @@ pub struct Cpu {
     pub(crate) segs: [Segment; 8],
     pub(crate) gdtr: Table,
     pub(crate) idtr: Table,
-    pub(crate) cr0: u64,
-    pub(crate) cr2: u64,
-    pub(crate) cr3: u64,
-    pub(crate) cr4: u64,
-    pub(crate) efer: u64,
-    pub(crate) xcr0: u64,
-    pub(crate) dr: [u64; 4],
-    pub(crate) dr6: u64,
-    pub(crate) dr7: u64,
-    pub(crate) star: u64,
-    pub(crate) lstar: u64,
-    pub(crate) cstar: u64,
-    pub(crate) sfmask: u64,
-    pub(crate) kernel_gs_base: u64,
-    pub(crate) sysenter: [u64; 3],
-    pub(crate) pat: u64,
-    pub(crate) tsc_aux: u64,
-    /// Interrupts are held off for one instruction (after STI, MOV SS, POP SS).
-    pub(crate) shadow: bool,
-    pub(crate) nmi_blocked: bool,
-    pub(crate) pending: Option<Pending>,
-    /// A task switch is under way: hypervisors carry it out in software, without nested page faults.
-    pub(crate) switching_task: bool,
-    pub(crate) traps: Traps,
+    pub(crate) ctl: Control,
+    pub(crate) msr: Msrs,
+    pub(crate) events: Events,
     pub(crate) fpu: fpu::State,
-    pub(crate) retired: u64,
-    pub(crate) mem: Arc<PhysMem>,
-    pub(crate) map: Arc<Map>,
-    pub(crate) map_epoch: u64,
-    pub(crate) signals: Arc<Signals>,
     /// The memory operand of the floating point operation that is being executed.
     pub(crate) operand: fpu::Memory,
-    pub(crate) tlb: Tlb,
+    pub(crate) mmu: Mmu,
     pub(crate) blocks: Blocks,
+    pub(crate) signals: Arc<Signals>,
+    pub(crate) bus: BusSlot,
     /// CPL is 3.
     pub(crate) user: bool,
-    /// The current mapping epoch (see `mmu::tlb`).
-    pub(crate) epoch: u64,
     /// What block links depend on: epoch, mode and privilege.
     pub(crate) key: u64,
+    pub(crate) retired: u64,
     /// The instruction count at which `run` returns.
     pub(crate) end: u64,
     /// Something is to be seen to before the next block.
     pub(crate) slow: bool,
     /// The next instruction is to be executed as a block of its own.
     pub(crate) alone: bool,
-    /// The bus is to be asked for events.
-    pub(crate) poll_due: bool,
-    /// The bus has an event that the window did not admit.
-    pub(crate) blocked: bool,
-    /// Data breakpoints that the current instruction has hit.
-    pub(crate) data_break: u64,
     /// The exit by which the last block was left, if it was by one.
     pub(crate) exit_taken: u32,
     /// An exit that an instruction which has retired calls for.
     pub(crate) exit: Option<Exit>,
     pub(crate) trap: Trap,
     pub(crate) at: At,
-    pub(crate) bus: BusSlot,
 }
 
 // SAFETY: the raw pointers in the TLB and the block cache lead into the guest's memory and its page marks, which `map` and
@@ -113,58 +219,47 @@ impl Cpu {
         let signals = Arc::new(Signals::default());
         mem.register(&signals);
         let mut cpu = Cpu {
-            regs: [0; 256],
+            regs: Regs([0; 256]),
             flags: Flags::default(),
             rip: 0,
             rflags: 0,
             segs: [Segment::default(); 8],
             gdtr: Table::default(),
             idtr: Table::default(),
-            cr0: 0,
-            cr2: 0,
-            cr3: 0,
-            cr4: 0,
-            efer: 0,
-            xcr0: 1,
-            dr: [0; 4],
-            dr6: 0,
-            dr7: 0,
-            star: 0,
-            lstar: 0,
-            cstar: 0,
-            sfmask: 0,
-            kernel_gs_base: 0,
-            sysenter: [0; 3],
-            pat: 0x0007_0406_0007_0406,
-            tsc_aux: 0,
-            shadow: false,
-            nmi_blocked: false,
-            pending: None,
-            switching_task: false,
-            traps: Traps::default(),
-            retired: 0,
-            map_epoch: mem.epoch(),
-            map: mem.snapshot(),
-            mem,
-            signals,
+            ctl: Control::RESET,
+            msr: Msrs::RESET,
+            events: Events {
+                shadow: false,
+                nmi_blocked: false,
+                pending: None,
+                traps: Traps::default(),
+                poll_due: false,
+                blocked: false,
+                switching_task: false,
+                data_break: 0,
+            },
             fpu: fpu::State::new(),
             operand: fpu::Memory::new(),
-            tlb: Tlb::new(),
+            mmu: Mmu {
+                map_epoch: mem.epoch(),
+                map: mem.snapshot(),
+                mem,
+                tlb: Tlb::new(),
+                epoch: 1,
+            },
             blocks: Blocks::new(),
+            signals,
+            bus: BusSlot::default(),
             user: false,
-            epoch: 1,
             key: 0,
+            retired: 0,
             end: 0,
             slow: false,
             alone: false,
-            poll_due: false,
-            blocked: false,
-            data_break: 0,
             exit_taken: 0,
             exit: None,
             trap: Trap::None,
             at: At::default(),
-            bus: BusSlot::default(),
         };
         cpu.reset();
         cpu
@@ -172,10 +267,8 @@ impl Cpu {
 
     /// Power-up values of all registers (AMD APM volume 2, table 14-1).
     pub fn reset(&mut self) {
-        self.regs = [0; 256];
-        self.regs[usize::from(slot::PLUS)] = FAR_DISP as u64;
-        self.regs[usize::from(slot::MINUS)] = (-FAR_DISP) as u64;
-        self.regs[2] = 0x0080_0f12;
+        self.regs.reset();
+        self.regs[Gpr::Rdx] = 0x0080_0f12;
         self.flags = Flags::default();
         self.rip = 0xfff0;
         self.rflags = flag::FIXED;
@@ -205,25 +298,11 @@ impl Cpu {
             limit: 0xffff,
         };
         self.idtr = self.gdtr;
-        self.cr0 = cr0::CD | cr0::NW | cr0::ET;
-        (self.cr2, self.cr3, self.cr4, self.efer) = (0, 0, 0, 0);
-        self.xcr0 = 1;
-        self.dr = [0; 4];
-        self.dr6 = 0xffff_0ff0;
-        self.dr7 = 0x400;
-        (
-            self.star,
-            self.lstar,
-            self.cstar,
-            self.sfmask,
-            self.kernel_gs_base,
-        ) = (0, 0, 0, 0, 0);
-        self.sysenter = [0; 3];
-        self.pat = 0x0007_0406_0007_0406;
-        self.tsc_aux = 0;
-        self.shadow = false;
-        self.nmi_blocked = false;
-        self.pending = None;
+        self.ctl = Control::RESET;
+        self.msr = Msrs::RESET;
+        self.events.shadow = false;
+        self.events.nmi_blocked = false;
+        self.events.pending = None;
         self.fpu = fpu::State::new();
         self.exit = None;
         self.alone = false;
@@ -259,12 +338,12 @@ impl Cpu {
 
     /// Which events leave `run`.
     pub fn traps(&self) -> Traps {
-        self.traps
+        self.events.traps
     }
 
     /// Sets which events leave `run`.
     pub fn set_traps(&mut self, traps: Traps) {
-        self.traps = traps;
+        self.events.traps = traps;
     }
 
     /// Reads a register.
@@ -272,29 +351,29 @@ impl Cpu {
         match reg {
             Reg::Rip => self.rip,
             Reg::Rflags => self.rflags_image(),
-            Reg::Cr0 => self.cr0,
-            Reg::Cr2 => self.cr2,
-            Reg::Cr3 => self.cr3,
-            Reg::Cr4 => self.cr4,
-            Reg::Efer => self.efer,
-            Reg::Xcr0 => self.xcr0,
-            Reg::Dr0 => self.dr[0],
-            Reg::Dr1 => self.dr[1],
-            Reg::Dr2 => self.dr[2],
-            Reg::Dr3 => self.dr[3],
-            Reg::Dr6 => self.dr6,
-            Reg::Dr7 => self.dr7,
-            Reg::Star => self.star,
-            Reg::Lstar => self.lstar,
-            Reg::Cstar => self.cstar,
-            Reg::Sfmask => self.sfmask,
-            Reg::KernelGsBase => self.kernel_gs_base,
-            Reg::SysenterCs => self.sysenter[0],
-            Reg::SysenterEsp => self.sysenter[1],
-            Reg::SysenterEip => self.sysenter[2],
-            Reg::Pat => self.pat,
-            Reg::TscAux => self.tsc_aux,
-            general => self.regs[general as usize & 15],
+            Reg::Cr0 => self.ctl.cr0,
+            Reg::Cr2 => self.ctl.cr2,
+            Reg::Cr3 => self.ctl.cr3,
+            Reg::Cr4 => self.ctl.cr4,
+            Reg::Efer => self.ctl.efer,
+            Reg::Xcr0 => self.ctl.xcr0,
+            Reg::Dr0 => self.ctl.dr[0],
+            Reg::Dr1 => self.ctl.dr[1],
+            Reg::Dr2 => self.ctl.dr[2],
+            Reg::Dr3 => self.ctl.dr[3],
+            Reg::Dr6 => self.ctl.dr6,
+            Reg::Dr7 => self.ctl.dr7,
+            Reg::Star => self.msr.star,
+            Reg::Lstar => self.msr.lstar,
+            Reg::Cstar => self.msr.cstar,
+            Reg::Sfmask => self.msr.sfmask,
+            Reg::KernelGsBase => self.msr.kernel_gs_base,
+            Reg::SysenterCs => self.msr.sysenter[0],
+            Reg::SysenterEsp => self.msr.sysenter[1],
+            Reg::SysenterEip => self.msr.sysenter[2],
+            Reg::Pat => self.msr.pat,
+            Reg::TscAux => self.msr.tsc_aux,
+            general => self.regs[general as u8 & 15],
         }
     }
 
@@ -304,29 +383,29 @@ impl Cpu {
         match reg {
             Reg::Rip => self.rip = value,
             Reg::Rflags => self.set_rflags_image(value),
-            Reg::Cr0 => self.cr0 = value | cr0::ET,
-            Reg::Cr2 => self.cr2 = value,
-            Reg::Cr3 => self.cr3 = value,
-            Reg::Cr4 => self.cr4 = value,
-            Reg::Efer => self.efer = value & (efer::ALL | efer::LMA),
-            Reg::Xcr0 => self.xcr0 = value & 3 | 1,
-            Reg::Dr0 => self.dr[0] = value,
-            Reg::Dr1 => self.dr[1] = value,
-            Reg::Dr2 => self.dr[2] = value,
-            Reg::Dr3 => self.dr[3] = value,
-            Reg::Dr6 => self.dr6 = value,
-            Reg::Dr7 => self.dr7 = value,
-            Reg::Star => self.star = value,
-            Reg::Lstar => self.lstar = value,
-            Reg::Cstar => self.cstar = value,
-            Reg::Sfmask => self.sfmask = value,
-            Reg::KernelGsBase => self.kernel_gs_base = value,
-            Reg::SysenterCs => self.sysenter[0] = value,
-            Reg::SysenterEsp => self.sysenter[1] = value,
-            Reg::SysenterEip => self.sysenter[2] = value,
-            Reg::Pat => self.pat = value,
-            Reg::TscAux => self.tsc_aux = value,
-            general => self.regs[general as usize & 15] = value,
+            Reg::Cr0 => self.ctl.cr0 = value | cr0::ET,
+            Reg::Cr2 => self.ctl.cr2 = value,
+            Reg::Cr3 => self.ctl.cr3 = value,
+            Reg::Cr4 => self.ctl.cr4 = value,
+            Reg::Efer => self.ctl.efer = value & (efer::ALL | efer::LMA),
+            Reg::Xcr0 => self.ctl.xcr0 = value & 3 | 1,
+            Reg::Dr0 => self.ctl.dr[0] = value,
+            Reg::Dr1 => self.ctl.dr[1] = value,
+            Reg::Dr2 => self.ctl.dr[2] = value,
+            Reg::Dr3 => self.ctl.dr[3] = value,
+            Reg::Dr6 => self.ctl.dr6 = value,
+            Reg::Dr7 => self.ctl.dr7 = value,
+            Reg::Star => self.msr.star = value,
+            Reg::Lstar => self.msr.lstar = value,
+            Reg::Cstar => self.msr.cstar = value,
+            Reg::Sfmask => self.msr.sfmask = value,
+            Reg::KernelGsBase => self.msr.kernel_gs_base = value,
+            Reg::SysenterCs => self.msr.sysenter[0] = value,
+            Reg::SysenterEsp => self.msr.sysenter[1] = value,
+            Reg::SysenterEip => self.msr.sysenter[2] = value,
+            Reg::Pat => self.msr.pat = value,
+            Reg::TscAux => self.msr.tsc_aux = value,
+            general => self.regs[general as u8 & 15] = value,
         }
         match reg {
             Reg::Cr0 | Reg::Cr3 | Reg::Cr4 | Reg::Efer => {
@@ -373,32 +452,32 @@ impl Cpu {
 
     /// Whether interrupts are held off until the next instruction has retired.
     pub fn interrupt_shadow(&self) -> bool {
-        self.shadow
+        self.events.shadow
     }
 
     /// Sets or clears the interrupt shadow.
     pub fn set_interrupt_shadow(&mut self, on: bool) {
-        self.shadow = on;
+        self.events.shadow = on;
     }
 
     /// Whether NMIs are blocked (until IRET).
     pub fn nmi_blocked(&self) -> bool {
-        self.nmi_blocked
+        self.events.nmi_blocked
     }
 
     /// Blocks or unblocks NMIs.
     pub fn set_nmi_blocked(&mut self, on: bool) {
-        self.nmi_blocked = on;
+        self.events.nmi_blocked = on;
     }
 
     /// The event that will be delivered before the next instruction.
     pub fn pending(&self) -> Option<Pending> {
-        self.pending
+        self.events.pending
     }
 
     /// Queues an event for delivery before the next instruction, or removes it.
     pub fn set_pending(&mut self, event: Option<Pending>) {
-        self.pending = event;
+        self.events.pending = event;
     }
 
     /// Ends an instruction that the caller has completed: RIP moves behind it, the interrupt shadow ends, and it counts as retired.
@@ -406,7 +485,7 @@ impl Cpu {
         let mask = if self.code64() { u64::MAX } else { 0xffff_ffff };
         self.rip = self.rip.wrapping_add(u64::from(len)) & mask;
         self.rflags &= !flag::RF;
-        self.shadow = false;
+        self.events.shadow = false;
         self.retired = self.retired.wrapping_add(1);
     }
 
@@ -416,17 +495,12 @@ impl Cpu {
     }
 
     pub(crate) fn code64(&self) -> bool {
-        self.efer & efer::LMA != 0 && self.segs[Seg::Cs as usize].access & Segment::L != 0
+        self.ctl.efer & efer::LMA != 0 && self.segs[Seg::Cs as usize].access & Segment::L != 0
     }
 
     /// Segment registers were set from outside.
     fn segments_changed(&mut self) {
-        for (slot, segment) in self
-            .regs
-            .iter_mut()
-            .skip(usize::from(slot::SEG_BASE))
-            .zip(&self.segs[..6])
-        {
+        for (slot, segment) in self.regs.bases().zip(&self.segs[..6]) {
             *slot = segment.base;
         }
         self.state_changed();
@@ -459,7 +533,7 @@ impl Cpu {
         if self.user {
             mode |= Mode::USER;
         }
-        self.key = self.epoch << 8 | mode;
+        self.key = self.mmu.epoch << 8 | mode;
     }
 
     pub(crate) fn rflags_image(&self) -> u64 {

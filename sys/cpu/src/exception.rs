@@ -2,6 +2,7 @@
 
 use crate::cpu::Cpu;
 use crate::exit::Exit;
+use crate::ir::Gpr;
 use crate::segment::selector_error;
 use crate::state::{Pending, Seg, Segment, cr0, cr4, flag};
 use crate::trap::{Trap, Trapped, vector};
@@ -33,9 +34,9 @@ impl Cpu {
             Trap::None => None,
             Trap::Exit(exit) => Some(exit),
             Trap::Fault { vector: v, error } => {
-                if v == vector::DB && self.traps.debug {
+                if v == vector::DB && self.events.traps.debug {
                     return Some(Exit::Debug {
-                        dr6: self.dr6,
+                        dr6: self.ctl.dr6,
                         trap: false,
                     });
                 }
@@ -43,7 +44,7 @@ impl Cpu {
                 self.raise(v, error, Source::Exception, self.rip)
             }
             Trap::Page { address, error } => {
-                self.cr2 = address;
+                self.ctl.cr2 = address;
                 self.raise(vector::PF, Some(error), Source::Exception, self.rip)
             }
             Trap::Software { vector } => {
@@ -65,7 +66,7 @@ impl Cpu {
             }
             Pending::Interrupt(vector) => self.raise(vector, None, Source::External, self.rip),
             Pending::Nmi => {
-                self.nmi_blocked = true;
+                self.events.nmi_blocked = true;
                 self.raise(vector::NMI, None, Source::External, self.rip)
             }
             Pending::Software { vector, len } => {
@@ -85,22 +86,22 @@ impl Cpu {
     ) -> Option<Exit> {
         let (mut v, mut error, mut source, mut back) = (v, error, source, back);
         // A shadow ends with whatever is delivered.
-        self.shadow = false;
+        self.events.shadow = false;
         loop {
-            let sp = self.regs[4];
+            let sp = self.regs[Gpr::Rsp];
             if self.deliver(v, error, source, back).is_ok() {
                 self.slow = true;
                 return None;
             }
-            self.regs[4] = sp;
+            self.regs[Gpr::Rsp] = sp;
             let (second, second_error) = match std::mem::replace(&mut self.trap, Trap::None) {
                 Trap::Fault { vector, error } => (vector, error),
                 Trap::Page { address, error } => {
-                    self.cr2 = address;
+                    self.ctl.cr2 = address;
                     (vector::PF, Some(error))
                 }
                 Trap::Exit(exit) => {
-                    self.pending = Some(self.interrupted_delivery(v, error, source, back));
+                    self.events.pending = Some(self.interrupted_delivery(v, error, source, back));
                     return Some(exit);
                 }
                 Trap::None | Trap::Software { .. } | Trap::Alone => (vector::GP, Some(0)),
@@ -150,11 +151,11 @@ impl Cpu {
         source: Source,
         back: u64,
     ) -> Result<(), Trapped> {
-        if self.cr0 & cr0::PE == 0 {
+        if self.ctl.cr0 & cr0::PE == 0 {
             return self.deliver_real(v, back);
         }
         if source == Source::Software && self.rflags & flag::VM != 0 {
-            let redirected = self.cr4 & cr4::VME != 0 && self.redirected(v)?;
+            let redirected = self.ctl.cr4 & cr4::VME != 0 && self.redirected(v)?;
             if redirected {
                 return self.deliver_real(v, back);
             }
@@ -255,7 +256,7 @@ impl Cpu {
         let (ss, mut sp) = if switch {
             self.inner_stack(to, if long { ist } else { 0 })?
         } else {
-            (self.segs[Seg::Ss as usize], self.regs[4])
+            (self.segs[Seg::Ss as usize], self.regs[Gpr::Rsp])
         };
         if long {
             sp &= !15;
@@ -280,7 +281,7 @@ impl Cpu {
         }
         if switch || long {
             put(old(self, Seg::Ss));
-            put(self.regs[4]);
+            put(self.regs[Gpr::Rsp]);
         }
         put(image);
         put(old(self, Seg::Cs));
@@ -310,7 +311,7 @@ impl Cpu {
             self.put_segment(Seg::Ss, ss);
         }
         if long {
-            self.regs[4] = sp
+            self.regs[Gpr::Rsp] = sp
         } else {
             self.set_sp_for(&ss, sp)
         }
@@ -325,7 +326,7 @@ impl Cpu {
         } else {
             0xffff
         };
-        self.regs[4] = self.regs[4] & 0xffff_ffff & !mask | sp & mask;
+        self.regs[Gpr::Rsp] = self.regs[Gpr::Rsp] & 0xffff_ffff & !mask | sp & mask;
     }
 
     /// Whether the TSS's interrupt redirection map leaves INT n to the virtual-8086 task.
@@ -354,7 +355,7 @@ impl Cpu {
             back,
         ];
         let ss = self.segs[Seg::Ss as usize];
-        let mut sp = self.regs[4];
+        let mut sp = self.regs[Gpr::Rsp];
         self.write_frame(&ss, &mut sp, &values, 1, self.cpl())?;
         self.set_sp_for(&ss, sp);
         self.rflags &= !(flag::IF | flag::TF | flag::AC | flag::RF);
@@ -375,10 +376,10 @@ impl Cpu {
 
     /// Reports debug conditions after an instruction: single step and data breakpoints.
     pub(crate) fn debug_trap(&mut self, dr6: u64) -> Option<Exit> {
-        if self.traps.debug {
+        if self.events.traps.debug {
             return Some(Exit::Debug { dr6, trap: true });
         }
-        self.dr6 |= dr6;
+        self.ctl.dr6 |= dr6;
         // Delivered like an interrupt: a trap pushes no RF.
         self.raise(vector::DB, None, Source::External, self.rip)
     }

@@ -1,12 +1,13 @@
 //! Far jumps, calls, returns and IRET, through gates and to other privileges (AMD APM volume 2 chapter 4, volume 3).
 
 use crate::cpu::Cpu;
+use crate::ir::Gpr;
 use crate::op::Op;
 use crate::segment::selector_error;
 use crate::state::{Seg, Segment, cr0, flag};
 use crate::trap::{Trapped, vector};
 
-const RSP: usize = 4;
+const RSP: Gpr = Gpr::Rsp;
 
 impl Cpu {
     /// JMP far.
@@ -420,7 +421,7 @@ impl Cpu {
         let size = 1u64 << log;
         let sp = self.regs[RSP];
         let v8086 = self.rflags & flag::VM != 0;
-        if self.cr0 & cr0::PE != 0 && !v8086 && self.rflags & flag::NT != 0 {
+        if self.ctl.cr0 & cr0::PE != 0 && !v8086 && self.rflags & flag::NT != 0 {
             if self.long_mode() {
                 return Err(self.gp(0));
             }
@@ -439,17 +440,17 @@ impl Cpu {
         let iopl = (self.rflags & flag::IOPL) >> 12;
         let mut change =
             flag::ARITH | flag::TF | flag::DF | flag::NT | flag::AC | flag::ID | flag::RF;
-        if cpl == 0 && !v8086 || self.cr0 & cr0::PE == 0 {
+        if cpl == 0 && !v8086 || self.ctl.cr0 & cr0::PE == 0 {
             change |= flag::IOPL | flag::VIF | flag::VIP;
         }
-        if u64::from(cpl) <= iopl || self.cr0 & cr0::PE == 0 {
+        if u64::from(cpl) <= iopl || self.ctl.cr0 & cr0::PE == 0 {
             change |= flag::IF;
         }
         if log == 1 {
             change &= 0xffff;
         }
         let new_flags = self.rflags_image() & !change | image & change;
-        if self.cr0 & cr0::PE == 0 || v8086 {
+        if self.ctl.cr0 & cr0::PE == 0 || v8086 {
             self.real_far(selector, rip)?;
             self.set_sp(sp.wrapping_add(3 * size));
             self.finish_iret(new_flags);
@@ -487,8 +488,8 @@ impl Cpu {
 
     pub(crate) fn finish_iret(&mut self, flags: u64) {
         self.load_rflags(flags);
-        if self.nmi_blocked {
-            self.nmi_blocked = false;
+        if self.events.nmi_blocked {
+            self.events.nmi_blocked = false;
             self.window_opened();
         }
         self.state_changed();

@@ -25,7 +25,10 @@ pub(crate) enum Status {
 
 pub(crate) type Handler = fn(&mut Cpu, OpRef) -> Status;
 
-/// One lowered instruction (or a fused pair).
+/// In [`Op::r`] and [`Op::s`]: bits 8 to 15 of the register.
+pub(crate) const HIGH_BYTE: u8 = 0x20;
+
+/// What executes one instruction (or a fused pair).
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub(crate) struct Op {
@@ -34,7 +37,7 @@ pub(crate) struct Op {
     pub imm: u64,
     /// Displacement of the memory operand, or a second immediate.
     pub disp: i32,
-    /// Destination register; bit 5 selects AH, CH, DH, BH.
+    /// Destination register, with [`HIGH_BYTE`] for AH, CH, DH, BH.
     pub r: u8,
     /// Source register, likewise.
     pub s: u8,

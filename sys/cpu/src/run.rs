@@ -25,7 +25,7 @@ impl Cpu {
     /// If the bus panics, the instruction that asked it may be done by half: the processor may be dropped, or reset, but what it
     /// had been doing is lost.
     pub fn run(&mut self, bus: &mut dyn Bus, limit: u64) -> Exit {
-        if self.mem.epoch() != self.map_epoch {
+        if self.mmu.mem.epoch() != self.mmu.map_epoch {
             self.reload_map();
         }
         self.end = self.retired.saturating_add(limit);
@@ -73,7 +73,7 @@ impl Cpu {
                 return self.step();
             }
             self.blocks.enter(block.meta);
-            self.regs[usize::from(slot::BLOCK)] = self.rip;
+            self.regs[slot::BLOCK] = self.rip;
             let start = block.start();
             let status = (start.f)(self, start);
             // Compared one after the other: a jump table would be one more jump to mispredict for every block.
@@ -140,8 +140,7 @@ impl Cpu {
         self.retired = self
             .retired
             .wrapping_add(u64::from(at.n) + u64::from(status == Status::Again));
-        self.rip =
-            self.cut_rip(self.regs[usize::from(slot::BLOCK)].wrapping_add(u64::from(at.off)));
+        self.rip = self.cut_rip(self.regs[slot::BLOCK].wrapping_add(u64::from(at.off)));
         self.slow = true;
         if status == Status::Again {
             None
@@ -153,25 +152,25 @@ impl Cpu {
     /// Whether instructions have to be executed one by one.
     fn stepping(&self) -> bool {
         self.alone
-            || self.shadow
-            || self.traps.step
+            || self.events.shadow
+            || self.events.traps.step
             || self.rflags & (flag::TF | flag::RF) != 0
-            || self.dr7 & 0xff != 0
+            || self.ctl.dr7 & 0xff != 0
     }
 
     /// Executes one instruction with everything that may come before and after it.
     fn step(&mut self) -> Option<Exit> {
         self.slow = true;
-        if self.dr7 & 0xff != 0 && self.rflags & flag::RF == 0 {
+        if self.ctl.dr7 & 0xff != 0 && self.rflags & flag::RF == 0 {
             let hits = self.code_breakpoints();
             if hits != 0 {
-                if self.traps.debug {
+                if self.events.traps.debug {
                     return Some(Exit::Debug {
                         dr6: hits,
                         trap: false,
                     });
                 }
-                self.dr6 |= hits;
+                self.ctl.dr6 |= hits;
                 self.trap = Trap::Fault {
                     vector: crate::trap::vector::DB,
                     error: None,
@@ -180,15 +179,15 @@ impl Cpu {
             }
         }
         let stepping = self.rflags & flag::TF != 0;
-        let shadowed = std::mem::take(&mut self.shadow);
-        self.data_break = 0;
+        let shadowed = std::mem::take(&mut self.events.shadow);
+        self.events.data_break = 0;
         let block = match self.find_block(true) {
             Ok(block) => block,
             Err(Trapped) => return self.handle_trap(0),
         };
         let start = self.blocks.get(block)?.start();
         self.blocks.enter(core::ptr::null());
-        self.regs[usize::from(slot::BLOCK)] = self.rip;
+        self.regs[slot::BLOCK] = self.rip;
         // IRET and POPF set the flag for the instruction after them.
         self.rflags &= !flag::RF;
         let status = (start.f)(self, start);
@@ -197,7 +196,7 @@ impl Cpu {
             // The instruction is still to come, and what held for it still holds.
             let exit = self.interrupted(status);
             if exit.is_some() {
-                self.shadow = shadowed;
+                self.events.shadow = shadowed;
             }
             return exit;
         }
@@ -206,11 +205,11 @@ impl Cpu {
         } else {
             self.retired = self.retired.wrapping_add(1);
         }
-        if self.shadow && shadowed {
+        if self.events.shadow && shadowed {
             // A second instruction of the kind does not extend the shadow.
-            self.shadow = false;
+            self.events.shadow = false;
         }
-        let mut dr6 = self.data_break;
+        let mut dr6 = self.events.data_break;
         if stepping && status != Status::Again {
             dr6 |= 1 << 14;
         }
@@ -220,7 +219,7 @@ impl Cpu {
         {
             return Some(exit);
         }
-        if self.traps.step && self.exit.is_none() {
+        if self.events.traps.step && self.exit.is_none() {
             return Some(Exit::Step);
         }
         None
@@ -230,21 +229,23 @@ impl Cpu {
     fn code_breakpoints(&self) -> u64 {
         let la = self.code_linear(self.rip);
         let hit = |i: usize| {
-            self.dr7 >> (2 * i) & 3 != 0 && self.dr7 >> (16 + 4 * i) & 3 == 0 && self.dr[i] == la
+            self.ctl.dr7 >> (2 * i) & 3 != 0
+                && self.ctl.dr7 >> (16 + 4 * i) & 3 == 0
+                && self.ctl.dr[i] == la
         };
         (0..4).filter(|&i| hit(i)).fold(0, |bits, i| bits | 1 << i)
     }
 
     /// Interrupts are held off for one instruction.
     pub(crate) fn begin_shadow(&mut self) {
-        self.shadow = true;
+        self.events.shadow = true;
         self.slow = true;
     }
 
     /// An event that was held back may be let in now.
     pub(crate) fn window_opened(&mut self) {
-        if self.blocked {
-            self.poll_due = true;
+        if self.events.blocked {
+            self.events.poll_due = true;
             self.slow = true;
         }
     }
@@ -260,7 +261,7 @@ impl Cpu {
             self.drop_write_tags();
         }
         if signals & Signals::POLL != 0 {
-            self.poll_due = true;
+            self.events.poll_due = true;
         }
         if let Some(exit) = self.exit.take() {
             self.slow = true;
@@ -270,12 +271,12 @@ impl Cpu {
             self.slow = true;
             return Some(Exit::Limit);
         }
-        if let Some(event) = self.pending.take()
+        if let Some(event) = self.events.pending.take()
             && let Some(exit) = self.deliver_pending(event)
         {
             return Some(exit);
         }
-        if self.poll_due && !self.shadow {
+        if self.events.poll_due && !self.events.shadow {
             return self.poll();
         }
         None
@@ -285,18 +286,18 @@ impl Cpu {
         loop {
             let window = Window {
                 interrupt: self.rflags & flag::IF != 0,
-                nmi: !self.nmi_blocked,
+                nmi: !self.events.nmi_blocked,
             };
             let now = self.retired;
             match self.bus().poll(now, window) {
                 Poll::Nothing => {
-                    self.blocked = false;
-                    self.poll_due = false;
+                    self.events.blocked = false;
+                    self.events.poll_due = false;
                     return None;
                 }
                 Poll::Blocked => {
-                    self.blocked = true;
-                    self.poll_due = false;
+                    self.events.blocked = true;
+                    self.events.poll_due = false;
                     return None;
                 }
                 Poll::Exit => return Some(Exit::Attention),

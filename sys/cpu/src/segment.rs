@@ -11,7 +11,7 @@ pub(crate) fn selector_error(selector: u16) -> u32 {
 
 impl Cpu {
     pub(crate) fn protected_mode(&self) -> bool {
-        self.cr0 & cr0::PE != 0 && self.rflags & flag::VM == 0
+        self.ctl.cr0 & cr0::PE != 0 && self.rflags & flag::VM == 0
     }
 
     /// Base and limit of the table that a selector points into.
@@ -86,7 +86,7 @@ impl Cpu {
         }
         self.segs[seg as usize] = value;
         if (seg as usize) < 6 {
-            self.regs[usize::from(slot::SEG_BASE) + seg as usize] = value.base;
+            self.regs[slot::SEG_BASE + seg as u8] = value.base;
             self.state_changed();
         }
     }

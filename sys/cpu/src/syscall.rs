@@ -1,11 +1,12 @@
 //! SYSCALL, SYSRET, SYSENTER and SYSEXIT, the AMD way (AMD APM volume 3).
 
 use crate::cpu::Cpu;
+use crate::ir::Gpr;
 use crate::op::Op;
 use crate::state::{Seg, Segment, cr0, efer, flag};
 use crate::trap::Trapped;
 
-const RSP: usize = 4;
+const RSP: Gpr = Gpr::Rsp;
 
 impl Cpu {
     fn flat_code(selector: u16, dpl: u8, long: bool) -> Segment {
@@ -29,27 +30,31 @@ impl Cpu {
 
     /// SYSCALL.
     pub(crate) fn syscall(&mut self, op: &Op) -> Result<(), Trapped> {
-        if self.efer & efer::SCE == 0 {
+        if self.ctl.efer & efer::SCE == 0 {
             return Err(self.ud());
         }
         let back = self.cut_rip(self.next_rip(op));
-        let selector = (self.star >> 32) as u16 & !3;
+        let selector = (self.msr.star >> 32) as u16 & !3;
         let was64 = self.code64();
         if self.long_mode() {
-            self.regs[1] = back;
+            self.regs[Gpr::Rcx] = back;
             self.regs[11] = self.rflags_image() & !flag::RF;
-            let rip = if was64 { self.lstar } else { self.cstar };
+            let rip = if was64 {
+                self.msr.lstar
+            } else {
+                self.msr.cstar
+            };
             self.put_segment(Seg::Ss, Self::flat_stack(selector.wrapping_add(8), 0));
             self.put_code(Self::flat_code(selector, 0, true), 0, rip);
-            let flags = self.rflags_image() & !self.sfmask & !flag::RF;
+            let flags = self.rflags_image() & !self.msr.sfmask & !flag::RF;
             self.load_rflags(flags);
         } else {
-            self.wr::<2>(1, back);
+            self.wr::<2>(Gpr::Rcx as u8, back);
             self.put_segment(Seg::Ss, Self::flat_stack(selector.wrapping_add(8), 0));
             self.put_code(
                 Self::flat_code(selector, 0, false),
                 0,
-                self.star & 0xffff_ffff,
+                self.msr.star & 0xffff_ffff,
             );
             let flags = self.rflags_image() & !(flag::VM | flag::IF | flag::RF);
             self.load_rflags(flags);
@@ -60,20 +65,20 @@ impl Cpu {
 
     /// SYSRET (the AMD way: SS keeps its hidden part but for the privilege; the return address is not checked).
     pub(crate) fn sysret(&mut self, op: &Op) -> Result<(), Trapped> {
-        if self.efer & efer::SCE == 0 {
+        if self.ctl.efer & efer::SCE == 0 {
             return Err(self.ud());
         }
-        if self.cpl() != 0 || self.cr0 & cr0::PE == 0 {
+        if self.cpl() != 0 || self.ctl.cr0 & cr0::PE == 0 {
             return Err(self.gp(0));
         }
-        let base = (self.star >> 48) as u16 | 3;
+        let base = (self.msr.star >> 48) as u16 | 3;
         let long = self.long_mode();
         let wide = long && op.x == 3;
         let flags = self.regs[11];
         let rip = if wide {
-            self.regs[1]
+            self.regs[Gpr::Rcx]
         } else {
-            self.regs[1] & 0xffff_ffff
+            self.regs[Gpr::Rcx] & 0xffff_ffff
         };
         let ss = Self::flat_stack(base.wrapping_add(8), 3);
         self.put_segment(Seg::Ss, ss);
@@ -98,8 +103,8 @@ impl Cpu {
         if self.long_mode() {
             return Err(self.ud());
         }
-        let selector = self.sysenter[0] as u16 & !3;
-        if self.cr0 & cr0::PE == 0 || selector == 0 {
+        let selector = self.msr.sysenter[0] as u16 & !3;
+        if self.ctl.cr0 & cr0::PE == 0 || selector == 0 {
             return Err(self.gp(0));
         }
         let flags = self.rflags_image() & !(flag::VM | flag::IF | flag::RF);
@@ -108,9 +113,9 @@ impl Cpu {
         self.put_code(
             Self::flat_code(selector, 0, false),
             0,
-            self.sysenter[2] & 0xffff_ffff,
+            self.msr.sysenter[2] & 0xffff_ffff,
         );
-        self.regs[RSP] = self.sysenter[1] & 0xffff_ffff;
+        self.regs[RSP] = self.msr.sysenter[1] & 0xffff_ffff;
         self.state_changed();
         Ok(())
     }
@@ -121,11 +126,14 @@ impl Cpu {
         if self.long_mode() {
             return Err(self.ud());
         }
-        let selector = self.sysenter[0] as u16 & !3;
-        if self.cr0 & cr0::PE == 0 || selector == 0 || self.cpl() != 0 {
+        let selector = self.msr.sysenter[0] as u16 & !3;
+        if self.ctl.cr0 & cr0::PE == 0 || selector == 0 || self.cpl() != 0 {
             return Err(self.gp(0));
         }
-        let (rip, sp) = (self.regs[2] & 0xffff_ffff, self.regs[1] & 0xffff_ffff);
+        let (rip, sp) = (
+            self.regs[Gpr::Rdx] & 0xffff_ffff,
+            self.regs[Gpr::Rcx] & 0xffff_ffff,
+        );
         self.put_segment(Seg::Ss, Self::flat_stack(selector.wrapping_add(24) | 3, 3));
         self.put_code(Self::flat_code(selector.wrapping_add(16), 3, false), 3, rip);
         self.regs[RSP] = sp;

@@ -1,6 +1,7 @@
 //! Hardware task switches (32-bit and 16-bit TSS, outside of long mode).
 
 use crate::cpu::Cpu;
+use crate::ir::Gpr;
 use crate::segment::selector_error;
 use crate::state::{Seg, Segment, cr0, flag};
 use crate::trap::{Trapped, vector};
@@ -28,9 +29,9 @@ impl Cpu {
         back: u64,
         error: Option<u32>,
     ) -> Result<(), Trapped> {
-        self.switching_task = true;
+        self.events.switching_task = true;
         let switched = self.switch_task(selector, reason, back, error);
-        self.switching_task = false;
+        self.events.switching_task = false;
         switched
     }
 
@@ -90,7 +91,7 @@ impl Cpu {
             limit,
             access: (raw >> 40 & 0xf0ff) as u32 | 2,
         };
-        self.cr0 |= cr0::TS;
+        self.ctl.cr0 |= cr0::TS;
         self.enter_task(&new, wide, error)
     }
 
@@ -109,7 +110,7 @@ impl Cpu {
         let wide = tr.kind() & 8 != 0;
         let (first, log, step) = if wide { (0x20, 2, 4) } else { (0xe, 1, 2) };
         let mut at = tr.base.wrapping_add(first);
-        let general: [u64; 8] = std::array::from_fn(|i| self.regs[i]);
+        let general: [u64; 8] = std::array::from_fn(|i| self.regs[i as u8]);
         for value in [back, image].into_iter().chain(general) {
             self.sys_store(at, value, log, false)?;
             at = at.wrapping_add(step);
@@ -153,15 +154,15 @@ impl Cpu {
     /// Loads the incoming task's registers. From here on faults happen in the new task.
     fn enter_task(&mut self, task: &Task, wide: bool, error: Option<u32>) -> Result<(), Trapped> {
         if let Some(cr3) = task.cr3
-            && self.cr0 & cr0::PG != 0
-            && cr3 != self.cr3
+            && self.ctl.cr0 & cr0::PG != 0
+            && cr3 != self.ctl.cr3
         {
-            self.cr3 = cr3;
+            self.ctl.cr3 = cr3;
             self.flush_tlb();
         }
         self.rip = task.rip;
         self.set_rflags_image(task.flags);
-        for (reg, value) in self.regs.iter_mut().zip(task.general) {
+        for (reg, value) in self.regs.general().iter_mut().zip(task.general) {
             *reg = if wide { value } else { *reg & !0xffff | value };
         }
         self.code_moved();
@@ -206,15 +207,15 @@ impl Cpu {
                 self.put_segment(seg, data);
             }
         }
-        self.dr7 &= !0x155;
+        self.ctl.dr7 &= !0x155;
         self.state_changed();
         if task.debug {
-            self.dr6 |= 0x8000;
+            self.ctl.dr6 |= 0x8000;
             return Err(self.fault(vector::DB, None));
         }
         if let Some(error) = error {
             let stack = self.segs[Seg::Ss as usize];
-            let mut sp = self.regs[4];
+            let mut sp = self.regs[Gpr::Rsp];
             self.write_frame(
                 &stack,
                 &mut sp,
@@ -222,7 +223,7 @@ impl Cpu {
                 if wide { 2 } else { 1 },
                 self.cpl(),
             )?;
-            self.regs[4] = sp;
+            self.regs[Gpr::Rsp] = sp;
         }
         Ok(())
     }

@@ -157,7 +157,7 @@ impl Cpu {
             return Ok(old);
         }
         // MMIO, or an operand that straddles pages: no host atomic can do that.
-        let mem = self.mem.clone();
+        let mem = self.mmu.mem.clone();
         let _guard = mem.split_lock.lock();
         let old = self.load::<S>(la, op)?;
         let flags = self.flags;

@@ -3,6 +3,7 @@
 use crate::cpu::Cpu;
 use crate::host;
 use crate::interp::by_size;
+use crate::ir::Gpr;
 use crate::op::{Handler, Op, OpRef, Status, get, go_on, next};
 use crate::state::flag;
 use crate::trap::Trapped;
@@ -51,19 +52,19 @@ pub(crate) fn xadd_handler(memory: bool, s: u8) -> Handler {
 }
 
 fn cmpxchg_r<const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
-    let (a, b) = (cpu.rd::<S>(0), cpu.rd::<S>(op.r));
+    let (a, b) = (cpu.rd::<S>(Gpr::Rax as u8), cpu.rd::<S>(op.r));
     cpu.alu::<CMP, S>(a, b);
     if a == b {
         cpu.wr::<S>(op.r, cpu.rd::<S>(op.s));
     } else {
         // AMD's processors leave the destination alone, with its upper half; Intel's write it back.
-        cpu.wr::<S>(0, b);
+        cpu.wr::<S>(Gpr::Rax as u8, b);
     }
     next(cpu, op)
 }
 
 fn cmpxchg_m<const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
-    let (expected, new) = (cpu.rd::<S>(0), cpu.rd::<S>(op.s));
+    let (expected, new) = (cpu.rd::<S>(Gpr::Rax as u8), cpu.rd::<S>(op.s));
     let old = get!(
         cpu,
         op,
@@ -71,7 +72,7 @@ fn cmpxchg_m<const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
     );
     cpu.alu::<CMP, S>(expected, old);
     if old != expected {
-        cpu.wr::<S>(0, old);
+        cpu.wr::<S>(Gpr::Rax as u8, old);
     }
     next(cpu, op)
 }
@@ -95,8 +96,8 @@ fn set_zf(cpu: &mut Cpu, on: bool) {
 
 /// CMPXCHG8B.
 pub(crate) fn cmpxchg8b(cpu: &mut Cpu, op: OpRef) -> Status {
-    let expected = cpu.rd::<2>(2) << 32 | cpu.rd::<2>(0);
-    let new = cpu.rd::<2>(1) << 32 | cpu.rd::<2>(3);
+    let expected = cpu.rd::<2>(Gpr::Rdx as u8) << 32 | cpu.rd::<2>(Gpr::Rax as u8);
+    let new = cpu.rd::<2>(Gpr::Rcx as u8) << 32 | cpu.rd::<2>(Gpr::Rbx as u8);
     let old = get!(
         cpu,
         op,
@@ -104,8 +105,8 @@ pub(crate) fn cmpxchg8b(cpu: &mut Cpu, op: OpRef) -> Status {
     );
     set_zf(cpu, old == expected);
     if old != expected {
-        cpu.wr::<2>(0, old);
-        cpu.wr::<2>(2, old >> 32);
+        cpu.wr::<2>(Gpr::Rax as u8, old);
+        cpu.wr::<2>(Gpr::Rdx as u8, old >> 32);
     }
     next(cpu, op)
 }
@@ -116,8 +117,8 @@ pub(crate) fn cmpxchg16b(cpu: &mut Cpu, op: OpRef) -> Status {
 }
 
 fn exchange128(cpu: &mut Cpu, op: &Op) -> Result<(), Trapped> {
-    let expected = u128::from(cpu.regs[2]) << 64 | u128::from(cpu.regs[0]);
-    let new = u128::from(cpu.regs[1]) << 64 | u128::from(cpu.regs[3]);
+    let expected = u128::from(cpu.regs[Gpr::Rdx]) << 64 | u128::from(cpu.regs[Gpr::Rax]);
+    let new = u128::from(cpu.regs[Gpr::Rcx]) << 64 | u128::from(cpu.regs[Gpr::Rbx]);
     let la = cpu.ea(op, 16, true)?;
     if la & 15 != 0 {
         return Err(cpu.gp(0));
@@ -140,8 +141,8 @@ fn exchange128(cpu: &mut Cpu, op: &Op) -> Result<(), Trapped> {
     };
     set_zf(cpu, result.is_ok());
     if let Err(old) = result {
-        cpu.regs[0] = old as u64;
-        cpu.regs[2] = (old >> 64) as u64;
+        cpu.regs[Gpr::Rax] = old as u64;
+        cpu.regs[Gpr::Rdx] = (old >> 64) as u64;
     }
     Ok(())
 }

@@ -2,6 +2,7 @@
 
 use crate::cpu::Cpu;
 use crate::interp::sext;
+use crate::ir::Gpr;
 use crate::op::{OpRef, Status, next};
 use crate::state::flag;
 use crate::trap::vector;
@@ -12,7 +13,7 @@ fn set(cpu: &mut Cpu, result: u64, cf: bool, af: bool) {
 }
 
 fn decimal<const SUBTRACT: bool>(cpu: &mut Cpu, op: OpRef) -> Status {
-    let al = cpu.rd::<0>(0);
+    let al = cpu.rd::<0>(Gpr::Rax as u8);
     let (cf, af) = (cpu.flags.cf(), cpu.flags.af());
     let low = al & 15 > 9 || af;
     let high = al > 0x99 || cf;
@@ -22,7 +23,7 @@ fn decimal<const SUBTRACT: bool>(cpu: &mut Cpu, op: OpRef) -> Status {
     } else {
         (al + adjust, low && al + 6 > 0xff)
     };
-    cpu.wr::<0>(0, result);
+    cpu.wr::<0>(Gpr::Rax as u8, result);
     set(cpu, result, high || borrow, low);
     next(cpu, op)
 }
@@ -38,14 +39,14 @@ pub(crate) fn das(cpu: &mut Cpu, op: OpRef) -> Status {
 }
 
 fn ascii<const SUBTRACT: bool>(cpu: &mut Cpu, op: OpRef) -> Status {
-    let ax = cpu.rd::<1>(0);
+    let ax = cpu.rd::<1>(Gpr::Rax as u8);
     let adjust = ax & 15 > 9 || cpu.flags.af();
     let ax = match (adjust, SUBTRACT) {
         (false, _) => ax,
         (true, false) => ax.wrapping_add(0x106),
         (true, true) => ax.wrapping_sub(0x106),
     } & 0xff0f;
-    cpu.wr::<1>(0, ax);
+    cpu.wr::<1>(Gpr::Rax as u8, ax);
     set(cpu, ax, adjust, adjust);
     next(cpu, op)
 }
@@ -62,22 +63,22 @@ pub(crate) fn aas(cpu: &mut Cpu, op: OpRef) -> Status {
 
 /// AAM.
 pub(crate) fn aam(cpu: &mut Cpu, op: OpRef) -> Status {
-    let al = cpu.rd::<0>(0);
+    let al = cpu.rd::<0>(Gpr::Rax as u8);
     let base = op.imm & 0xff;
     let (Some(high), Some(low)) = (al.checked_div(base), al.checked_rem(base)) else {
         cpu.fault(vector::DE, None);
         return cpu.trapped(&op);
     };
-    cpu.wr::<1>(0, high << 8 | low);
+    cpu.wr::<1>(Gpr::Rax as u8, high << 8 | low);
     set(cpu, low, false, false);
     next(cpu, op)
 }
 
 /// AAD.
 pub(crate) fn aad(cpu: &mut Cpu, op: OpRef) -> Status {
-    let ax = cpu.rd::<1>(0);
+    let ax = cpu.rd::<1>(Gpr::Rax as u8);
     let al = (ax & 0xff).wrapping_add((ax >> 8).wrapping_mul(op.imm & 0xff)) & 0xff;
-    cpu.wr::<1>(0, al);
+    cpu.wr::<1>(Gpr::Rax as u8, al);
     set(cpu, al, false, false);
     next(cpu, op)
 }

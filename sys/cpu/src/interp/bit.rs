@@ -43,9 +43,9 @@ impl Cpu {
             let index = sext::<S>(self.rd::<S>(op.s)) as i64;
             // The displacement has 32 bits, the distance up to 61: it goes into a spare register slot.
             let bytes = (index >> width.trailing_zeros()).wrapping_mul(width as i64 / 8);
-            let base = self.regs[usize::from(op.base)].wrapping_add(bytes as u64);
+            let base = self.regs[op.base].wrapping_add(bytes as u64);
             self.regs[SCRATCH] = base;
-            far.base = SCRATCH as u8;
+            far.base = SCRATCH;
             index as u64 & (width - 1)
         } else {
             op.imm & (width - 1)
@@ -65,7 +65,7 @@ impl Cpu {
 }
 
 /// A slot of the register file that nothing else uses.
-const SCRATCH: usize = 20;
+const SCRATCH: u8 = 20;
 
 fn rr<const K: u8, const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
     let bit = cpu.rd::<S>(op.s) & u64::from(bits::<S>() - 1);

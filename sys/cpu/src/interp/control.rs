@@ -30,7 +30,7 @@ pub(crate) fn end_far(cpu: &mut Cpu, op: OpRef, result: Result<(), Trapped>) -> 
 
 #[inline(always)]
 fn target(cpu: &Cpu, op: &Op) -> u64 {
-    cpu.regs[usize::from(slot::BLOCK)].wrapping_add(op.imm)
+    cpu.regs[slot::BLOCK].wrapping_add(op.imm)
 }
 
 #[inline(always)]
@@ -104,12 +104,12 @@ pub(crate) fn jcc_handler(long: bool, cond: Cond) -> Handler {
 /// CALL rel in 64-bit code.
 pub(crate) fn call(cpu: &mut Cpu, op: OpRef) -> Status {
     let back = cpu.next_rip(&op);
-    let top = cpu.regs[4].wrapping_sub(8);
+    let top = cpu.regs[Gpr::Rsp].wrapping_sub(8);
     let Some(place) = cpu.writable::<3>(top) else {
         return call_slow(cpu, op);
     };
     place.store(back);
-    cpu.regs[4] = top;
+    cpu.regs[Gpr::Rsp] = top;
     cpu.rip = target(cpu, &op);
     Status::Taken
 }
@@ -180,14 +180,14 @@ pub(crate) fn jmp_m(cpu: &mut Cpu, op: OpRef) -> Status {
 fn call_to(cpu: &mut Cpu, op: OpRef, to: u64) -> Status {
     if op.x == 3 && !Cpu::canonical(to) {
         // AMD's processors look at the stack first.
-        let sp = cpu.regs[4].wrapping_sub(8);
+        let sp = cpu.regs[Gpr::Rsp].wrapping_sub(8);
         get!(cpu, op, cpu.check_stack(sp));
         get!(cpu, op, cpu.prepare_write(sp, 8, &op));
     }
     get!(cpu, op, check_target(cpu, to));
     let back = cpu.cut_rip(cpu.next_rip(&op));
     if op.x == 3 {
-        get!(cpu, op, cpu.check_stack(cpu.regs[4].wrapping_sub(8)));
+        get!(cpu, op, cpu.check_stack(cpu.regs[Gpr::Rsp].wrapping_sub(8)));
         get!(cpu, op, cpu.push64(back, &op));
     } else {
         get!(cpu, op, cpu.push(back, op.x, &op));
@@ -208,20 +208,20 @@ pub(crate) fn call_m(cpu: &mut Cpu, op: OpRef) -> Status {
 
 /// RET in 64-bit code; `imm` more bytes are released.
 pub(crate) fn ret(cpu: &mut Cpu, op: OpRef) -> Status {
-    let sp = cpu.regs[4];
+    let sp = cpu.regs[Gpr::Rsp];
     let to = get!(cpu, op, cpu.load::<3>(sp, &op));
     if !Cpu::canonical(to) {
         cpu.gp(0);
         return cpu.trapped(&op);
     }
-    cpu.regs[4] = sp.wrapping_add(8).wrapping_add(op.imm);
+    cpu.regs[Gpr::Rsp] = sp.wrapping_add(8).wrapping_add(op.imm);
     cpu.rip = to;
     Status::Elsewhere
 }
 
 /// RET; operand size in `x`.
 pub(crate) fn ret_legacy(cpu: &mut Cpu, op: OpRef) -> Status {
-    let sp = cpu.regs[4];
+    let sp = cpu.regs[Gpr::Rsp];
     let to = get!(cpu, op, cpu.stack_load(sp, op.x, &op));
     get!(cpu, op, check_target(cpu, to));
     cpu.set_sp(sp.wrapping_add(1 << op.x).wrapping_add(op.imm));

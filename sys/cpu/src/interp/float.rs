@@ -3,6 +3,7 @@
 use crate::cpu::Cpu;
 use crate::fpu::{self, Access, Fault, Form, Memory, Outcome, XSAVE_LEN};
 use crate::host;
+use crate::ir::Gpr;
 use crate::op::{Handler, Op, OpRef, Status, go_on, next};
 use crate::state::{cr0, cr4};
 use crate::trap::{Trapped, vector};
@@ -25,7 +26,7 @@ pub(crate) mod form {
 impl Cpu {
     #[cold]
     pub(crate) fn fpu_fault(&mut self, fault: Fault) -> Trapped {
-        match fault.with_cr4(self.cr4) {
+        match fault.with_cr4(self.ctl.cr4) {
             Fault::Ud => self.ud(),
             Fault::Nm => self.fault(vector::NM, None),
             // The FERR# pin is not wired: a system that clears CR0.NE gets the exception all the same.
@@ -176,11 +177,10 @@ impl Cpu {
     /// Executes an operation on `self.operand`. The flags are materialised around those that look at them or set them.
     #[inline(always)]
     fn exec<const FLAGS: bool>(&mut self, index: u64) -> Result<Outcome, Trapped> {
-        let (Some(operation), Some(general)) =
-            (self.blocks.float(index), self.regs.first_chunk_mut::<16>())
-        else {
+        let Some(operation) = self.blocks.float(index) else {
             return Err(self.ud());
         };
+        let general = self.regs.general();
         let mut image = if FLAGS { self.flags.image() } else { 0 };
         match operation.exec(&mut self.fpu, general, &mut image, &mut self.operand) {
             Ok(outcome) => {
@@ -198,7 +198,7 @@ impl Cpu {
         let Some(operation) = self.blocks.float(index) else {
             return Err(self.ud());
         };
-        match fpu::check(operation.class(), self.cr0, self.cr4, &self.fpu) {
+        match fpu::check(operation.class(), self.ctl.cr0, self.ctl.cr4, &self.fpu) {
             Ok(()) => Ok(()),
             Err(fault) => Err(self.fpu_fault(fault)),
         }
@@ -254,12 +254,12 @@ impl Cpu {
     /// Whether SSE may be used; the direct handlers below ask this.
     #[inline(always)]
     fn sse_ready(&self) -> bool {
-        self.cr0 & (cr0::EM | cr0::TS) == 0 && self.cr4 & cr4::OSFXSR != 0
+        self.ctl.cr0 & (cr0::EM | cr0::TS) == 0 && self.ctl.cr4 & cr4::OSFXSR != 0
     }
 
     #[cold]
     fn sse_fault(&mut self) -> Trapped {
-        match fpu::check(fpu::Class::Sse, self.cr0, self.cr4, &self.fpu) {
+        match fpu::check(fpu::Class::Sse, self.ctl.cr0, self.ctl.cr4, &self.fpu) {
             Err(fault) => self.fpu_fault(fault),
             Ok(()) => self.ud(),
         }
@@ -275,7 +275,7 @@ impl Cpu {
 
     /// FXSAVE and FXRSTOR are #NM, not #UD, with CR0.EM.
     fn check_fxsave(&mut self) -> Result<(), Trapped> {
-        if self.cr0 & (cr0::EM | cr0::TS) != 0 {
+        if self.ctl.cr0 & (cr0::EM | cr0::TS) != 0 {
             Err(self.fault(vector::NM, None))
         } else {
             Ok(())
@@ -283,10 +283,10 @@ impl Cpu {
     }
 
     fn check_xsave(&mut self) -> Result<(), Trapped> {
-        if self.cr4 & cr4::OSXSAVE == 0 {
+        if self.ctl.cr4 & cr4::OSXSAVE == 0 {
             return Err(self.ud());
         }
-        if self.cr0 & cr0::TS != 0 {
+        if self.ctl.cr0 & cr0::TS != 0 {
             Err(self.fault(vector::NM, None))
         } else {
             Ok(())
@@ -329,7 +329,7 @@ impl Cpu {
 
     /// The requested features: EDX:EAX and XCR0.
     fn requested(&self) -> u64 {
-        (self.rd::<2>(2) << 32 | self.rd::<2>(0)) & self.xcr0
+        (self.rd::<2>(Gpr::Rdx as u8) << 32 | self.rd::<2>(Gpr::Rax as u8)) & self.ctl.xcr0
     }
 
     fn xsave(&mut self, op: &Op) -> Result<(), Trapped> {
@@ -349,7 +349,7 @@ impl Cpu {
         self.load_bytes(la, &mut image, op)?;
         let result = self
             .fpu
-            .xrstor(&image, self.requested(), self.xcr0, Self::form(op));
+            .xrstor(&image, self.requested(), self.ctl.xcr0, Self::form(op));
         result.map_err(|fault| self.fpu_fault(fault))
     }
 }

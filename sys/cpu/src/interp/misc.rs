@@ -3,9 +3,13 @@
 use crate::cpu::Cpu;
 use crate::exit::Exit;
 use crate::interp::control::{end, end_far};
-use crate::op::{OpRef, Status, get, go_on, next};
+use crate::ir::Gpr;
+use crate::op::{HIGH_BYTE, OpRef, Status, get, go_on, next};
 use crate::state::{cr4, flag};
 use crate::trap::{Trap, Trapped, vector};
+
+/// AH as `Op::r` has it.
+const AH: u8 = Gpr::Rax as u8 | HIGH_BYTE;
 
 /// NOP, prefetches, ENDBR and everything else without effect.
 pub(crate) fn nop(cpu: &mut Cpu, op: OpRef) -> Status {
@@ -32,7 +36,7 @@ pub(crate) fn forbidden(cpu: &mut Cpu, op: OpRef) -> Status {
 
 /// PAUSE. Without its exit it is a NOP: the host's own would only make waiting longer.
 pub(crate) fn pause(cpu: &mut Cpu, op: OpRef) -> Status {
-    if cpu.traps.pause {
+    if cpu.events.traps.pause {
         cpu.exit = Some(Exit::Pause);
         cpu.slow = true;
         return end(cpu, op, Ok(()));
@@ -82,18 +86,18 @@ pub(crate) fn std(cpu: &mut Cpu, op: OpRef) -> Status {
 /// SALC.
 pub(crate) fn salc(cpu: &mut Cpu, op: OpRef) -> Status {
     let v = if cpu.flags.cf() { 0xff } else { 0 };
-    cpu.wr::<0>(0, v);
+    cpu.wr::<0>(Gpr::Rax as u8, v);
     next(cpu, op)
 }
 
 pub(crate) fn lahf(cpu: &mut Cpu, op: OpRef) -> Status {
     let image = cpu.flags.image() | flag::FIXED;
-    cpu.wr::<0>(0x20, image);
+    cpu.wr::<0>(AH, image);
     next(cpu, op)
 }
 
 pub(crate) fn sahf(cpu: &mut Cpu, op: OpRef) -> Status {
-    let ah = cpu.rd::<0>(0x20);
+    let ah = cpu.rd::<0>(AH);
     let image = cpu.flags.image() & flag::OF | ah & (flag::ARITH & 0xff);
     cpu.flags.set_image(image);
     next(cpu, op)
@@ -107,9 +111,9 @@ fn interrupt_flag(cpu: &mut Cpu) -> Result<bool, Trapped> {
     }
     let v8086 = cpu.rflags & flag::VM != 0;
     let virtual_flag = if v8086 {
-        cpu.cr4 & cr4::VME != 0
+        cpu.ctl.cr4 & cr4::VME != 0
     } else {
-        cpu.cr4 & cr4::PVI != 0 && cpu.cpl() == 3
+        cpu.ctl.cr4 & cr4::PVI != 0 && cpu.cpl() == 3
     };
     if virtual_flag {
         Ok(false)
@@ -172,7 +176,7 @@ pub(crate) fn int(cpu: &mut Cpu, op: OpRef) -> Status {
 
 /// INT3.
 pub(crate) fn int3(cpu: &mut Cpu, op: OpRef) -> Status {
-    cpu.trap = if cpu.traps.breakpoint {
+    cpu.trap = if cpu.events.traps.breakpoint {
         Trap::Exit(Exit::Breakpoint { len: op.len })
     } else {
         Trap::Software { vector: vector::BP }

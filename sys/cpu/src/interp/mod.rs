@@ -54,17 +54,17 @@ impl Cpu {
     #[inline(always)]
     pub(crate) fn rd<const S: u8>(&self, r: u8) -> u64 {
         if S == 0 {
-            let v = self.regs[usize::from(r & 31)];
+            let v = self.regs[r & 31];
             zext::<0>(v >> ((r >> 5) * 8))
         } else {
-            zext::<S>(self.regs[usize::from(r)])
+            zext::<S>(self.regs[r])
         }
     }
 
     /// Writes register `r`: 32 bits clear the upper half, 8 and 16 bits leave the rest.
     #[inline(always)]
     pub(crate) fn wr<const S: u8>(&mut self, r: u8, v: u64) {
-        let reg = &mut self.regs[usize::from(if S == 0 { r & 31 } else { r })];
+        let reg = &mut self.regs[if S == 0 { r & 31 } else { r }];
         match S {
             0 => {
                 let shift = (r >> 5) * 8;
@@ -79,8 +79,8 @@ impl Cpu {
     /// The offset of the memory operand, before segmentation and without the cut to the address size.
     #[inline(always)]
     pub(crate) fn raw_offset(&self, op: &Op) -> u64 {
-        self.regs[usize::from(op.base)]
-            .wrapping_add(self.regs[usize::from(op.index)].wrapping_shl(u32::from(op.scale)))
+        self.regs[op.base]
+            .wrapping_add(self.regs[op.index].wrapping_shl(u32::from(op.scale)))
             .wrapping_add(i64::from(op.disp) as u64)
     }
 
@@ -102,7 +102,7 @@ impl Cpu {
         if op.am & am::SPECIAL != 0 {
             return self.ea_special(op, size, write);
         }
-        Ok(offset.wrapping_add(self.regs[usize::from(op.seg)]))
+        Ok(offset.wrapping_add(self.regs[op.seg]))
     }
 
     #[inline(never)]
@@ -126,7 +126,7 @@ impl Cpu {
                 write,
             );
         }
-        let la = offset.wrapping_add(self.regs[usize::from(op.seg)]);
+        let la = offset.wrapping_add(self.regs[op.seg]);
         Ok(if self.code64() { la } else { la & 0xffff_ffff })
     }
 
@@ -134,12 +134,10 @@ impl Cpu {
     #[inline(always)]
     fn quick_linear<const PLAIN: bool>(&self, op: &Op) -> Option<u64> {
         if PLAIN {
-            let base = self.regs[usize::from(op.base)];
+            let base = self.regs[op.base];
             return Some(base.wrapping_add(i64::from(op.disp) as u64));
         }
-        let la = self
-            .raw_offset(op)
-            .wrapping_add(self.regs[usize::from(op.seg)]);
+        let la = self.raw_offset(op).wrapping_add(self.regs[op.seg]);
         (op.am & am::SPECIAL == 0).then_some(la)
     }
 
@@ -210,13 +208,13 @@ impl Cpu {
 
     /// RIP of `op`.
     pub(crate) fn op_rip(&self, op: &Op) -> u64 {
-        self.cut_rip(self.regs[usize::from(slot::BLOCK)].wrapping_add(u64::from(op.off)))
+        self.cut_rip(self.regs[slot::BLOCK].wrapping_add(u64::from(op.off)))
     }
 
     /// RIP behind `op`.
     #[inline(always)]
     pub(crate) fn next_rip(&self, op: &Op) -> u64 {
-        self.regs[usize::from(slot::BLOCK)].wrapping_add(u64::from(op.off) + u64::from(op.len))
+        self.regs[slot::BLOCK].wrapping_add(u64::from(op.off) + u64::from(op.len))
     }
 
     /// RIP cut to the width of the instruction pointer.

@@ -2,7 +2,7 @@
 
 use crate::cpu::Cpu;
 use crate::interp::{by_condition, by_size, sext, zext};
-use crate::ir::Cond;
+use crate::ir::{Cond, Gpr};
 use crate::op::{Handler, OpRef, Status, get, go_on, next};
 
 fn rr<const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
@@ -282,13 +282,13 @@ pub(crate) fn movbe_handler(load: bool, s: u8) -> Handler {
 
 /// CBW, CWDE, CDQE: `S` is the size of the result.
 fn widen<const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
-    let a = cpu.regs[0];
+    let a = cpu.regs[Gpr::Rax];
     let v = match S {
         1 => sext::<0>(a),
         2 => sext::<1>(a),
         _ => sext::<2>(a),
     };
-    cpu.wr::<S>(0, v);
+    cpu.wr::<S>(Gpr::Rax as u8, v);
     next(cpu, op)
 }
 
@@ -298,8 +298,8 @@ pub(crate) fn widen_handler(s: u8) -> Handler {
 
 /// CWD, CDQ, CQO.
 fn sign<const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
-    let v = (sext::<S>(cpu.regs[0]) as i64 >> 63) as u64;
-    cpu.wr::<S>(2, v);
+    let v = (sext::<S>(cpu.regs[Gpr::Rax]) as i64 >> 63) as u64;
+    cpu.wr::<S>(Gpr::Rdx as u8, v);
     next(cpu, op)
 }
 
@@ -309,7 +309,7 @@ pub(crate) fn sign_handler(s: u8) -> Handler {
 
 /// XLAT: the address is rBX + AL, which the addressing modes cannot say.
 pub(crate) fn xlat(cpu: &mut Cpu, op: OpRef) -> Status {
-    let offset = cpu.regs[3].wrapping_add(zext::<0>(cpu.regs[0]));
+    let offset = cpu.regs[Gpr::Rbx].wrapping_add(zext::<0>(cpu.regs[Gpr::Rax]));
     let offset = match op.am & (crate::op::am::MASK16 | crate::op::am::MASK32) {
         0 => offset,
         crate::op::am::MASK32 => offset & 0xffff_ffff,
@@ -317,7 +317,7 @@ pub(crate) fn xlat(cpu: &mut Cpu, op: OpRef) -> Status {
     };
     let la = get!(cpu, op, cpu.operand_linear(&op, offset, 1, false));
     let v = get!(cpu, op, cpu.load::<0>(la, &op));
-    cpu.wr::<0>(0, v);
+    cpu.wr::<0>(Gpr::Rax as u8, v);
     next(cpu, op)
 }
 
@@ -326,9 +326,13 @@ fn absolute<const LOAD: bool, const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
     let la = get!(cpu, op, cpu.operand_linear(&op, op.imm, 1 << S, !LOAD));
     if LOAD {
         let v = get!(cpu, op, cpu.load::<S>(la, &op));
-        cpu.wr::<S>(0, v);
+        cpu.wr::<S>(Gpr::Rax as u8, v);
     } else {
-        get!(cpu, op, cpu.store::<S>(la, cpu.rd::<S>(0), &op));
+        get!(
+            cpu,
+            op,
+            cpu.store::<S>(la, cpu.rd::<S>(Gpr::Rax as u8), &op)
+        );
     }
     next(cpu, op)
 }

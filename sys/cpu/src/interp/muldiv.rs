@@ -2,7 +2,7 @@
 
 use crate::cpu::Cpu;
 use crate::interp::{bits, by_size, sext, zext};
-use crate::ir::MulDiv;
+use crate::ir::{Gpr, MulDiv};
 use crate::op::{Handler, Op, OpRef, Status, get, go_on, next};
 use crate::state::flag;
 use crate::trap::{Trapped, vector};
@@ -41,13 +41,13 @@ impl Cpu {
         let width = bits::<S>();
         match K {
             kind::MUL => {
-                let r = u128::from(zext::<S>(self.regs[0])) * u128::from(v);
+                let r = u128::from(zext::<S>(self.regs[Gpr::Rax])) * u128::from(v);
                 self.put_pair::<S>(r as u64, (r >> width) as u64);
                 self.product_flags::<S>(r as u64, r >> width != 0);
             }
             kind::IMUL => {
-                let r =
-                    i128::from(sext::<S>(self.regs[0]) as i64) * i128::from(sext::<S>(v) as i64);
+                let r = i128::from(sext::<S>(self.regs[Gpr::Rax]) as i64)
+                    * i128::from(sext::<S>(v) as i64);
                 self.put_pair::<S>(r as u64, (r >> width) as u64);
                 self.product_flags::<S>(r as u64, i128::from(sext::<S>(r as u64) as i64) != r);
             }
@@ -93,17 +93,20 @@ impl Cpu {
     /// AH:AL, DX:AX, EDX:EAX or RDX:RAX.
     fn pair<const S: u8>(&self) -> u128 {
         match S {
-            0 => u128::from(self.rd::<1>(0)),
-            _ => u128::from(self.rd::<S>(2)) << bits::<S>() | u128::from(self.rd::<S>(0)),
+            0 => u128::from(self.rd::<1>(Gpr::Rax as u8)),
+            _ => {
+                u128::from(self.rd::<S>(Gpr::Rdx as u8)) << bits::<S>()
+                    | u128::from(self.rd::<S>(Gpr::Rax as u8))
+            }
         }
     }
 
     fn put_pair<const S: u8>(&mut self, low: u64, high: u64) {
         if S == 0 {
-            self.wr::<1>(0, low & 0xff | high << 8);
+            self.wr::<1>(Gpr::Rax as u8, low & 0xff | high << 8);
         } else {
-            self.wr::<S>(0, low);
-            self.wr::<S>(2, high);
+            self.wr::<S>(Gpr::Rax as u8, low);
+            self.wr::<S>(Gpr::Rdx as u8, high);
         }
     }
 }

@@ -10,7 +10,7 @@ use crate::cpu::{FAR_DISP, slot};
 use crate::fpu;
 use crate::interp::alu::Form;
 use crate::ir::{self, Base, Flow, Insn, MemRef, Opcode, Operand, Rep, Size};
-use crate::op::{Handler, Op, am, x};
+use crate::op::{HIGH_BYTE, Handler, Op, am, x};
 
 /// Where the operations of blocks are put.
 pub(crate) struct Sink<'a> {
@@ -103,7 +103,7 @@ fn select(insn: &Insn, floats: &mut Vec<fpu::Op>) -> Op {
 fn number(operand: Operand) -> u8 {
     match operand {
         Operand::Gpr(gpr) => gpr as u8,
-        Operand::High(gpr) => gpr as u8 | 0x20,
+        Operand::High(gpr) => gpr as u8 | HIGH_BYTE,
         Operand::Seg(seg) => seg as u8,
         Operand::Cr(n) | Operand::Dr(n) | Operand::Mm(n) | Operand::Xmm(n) => n,
         _ => 0,

@@ -2,7 +2,7 @@
 
 use crate::cpu::Cpu;
 use crate::interp::{bits, by_size, sext, zext};
-use crate::ir::{DoubleShift, Shift};
+use crate::ir::{DoubleShift, Gpr, Shift};
 use crate::op::{Handler, Op, OpRef, Status, go_on, next};
 use crate::state::flag;
 
@@ -160,7 +160,7 @@ fn ri<const K: u8, const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
 }
 
 fn rc<const K: u8, const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
-    let r = cpu.shift::<K, S>(cpu.rd::<S>(op.r), cpu.regs[1]);
+    let r = cpu.shift::<K, S>(cpu.rd::<S>(op.r), cpu.regs[Gpr::Rcx]);
     cpu.wr::<S>(op.r, r);
     next(cpu, op)
 }
@@ -175,7 +175,7 @@ fn mi<const K: u8, const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
 }
 
 fn mc<const K: u8, const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
-    let count = cpu.regs[1];
+    let count = cpu.regs[Gpr::Rcx];
     go_on!(
         cpu,
         op,
@@ -231,7 +231,11 @@ pub(crate) fn handler(kind: Shift, memory: bool, by_cl: bool, s: u8) -> Handler 
 
 /// The count of SHLD and SHRD: an immediate, or CL if `x` is set.
 fn double_count(cpu: &Cpu, op: &Op) -> u64 {
-    if op.x != 0 { cpu.regs[1] } else { op.imm }
+    if op.x != 0 {
+        cpu.regs[Gpr::Rcx]
+    } else {
+        op.imm
+    }
 }
 
 fn double_r<const LEFT: bool, const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {

@@ -2,12 +2,13 @@
 
 use crate::cpu::Cpu;
 use crate::interp::by_size;
+use crate::ir::Gpr;
 use crate::op::{Handler, Op, OpRef, Status, get, go_on, next};
 use crate::state::{Seg, Segment, cr4, flag};
 use crate::trap::{Trapped, vector};
 
-pub(crate) const RSP: usize = 4;
-const RBP: usize = 5;
+pub(crate) const RSP: Gpr = Gpr::Rsp;
+const RBP: Gpr = Gpr::Rbp;
 
 impl Cpu {
     /// The width of the stack pointer as a mask.
@@ -108,7 +109,7 @@ impl Cpu {
 
 /// PUSH of a register, 64-bit code.
 pub(crate) fn push_r64(cpu: &mut Cpu, op: OpRef) -> Status {
-    let value = cpu.regs[usize::from(op.s)];
+    let value = cpu.regs[op.s];
     push_quick(cpu, op, value)
 }
 
@@ -141,7 +142,7 @@ pub(crate) fn pop_r64(cpu: &mut Cpu, op: OpRef) -> Status {
         return pop_slow(cpu, op);
     };
     cpu.regs[RSP] = top.wrapping_add(8);
-    cpu.regs[usize::from(op.r)] = place.load();
+    cpu.regs[op.r] = place.load();
     next(cpu, op)
 }
 
@@ -149,7 +150,7 @@ pub(crate) fn pop_r64(cpu: &mut Cpu, op: OpRef) -> Status {
 #[inline(never)]
 fn pop_slow(cpu: &mut Cpu, op: OpRef) -> Status {
     let value = get!(cpu, op, cpu.pop64(&op));
-    cpu.regs[usize::from(op.r)] = value;
+    cpu.regs[op.r] = value;
     next(cpu, op)
 }
 
@@ -246,7 +247,7 @@ fn push_all(cpu: &mut Cpu, op: &Op) -> Result<(), Trapped> {
     for i in (0..8u64).rev() {
         cpu.stack_store(
             start.wrapping_sub((i + 1) * size),
-            cpu.regs[i as usize],
+            cpu.regs[i as u8],
             op.x,
             op,
         )?;
@@ -269,7 +270,7 @@ fn pop_all(cpu: &mut Cpu, op: &Op) -> Result<(), Trapped> {
     }
     for (i, value) in values.iter().enumerate() {
         let r = 7 - i;
-        if r != RSP {
+        if r != RSP as usize {
             if op.x == 1 {
                 cpu.wr::<1>(r as u8, *value)
             } else {
@@ -284,7 +285,7 @@ fn pop_all(cpu: &mut Cpu, op: &Op) -> Result<(), Trapped> {
 /// PUSHF; operand size in `x`.
 pub(crate) fn pushf(cpu: &mut Cpu, op: OpRef) -> Status {
     if cpu.rflags & flag::VM != 0 && cpu.rflags & flag::IOPL != flag::IOPL {
-        if cpu.cr4 & cr4::VME == 0 || op.x != 1 {
+        if cpu.ctl.cr4 & cr4::VME == 0 || op.x != 1 {
             cpu.gp(0);
             return cpu.trapped(&op);
         }
@@ -311,7 +312,7 @@ fn pop_flags(cpu: &mut Cpu, op: &Op) -> Result<(), Trapped> {
     let v8086 = cpu.rflags & flag::VM != 0;
     let iopl = (cpu.rflags & flag::IOPL) >> 12;
     if v8086 && iopl < 3 {
-        if cpu.cr4 & cr4::VME == 0 || op.x != 1 {
+        if cpu.ctl.cr4 & cr4::VME == 0 || op.x != 1 {
             return Err(cpu.gp(0));
         }
         let image = cpu.stack_load(cpu.regs[RSP], 1, op)?;

@@ -8,16 +8,16 @@ use crate::cpu::Cpu;
 use crate::exit::{Exit, StringIo};
 use crate::host;
 use crate::interp::{by_size, zext};
-use crate::ir::StringOp;
+use crate::ir::{Gpr, StringOp};
 use crate::op::{Handler, Op, OpRef, Status, am, next};
 use crate::state::{Seg, flag};
 use crate::trap::Trapped;
 
-const RAX: u8 = 0;
-const RCX: u8 = 1;
-const RDX: usize = 2;
-const RSI: u8 = 6;
-const RDI: u8 = 7;
+const RAX: u8 = Gpr::Rax as u8;
+const RCX: u8 = Gpr::Rcx as u8;
+const RDX: Gpr = Gpr::Rdx;
+const RSI: u8 = Gpr::Rsi as u8;
+const RDI: u8 = Gpr::Rdi as u8;
 
 /// `Op::x`: no prefix, REP or REPE, REPNE.
 pub(crate) mod rep {
@@ -240,7 +240,7 @@ fn stos_bulk<const S: u8>(cpu: &mut Cpu, op: &Op) -> Result<Option<Chunk>, Trapp
             None => return Ok(None),
         },
     };
-    let value = zext::<S>(cpu.regs[0]);
+    let value = zext::<S>(cpu.regs[Gpr::Rax]);
     let pattern = match S {
         0 => value * 0x0101_0101_0101_0101,
         1 => value * 0x0001_0001_0001_0001,

@@ -6,6 +6,7 @@ use crate::bus::{CpuidInputs, Reply};
 use crate::cpu::Cpu;
 use crate::exit::Exit;
 use crate::interp::control::{end, end_far};
+use crate::ir::Gpr;
 use crate::op::{Op, OpRef, Status, get, go_on, next, x};
 use crate::state::{Seg, Segment, Table, cr0, cr4, efer, flag};
 use crate::trap::{Trapped, vector};
@@ -45,7 +46,7 @@ impl Cpu {
 
     /// UMIP: SGDT and its kin are for the supervisor only.
     fn require_no_umip(&mut self) -> Result<(), Trapped> {
-        if self.cr4 & cr4::UMIP != 0 && self.cpl() != 0 {
+        if self.ctl.cr4 & cr4::UMIP != 0 && self.cpl() != 0 {
             Err(self.gp(0))
         } else {
             Ok(())
@@ -53,7 +54,7 @@ impl Cpu {
     }
 
     fn protected(&self) -> bool {
-        self.cr0 & cr0::PE != 0 && self.rflags & flag::VM == 0
+        self.ctl.cr0 & cr0::PE != 0 && self.rflags & flag::VM == 0
     }
 
     /// Instructions that do not exist in real and virtual-8086 mode.
@@ -67,7 +68,7 @@ impl Cpu {
 
     /// MOV to CR0 (and LMSW, CLTS).
     fn write_cr0(&mut self, value: u64) -> Result<(), Trapped> {
-        let old = self.cr0;
+        let old = self.ctl.cr0;
         let known = cr0::PE
             | cr0::MP
             | cr0::EM
@@ -86,19 +87,20 @@ impl Cpu {
             return Err(self.gp(0));
         }
         let new = value & known | cr0::ET;
-        if new & !old & cr0::PG != 0 && self.efer & efer::LME != 0 {
-            if self.cr4 & cr4::PAE == 0 || self.segs[Seg::Cs as usize].access & Segment::L != 0 {
+        if new & !old & cr0::PG != 0 && self.ctl.efer & efer::LME != 0 {
+            if self.ctl.cr4 & cr4::PAE == 0 || self.segs[Seg::Cs as usize].access & Segment::L != 0
+            {
                 return Err(self.gp(0));
             }
-            self.efer |= efer::LMA;
+            self.ctl.efer |= efer::LMA;
         }
         if old & !new & cr0::PG != 0 {
-            if self.cr4 & cr4::PCIDE != 0 || self.code64() {
+            if self.ctl.cr4 & cr4::PCIDE != 0 || self.code64() {
                 return Err(self.gp(0));
             }
-            self.efer &= !efer::LMA;
+            self.ctl.efer &= !efer::LMA;
         }
-        self.cr0 = new;
+        self.ctl.cr0 = new;
         if (old ^ new) & (cr0::PG | cr0::WP | cr0::PE) != 0 {
             self.flush_tlb();
         }
@@ -107,26 +109,26 @@ impl Cpu {
     }
 
     fn write_cr3(&mut self, value: u64) -> Result<(), Trapped> {
-        let pcid = self.cr4 & cr4::PCIDE != 0;
+        let pcid = self.ctl.cr4 & cr4::PCIDE != 0;
         let keep = pcid && value >> 63 != 0;
         let value = if pcid { value & !(1 << 63) } else { value };
         if self.long_mode() && value >> 52 != 0 {
             return Err(self.gp(0));
         }
-        self.cr3 = value;
+        self.ctl.cr3 = value;
         self.switch_space(keep);
         Ok(())
     }
 
     fn write_cr4(&mut self, value: u64) -> Result<(), Trapped> {
-        let old = self.cr4;
+        let old = self.ctl.cr4;
         let lost_pae = old & !value & cr4::PAE != 0 && self.long_mode();
         let bad_pcide =
-            value & !old & cr4::PCIDE != 0 && (!self.long_mode() || self.cr3 & 0xfff != 0);
+            value & !old & cr4::PCIDE != 0 && (!self.long_mode() || self.ctl.cr3 & 0xfff != 0);
         if value & !cr4::ALL != 0 || lost_pae || bad_pcide {
             return Err(self.gp(0));
         }
-        self.cr4 = value;
+        self.ctl.cr4 = value;
         let paging = cr4::PSE | cr4::PAE | cr4::PGE | cr4::PCIDE | cr4::SMEP | cr4::SMAP;
         if (old ^ value) & paging != 0 {
             self.flush_tlb();
@@ -138,7 +140,7 @@ impl Cpu {
     /// Whether an I/O port may be accessed; looks into the TSS's permission map where IOPL does not admit it.
     pub(crate) fn check_port(&mut self, port: u16, size: u8) -> Result<(), Trapped> {
         let v8086 = self.rflags & flag::VM != 0;
-        if self.cr0 & cr0::PE == 0
+        if self.ctl.cr0 & cr0::PE == 0
             || !v8086 && u64::from(self.cpl()) <= (self.rflags & flag::IOPL) >> 12
         {
             return Ok(());
@@ -162,21 +164,21 @@ impl Cpu {
     }
 
     fn rdmsr(&mut self, op: &Op) -> Result<u64, Trapped> {
-        let index = self.regs[1] as u32;
+        let index = self.regs[Gpr::Rcx] as u32;
         Ok(match index {
-            MSR_SYSENTER_CS_MSR => self.sysenter[0],
-            MSR_SYSENTER_ESP_MSR => self.sysenter[1],
-            MSR_SYSENTER_EIP_MSR => self.sysenter[2],
-            MSR_PAT => self.pat,
-            MSR_EFER => self.efer,
-            MSR_STAR => self.star,
-            MSR_LSTAR => self.lstar,
-            MSR_CSTAR => self.cstar,
-            MSR_SF_MASK => self.sfmask,
+            MSR_SYSENTER_CS_MSR => self.msr.sysenter[0],
+            MSR_SYSENTER_ESP_MSR => self.msr.sysenter[1],
+            MSR_SYSENTER_EIP_MSR => self.msr.sysenter[2],
+            MSR_PAT => self.msr.pat,
+            MSR_EFER => self.ctl.efer,
+            MSR_STAR => self.msr.star,
+            MSR_LSTAR => self.msr.lstar,
+            MSR_CSTAR => self.msr.cstar,
+            MSR_SF_MASK => self.msr.sfmask,
             MSR_FSBASE => self.segs[Seg::Fs as usize].base,
             MSR_GSBASE => self.segs[Seg::Gs as usize].base,
-            MSR_KGSBASE => self.kernel_gs_base,
-            MSR_TSC_AUX => self.tsc_aux,
+            MSR_KGSBASE => self.msr.kernel_gs_base,
+            MSR_TSC_AUX => self.msr.tsc_aux,
             _ => {
                 let now = self.now(op);
                 match self.bus().rdmsr(now, index) {
@@ -189,8 +191,8 @@ impl Cpu {
     }
 
     fn wrmsr(&mut self, op: &Op) -> Result<(), Trapped> {
-        let index = self.regs[1] as u32;
-        let value = self.rd::<2>(2) << 32 | self.rd::<2>(0);
+        let index = self.regs[Gpr::Rcx] as u32;
+        let value = self.rd::<2>(Gpr::Rdx as u8) << 32 | self.rd::<2>(Gpr::Rax as u8);
         let address = matches!(
             index,
             MSR_SYSENTER_ESP_MSR
@@ -205,9 +207,9 @@ impl Cpu {
             return Err(self.gp(0));
         }
         match index {
-            MSR_SYSENTER_CS_MSR => self.sysenter[0] = value,
-            MSR_SYSENTER_ESP_MSR => self.sysenter[1] = value,
-            MSR_SYSENTER_EIP_MSR => self.sysenter[2] = value,
+            MSR_SYSENTER_CS_MSR => self.msr.sysenter[0] = value,
+            MSR_SYSENTER_ESP_MSR => self.msr.sysenter[1] = value,
+            MSR_SYSENTER_EIP_MSR => self.msr.sysenter[2] = value,
             MSR_PAT => {
                 if value
                     .to_le_bytes()
@@ -216,27 +218,27 @@ impl Cpu {
                 {
                     return Err(self.gp(0));
                 }
-                self.pat = value;
+                self.msr.pat = value;
             }
             MSR_EFER => {
-                let lme = (value ^ self.efer) & efer::LME != 0 && self.cr0 & cr0::PG != 0;
+                let lme = (value ^ self.ctl.efer) & efer::LME != 0 && self.ctl.cr0 & cr0::PG != 0;
                 if value & !(efer::ALL | efer::LMA) != 0 || lme {
                     return Err(self.gp(0));
                 }
-                let nxe = (value ^ self.efer) & efer::NXE != 0;
-                self.efer = value & efer::ALL & !efer::LMA | self.efer & efer::LMA;
+                let nxe = (value ^ self.ctl.efer) & efer::NXE != 0;
+                self.ctl.efer = value & efer::ALL & !efer::LMA | self.ctl.efer & efer::LMA;
                 if nxe {
                     self.flush_tlb();
                 }
             }
-            MSR_STAR => self.star = value,
-            MSR_LSTAR => self.lstar = value,
-            MSR_CSTAR => self.cstar = value,
-            MSR_SF_MASK => self.sfmask = value & 0xffff_ffff,
+            MSR_STAR => self.msr.star = value,
+            MSR_LSTAR => self.msr.lstar = value,
+            MSR_CSTAR => self.msr.cstar = value,
+            MSR_SF_MASK => self.msr.sfmask = value & 0xffff_ffff,
             MSR_FSBASE => self.set_base(Seg::Fs, value),
             MSR_GSBASE => self.set_base(Seg::Gs, value),
-            MSR_KGSBASE => self.kernel_gs_base = value,
-            MSR_TSC_AUX => self.tsc_aux = value & 0xffff_ffff,
+            MSR_KGSBASE => self.msr.kernel_gs_base = value,
+            MSR_TSC_AUX => self.msr.tsc_aux = value & 0xffff_ffff,
             _ => {
                 let now = self.now(op);
                 match self.bus().wrmsr(now, index, value) {
@@ -257,7 +259,7 @@ impl Cpu {
 
     fn set_base(&mut self, seg: Seg, base: u64) {
         self.segs[seg as usize].base = base;
-        self.regs[usize::from(crate::cpu::slot::SEG_BASE) + seg as usize] = base;
+        self.regs[crate::cpu::slot::SEG_BASE + seg as u8] = base;
     }
 
     /// Writes a general register by an operand size known only at run time.
@@ -294,10 +296,10 @@ impl Cpu {
 system!(next mov_from_cr(cpu, op) {
     cpu.require_cpl0()?;
     let value = match op.s {
-        0 => cpu.cr0,
-        2 => cpu.cr2,
-        3 => cpu.cr3,
-        4 => cpu.cr4,
+        0 => cpu.ctl.cr0,
+        2 => cpu.ctl.cr2,
+        3 => cpu.ctl.cr3,
+        4 => cpu.ctl.cr4,
         8 => {
             let now = cpu.now(op);
             cpu.bus().cr8(now)
@@ -314,7 +316,7 @@ system!(end mov_to_cr(cpu, op) {
     match op.r {
         0 => cpu.write_cr0(value),
         2 => {
-            cpu.cr2 = value;
+            cpu.ctl.cr2 = value;
             Ok(())
         }
         3 => cpu.write_cr3(value),
@@ -334,12 +336,12 @@ system!(end mov_to_cr(cpu, op) {
 /// Debug registers 4 and 5 are 6 and 7, unless CR4.DE is set. General detect (DR7.GD) is #DB.
 fn debug_register(cpu: &mut Cpu, n: u8) -> Result<u8, Trapped> {
     cpu.require_cpl0()?;
-    if matches!(n, 4 | 5) && cpu.cr4 & cr4::DE != 0 || n > 7 {
+    if matches!(n, 4 | 5) && cpu.ctl.cr4 & cr4::DE != 0 || n > 7 {
         return Err(cpu.ud());
     }
-    if cpu.dr7 & 0x2000 != 0 {
-        cpu.dr6 |= 0x2000;
-        cpu.dr7 &= !0x2000;
+    if cpu.ctl.dr7 & 0x2000 != 0 {
+        cpu.ctl.dr6 |= 0x2000;
+        cpu.ctl.dr7 &= !0x2000;
         return Err(cpu.fault(vector::DB, None));
     }
     Ok(if matches!(n, 4 | 5) { n + 2 } else { n })
@@ -347,9 +349,9 @@ fn debug_register(cpu: &mut Cpu, n: u8) -> Result<u8, Trapped> {
 
 system!(next mov_from_dr(cpu, op) {
     let value = match debug_register(cpu, op.s)? {
-        6 => cpu.dr6,
-        7 => cpu.dr7,
-        n => cpu.dr[usize::from(n & 3)],
+        6 => cpu.ctl.dr6,
+        7 => cpu.ctl.dr7,
+        n => cpu.ctl.dr[usize::from(n & 3)],
     };
     cpu.wr_sized(op.r, value, op.x);
     Ok(())
@@ -362,9 +364,9 @@ system!(end mov_to_dr(cpu, op) {
         return Err(cpu.gp(0));
     }
     match n {
-        6 => cpu.dr6 = value & 0xe00f | 0xffff_0ff0,
-        7 => cpu.dr7 = value & 0xffff_2bff | 0x400,
-        n => cpu.dr[usize::from(n & 3)] = value,
+        6 => cpu.ctl.dr6 = value & 0xe00f | 0xffff_0ff0,
+        7 => cpu.ctl.dr7 = value & 0xffff_2bff | 0x400,
+        n => cpu.ctl.dr[usize::from(n & 3)] = value,
     }
     cpu.flush_tlb();
     cpu.state_changed();
@@ -375,17 +377,17 @@ system!(end lmsw(cpu, op) {
     cpu.require_cpl0()?;
     let value = u64::from(cpu.selector_operand(op)?);
     // LMSW cannot clear PE.
-    cpu.write_cr0(cpu.cr0 & !0xe | value & 0xf)
+    cpu.write_cr0(cpu.ctl.cr0 & !0xe | value & 0xf)
 });
 
 system!(next smsw(cpu, op) {
     cpu.require_no_umip()?;
-    cpu.put_selector(op, cpu.cr0)
+    cpu.put_selector(op, cpu.ctl.cr0)
 });
 
 system!(end clts(cpu, op) {
     cpu.require_cpl0()?;
-    cpu.cr0 &= !cr0::TS;
+    cpu.ctl.cr0 &= !cr0::TS;
     Ok(())
 });
 
@@ -552,7 +554,7 @@ system!(next arpl(cpu, op) {
 system!(end invlpg(cpu, op) {
     cpu.require_cpl0()?;
     let offset = cpu.offset(op);
-    let la = if cpu.code64() { offset.wrapping_add(cpu.regs[usize::from(op.seg & 31)]) } else { cpu.operand_linear(op, offset, 1, false).unwrap_or(offset) };
+    let la = if cpu.code64() { offset.wrapping_add(cpu.regs[op.seg & 31]) } else { cpu.operand_linear(op, offset, 1, false).unwrap_or(offset) };
     cpu.forget_page(la);
     Ok(())
 });
@@ -563,7 +565,7 @@ system!(end invpcid(cpu, op) {
     let pcid = cpu.load::<3>(la, op)?;
     let address = cpu.load::<3>(la.wrapping_add(8), op)?;
     let kind = if cpu.code64() { cpu.rd::<3>(op.r) } else { cpu.rd::<2>(op.r) };
-    if kind > 3 || kind < 2 && (pcid >> 12 != 0 || cpu.cr4 & cr4::PCIDE == 0 && pcid != 0) || kind == 0 && !Cpu::canonical(address) {
+    if kind > 3 || kind < 2 && (pcid >> 12 != 0 || cpu.ctl.cr4 & cr4::PCIDE == 0 && pcid != 0) || kind == 0 && !Cpu::canonical(address) {
         return Err(cpu.gp(0));
     }
     match kind {
@@ -578,19 +580,19 @@ system!(end invpcid(cpu, op) {
 system!(next privileged_nop(cpu, op) { cpu.require_cpl0() });
 
 system!(next cpuid(cpu, op) {
-    let inputs = CpuidInputs { cr4: cpu.cr4, xcr0: cpu.xcr0 };
-    let (leaf, subleaf) = (cpu.regs[0] as u32, cpu.regs[1] as u32);
+    let inputs = CpuidInputs { cr4: cpu.ctl.cr4, xcr0: cpu.ctl.xcr0 };
+    let (leaf, subleaf) = (cpu.regs[Gpr::Rax] as u32, cpu.regs[Gpr::Rcx] as u32);
     let [a, b, c, d] = cpu.bus().cpuid(leaf, subleaf, inputs);
-    cpu.regs[0] = u64::from(a);
-    cpu.regs[3] = u64::from(b);
-    cpu.regs[1] = u64::from(c);
-    cpu.regs[2] = u64::from(d);
+    cpu.regs[Gpr::Rax] = u64::from(a);
+    cpu.regs[Gpr::Rbx] = u64::from(b);
+    cpu.regs[Gpr::Rcx] = u64::from(c);
+    cpu.regs[Gpr::Rdx] = u64::from(d);
     Ok(())
 });
 
 fn put_edx_eax(cpu: &mut Cpu, value: u64) {
-    cpu.regs[0] = value & 0xffff_ffff;
-    cpu.regs[2] = value >> 32;
+    cpu.regs[Gpr::Rax] = value & 0xffff_ffff;
+    cpu.regs[Gpr::Rdx] = value >> 32;
 }
 
 system!(next rdmsr(cpu, op) {
@@ -606,21 +608,21 @@ system!(end wrmsr(cpu, op) {
 });
 
 system!(next rdtsc(cpu, op) {
-    if cpu.cr4 & cr4::TSD != 0 && cpu.cpl() != 0 {
+    if cpu.ctl.cr4 & cr4::TSD != 0 && cpu.cpl() != 0 {
         return Err(cpu.gp(0));
     }
     let now = cpu.now(op);
     let tsc = cpu.bus().tsc(now);
     put_edx_eax(cpu, tsc);
     if op.x != 0 {
-        cpu.regs[1] = cpu.tsc_aux & 0xffff_ffff;
+        cpu.regs[Gpr::Rcx] = cpu.msr.tsc_aux & 0xffff_ffff;
     }
     Ok(())
 });
 
 // RDPID: the whole register, which has 64 bits in 64-bit code.
 system!(next rdpid(cpu, op) {
-    cpu.wr::<3>(op.r, cpu.tsc_aux & 0xffff_ffff);
+    cpu.wr::<3>(op.r, cpu.msr.tsc_aux & 0xffff_ffff);
     Ok(())
 });
 
@@ -634,32 +636,32 @@ system!(next rdrand(cpu, op) {
 });
 
 system!(next xgetbv(cpu, op) {
-    if cpu.cr4 & cr4::OSXSAVE == 0 {
+    if cpu.ctl.cr4 & cr4::OSXSAVE == 0 {
         return Err(cpu.ud());
     }
-    if cpu.regs[1] as u32 != 0 {
+    if cpu.regs[Gpr::Rcx] as u32 != 0 {
         return Err(cpu.gp(0));
     }
-    put_edx_eax(cpu, cpu.xcr0);
+    put_edx_eax(cpu, cpu.ctl.xcr0);
     Ok(())
 });
 
 system!(end xsetbv(cpu, op) {
-    if cpu.cr4 & cr4::OSXSAVE == 0 {
+    if cpu.ctl.cr4 & cr4::OSXSAVE == 0 {
         return Err(cpu.ud());
     }
     cpu.require_cpl0()?;
-    let value = cpu.rd::<2>(2) << 32 | cpu.rd::<2>(0);
-    if cpu.regs[1] as u32 != 0 || value & 1 == 0 || value & !3 != 0 {
+    let value = cpu.rd::<2>(Gpr::Rdx as u8) << 32 | cpu.rd::<2>(Gpr::Rax as u8);
+    if cpu.regs[Gpr::Rcx] as u32 != 0 || value & 1 == 0 || value & !3 != 0 {
         return Err(cpu.gp(0));
     }
-    cpu.xcr0 = value;
+    cpu.ctl.xcr0 = value;
     Ok(())
 });
 
 // RDFSBASE, RDGSBASE (into `r`), WRFSBASE, WRGSBASE (from `s`): segment number in `imm`, operand size in `x`.
 system!(next rdbase(cpu, op) {
-    if cpu.cr4 & cr4::FSGSBASE == 0 {
+    if cpu.ctl.cr4 & cr4::FSGSBASE == 0 {
         return Err(cpu.ud());
     }
     let base = cpu.segs[Seg::from_index(op.imm as u8) as usize].base;
@@ -668,7 +670,7 @@ system!(next rdbase(cpu, op) {
 });
 
 system!(next wrbase(cpu, op) {
-    if cpu.cr4 & cr4::FSGSBASE == 0 {
+    if cpu.ctl.cr4 & cr4::FSGSBASE == 0 {
         return Err(cpu.ud());
     }
     let base = if op.x == 3 { cpu.rd::<3>(op.s) } else { cpu.rd::<2>(op.s) };
@@ -682,15 +684,15 @@ system!(next wrbase(cpu, op) {
 system!(next swapgs(cpu, op) {
     cpu.require_cpl0()?;
     let base = cpu.segs[Seg::Gs as usize].base;
-    cpu.set_base(Seg::Gs, cpu.kernel_gs_base);
-    cpu.kernel_gs_base = base;
+    cpu.set_base(Seg::Gs, cpu.msr.kernel_gs_base);
+    cpu.msr.kernel_gs_base = base;
     Ok(())
 });
 
 // IN and OUT: port in `imm`, or DX if `x` says so.
 fn port(cpu: &mut Cpu, op: &Op) -> Result<(u16, u8), Trapped> {
     let port = if op.x & x::PORT_IN_DX != 0 {
-        cpu.regs[2] as u16
+        cpu.regs[Gpr::Rdx] as u16
     } else {
         op.imm as u16
     };
@@ -704,7 +706,7 @@ system!(end r#in(cpu, op) {
     let now = cpu.now(op);
     match cpu.bus().in_port(now, port, size) {
         Reply::Done(value) => {
-            cpu.wr_sized(0, u64::from(value), op.x & x::SIZE);
+            cpu.wr_sized(Gpr::Rax as u8, u64::from(value), op.x & x::SIZE);
             Ok(())
         }
         Reply::Exit | Reply::Fault => Err(cpu.leave(Exit::In { port, size, len: op.len })),
@@ -714,7 +716,7 @@ system!(end r#in(cpu, op) {
 system!(end out(cpu, op) {
     let (port, size) = port(cpu, op)?;
     let now = cpu.now(op);
-    let value = (cpu.regs[0] & ((1u64 << (8 * size)) - 1)) as u32;
+    let value = (cpu.regs[Gpr::Rax] & ((1u64 << (8 * size)) - 1)) as u32;
     match cpu.bus().out_port(now, port, size, value) {
         Reply::Done(()) => Ok(()),
         Reply::Exit | Reply::Fault => Err(cpu.leave(Exit::Out { port, size, value, len: op.len })),

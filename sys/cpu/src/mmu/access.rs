@@ -16,8 +16,8 @@ impl Cpu {
     /// `1 << S` readable bytes at `la`, if the TLB has them.
     #[inline(always)]
     pub(crate) fn readable<const S: u8>(&self, la: u64) -> Option<Place<S>> {
-        let entry = self.tlb.data.entry(la);
-        if entry.read != (la.wrapping_add((1 << S) - 1) & PAGE_MASK | self.tlb.generation) {
+        let entry = self.mmu.tlb.data.entry(la);
+        if entry.read != (la.wrapping_add((1 << S) - 1) & PAGE_MASK | self.mmu.tlb.generation) {
             return None;
         }
         // SAFETY: a matching tag means that the page of both the first and the last byte is mapped there; no page is at null.
@@ -29,8 +29,8 @@ impl Cpu {
     /// `1 << S` writable bytes at `la`, if the TLB has them.
     #[inline(always)]
     pub(crate) fn writable<const S: u8>(&self, la: u64) -> Option<Place<S>> {
-        let entry = self.tlb.data.entry(la);
-        if entry.write != (la.wrapping_add((1 << S) - 1) & PAGE_MASK | self.tlb.generation) {
+        let entry = self.mmu.tlb.data.entry(la);
+        if entry.write != (la.wrapping_add((1 << S) - 1) & PAGE_MASK | self.mmu.tlb.generation) {
             return None;
         }
         // SAFETY: as in `readable`; a write tag is there for writable pages only.
@@ -68,19 +68,23 @@ impl Cpu {
     /// The host address for a write of `size` bytes that does not leave its page, if the fast path applies.
     #[inline(always)]
     pub(crate) fn write_pointer(&self, la: u64, size: u64) -> Option<*mut u8> {
-        self.tlb.write_pointer(self.tlb.data.entry(la), la, size)
+        self.mmu
+            .tlb
+            .write_pointer(self.mmu.tlb.data.entry(la), la, size)
     }
 
     /// The host address for a read of `size` bytes that does not leave its page, if the fast path applies.
     #[inline(always)]
     pub(crate) fn read_pointer(&self, la: u64, size: u64) -> Option<*const u8> {
-        self.tlb.read_pointer(self.tlb.data.entry(la), la, size)
+        self.mmu
+            .tlb
+            .read_pointer(self.mmu.tlb.data.entry(la), la, size)
     }
 
     #[cold]
     #[inline(never)]
     fn load_slow(&mut self, la: u64, log: u8, op: &Op) -> Result<u64, Trapped> {
-        let table = self.tlb.data.number();
+        let table = self.mmu.tlb.data.number();
         self.check_alignment(la, log)?;
         self.watch(la, 1 << log, false);
         self.read_linear(la, log, table, op)
@@ -89,14 +93,14 @@ impl Cpu {
     #[cold]
     #[inline(never)]
     fn store_slow(&mut self, la: u64, value: u64, log: u8, op: &Op) -> Result<(), Trapped> {
-        let table = self.tlb.data.number();
+        let table = self.mmu.tlb.data.number();
         self.check_alignment(la, log)?;
         self.watch(la, 1 << log, true);
         self.write_linear(la, value, log, table, op)
     }
 
     fn check_alignment(&mut self, la: u64, log: u8) -> Result<(), Trapped> {
-        if self.tlb.data.number() == table::USER_CHECKED && la & ((1 << log) - 1) != 0 {
+        if self.mmu.tlb.data.number() == table::USER_CHECKED && la & ((1 << log) - 1) != 0 {
             return Err(self.fault(vector::AC, Some(0)));
         }
         Ok(())
@@ -239,7 +243,7 @@ impl Cpu {
         size: u64,
         op: &Op,
     ) -> Result<Option<(*mut u8, *const PageMeta)>, Trapped> {
-        let table = self.tlb.data.number();
+        let table = self.mmu.tlb.data.number();
         let stack = op.am & am::STACK != 0;
         self.watch(la, size, true);
         let in_page = 0x1000 - (la & 0xfff);
@@ -275,7 +279,7 @@ impl Cpu {
         size: u64,
         op: &Op,
     ) -> Result<Option<*const u8>, Trapped> {
-        let table = self.tlb.data.number();
+        let table = self.mmu.tlb.data.number();
         let stack = op.am & am::STACK != 0;
         self.watch(la, size, false);
         let in_page = 0x1000 - (la & 0xfff);
@@ -354,8 +358,8 @@ impl Cpu {
         let la = self.wrap(la);
         let mut value = 0;
         let size = 1u64 << log;
-        let entry = self.tlb.data.entry_of(table::KERNEL, la);
-        if let Some(p) = self.tlb.read_pointer(entry, la, size) {
+        let entry = self.mmu.tlb.data.entry_of(table::KERNEL, la);
+        if let Some(p) = self.mmu.tlb.read_pointer(entry, la, size) {
             // SAFETY: the TLB has the page, which the access does not leave.
             return Ok(unsafe { load_sized(p, log) });
         }
@@ -383,8 +387,8 @@ impl Cpu {
         let la = self.wrap(la);
         let table = if user { table::USER } else { table::KERNEL };
         let size = 1u64 << log;
-        let entry = self.tlb.data.entry_of(table, la);
-        if let Some(p) = self.tlb.write_pointer(entry, la, size) {
+        let entry = self.mmu.tlb.data.entry_of(table, la);
+        if let Some(p) = self.mmu.tlb.write_pointer(entry, la, size) {
             // SAFETY: the TLB has the page for writing, and the access does not leave it.
             unsafe { store_sized(p, value, log) };
             return Ok(());
@@ -407,26 +411,27 @@ impl Cpu {
 
     /// Whether a data breakpoint is set in the page of `la` (such pages always take the slow path).
     pub(super) fn watched(&self, la: u64) -> bool {
-        self.dr7 & 0xff != 0
-            && (0..4)
-                .any(|i| self.dr7 >> (2 * i) & 3 != 0 && self.dr[i] & PAGE_MASK == la & PAGE_MASK)
+        self.ctl.dr7 & 0xff != 0
+            && (0..4).any(|i| {
+                self.ctl.dr7 >> (2 * i) & 3 != 0 && self.ctl.dr[i] & PAGE_MASK == la & PAGE_MASK
+            })
     }
 
     /// Notes the data breakpoints that an access of `size` bytes hits.
     pub(crate) fn watch(&mut self, la: u64, size: u64, write: bool) {
-        if self.dr7 & 0xff == 0 {
+        if self.ctl.dr7 & 0xff == 0 {
             return;
         }
         for i in 0..4 {
-            if self.dr7 >> (2 * i) & 3 == 0 {
+            if self.ctl.dr7 >> (2 * i) & 3 == 0 {
                 continue;
             }
-            let kind = self.dr7 >> (16 + 4 * i) & 3;
-            let len = [1, 2, 8, 4][(self.dr7 >> (18 + 4 * i) & 3) as usize];
-            let base = self.dr[i] & !(len - 1);
+            let kind = self.ctl.dr7 >> (16 + 4 * i) & 3;
+            let len = [1, 2, 8, 4][(self.ctl.dr7 >> (18 + 4 * i) & 3) as usize];
+            let base = self.ctl.dr[i] & !(len - 1);
             let hit = la.wrapping_sub(base) < len || base.wrapping_sub(la) < size;
             if hit && (kind == 3 || kind == 1 && write) {
-                self.data_break |= 1 << i;
+                self.events.data_break |= 1 << i;
                 self.slow = true;
             }
         }
@@ -455,7 +460,7 @@ impl Cpu {
             return bad(self);
         }
         // In real and virtual-8086 mode the hidden part says: data, writable, expand-up. Code there may be written, too.
-        let protected = self.cr0 & cr0::PE != 0 && self.rflags & flag::VM == 0;
+        let protected = self.ctl.cr0 & cr0::PE != 0 && self.rflags & flag::VM == 0;
         let kind = s.kind();
         if protected {
             let code = kind & 8 != 0;

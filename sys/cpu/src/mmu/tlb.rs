@@ -318,27 +318,27 @@ impl Tlb {
 impl Cpu {
     /// Forgets all address translations. Architecturally invisible but for the accessed and dirty bits of later accesses.
     pub fn flush_tlb(&mut self) {
-        self.tlb.forget_contexts();
+        self.mmu.tlb.forget_contexts();
         self.fresh_context();
     }
 
     /// Puts the current address space behind a new generation and epoch.
     fn fresh_context(&mut self) {
-        let context = self.tlb.new_context();
-        self.tlb.fetched.fill(0);
-        self.tlb.contexts[self.pcid()] = context;
+        let context = self.mmu.tlb.new_context();
+        self.mmu.tlb.fetched.fill(0);
+        self.mmu.tlb.contexts[self.pcid()] = context;
         self.enter(context);
     }
 
     fn enter(&mut self, context: Context) {
-        self.tlb.generation = context.generation;
-        self.epoch = context.epoch;
+        self.mmu.tlb.generation = context.generation;
+        self.mmu.epoch = context.epoch;
         self.update_key();
     }
 
     fn pcid(&self) -> usize {
-        if self.cr4 & cr4::PCIDE != 0 {
-            (self.cr3 & 0xfff) as usize
+        if self.ctl.cr4 & cr4::PCIDE != 0 {
+            (self.ctl.cr3 & 0xfff) as usize
         } else {
             0
         }
@@ -346,19 +346,19 @@ impl Cpu {
 
     /// CR3 was written: another address space, whose translations are kept if `keep` and they have a PCID.
     pub(crate) fn switch_space(&mut self, keep: bool) {
-        let context = self.tlb.contexts[self.pcid()];
+        let context = self.mmu.tlb.contexts[self.pcid()];
         if keep && context.generation != 0 {
             self.enter(context);
         } else {
-            let context = self.tlb.new_context();
-            self.tlb.contexts[self.pcid()] = context;
+            let context = self.mmu.tlb.new_context();
+            self.mmu.tlb.contexts[self.pcid()] = context;
             self.enter(context);
         }
     }
 
     /// INVPCID of a whole address space.
     pub(crate) fn forget_space(&mut self, pcid: u64) {
-        self.tlb.contexts[pcid as usize & 0xfff] = Context::default();
+        self.mmu.tlb.contexts[pcid as usize & 0xfff] = Context::default();
         if self.pcid() as u64 == pcid {
             self.fresh_context();
         }
@@ -366,7 +366,7 @@ impl Cpu {
 
     /// INVLPG.
     pub(crate) fn forget_page(&mut self, la: u64) {
-        if self.tlb.forget_page(la) {
+        if self.mmu.tlb.forget_page(la) {
             // Code was fetched from there.
             self.code_moved();
         }
@@ -374,41 +374,42 @@ impl Cpu {
 
     /// Another instruction may be behind an instruction pointer: block links made under any address space may be stale.
     pub(crate) fn code_moved(&mut self) {
-        let generation = self.tlb.generation;
-        self.tlb.last_epoch += 1;
+        let generation = self.mmu.tlb.generation;
+        self.mmu.tlb.last_epoch += 1;
         let context = Context {
             generation,
-            epoch: self.tlb.last_epoch,
+            epoch: self.mmu.tlb.last_epoch,
         };
-        if self.cr4 & cr4::PCIDE != 0 {
-            self.tlb.forget_contexts();
+        if self.ctl.cr4 & cr4::PCIDE != 0 {
+            self.mmu.tlb.forget_contexts();
         }
-        self.tlb.contexts[self.pcid()] = context;
+        self.mmu.tlb.contexts[self.pcid()] = context;
         self.enter(context);
     }
 
     /// The memory map may have changed: everything that points into it goes.
     pub(crate) fn reload_map(&mut self) {
-        self.tlb.clear();
+        self.mmu.tlb.clear();
         self.blocks.clear();
-        self.map_epoch = self.mem.epoch();
-        self.map = self.mem.snapshot();
+        self.mmu.map_epoch = self.mmu.mem.epoch();
+        self.mmu.map = self.mmu.mem.snapshot();
         self.flush_tlb();
     }
 
     /// Another processor has decoded code somewhere.
     pub(crate) fn drop_write_tags(&mut self) {
-        self.tlb.drop_writes();
+        self.mmu.tlb.drop_writes();
     }
 
     /// This page holds decoded code from now on: writes to it must be seen.
     pub(crate) fn protect_code(&mut self, meta: *const PageMeta) {
         // SAFETY: the current map owns the metadata.
         if unsafe { &*meta }.set_code() {
-            for entry in self.tlb.data.iter_mut().filter(|e| e.meta == meta) {
+            for entry in self.mmu.tlb.data.iter_mut().filter(|e| e.meta == meta) {
                 entry.write = NO_TAG;
             }
-            self.mem
+            self.mmu
+                .mem
                 .raise_all(crate::signals::Signals::DROP_WRITES, Some(&self.signals));
         }
     }
@@ -417,26 +418,26 @@ impl Cpu {
     pub(crate) fn choose_table(&mut self) {
         let ac = self.rflags & flag::AC != 0;
         let table = match (self.user, ac) {
-            (false, true) if self.cr4 & cr4::SMAP != 0 => table::KERNEL_AC,
+            (false, true) if self.ctl.cr4 & cr4::SMAP != 0 => table::KERNEL_AC,
             (false, _) => table::KERNEL,
-            (true, true) if self.cr0 & cr0::AM != 0 => table::USER_CHECKED,
+            (true, true) if self.ctl.cr0 & cr0::AM != 0 => table::USER_CHECKED,
             (true, _) => table::USER,
         };
-        self.tlb.data.choose(table);
+        self.mmu.tlb.data.choose(table);
     }
 
     fn paging_for(&self, table: usize) -> Paging {
         Paging {
-            cr0: self.cr0,
-            cr3: self.cr3,
-            cr4: self.cr4,
-            efer: self.efer,
+            cr0: self.ctl.cr0,
+            cr3: self.ctl.cr3,
+            cr4: self.ctl.cr4,
+            efer: self.ctl.efer,
             ac: table == table::KERNEL_AC,
         }
     }
 
     pub(crate) fn long_mode(&self) -> bool {
-        self.efer & efer::LMA != 0
+        self.ctl.efer & efer::LMA != 0
     }
 
     /// Whether a linear address is canonical (or paging makes the question meaningless).
@@ -459,7 +460,7 @@ impl Cpu {
         let user = table == table::USER || table == table::USER_CHECKED;
         let paging = self.paging_for(table);
         let mapping = match walk(
-            &self.map,
+            &self.mmu.map,
             &paging,
             la,
             Access {
@@ -479,7 +480,7 @@ impl Cpu {
             }
         };
         let gpa = mapping.gpa;
-        let Some(page) = self.map.page(gpa).filter(|p| p.writable || !write) else {
+        let Some(page) = self.mmu.map.page(gpa).filter(|p| p.writable || !write) else {
             return Ok(Target::Mmio(gpa));
         };
         self.meet(&page, gpa)?;
@@ -491,10 +492,10 @@ impl Cpu {
         let host = page.host.wrapping_add((la & !PAGE_MASK) as usize);
         if table != table::USER_CHECKED && !self.watched(la) {
             if mapping.shift > 12 {
-                Tlb::note(&mut *self.tlb.large, la >> mapping.shift);
+                Tlb::note(&mut *self.mmu.tlb.large, la >> mapping.shift);
             }
-            let tag = la & PAGE_MASK | self.tlb.generation;
-            let entry = self.tlb.data.entry_mut(table, la);
+            let tag = la & PAGE_MASK | self.mmu.tlb.generation;
+            let entry = self.mmu.tlb.data.entry_mut(table, la);
             let keep = entry.meta == page.meta && entry.read == tag;
             if !keep {
                 Tlb::evict(entry);
@@ -513,7 +514,7 @@ impl Cpu {
     /// The first access to a page of a range that is mapped lazily is a nested page fault.
     fn meet(&mut self, page: &Page, gpa: u64) -> Result<(), Trapped> {
         // SAFETY: the current map owns the metadata.
-        if page.lazy && unsafe { &*page.meta }.set_present() && !self.switching_task {
+        if page.lazy && unsafe { &*page.meta }.set_present() && !self.events.switching_task {
             return Err(self.leave(Exit::NestedFault { gpa }));
         }
         Ok(())
@@ -523,8 +524,8 @@ impl Cpu {
     pub(crate) fn fetch_page(&mut self, la: u64) -> Result<CodePage, Trapped> {
         let table = if self.user { ENTRIES } else { 0 };
         let at = table + (la >> 12) as usize % ENTRIES;
-        let tag = la & PAGE_MASK | self.tlb.generation;
-        let entry = &self.tlb.code[at];
+        let tag = la & PAGE_MASK | self.mmu.tlb.generation;
+        let entry = &self.mmu.tlb.code[at];
         if entry.tag == tag {
             return Ok(CodePage {
                 gpa: entry.gpa,
@@ -537,7 +538,13 @@ impl Cpu {
             exec: true,
             user: self.user,
         };
-        let mapping = match walk(&self.map, &self.paging_for(table::KERNEL), la, access, true) {
+        let mapping = match walk(
+            &self.mmu.map,
+            &self.paging_for(table::KERNEL),
+            la,
+            access,
+            true,
+        ) {
             Ok(mapping) => mapping,
             Err(fault) => {
                 self.trap = Trap::Page {
@@ -547,20 +554,20 @@ impl Cpu {
                 return Err(Trapped);
             }
         };
-        let Some(page) = self.map.page(mapping.gpa) else {
+        let Some(page) = self.mmu.map.page(mapping.gpa) else {
             return Err(self.gp(0));
         };
         self.meet(&page, mapping.gpa)?;
         if mapping.shift > 12 {
-            Tlb::note(&mut *self.tlb.large, la >> mapping.shift);
+            Tlb::note(&mut *self.mmu.tlb.large, la >> mapping.shift);
         }
-        Tlb::note(&mut *self.tlb.fetched, la >> 12);
+        Tlb::note(&mut *self.mmu.tlb.fetched, la >> 12);
         let found = CodePage {
             gpa: mapping.gpa & PAGE_MASK,
             host: page.host,
             meta: page.meta,
         };
-        self.tlb.code[at] = Code {
+        self.mmu.tlb.code[at] = Code {
             tag,
             gpa: found.gpa,
             host: found.host,

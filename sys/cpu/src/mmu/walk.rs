@@ -250,10 +250,10 @@ impl Cpu {
     /// The registers that translation depends on, as they are now.
     pub fn paging(&self) -> Paging {
         Paging {
-            cr0: self.cr0,
-            cr3: self.cr3,
-            cr4: self.cr4,
-            efer: self.efer,
+            cr0: self.ctl.cr0,
+            cr3: self.ctl.cr3,
+            cr4: self.ctl.cr4,
+            efer: self.ctl.efer,
             ac: self.rflags & flag::AC != 0,
         }
     }
@@ -266,6 +266,6 @@ impl Cpu {
         access: Access,
         side_effects: bool,
     ) -> Result<u64, PageFault> {
-        walk(&self.mem.snapshot(), paging, gla, access, side_effects).map(|m| m.gpa)
+        walk(&self.mmu.mem.snapshot(), paging, gla, access, side_effects).map(|m| m.gpa)
     }
 }
