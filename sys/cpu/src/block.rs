@@ -1,4 +1,7 @@
-//! The cache of lowered code: blocks keyed by guest-physical address and mode.
+//! The cache of decoded code: blocks keyed by guest-physical address and mode.
+//!
+//! A block keeps its operations, its bytes and its mode, but not its instructions in the intermediate form: that is made again from
+//! the bytes where it is needed (docs/design.md says why).
 //!
 //! A block never leaves its page, so it is valid as long as the page's generation is the one it was made under; when that has
 //! changed, it is compared with the bytes it was made from before it is thrown away (data in the same page is the usual reason).
@@ -124,7 +127,7 @@ impl Entry {
     /// Where the operations start. The block must be one of the cache, not one that was thrown away.
     #[inline(always)]
     pub fn start(&self) -> OpRef {
-        // SAFETY: `first` points at the operations of a lowered block, which end with one that ends the block, in a vector
+        // SAFETY: `first` points at the operations of a block, which end with one that ends the block, in a vector
         // that neither moves nor shrinks while a block runs.
         unsafe { OpRef::new(self.first) }
     }
@@ -193,7 +196,7 @@ impl Blocks {
         self.running.is_null()
     }
 
-    /// The block `b` is about to run; `alone` if it is a single instruction.
+    /// A block is about to run that lies in this page; null for one that ends with its first instruction.
     #[inline(always)]
     pub fn enter(&mut self, meta: *const PageMeta) {
         self.running = meta;

@@ -1,4 +1,4 @@
-//! The compact operation that an instruction is lowered to, and how one follows another.
+//! The compact operation that executes an instruction, and how one follows another.
 //!
 //! A block is a row of operations. Each handler ends by calling the next operation's handler; compiled with optimisation that is
 //! a jump, and without it the depth is bounded by the length of a block.

@@ -300,7 +300,7 @@ impl Cpu {
         unsafe { &*meta }.spoil_code();
     }
 
-    /// The guest-physical address, for accesses that are known not to be RAM.
+    /// Reads `size` bytes at a guest-physical address that is known not to be RAM; `la` is its linear address.
     pub(crate) fn mmio_read(
         &mut self,
         gpa: u64,
