@@ -10,6 +10,7 @@ use vmm_tests::{Bench, Guest, guests, on_each_vmm};
 
 on_each_vmm!(
     a_guest_is_debugged_from_its_first_instruction_on,
+    a_guest_does_not_see_that_it_is_stepped,
     a_stopped_guest_stays_stopped_through_a_checkpoint_that_knows_nothing_of_it,
 );
 
@@ -211,6 +212,36 @@ fn a_guest_is_debugged_from_its_first_instruction_on(bench: &Bench) {
     debugger.send("k");
     assert_eq!(guest.wait().code(), Some(1));
     assert_eq!(guest.errors(), "");
+}
+
+/// Where a flag of the guest's is what it is stepped by.
+fn a_guest_does_not_see_that_it_is_stepped(bench: &Bench) {
+    const TF: u64 = 1 << 8;
+    let port = free_port();
+    let debug = format!("w127.0.0.1:{port}");
+    let _guest = bench.start(&bench.machine(&guests::flags(), &["-G", &debug, "vm"]));
+    let mut debugger = Debugger::attach(port);
+    let mut rip = debugger.rip();
+    for length in [5, 1, 1, 1, 1, 1, 1] {
+        assert_eq!(debugger.ask("vCont;s:1"), "T05thread:1;");
+        rip += length;
+        assert_eq!(debugger.rip(), rip);
+    }
+    // EFLAGS are register 17. RAX and RBX have what the guest saw.
+    for flags in [
+        debugger.general(0),
+        debugger.general(1),
+        little(&debugger.ask("p11")),
+    ] {
+        assert_eq!(flags & TF, 0, "{flags:#x}");
+    }
+    // It goes on by itself.
+    assert_eq!(debugger.ask("vCont;s:1"), "T05thread:1;");
+    debugger.send("vCont;c");
+    debugger.0.write_all(b"\x03").unwrap();
+    assert_eq!(debugger.answer(), "T02thread:1;");
+    assert_eq!(debugger.rip(), rip);
+    assert_eq!(little(&debugger.ask("p11")) & TF, 0);
 }
 
 fn hex(text: &str) -> String {

@@ -389,6 +389,22 @@ pub fn typed() -> Vec<u8> {
     })
 }
 
+/// A guest that reads its flags into EAX, writes them back, reads them into EBX, and stays there.
+pub fn flags() -> Vec<u8> {
+    assemble(|a| {
+        let mut stay = a.create_label();
+        a.mov(esp, LOAD)?;
+        a.pushfd()?;
+        a.pop(eax)?;
+        a.push(eax)?;
+        a.popfd()?;
+        a.pushfd()?;
+        a.pop(ebx)?;
+        a.set_label(&mut stay)?;
+        a.jmp(stay)
+    })
+}
+
 /// A guest that halts with interrupts off.
 pub fn halted() -> Vec<u8> {
     assemble(halt)

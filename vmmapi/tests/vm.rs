@@ -339,11 +339,17 @@ fn saved_structs_have_the_kernels_sizes() {
     for backend in LOCAL {
         let TestVm(vm) = &TestVm::with_memory(backend);
         load(vm, &[0xf4]);
+        // Without the MTRRs on 14.
+        let vmcx = if backend == Choice::StandIn(Release::Fourteen) {
+            772
+        } else {
+            1028
+        };
         for (dev_req, size) in [
             (STRUCT_VHPET, 284),
             (STRUCT_VIOAPIC, 388),
             (STRUCT_VM, 184 + 128),
-            (STRUCT_VMCX, 1028),
+            (STRUCT_VMCX, vmcx),
         ] {
             let saved = vm.snapshot_save(dev_req, 1 << 16).expect("saved");
             assert_eq!(saved.len(), size, "{backend:?}, struct {dev_req}");

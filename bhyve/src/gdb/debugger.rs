@@ -13,7 +13,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 use vmm_x86::segments::IDT_BP;
-use vmmapi::abi::{self, VmExit, VmGuestPaging};
+use vmmapi::abi::{self, VmExit, VmExitDbg, VmGuestPaging};
 use vmmapi::backend::Kind;
 use vmmapi::{OutOfRange, Translation, Vcpu, Vm};
 
@@ -179,6 +179,42 @@ impl Debugger {
         }
     }
 
+    /// The same, where RFLAGS.TF is what a processor is stepped by: AMD's have nothing else. What PUSHF pushed has the bit.
+    pub fn stepped_by_flag(
+        &self,
+        vcpu: &Vcpu,
+        id: usize,
+        exit: &VmExitDbg,
+    ) -> Result<(), vmmapi::Error> {
+        if exit.pushf_intercept != 0 {
+            match self.mend_pushed_flags(vcpu, exit.tf_shadow_val != 0) {
+                Ok(()) => {}
+                Err(DebugError::Vm(error)) => return Err(error),
+                Err(error) => log::warn!("the guest's stack shows that it is stepped: {error}"),
+            }
+        }
+        self.stepped(id);
+        Ok(())
+    }
+
+    /// RFLAGS are at the top of the stack, with 2, 4 or 8 bytes; TF is bit 8.
+    fn mend_pushed_flags(&self, vcpu: &Vcpu, tf: bool) -> Result<(), DebugError> {
+        let rsp = vcpu.get_register(abi::VM_REG_GUEST_RSP)?;
+        let gla = match vcpu.guest_paging()?.cpu_mode {
+            abi::CPU_MODE_64BIT => rsp,
+            _ => {
+                let ss = vcpu.get_desc(abi::VM_REG_GUEST_SS)?;
+                let mask = if ss.def32() { u32::MAX } else { 0xffff };
+                u64::from(ss.base as u32).wrapping_add(rsp & u64::from(mask)) & u64::from(u32::MAX)
+            }
+        };
+        let gpa = self.translate(vcpu, gla.wrapping_add(1))?;
+        let mut byte = [0];
+        self.vm.memory().read(gpa, &mut byte)?;
+        let mended = byte[0] & !1 | u8::from(tf);
+        Ok(self.vm.memory().write(gpa, &[mended])?)
+    }
+
     /// Userland has completed an instruction for a processor, which goes on with the next one unless that was a step.
     pub fn emulated(&self, id: usize) -> Result<(), vmmapi::Error> {
         let mut state = self.state();
@@ -306,7 +342,7 @@ impl Debugger {
             let vcpu = self.vcpu(id);
             let step = state.stepping.get(id) == Some(&true);
             capability(&vcpu, abi::VM_CAP_BPT_EXIT, !state.breakpoints.is_empty())?;
-            capability(&vcpu, abi::VM_CAP_MTRAP_EXIT, step)?;
+            step_by(&vcpu, step)?;
             // A step is not to end in the handler of a timer, but HLT waits for an interrupt.
             let mask = step && !self.is_at_hlt(&vcpu).unwrap_or(false);
             if let Err(error) = capability(&vcpu, abi::VM_CAP_MASK_HWINTR, mask) {
@@ -399,6 +435,18 @@ fn capability(vcpu: &Vcpu, which: i32, wanted: bool) -> Result<(), vmmapi::Error
     match vcpu.set_capability(which, wanted.into()) {
         Err(error) if wanted => Err(error),
         _ => Ok(()),
+    }
+}
+
+/// Has a processor leave the guest after an instruction, or not. AMD's have no monitor trap, and a flag of the guest's serves.
+fn step_by(vcpu: &Vcpu, wanted: bool) -> Result<(), vmmapi::Error> {
+    // Before it is set: who sets it twice takes it for the guest's own.
+    capability(vcpu, abi::VM_CAP_RFLAGS_TF, false)?;
+    match capability(vcpu, abi::VM_CAP_MTRAP_EXIT, wanted) {
+        Err(error) if error.errno.0 == libc::ENOENT => {
+            capability(vcpu, abi::VM_CAP_RFLAGS_TF, wanted)
+        }
+        other => other,
     }
 }
 

@@ -77,7 +77,8 @@ pub struct Chipset {
 
 impl Chipset {
     /// The devices of a VM that is created now, at uptime zero, with room for `max_cpus` virtual CPUs, none of
-    /// which is active. `as_kernel` is [`Options::as_kernel`](crate::Options::as_kernel).
+    /// which is active. `as_kernel` says whether there is an
+    /// [`Options::as_kernel`](crate::Options::as_kernel).
     pub fn new(max_cpus: usize, as_kernel: bool) -> Self {
         Self::at(Sbt::ZERO, max_cpus, as_kernel)
     }
@@ -357,11 +358,12 @@ impl Chipset {
 
     /// `VM_LAPIC_LOCAL_IRQ`: local vector table entry `index` of one vCPU, or of all that are active.
     pub fn lapic_local_irq(&mut self, vcpu: Option<usize>, index: i32) -> Result<(), Errno> {
-        let lvt = u32::try_from(index)
-            .ok()
-            .and_then(LvtIndex::from_bits)
-            .ok_or(Errno::EINVAL)?;
-        self.lapics.trigger_lvt(vcpu, lvt);
+        match u32::try_from(index).ok().and_then(LvtIndex::from_bits) {
+            Some(lvt) => self.lapics.trigger_lvt(vcpu, lvt),
+            // One that is disabled has two input pins, and takes no notice of anything else.
+            None if self.lapics.any_enabled(vcpu) => return Err(Errno::EINVAL),
+            None => {}
+        }
         Ok(())
     }
 

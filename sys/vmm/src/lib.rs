@@ -37,5 +37,5 @@ mod x86;
 pub use errno::Errno;
 pub use segment::Mapping;
 pub use user::{ProcessMemory, UserMemory};
-pub use vmm::{Clock, Options, Vm};
+pub use vmm::{Clock, Kernel, Options, Vm};
 pub use vmm_dev::{create, destroy, lookup, names};

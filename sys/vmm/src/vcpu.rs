@@ -154,6 +154,11 @@ impl Vcpu {
         self.wake.notify_all();
     }
 
+    /// Sleeps until it is kicked, or this long.
+    pub fn sleep_for(&self, time: Duration) {
+        self.wake.wait_for(&mut self.nap.lock(), time);
+    }
+
     /// Sleeps until it is kicked and `awake` says so.
     pub fn sleep(&self, mut awake: impl FnMut() -> bool) {
         let mut nap = self.nap.lock();

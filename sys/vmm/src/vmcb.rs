@@ -3,6 +3,7 @@
 //! There is none here. Debuggers read it by offset (`VM_GET_REGISTER` with a negative number), and checkpoints hold
 //! some of its fields; both get the image that [`image`] draws from the processor.
 
+use vmm_abi::{VM_CAP_HALT_EXIT, VM_CAP_PAUSE_EXIT};
 use vmm_cpu::{Reg, Seg, Segment};
 use vmm_x86::specialreg::Efer;
 
@@ -27,21 +28,24 @@ pub mod control {
     const VMCB_INTCPT_INIT: u32 = 1 << 3;
     const VMCB_INTCPT_CPUID: u32 = 1 << 18;
     const VMCB_INTCPT_IRET: u32 = 1 << 20;
+    const VMCB_INTCPT_INVD: u32 = 1 << 22;
+    const VMCB_INTCPT_PAUSE: u32 = 1 << 23;
+    const VMCB_INTCPT_HLT: u32 = 1 << 24;
+    const VMCB_INTCPT_INVLPGA: u32 = 1 << 26;
     const VMCB_INTCPT_IO: u32 = 1 << 27;
     const VMCB_INTCPT_MSR: u32 = 1 << 28;
     const VMCB_INTCPT_FERR_FREEZE: u32 = 1 << 30;
     const VMCB_INTCPT_SHUTDOWN: u32 = 1 << 31;
 
     const VMCB_INTCPT_VMRUN: u32 = 1 << 0;
-    const VMCB_INTCPT_VMMCALL: u32 = 1 << 1;
     const VMCB_INTCPT_VMLOAD: u32 = 1 << 2;
     const VMCB_INTCPT_VMSAVE: u32 = 1 << 3;
     const VMCB_INTCPT_STGI: u32 = 1 << 4;
     const VMCB_INTCPT_CLGI: u32 = 1 << 5;
     const VMCB_INTCPT_SKINIT: u32 = 1 << 6;
+    const VMCB_INTCPT_ICEBP: u32 = 1 << 8;
     const VMCB_INTCPT_MONITOR: u32 = 1 << 10;
     const VMCB_INTCPT_MWAIT: u32 = 1 << 11;
-    const VMCB_INTCPT_XSETBV: u32 = 1 << 13;
 
     const fn read_of(cr: u32) -> u32 {
         1 << cr
@@ -51,12 +55,12 @@ pub mod control {
         1 << (16 + cr)
     }
 
-    /// All accesses of control registers but these.
-    pub const CR: u32 = !(read_of(0) | read_of(2) | read_of(3) | read_of(8))
-        & !(write_of(0) | write_of(2) | write_of(8));
-    /// All accesses of debug registers.
-    pub const DR: u32 = 0x00ff_00ff;
-    /// #PF is the guest's own.
+    /// Reads and writes of all control registers but CR0, CR2, CR3, CR4 and CR8.
+    pub const CR: u32 = !(read_of(0) | read_of(2) | read_of(3) | read_of(4) | read_of(8))
+        & !(write_of(0) | write_of(2) | write_of(3) | write_of(4) | write_of(8));
+    /// No access of debug registers: they are switched.
+    pub const DR: u32 = 0;
+    /// #MC, and #PF is the guest's own.
     pub const EXCEPTION: u32 = 1 << IDT_MC;
     /// The first word of instructions and events.
     pub const INST1: u32 = VMCB_INTCPT_INTR
@@ -64,28 +68,32 @@ pub mod control {
         | VMCB_INTCPT_SMI
         | VMCB_INTCPT_INIT
         | VMCB_INTCPT_CPUID
+        | VMCB_INTCPT_INVD
+        | VMCB_INTCPT_INVLPGA
         | VMCB_INTCPT_IO
         | VMCB_INTCPT_MSR
         | VMCB_INTCPT_FERR_FREEZE
         | VMCB_INTCPT_SHUTDOWN;
     /// IRET, in [`INST1`]: how svm(4) learns that NMIs are no longer blocked.
     pub const INST1_IRET: u32 = VMCB_INTCPT_IRET;
+    /// PAUSE, in [`INST1`], where it is asked for.
+    pub const INST1_PAUSE: u32 = VMCB_INTCPT_PAUSE;
+    /// HLT, in [`INST1`], where it is asked for.
+    pub const INST1_HLT: u32 = VMCB_INTCPT_HLT;
     /// The second word of instructions.
     pub const INST2: u32 = VMCB_INTCPT_VMRUN
-        | VMCB_INTCPT_VMMCALL
         | VMCB_INTCPT_VMLOAD
         | VMCB_INTCPT_VMSAVE
         | VMCB_INTCPT_STGI
         | VMCB_INTCPT_CLGI
         | VMCB_INTCPT_SKINIT
+        | VMCB_INTCPT_ICEBP
         | VMCB_INTCPT_MONITOR
-        | VMCB_INTCPT_MWAIT
-        | VMCB_INTCPT_XSETBV;
+        | VMCB_INTCPT_MWAIT;
 }
 
-const _: () = assert!(
-    control::CR == 0xfefa_fef2 && control::INST1 == 0xd804_000f && control::INST2 == 0x2c7f
-);
+const _: () =
+    assert!(control::CR == 0xfee2_fee2 && control::INST1 == 0xdc44_000f && control::INST2 == 0xd7d);
 
 /// The offsets of the 34 fields that a checkpoint holds, and their sizes in bytes, in its order.
 pub const SNAPSHOT_FIELDS: [(usize, usize); 34] = [
@@ -160,17 +168,19 @@ impl Image {
 /// The block as it would be for this virtual CPU.
 pub fn image(core: &Core) -> Box<[u8; SIZE]> {
     let cpu = &core.cpu;
-    let iret = if cpu.nmi_blocked() {
-        control::INST1_IRET
-    } else {
-        0
-    };
+    let inst1 = [
+        (cpu.nmi_blocked(), control::INST1_IRET),
+        (core.side.cap(VM_CAP_PAUSE_EXIT), control::INST1_PAUSE),
+        (core.side.cap(VM_CAP_HALT_EXIT), control::INST1_HLT),
+    ];
+    let inst1 = inst1.iter().filter(|(on, _)| *on);
+    let inst1 = inst1.fold(control::INST1, |all, (_, bit)| all | bit);
     let mut image = Image(Box::new([0; SIZE]));
     for (offset, value) in [
         (0, control::CR),
         (4, control::DR),
         (8, control::EXCEPTION),
-        (0xc, control::INST1 | iret),
+        (0xc, inst1),
         (0x10, control::INST2),
     ] {
         image.put32(offset, value);

@@ -56,9 +56,16 @@ pub struct Options {
     pub snapshot: bool,
     /// Number of possible virtual CPUs (`hw.vmm.maxcpu`), at most 254: all have their own xAPIC id.
     pub max_cpus: u16,
-    /// Whether it keeps to what a kernel on an AMD host does where it would otherwise do better. A stand-in for a kernel does, so
-    /// that userland is tested with what it will meet.
-    pub as_kernel: bool,
+    /// The kernel that it keeps to, on an AMD host, where it would otherwise do better. A stand-in for a kernel has one, so that
+    /// userland is tested with what it will meet.
+    pub as_kernel: Option<Kernel>,
+}
+
+/// What differs between kernels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Kernel {
+    /// Whether `STRUCT_VMCX` has the MTRRs.
+    pub saves_mtrrs: bool,
 }
 
 impl Default for Options {
@@ -67,7 +74,7 @@ impl Default for Options {
             clock: Clock::Host,
             snapshot: true,
             max_cpus: 64,
-            as_kernel: false,
+            as_kernel: None,
         }
     }
 }
@@ -114,7 +121,7 @@ impl Vm {
             vcpus: (0..max_cpus).map(|_| OnceLock::new()).collect(),
             phys: PhysMem::new(),
             memory: RwLock::default(),
-            devices: Devices::new(Chipset::new(max_cpus, options.as_kernel)),
+            devices: Devices::new(Chipset::new(max_cpus, options.as_kernel.is_some())),
             host_clock: Arc::default(),
             published: Published::default(),
             locked: Locked::new(States::new(options.clock == Clock::Instructions)),
@@ -185,7 +192,7 @@ impl Vm {
     pub(crate) fn map_memory(&self, map: MemMap) -> Result<(), Errno> {
         let mut memory = self.memory_mut();
         memory.map(map)?;
-        let shown = memory.show(&map, &self.phys, self.options.as_kernel);
+        let shown = memory.show(&map, &self.phys, self.options.as_kernel.is_some());
         if shown.is_err() {
             memory.unmap(map.gpa, map.len)?;
         }

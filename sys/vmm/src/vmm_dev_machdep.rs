@@ -22,7 +22,7 @@ use crate::vmm_regs::engine_paging;
 use crate::vmm_stat::{self, Stat};
 use crate::vmm_vm::States;
 use crate::x86::{self, CpuidContext};
-use crate::{vmm_run, vmm_snapshot};
+use crate::{vmm_caps, vmm_run, vmm_snapshot};
 
 /// The argument of a request as the structure that it is.
 fn get<T: FromBytes>(arg: &[u8]) -> Result<T, Errno> {
@@ -153,14 +153,14 @@ pub fn ioctl(vm: &Vm, request: u64, arg: &mut [u8], user: &dyn UserMemory) -> Re
             asked.regs = x86::cpuid(&context, asked.leaf, asked.subleaf);
             put(arg, &asked)
         }
-        // There is no IOMMU here, and so no domain that a device could be put into.
-        VM_BIND_PPTDEV
-        | VM_UNBIND_PPTDEV
+        // There is no IOMMU here, and so no domain that a device could be put into; none is in one.
+        VM_BIND_PPTDEV => Err(Errno::ENXIO),
+        VM_UNBIND_PPTDEV
         | VM_MAP_PPTDEV_MMIO
         | VM_UNMAP_PPTDEV_MMIO
         | VM_PPTDEV_MSI
         | VM_PPTDEV_MSIX
-        | VM_PPTDEV_DISABLE_MSIX => Err(Errno::ENXIO),
+        | VM_PPTDEV_DISABLE_MSIX => Err(Errno::ENOENT),
         _ => Err(Errno::ENOTTY),
     }
 }
@@ -312,6 +312,7 @@ fn processor(vm: &Vm, request: u64, arg: &mut [u8], user: &dyn UserMemory) -> Re
             let VmCapability {
                 captype, capval, ..
             } = get(arg)?;
+            vmm_caps::check(captype, vm.options().as_kernel.is_some())?;
             core.set_capability(captype, capval != 0)?;
             let id = core.vcpu().id;
             if captype == VM_CAP_IPI_EXIT {
@@ -321,6 +322,7 @@ fn processor(vm: &Vm, request: u64, arg: &mut [u8], user: &dyn UserMemory) -> Re
         }
         VM_GET_CAPABILITY => {
             let mut cap: VmCapability = get(arg)?;
+            vmm_caps::check(cap.captype, vm.options().as_kernel.is_some())?;
             cap.capval = i32::from(core.capability(cap.captype)?);
             put(arg, &cap)
         }

@@ -1,7 +1,7 @@
 //! `vm_run` of `sys/amd64/vmm/vmm.c` and the exits of `sys/amd64/vmm/amd/svm.c`: a virtual CPU executes guest
 //! instructions on the caller's thread, until something happens that userland has to see.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use vmm_abi::*;
 use vmm_cpu::{Exit, Mmio, Reg, Seg, StringIo, flag};
@@ -14,10 +14,13 @@ use crate::turn::{Machine, NS_PER_INSTRUCTION, Turns};
 use crate::vcpu::{Core, Halt, Vcpu};
 use crate::vcpu_lock::Frozen;
 use crate::vmm::Vm;
+use crate::vmm_caps::Stepped;
 use crate::vmm_regs::{descriptor, guest_paging, segment_name};
 use crate::vmm_stat::Stat;
 use crate::vmm_vm::{States, Suspended, Turn};
 
+/// How long the host's processor halts at most: hz is 1000 on FreeBSD.
+const TICK: Duration = Duration::from_millis(1);
 /// Instructions that a virtual CPU executes at most before `VM_RUN` looks around unasked.
 const SPAN: u64 = 1 << 32;
 
@@ -291,6 +294,10 @@ fn enter(vm: &Vm, core: &mut Core) -> bool {
 /// HLT has retired: the virtual CPU waits for an interrupt.
 fn halt(vm: &Vm, frozen: &mut Frozen<'_>) {
     let vcpu = frozen.vcpu();
+    if vm.options().as_kernel.is_some() && !frozen.side.cap(VM_CAP_HALT_EXIT) {
+        // svm(4) does not intercept it then. The host's processor halts until its next interrupt, and the guest goes on.
+        return vcpu.sleep_for(TICK);
+    }
     vcpu.stats.count(Stat::Hlt);
     let enabled = frozen.cpu.get(Reg::Rflags) & flag::IF != 0;
     vcpu.set_halt(if enabled { Halt::Waiting } else { Halt::Masked });
@@ -307,7 +314,7 @@ fn digest(vm: &Vm, core: &mut Frozen<'_>, exit: Exit) -> After {
     let stats = &core.vcpu().stats;
     let core = &mut **core;
     let rip = core.cpu.get(Reg::Rip);
-    core.side.next_rip = rip;
+    let before = std::mem::replace(&mut core.side.next_rip, rip);
     stats.count(Stat::Exits);
     let user = match exit {
         Exit::Limit | Exit::Attention => return After::Continue,
@@ -363,16 +370,6 @@ fn digest(vm: &Vm, core: &mut Frozen<'_>, exit: Exit) -> After {
             stats.count(Stat::Pause);
             plain(core, VM_EXITCODE_PAUSE)
         }
-        Exit::Step if core.side.cap(VM_CAP_RFLAGS_TF) => {
-            let tf_shadow_val = i32::from(core.side.tf_shadow);
-            let dbg = VmExitDbg {
-                trace_trap: 1,
-                tf_shadow_val,
-                paging: guest_paging(core),
-                ..VmExitDbg::default()
-            };
-            VmExit::new(VM_EXITCODE_DB, rip, 0, dbg)
-        }
         Exit::Step => {
             stats.count(Stat::Mtrap);
             plain(core, VM_EXITCODE_MTRAP)
@@ -388,17 +385,41 @@ fn digest(vm: &Vm, core: &mut Frozen<'_>, exit: Exit) -> After {
                 },
             )
         }
-        Exit::Debug { trap, .. } => {
+        Exit::Debug { dr6, .. } => {
             stats.count(Stat::Exception);
-            let dbg = VmExitDbg {
-                trace_trap: i32::from(trap),
-                paging: guest_paging(core),
-                ..VmExitDbg::default()
-            };
-            VmExit::new(VM_EXITCODE_DB, rip, 0, dbg)
+            match debug_exception(core, before, dr6) {
+                Some(dbg) => VmExit::new(VM_EXITCODE_DB, rip, 0, dbg),
+                None => return After::Continue,
+            }
         }
     };
     After::User(user)
+}
+
+/// A #DB that was intercepted: what userland is told of a step, or none if it is the guest's.
+fn debug_exception(core: &mut Core, before: u64, dr6: u64) -> Option<VmExitDbg> {
+    const SINGLE_STEP: u64 = 1 << 14;
+    const DEBUG: i32 = 1;
+    if dr6 & SINGLE_STEP == 0 || !core.side.cap(VM_CAP_RFLAGS_TF) {
+        core.cpu.set(Reg::Dr6, core.cpu.get(Reg::Dr6) | dr6);
+        // If another exception waits, this one is lost, as in the kernel.
+        let _ = core.inject_exception(DEBUG, None, false);
+        return None;
+    }
+    let mut dbg = VmExitDbg {
+        trace_trap: 1,
+        ..VmExitDbg::default()
+    };
+    match core.stepped(before) {
+        Stepped::Popf => core.side.tf_shadow = core.cpu.get(Reg::Rflags) & flag::TF != 0,
+        Stepped::Pushf => {
+            dbg.pushf_intercept = 1;
+            dbg.tf_shadow_val = i32::from(core.side.tf_shadow);
+            dbg.paging = guest_paging(core);
+        }
+        Stepped::Other => {}
+    }
+    Some(dbg)
 }
 
 fn inout(core: &Core, port: u16, flags: u16, value: Option<u32>, len: u8) -> VmExit {

@@ -79,7 +79,9 @@ impl StandIn {
     /// A system of this release; its VMs are made with these options, and do what a kernel does.
     pub fn new(release: Release, options: ::vmm::Options) -> Self {
         let options = ::vmm::Options {
-            as_kernel: true,
+            as_kernel: Some(::vmm::Kernel {
+                saves_mtrrs: release >= Release::Fifteen,
+            }),
             ..options
         };
         Self { release, options }

@@ -145,6 +145,11 @@ impl VcpuThread {
                     debugger.stepped(self.id());
                 }
             }
+            abi::VM_EXITCODE_DB => {
+                if let Some(debugger) = &self.debugger {
+                    debugger.stepped_by_flag(&self.vcpu, self.id(), &exit.dbg())?;
+                }
+            }
             abi::VM_EXITCODE_BOGUS
             | abi::VM_EXITCODE_REQIDLE
             | abi::VM_EXITCODE_HLT

@@ -283,7 +283,7 @@ fn run_to_exit(vcpu: &Vcpu) -> Result<VmExit, StubError> {
             Err(error) if error.errno.0 == libc::EINTR => {}
             Err(error) => return Err(error.into()),
             // Of a debugger that steps; all of it is over soon.
-            Ok(()) if exit.exitcode == VM_EXITCODE_MTRAP => {}
+            Ok(()) if matches!(exit.exitcode, VM_EXITCODE_MTRAP | VM_EXITCODE_DB) => {}
             Ok(()) if matches!(exit.exitcode, VM_EXITCODE_BOGUS | VM_EXITCODE_REQIDLE) => {}
             Ok(()) => return Ok(exit),
         }

@@ -332,10 +332,10 @@ impl Cpu {
         }
     }
 
-    fn mmio_exit(&mut self, gpa: u64, gla: u64, write: bool, size: u8, op: &Op) -> Trapped {
-        let mut bytes = [0; 15];
-        let start = self.code_linear(self.op_rip(op));
-        for (i, byte) in bytes.iter_mut().enumerate().take(usize::from(op.len)) {
+    /// The code at `rip` in the current code segment; what cannot be fetched is left as it is.
+    pub fn read_code(&mut self, rip: u64, bytes: &mut [u8]) {
+        let start = self.code_linear(rip);
+        for (i, byte) in bytes.iter_mut().enumerate() {
             let la = self.wrap(start.wrapping_add(i as u64));
             if let Ok(page) = self.fetch_page(la) {
                 // SAFETY: the page is mapped and the offset lies in it.
@@ -343,6 +343,13 @@ impl Cpu {
                     unsafe { host::load::<0>(page.host.wrapping_add((la & 0xfff) as usize)) } as u8;
             }
         }
+        self.trap = Trap::None;
+    }
+
+    fn mmio_exit(&mut self, gpa: u64, gla: u64, write: bool, size: u8, op: &Op) -> Trapped {
+        let mut bytes = [0; 15];
+        let len = usize::from(op.len).min(bytes.len());
+        self.read_code(self.op_rip(op), &mut bytes[..len]);
         self.leave(Exit::Mmio(Mmio {
             gpa,
             gla,

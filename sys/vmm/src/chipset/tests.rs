@@ -161,6 +161,8 @@ fn bad_requests_are_refused() {
     assert_eq!(chipset.msi(0xfee0_0000, 0x41), Ok(()));
     assert_eq!(chipset.lapic_irq(0, 15), Err(Errno::EINVAL));
     assert_eq!(chipset.lapic_irq(0, 256), Err(Errno::EINVAL));
+    assert_eq!(chipset.lapic_local_irq(None, 9), Ok(()), "it is disabled");
+    enable(&mut chipset, 0);
     assert_eq!(chipset.lapic_local_irq(None, 7), Err(Errno::EINVAL));
     assert_eq!(chipset.ioapic_pulse(32), Err(Errno::EINVAL));
     assert_eq!(chipset.ioapic_pulse(-1), Err(Errno::EINVAL));

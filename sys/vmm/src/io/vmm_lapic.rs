@@ -73,7 +73,7 @@ pub(crate) struct Lapics {
     pub startup: CpuSet,
     /// vCPUs whose userland understands `VM_EXITCODE_IPI`.
     pub ipi_exit: CpuSet,
-    /// [`Options::as_kernel`](crate::Options::as_kernel).
+    /// Whether there is an [`Options::as_kernel`](crate::Options::as_kernel).
     pub as_kernel: bool,
     /// What happened, until it is taken.
     pub effects: Effects,
@@ -128,10 +128,20 @@ impl Lapics {
         }
     }
 
+    /// One vCPU, or all that are active.
+    fn one_or_active(&self, vcpu: Option<usize>) -> CpuSet {
+        vcpu.map_or(self.active, |vcpu| CpuSet::from_iter([vcpu]))
+    }
+
+    /// Whether a local APIC of these is enabled.
+    pub fn any_enabled(&self, vcpu: Option<usize>) -> bool {
+        let enabled = |vcpu| self.cpus.get(vcpu).is_some_and(Vlapic::enabled);
+        self.one_or_active(vcpu).iter().any(enabled)
+    }
+
     /// A local source of every active vCPU, or of one.
     pub fn trigger_lvt(&mut self, vcpu: Option<usize>, lvt: LvtIndex) {
-        let one = vcpu.map(|vcpu| CpuSet::from_iter([vcpu]));
-        for vcpu in one.unwrap_or(self.active).iter() {
+        for vcpu in self.one_or_active(vcpu).iter() {
             if let Some(lapic) = self.cpus.get_mut(vcpu) {
                 let event = lapic.trigger_lvt(lvt);
                 self.signal(vcpu, event);

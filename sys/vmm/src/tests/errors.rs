@@ -150,6 +150,10 @@ fn arguments() {
         bench.set(VM_BIND_PPTDEV, VmPptdev::default()),
         Err(Errno::ENXIO)
     );
+    assert_eq!(
+        bench.set(VM_UNBIND_PPTDEV, VmPptdev::default()),
+        Err(Errno::ENOENT)
+    );
     assert_eq!(bench.ioctl(0x2000_7699, &mut []), Err(Errno::ENOTTY));
     assert_eq!(bench.run(0).err(), Some(Errno::EINVAL), "not active");
     let topology = VmCpuTopology {

@@ -102,12 +102,19 @@ fn ids(cpus: &[Frozen<'_>]) -> CpuSet {
     cpus.iter().map(|core| core.vcpu().id).collect()
 }
 
+/// Whether `STRUCT_VMCX` has the MTRRs.
+fn saves_mtrrs(vm: &Vm) -> bool {
+    vm.options()
+        .as_kernel
+        .is_none_or(|kernel| kernel.saves_mtrrs)
+}
+
 /// A struct's bytes. They are always as many as long as the virtual CPUs are the same.
 fn save(vm: &Vm, cpus: &[Frozen<'_>], which: Struct) -> Vec<u8> {
     let ids = ids(cpus);
     match which {
         Struct::Vm => vm::save(vm, cpus),
-        Struct::Vmcx => vmcx::save(cpus),
+        Struct::Vmcx => vmcx::save(cpus, saves_mtrrs(vm)),
         Struct::Clock => vm::save_clock(vm),
         Struct::Vcpu => vcpu::save(cpus),
         Struct::Device(device) => vm.chipset(|chipset, now| chipset.save(now, device, &ids)),
@@ -128,7 +135,7 @@ fn restore(
     };
     match which {
         Struct::Vm => vm::restore(vm, cpus, bytes),
-        Struct::Vmcx => vmcx::restore(cpus, bytes),
+        Struct::Vmcx => vmcx::restore(cpus, bytes, saves_mtrrs(vm)),
         Struct::Clock => vm::restore_clock(vm, bytes),
         Struct::Vcpu => vcpu::restore(vm, cpus, bytes),
         Struct::Device(device) => {

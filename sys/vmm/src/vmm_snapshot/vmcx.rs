@@ -13,7 +13,12 @@ use crate::vmcb::{self, FIELD_INST1, FIELD_STAR, SNAPSHOT_FIELDS, control};
 use crate::vmm_msr::{MTRR_BYTES, Mtrr};
 use crate::vmm_regs::descriptor;
 
-const VCPU_BYTES: usize = 1028;
+const VCPU_BYTES: usize = 772;
+
+/// Bytes of a virtual CPU; older kernels end before the MTRRs.
+fn vcpu_bytes(mtrrs: bool) -> usize {
+    VCPU_BYTES + if mtrrs { MTRR_BYTES } else { 0 }
+}
 
 const HEAD: [Reg; 10] = [
     Reg::Cr0,
@@ -84,13 +89,13 @@ fn get_descriptor(reader: &mut Reader<'_>) -> SegDesc {
 }
 
 /// All virtual CPUs.
-pub fn save(cpus: &[Frozen<'_>]) -> Vec<u8> {
-    let mut out = Writer::new(cpus.len() * VCPU_BYTES);
-    cpus.iter().for_each(|core| save_one(core, &mut out));
+pub fn save(cpus: &[Frozen<'_>], mtrrs: bool) -> Vec<u8> {
+    let mut out = Writer::new(cpus.len() * vcpu_bytes(mtrrs));
+    cpus.iter().for_each(|core| save_one(core, mtrrs, &mut out));
     out.finish()
 }
 
-fn save_one(core: &Core, out: &mut Writer) {
+fn save_one(core: &Core, mtrrs: bool, out: &mut Writer) {
     let cpu = &core.cpu;
     HEAD.iter().for_each(|&reg| out.u64(cpu.get(reg)));
     for seg in SEGMENTS {
@@ -116,7 +121,9 @@ fn save_one(core: &Core, out: &mut Writer) {
     out.i64(0);
     out.u64(0);
     out.u32(0);
-    core.side.msrs.mtrr.words().for_each(|word| out.u64(word));
+    if mtrrs {
+        core.side.msrs.mtrr.words().for_each(|word| out.u64(word));
+    }
 }
 
 struct VcpuState {
@@ -130,7 +137,8 @@ struct VcpuState {
     fields: [u64; FIELDS.len()],
     context: [u64; CONTEXT.len()],
     next_rip: u64,
-    mtrr: Mtrr,
+    /// None if the struct ends before them: those that there are stay.
+    mtrr: Option<Mtrr>,
 }
 
 /// Whether every byte of PAT is a memory type.
@@ -140,7 +148,7 @@ fn valid_pat(pat: u64) -> bool {
         .all(|&kind| matches!(kind, 0 | 1 | 4..=7))
 }
 
-fn parse(reader: &mut Reader<'_>) -> Result<VcpuState, StateError> {
+fn parse(reader: &mut Reader<'_>, mtrrs: bool) -> Result<VcpuState, StateError> {
     let head: [u64; HEAD.len()] = std::array::from_fn(|_| reader.u64());
     let [cr0, _, _, cr4, ..] = head;
     reader.check(
@@ -187,7 +195,11 @@ fn parse(reader: &mut Reader<'_>) -> Result<VcpuState, StateError> {
     let context = std::array::from_fn(|_| reader.u64());
     let next_rip = reader.u64();
     let _host: ([u8; 16], [u8; 12]) = (reader.array(), reader.array());
-    let mtrr = Mtrr::from_words(|| Some(reader.u64())).ok_or(reader.bad("MTRR"))?;
+    let mtrr = if mtrrs {
+        Some(Mtrr::from_words(|| Some(reader.u64())).ok_or(reader.bad("MTRR"))?)
+    } else {
+        None
+    };
     let [idtr, gdtr] = tables;
     Ok(VcpuState {
         head,
@@ -207,11 +219,11 @@ fn parse(reader: &mut Reader<'_>) -> Result<VcpuState, StateError> {
 const _: () = assert!(MTRR_BYTES == 256);
 
 /// All virtual CPUs, or none.
-pub fn restore(cpus: &mut [Frozen<'_>], bytes: &[u8]) -> Result<(), StateError> {
-    let mut reader = Reader::new("vmcx", bytes, cpus.len() * VCPU_BYTES)?;
+pub fn restore(cpus: &mut [Frozen<'_>], bytes: &[u8], mtrrs: bool) -> Result<(), StateError> {
+    let mut reader = Reader::new("vmcx", bytes, cpus.len() * vcpu_bytes(mtrrs))?;
     let states: Vec<VcpuState> = cpus
         .iter()
-        .map(|_| parse(&mut reader))
+        .map(|_| parse(&mut reader, mtrrs))
         .collect::<Result<_, _>>()?;
     for (core, state) in cpus.iter_mut().zip(states) {
         apply(core, state);
@@ -252,5 +264,7 @@ fn apply(core: &mut Core, state: VcpuState) {
     cpu.set_nmi_blocked(nmi_blocked);
     cpu.flush_tlb();
     core.side.next_rip = next_rip;
-    core.side.msrs.mtrr = mtrr;
+    if let Some(mtrr) = mtrr {
+        core.side.msrs.mtrr = mtrr;
+    }
 }
