@@ -80,6 +80,7 @@ fn command_lines(bench: &Bench) {
         (&["-m", "900T"], 4, &["900T"]),
         (&["-c", "cpus=3,sockets=2"], 4, &["cpus"]),
         (&["-c", "99999"], 4, &["99999"]),
+        (&["-c", "65"], 4, &["cpus=65 (-c)", "at most 64"]),
         (
             &["-o", "boot.kernel=/nowhere/vmlinuz"],
             4,
@@ -569,6 +570,24 @@ fn a_generic_kernel() {
     // Nor can it go on there.
     let output = bench.run(&["-o", "vmm=standin-15-generic", "-r", "state"]);
     refused(&output, 1, &[LACKS]);
+}
+
+/// The kernel of FreeBSD 14 ends a processor's struct before the MTRRs.
+#[test]
+fn another_kernels_struct() {
+    for (there, here, sizes) in [
+        ("standin-15", "standin-14", ["2056 bytes", "has 1544"]),
+        ("standin-14", "standin-15", ["1544 bytes", "has 2056"]),
+    ] {
+        let bench = Bench::once(Once::On(there));
+        let mut guest = bench.start(&bench.machine(&guests::nonce(), &["-c", "2", "vm"]));
+        guest.expect("\n");
+        let asked = bench.ctl(&["--vm=vm", "--suspend=state"]);
+        assert!(asked.status.success(), "{asked:?}");
+        assert_eq!(guest.wait().code(), Some(0));
+        let output = bench.run(&["-o", &format!("vmm={here}"), "-r", "state"]);
+        refused(&output, 1, &["vmcx", sizes[0], sizes[1], "another kernel"]);
+    }
 }
 
 /// What bhyve(8) says when it makes a guest wait.

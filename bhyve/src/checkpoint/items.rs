@@ -154,6 +154,16 @@ impl Item {
         }
     }
 
+    /// How many bytes it has here, if that says anything: a kernel takes as many of a struct's as it knows of.
+    pub fn size_here(&self, vm: &Vm) -> Result<Option<usize>, SnapshotError> {
+        match self.way {
+            Way::Struct(number) if vm.kind() == Kind::Kernel => {
+                save_struct(vm, number).map(|bytes| Some(bytes.len()))
+            }
+            _ => Ok(None),
+        }
+    }
+
     /// Gives it back; the number of bytes that belong to nothing.
     pub fn restore(&self, processors: &Processors<'_>, bytes: &[u8]) -> Result<usize, ItemError> {
         Ok(match self.way {

@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use vmmapi::Vm;
 use vmmapi::backend::Kind;
-use vmmapi::checkpoint::{self, Checkpoint, Directory};
+use vmmapi::checkpoint::{self, Checkpoint, Directory, Record};
 
 /// Why a checkpoint cannot be continued.
 #[derive(Debug, thiserror::Error)]
@@ -84,6 +84,18 @@ pub enum RestoreError {
         name: &'static str,
         /// Its version.
         found: u32,
+    },
+    /// A struct of another kernel's, with more or fewer fields.
+    #[error(
+        "the checkpoint's {name} has {found} bytes, that of this kernel's vmm(4) has {here}: it was made by another kernel"
+    )]
+    Size {
+        /// Which.
+        name: &'static str,
+        /// In the checkpoint.
+        found: usize,
+        /// Here.
+        here: usize,
     },
     /// A struct that the vmm has not used up.
     #[error("the checkpoint's {name} is followed by {left} bytes that belong to nothing")]
@@ -319,15 +331,28 @@ impl Restore {
         Ok(vcpus.restore(&self.required_device(vcpus.name())?)?)
     }
 
+    /// An item of the vmm's, which has to be there.
+    fn kern(&self, name: &str) -> Result<(&Record, &[u8]), RestoreError> {
+        self.checkpoint
+            .kern(name)
+            .ok_or_else(|| RestoreError::Missing(name.to_owned()))
+    }
+
     /// What is saved of the vmm. Its clocks stand still until [`vmmapi::Vm::restore_time`].
     pub fn load_kernel(&self, processors: &Processors<'_>) -> Result<(), RestoreError> {
         let vm = processors.vm();
-        for item in items(vm.kind()) {
+        let items = items(vm.kind());
+        // What a kernel does not know to be another kernel's it reads as its own.
+        for item in &items {
+            let (name, found) = (item.name, self.kern(item.name)?.1.len());
+            let here = item.size_here(vm).map_err(RestoreError::Unsupported)?;
+            if let Some(here) = here.filter(|here| *here != found) {
+                return Err(RestoreError::Size { name, found, here });
+            }
+        }
+        for item in items {
             let name = item.name;
-            let (record, bytes) = self
-                .checkpoint
-                .kern(name)
-                .ok_or_else(|| RestoreError::Missing(name.to_owned()))?;
+            let (record, bytes) = self.kern(name)?;
             let bytes = item
                 .upgrade(record.version, bytes)
                 .ok_or(RestoreError::StructVersion {

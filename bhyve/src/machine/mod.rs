@@ -60,6 +60,16 @@ pub enum MachineError {
     /// The checkpoint.
     #[error(transparent)]
     Restore(#[from] RestoreError),
+    /// More processors than the vmm lets a VM have.
+    #[error("cannot have cpus={cpus} (-c): a VM has at most {most} here{tunable}")]
+    Processors {
+        /// As many as were asked for.
+        cpus: u16,
+        /// As many as there can be.
+        most: u16,
+        /// What says so, if it can be changed.
+        tunable: &'static str,
+    },
     /// The guest's memory.
     #[error("cannot have memory.size={size}")]
     Memory {
@@ -180,6 +190,17 @@ impl Machine {
             return Err(OptionError::KernelClock.into());
         }
         let topology = options.topology;
+        let most = vm.get_topology()?.maxcpus;
+        if topology.cpus > most {
+            return Err(MachineError::Processors {
+                cpus: topology.cpus,
+                most,
+                tunable: match vm.kind() {
+                    Kind::Kernel => " (the tunable hw.vmm.maxcpu)",
+                    _ => "",
+                },
+            });
+        }
         vm.set_topology(topology.sockets, topology.cores, topology.threads)?;
         vm.setup_memory_flags(options.memory, LOWMEM_LIMIT, options.memflags)
             .map_err(|source| {
