@@ -293,7 +293,11 @@ fn what_cannot_be_served_is_named() {
             &["-o", "vmm.clock=instructions"],
             "gdb.port (-G) needs vmm.clock=host",
         ),
-        ("1234", &["-o", "gdb.port=65536"], "gdb.port: 65536"),
+        (
+            "1234",
+            &["-o", "gdb.port=65536"],
+            "gdb.port: \"65536\" is not a number",
+        ),
     ] {
         let output = bench.run(&args(&bench, debug, more));
         let errors = String::from_utf8_lossy(&output.stderr);
