@@ -308,6 +308,10 @@ fn the_format_before_this_one_is_read() {
     rewrite(&meta);
     let error = read(&storage, "p").unwrap_err().to_string();
     assert!(error.contains(&format!("{why} be there")), "{error}");
+    meta.version = 0;
+    rewrite(&meta);
+    let error = read(&storage, "p").unwrap_err().to_string();
+    assert!(error.contains("never been such a version"), "{error}");
 }
 
 #[test]
