@@ -8,6 +8,11 @@ const ADDRESS: u16 = WORDS as u16 - 1;
 /// The words add up to this.
 const SUM: u16 = 0xbaba;
 const CHECKSUM_WORD: usize = 0x3f;
+// What the controller takes for its configuration space.
+const SUBDEVICE_WORD: usize = 0x0b;
+const SUBVENDOR_WORD: usize = 0x0c;
+const DEVICE_WORD: usize = 0x0d;
+const VENDOR_WORD: usize = 0x0e;
 
 const SK: u32 = 1 << 0;
 const CS: u32 = 1 << 1;
@@ -57,10 +62,10 @@ impl Eeprom {
     pub fn new(mac: [u8; 6]) -> Self {
         let mut words = vec![0; WORDS];
         let numbers = [
-            (0x0b, super::SUBDEVICE),
-            (0x0c, super::VENDOR),
-            (0x0d, super::DEVICE),
-            (0x0e, super::VENDOR),
+            (SUBDEVICE_WORD, super::SUBDEVICE),
+            (SUBVENDOR_WORD, super::VENDOR),
+            (DEVICE_WORD, super::DEVICE),
+            (VENDOR_WORD, super::VENDOR),
         ];
         let mac = mac.chunks_exact(2).enumerate();
         let mac =

@@ -15,9 +15,31 @@ const MDIC_READY: u32 = 1 << 28;
 const MDIC_INT_EN: u32 = 1 << 29;
 const MDIC_ERROR: u32 = 1 << 30;
 
+// Where the address of the PHY and the register's number are in MDIC.
+const MDIC_PHY_SHIFT: u32 = 21;
+const MDIC_REG_SHIFT: u32 = 16;
+const MDIC_NUMBER: u32 = 0x1f;
+
 const CONTROL: usize = 0;
 const STATUS: usize = 1;
+const ID1: usize = 2;
+const ID2: usize = 3;
+const AUTONEG_ADVERTISED: usize = 4;
+const AUTONEG_PARTNER: usize = 5;
+const AUTONEG_EXPANSION: usize = 6;
+const AUTONEG_NEXT_PAGE: usize = 7;
+const GIGABIT_CONTROL: usize = 9;
+const GIGABIT_STATUS: usize = 10;
+const EXTENDED_STATUS: usize = 15;
+// Marvell's own.
+const SPECIFIC_CONTROL: usize = 16;
 const SPECIFIC_STATUS: usize = 17;
+const INTERRUPT_ENABLE: usize = 18;
+const EXTENDED_CONTROL: usize = 20;
+const LED_CONTROL: usize = 24;
+const EXTENDED_CONTROL_2: usize = 26;
+const PAGE_SELECT: usize = 29;
+const PAGE_DATA: usize = 30;
 
 const CONTROL_RESET: u16 = 1 << 15;
 const CONTROL_LOOPBACK: u16 = 1 << 14;
@@ -36,27 +58,27 @@ const DEFAULTS: &[(usize, u16, u16)] = &[
     (CONTROL, CONTROL_DEFAULT, CONTROL_KEPT),
     // 10 and 100 Mb/s, extended status, preamble suppression, able to negotiate, extended registers.
     (STATUS, 0x7949, 0),
-    (2, 0x0141, 0),
+    (ID1, 0x0141, 0),
     // 88E1011, revision 4.
-    (3, 0x0c24, 0),
-    (4, 0x0de1, 0xffff),
+    (ID2, 0x0c24, 0),
+    (AUTONEG_ADVERTISED, 0x0de1, 0xffff),
     // The partner: 10 and 100 Mb/s, acknowledged, no pause frames.
-    (5, 0x41e1, 0),
-    (6, 0x000f, 0),
-    (7, 0x2001, 0xffff),
-    (9, 0x0e00, 0xff00),
+    (AUTONEG_PARTNER, 0x41e1, 0),
+    (AUTONEG_EXPANSION, 0x000f, 0),
+    (AUTONEG_NEXT_PAGE, 0x2001, 0xffff),
+    (GIGABIT_CONTROL, 0x0e00, 0xff00),
     // The partner: 1000 Mb/s, both receivers fine.
-    (10, 0x3c00, 0),
-    (15, 0x3000, 0),
-    (16, 0x0360, 0xffff),
+    (GIGABIT_STATUS, 0x3c00, 0),
+    (EXTENDED_STATUS, 0x3000, 0),
+    (SPECIFIC_CONTROL, 0x0360, 0xffff),
     // 1000 Mb/s, full duplex, resolved.
     (SPECIFIC_STATUS, 0xa800, 0),
-    (18, 0, 0xffff),
-    (20, 0x0d60, 0xffff),
-    (24, 0x4100, 0xffff),
-    (26, 0x000a, 0xffff),
-    (29, 0, 0x001f),
-    (30, 0, 0xffff),
+    (INTERRUPT_ENABLE, 0, 0xffff),
+    (EXTENDED_CONTROL, 0x0d60, 0xffff),
+    (LED_CONTROL, 0x4100, 0xffff),
+    (EXTENDED_CONTROL_2, 0x000a, 0xffff),
+    (PAGE_SELECT, 0, 0x001f),
+    (PAGE_DATA, 0, 0xffff),
 ];
 
 /// What follows an access.
@@ -106,10 +128,10 @@ impl Phy {
     /// One access to a register of the PHY.
     pub fn write_mdic(&mut self, value: u32, link_up: bool) -> Effects {
         let mut effects = Effects::default();
-        let number = (value >> 16 & 0x1f) as usize;
+        let number = (value >> MDIC_REG_SHIFT & MDIC_NUMBER) as usize;
         let mut done = value & !(MDIC_ERROR | MDIC_READY);
         match value & MDIC_OP {
-            _ if value >> 21 & 0x1f != ADDRESS => done |= MDIC_ERROR,
+            _ if value >> MDIC_PHY_SHIFT & MDIC_NUMBER != ADDRESS => done |= MDIC_ERROR,
             MDIC_OP_READ => done = done & !MDIC_DATA | u32::from(self.read(number, link_up)),
             MDIC_OP_WRITE => effects.link_changed = link_up && self.write(number, value as u16),
             _ => done |= MDIC_ERROR,
