@@ -14,6 +14,7 @@ use crate::devices::uart::{IrqLine, UART_PORTS, Uart, UartState};
 use crate::machine::irqchip::IrqChip;
 use serde::{Deserialize, Serialize};
 use std::sync::{Arc, Weak};
+use vmm_x86::isa::{IO_COM1, IO_COM2, IO_COM3, IO_COM4};
 
 /// The model.
 pub const LPC: PciModel = PciModel {
@@ -93,22 +94,22 @@ pub struct ComPort {
 pub const COM_PORTS: [ComPort; 4] = [
     ComPort {
         name: "com1",
-        base: 0x3f8,
+        base: IO_COM1,
         irq: 4,
     },
     ComPort {
         name: "com2",
-        base: 0x2f8,
+        base: IO_COM2,
         irq: 3,
     },
     ComPort {
         name: "com3",
-        base: 0x3e8,
+        base: IO_COM3,
         irq: 4,
     },
     ComPort {
         name: "com4",
-        base: 0x2e8,
+        base: IO_COM4,
         irq: 3,
     },
 ];

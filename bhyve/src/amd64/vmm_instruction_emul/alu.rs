@@ -1,5 +1,7 @@
 //! The arithmetic of emulated instructions and its flags.
 
+use vmm_x86::specialreg::Rflags;
+
 /// The size of an operand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Size {
@@ -63,12 +65,12 @@ impl Size {
     }
 }
 
-const CF: u64 = 1 << 0;
-const PF: u64 = 1 << 2;
-const AF: u64 = 1 << 4;
-const ZF: u64 = 1 << 6;
-const SF: u64 = 1 << 7;
-const OF: u64 = 1 << 11;
+const CF: u64 = Rflags::C.bits();
+const PF: u64 = Rflags::PF.bits();
+const AF: u64 = Rflags::AF.bits();
+const ZF: u64 = Rflags::Z.bits();
+const SF: u64 = Rflags::N.bits();
+const OF: u64 = Rflags::V.bits();
 /// The flags that arithmetic sets.
 pub const ARITHMETIC: u64 = CF | PF | AF | ZF | SF | OF;
 
@@ -98,7 +100,7 @@ pub fn add(size: Size, a: u64, b: u64, carry: u64) -> Outcome {
     let value = wide as u64 & size.mask();
     let flags = common(size, value)
         | when(wide > u128::from(size.mask()), CF)
-        | when((a ^ b ^ value) & 0x10 != 0, AF)
+        | when((a ^ b ^ value) & AF != 0, AF)
         | when((a ^ value) & (b ^ value) & size.sign() != 0, OF);
     Outcome { value, flags }
 }
@@ -109,7 +111,7 @@ pub fn sub(size: Size, a: u64, b: u64, borrow: u64) -> Outcome {
     let value = a.wrapping_sub(b).wrapping_sub(borrow) & size.mask();
     let flags = common(size, value)
         | when(u128::from(a) < u128::from(b) + u128::from(borrow), CF)
-        | when((a ^ b ^ value) & 0x10 != 0, AF)
+        | when((a ^ b ^ value) & AF != 0, AF)
         | when((a ^ b) & (a ^ value) & size.sign() != 0, OF);
     Outcome { value, flags }
 }

@@ -11,9 +11,8 @@ use crate::device::{
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use vmm_x86::isa::{IO_PCI_CFG_ADDRESS, IO_PCI_CFG_DATA};
 
-const CONFIG_ADDRESS: u16 = 0xcf8;
-const CONFIG_DATA: u16 = 0xcfc;
 const ENABLE: u32 = 1 << 31;
 /// Reserved bits read as zero.
 const ADDRESS_MASK: u32 = ENABLE | 0x00ff_fffc;
@@ -53,13 +52,13 @@ impl PciConfigSpace {
             // One port: 0xcf9 is the reset control register's.
             .register(
                 "pci configuration",
-                CONFIG_ADDRESS..=CONFIG_ADDRESS,
+                IO_PCI_CFG_ADDRESS..=IO_PCI_CFG_ADDRESS,
                 space.clone(),
             )
             .and_then(|()| {
                 inout.register(
                     "pci configuration",
-                    CONFIG_DATA..=CONFIG_DATA + 3,
+                    IO_PCI_CFG_DATA..=IO_PCI_CFG_DATA + 3,
                     space.clone(),
                 )
             })
@@ -75,8 +74,8 @@ impl PciConfigSpace {
 
     /// Takes the configuration space off the bus.
     pub fn detach(&self, inout: &Inout, mmio: &Mmio) {
-        inout.unregister(CONFIG_ADDRESS..=CONFIG_ADDRESS);
-        inout.unregister(CONFIG_DATA..=CONFIG_DATA + 3);
+        inout.unregister(IO_PCI_CFG_ADDRESS..=IO_PCI_CFG_ADDRESS);
+        inout.unregister(IO_PCI_CFG_DATA..=IO_PCI_CFG_DATA + 3);
         mmio.unregister(ECAM_BASE..ECAM_BASE + ECAM_SIZE);
     }
 
@@ -95,7 +94,7 @@ impl PciConfigSpace {
     /// What an access to a data port means, if the address register is enabled.
     fn target(&self, port: u16) -> Option<(Bdf, u16)> {
         let address = self.address.load(Ordering::Acquire);
-        let low = port.checked_sub(CONFIG_DATA)?;
+        let low = port.checked_sub(IO_PCI_CFG_DATA)?;
         if address & ENABLE == 0 {
             return None;
         }
@@ -112,13 +111,13 @@ impl PortHandler for PciConfigSpace {
     fn read(&self, port: u16, size: u8) -> u32 {
         match self.target(port) {
             Some((bdf, offset)) => Self::read(self, bdf, offset, size),
-            None if port == CONFIG_ADDRESS && size == 4 => self.address.load(Ordering::Acquire),
+            None if port == IO_PCI_CFG_ADDRESS && size == 4 => self.address.load(Ordering::Acquire),
             None => all_ones(size),
         }
     }
 
     fn write(&self, port: u16, size: u8, value: u32) {
-        if port == CONFIG_ADDRESS && size == 4 {
+        if port == IO_PCI_CFG_ADDRESS && size == 4 {
             self.address.store(value & ADDRESS_MASK, Ordering::Release);
         } else if let Some((bdf, offset)) = self.target(port) {
             Self::write(self, bdf, offset, size, value);
