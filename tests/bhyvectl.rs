@@ -196,3 +196,45 @@ fn what_a_checkpoint_took_is_told_on_a_terminal(bench: &Bench) {
     assert!(stood < 60_000, "{line}");
     assert_eq!(ctl(bench, &["--checkpoint=state"]), "");
 }
+
+/// A reader that has gone, and a standard error that is closed, are no bugs.
+#[test]
+fn closed_streams_are_no_panics() {
+    let bench = Bench::once(Once::NoGuest);
+    let programs = || {
+        let bhyve = |args: &[&str]| bench.bhyve(args);
+        let bhyvectl = |args: &[&str]| bench.bhyvectl(args);
+        [
+            bhyve(&["-s", "help"]),
+            bhyve(&["-h"]),
+            bhyve(&["-o", "config.dump=true", "vm"]),
+            bhyvectl(&["--help"]),
+            bhyvectl(&[]),
+            bhyvectl(&["--vm=none", "--get-all"]),
+        ]
+    };
+    for (n, mut command) in programs().into_iter().enumerate() {
+        // Nobody reads it: the other end is closed before the program starts.
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = command
+            .stdout(writer)
+            .stderr(std::process::Stdio::piped())
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!said.contains("panicked"), "{n}: {said}");
+        assert_ne!(output.status.code(), Some(101), "{n}: {said}");
+    }
+    for (n, mut command) in programs().into_iter().enumerate() {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let status = command
+            .stdout(std::process::Stdio::null())
+            .stderr(writer)
+            .status()
+            .unwrap();
+        assert_ne!(status.code(), Some(101), "{n}");
+        assert_ne!(status.code(), None, "{n}: {status}");
+    }
+}

@@ -50,7 +50,7 @@ fn request(target: &Target, path: &str, suspend: bool) -> anyhow::Result<()> {
     };
     let stood = ask(client, directory, &base, suspend, &vm, path)?;
     if std::io::stdout().is_terminal() {
-        println!("{}", written(path, stood));
+        outln!("{}", written(path, stood));
     }
     Ok(())
 }
@@ -232,9 +232,9 @@ fn info(path: &str, json: bool) -> anyhow::Result<()> {
     let checkpoint = open(path)?;
     let meta = checkpoint.meta();
     if json {
-        println!("{}", serde_json::to_string_pretty(meta)?);
+        outln!("{}", serde_json::to_string_pretty(meta)?);
     } else {
-        print!("{}", description(&checkpoint));
+        out!("{}", description(&checkpoint));
     }
     Ok(())
 }
@@ -336,14 +336,14 @@ fn verify(path: &str, json: bool) -> anyhow::Result<()> {
             Ok(uuid) => (Some(uuid), None),
             Err(error) => (None, Some(format!("{error:#}"))),
         };
-        println!(
+        outln!(
             "{}",
             serde_json::json!({ "path": path, "whole": result.is_ok(), "uuid": uuid, "error": error })
         );
     }
     let uuid = result?;
     if !json {
-        println!("{path}: whole ({uuid})");
+        outln!("{path}: whole ({uuid})");
     }
     Ok(())
 }

@@ -2,6 +2,8 @@
 //!
 //! What can be asked for is one table, [`opts::table`]; its order is the order in which things are done.
 
+#[macro_use]
+mod stdio;
 mod checkpoint;
 mod opts;
 mod show;
@@ -22,9 +24,9 @@ fn main() -> ExitCode {
         Err(error) => {
             // Scripts look for this line, people for the next.
             if let Some(error) = error.downcast_ref::<vmmapi::Error>() {
-                println!("errno = {}", vmmapi::errno::to_freebsd(error.errno));
+                outln!("errno = {}", vmmapi::errno::to_freebsd(error.errno));
             }
-            eprintln!("bhyvectl: {error:#}");
+            complainln!("bhyvectl: {error:#}");
             ExitCode::FAILURE
         }
     }
@@ -59,7 +61,7 @@ fn run(arguments: &opts::Arguments) -> anyhow::Result<()> {
         Ok(vm) => vm,
         Err(error) => {
             let why = vmmapi::errno::strerror(error.errno);
-            eprintln!("vm_open: {name} could not be opened: {why}");
+            complainln!("vm_open: {name} could not be opened: {why}");
             std::process::exit(1);
         }
     };

@@ -446,11 +446,11 @@ pub fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Arguments, Exi
         .try_get_matches_from(arguments)
         .map_err(|error| {
             if error.kind() == clap::error::ErrorKind::DisplayHelp {
-                print!("{error}");
+                out!("{error}");
                 return ExitCode::SUCCESS;
             }
             // The first line says what is wrong; the rest is ours, since clients look for options in it.
-            eprintln!(
+            complainln!(
                 "bhyvectl: {}",
                 error
                     .to_string()
@@ -481,11 +481,11 @@ pub fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Arguments, Exi
 
 /// What vm-bhyve and others search for option names; on standard error, status 1.
 fn usage(table: &[Opt]) -> ExitCode {
-    eprintln!("Usage: bhyvectl --vm=<vmname>");
+    complainln!("Usage: bhyvectl --vm=<vmname>");
     for opt in table.iter().filter(|opt| opt.name != "vm") {
         match opt.value {
-            Some(value) => eprintln!("       [--{}=<{value}>]", opt.name),
-            None => eprintln!("       [--{}]", opt.name),
+            Some(value) => complainln!("       [--{}=<{value}>]", opt.name),
+            None => complainln!("       [--{}]", opt.name),
         }
     }
     ExitCode::FAILURE

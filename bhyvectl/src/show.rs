@@ -18,7 +18,7 @@ pub fn list(rundir: Option<&Path>) -> anyhow::Result<()> {
         if name.contains('\n') {
             log::warn!("left out: {name:?}");
         } else {
-            println!("{name}");
+            outln!("{name}");
         }
     }
     Ok(())
@@ -65,10 +65,10 @@ impl Action {
                 vcpu.set_desc(register, descriptor(target, register)?)?
             }
             Action::Register { name, register } => {
-                println!("{name}[{cpu}]\t\t0x{:016x}", vcpu.get_register(register)?);
+                outln!("{name}[{cpu}]\t\t0x{:016x}", vcpu.get_register(register)?);
             }
             Action::Selector { name, register } => {
-                println!("{name}[{cpu}]\t\t0x{:04x}", vcpu.get_register(register)?)
+                outln!("{name}[{cpu}]\t\t0x{:04x}", vcpu.get_register(register)?)
             }
             Action::Descriptor { name, register } => {
                 let SegDesc {
@@ -78,9 +78,9 @@ impl Action {
                 } = vcpu.get_desc(register)?;
                 match register {
                     VM_REG_GUEST_GDTR | VM_REG_GUEST_IDTR => {
-                        println!("{name}[{cpu}]\t\t0x{base:016x}/0x{limit:08x}")
+                        outln!("{name}[{cpu}]\t\t0x{base:016x}/0x{limit:08x}")
                     }
-                    _ => println!("{name} desc[{cpu}]\t0x{base:016x}/0x{limit:08x}/0x{access:08x}"),
+                    _ => outln!("{name} desc[{cpu}]\t0x{base:016x}/0x{limit:08x}/0x{access:08x}"),
                 }
             }
             Action::Fields(fields) => {
@@ -92,7 +92,7 @@ impl Action {
                 } in fields
                 {
                     let value = vcpu.get_register(*register)?;
-                    println!("{label}[{cpu}]{tabs}{}", in_format(value, *format));
+                    outln!("{label}[{cpu}]{tabs}{}", in_format(value, *format));
                 }
             }
             Action::Step(step) => step(target, value)?,
@@ -169,11 +169,11 @@ fn segment_name(name: &str) -> &str {
 }
 
 pub fn memseg(target: &Target, _: &str) -> anyhow::Result<()> {
-    println!("ID  Length      Name");
+    outln!("ID  Length      Name");
     for segid in 0..VM_MAX_MEMSEGS {
         match target.vm.get_memseg(segid) {
             Ok((0, _)) => (),
-            Ok((len, name)) => println!("{segid:<4}{:<12}{}", humanized(len), segment_name(&name)),
+            Ok((len, name)) => outln!("{segid:<4}{:<12}{}", humanized(len), segment_name(&name)),
             // FreeBSD 14 lacks some numbers in between.
             Err(error) if error.errno == Errno::EINVAL => (),
             Err(error) => return Err(error.into()),
@@ -183,7 +183,7 @@ pub fn memseg(target: &Target, _: &str) -> anyhow::Result<()> {
 }
 
 pub fn memmap(target: &Target, _: &str) -> anyhow::Result<()> {
-    println!("Address     Length      Segment     Offset      Prot  Flags");
+    outln!("Address     Length      Segment     Offset      Prot  Flags");
     let mut gpa = 0;
     loop {
         let map = match target.vm.mmap_getnext(gpa) {
@@ -209,9 +209,10 @@ pub fn memmap(target: &Target, _: &str) -> anyhow::Result<()> {
             format!("\0{}", flags.join("/"))
         };
         let (length, segment) = (humanized(map.len), segment_name(&name));
-        println!(
+        outln!(
             "{:<12X}{length:<12}{segment:<12}{:<12X}{r}{w}{x}   {flags}",
-            map.gpa, map.segoff
+            map.gpa,
+            map.segoff
         );
         gpa = map.gpa + map.len;
     }
@@ -222,7 +223,7 @@ pub fn set_x2apic_state(target: &Target, value: &str) -> anyhow::Result<()> {
 }
 
 pub fn x2apic_state(target: &Target, _: &str) -> anyhow::Result<()> {
-    println!(
+    outln!(
         "x2apic_state[{}]\t{}",
         target.vcpu.id(),
         target.vcpu.get_x2apic_state()?
@@ -261,7 +262,7 @@ pub fn gpa_pmap(target: &Target, value: &str) -> anyhow::Result<()> {
         .into_iter()
         .map(|pte| format!(" {}", alternate(pte)))
         .collect();
-    println!("gpa {}:{entries}", alternate(gpa));
+    outln!("gpa {}:{entries}", alternate(gpa));
     Ok(())
 }
 
@@ -280,7 +281,7 @@ pub fn set_rtc_nvram(target: &Target, value: &str) -> anyhow::Result<()> {
 
 pub fn rtc_nvram(target: &Target, _: &str) -> anyhow::Result<()> {
     let offset = nvram_offset(target)?;
-    println!(
+    outln!(
         "rtc nvram[{offset:03}]: 0x{:02x}",
         target.vm.rtc_read(offset)?
     );
@@ -295,7 +296,7 @@ pub fn set_rtc_time(target: &Target, value: &str) -> anyhow::Result<()> {
 
 pub fn rtc_time(target: &Target, _: &str) -> anyhow::Result<()> {
     let secs = target.vm.rtc_gettime()?;
-    println!("rtc time {}: {}", alternate(secs as u64), date(secs));
+    outln!("rtc time {}: {}", alternate(secs as u64), date(secs));
     Ok(())
 }
 
@@ -345,8 +346,8 @@ fn date(secs: i64) -> String {
 
 pub fn intinfo(target: &Target, _: &str) -> anyhow::Result<()> {
     let (pending, current) = target.vcpu.get_intinfo()?;
-    println!("pending:\t{}", event(pending));
-    println!("current:\t{}", event(current));
+    outln!("pending:\t{}", event(pending));
+    outln!("current:\t{}", event(current));
     Ok(())
 }
 
@@ -376,7 +377,7 @@ pub fn setcap(target: &Target, value: &str) -> anyhow::Result<()> {
         .with_context(|| format!("--capname: there is no capability {name:?}"))?;
     match target.vcpu.set_capability(captype, int(value)?) {
         Err(error) if error.errno == Errno::ENOENT => {
-            println!("Capability \"{name}\" is not available");
+            outln!("Capability \"{name}\" is not available");
             Err(error.into())
         }
         result => Ok(result?),
@@ -399,10 +400,10 @@ pub fn getcap(target: &Target, _: &str) -> anyhow::Result<()> {
         match target.vcpu.get_capability(captype) {
             Ok(value) => {
                 let is = if value != 0 { "set" } else { "not set" };
-                println!("Capability \"{name}\" is {is} on vcpu {}", target.vcpu.id());
+                outln!("Capability \"{name}\" is {is} on vcpu {}", target.vcpu.id());
             }
             Err(error) if error.errno == Errno::ENOENT => {
-                println!("Capability \"{name}\" is not available")
+                outln!("Capability \"{name}\" is not available")
             }
             Err(error) => return Err(error.into()),
         }
@@ -417,7 +418,7 @@ fn print_cpus(banner: &str, cpus: &CpuSet) {
     } else {
         numbers.join(", ")
     };
-    println!("{banner}:\t {list}");
+    outln!("{banner}:\t {list}");
 }
 
 pub fn active_cpus(target: &Target, _: &str) -> anyhow::Result<()> {
@@ -437,9 +438,9 @@ pub fn suspended_cpus(target: &Target, _: &str) -> anyhow::Result<()> {
 
 pub fn stats(target: &Target, _: &str) -> anyhow::Result<()> {
     let stats = target.vcpu.named_stats()?;
-    println!("vcpu{} stats:", target.vcpu.id());
+    outln!("vcpu{} stats:", target.vcpu.id());
     for (name, value) in stats {
-        println!("{name:<40}\t{}", value as i64);
+        outln!("{name:<40}\t{}", value as i64);
     }
     Ok(())
 }
@@ -451,34 +452,32 @@ pub fn cpu_topology(target: &Target, _: &str) -> anyhow::Result<()> {
         threads,
         maxcpus,
     } = target.vm.get_topology()?;
-    println!(
-        "cpu_topology:\tsockets={sockets}, cores={cores}, threads={threads}, maxcpus={maxcpus}"
-    );
+    outln!("cpu_topology:\tsockets={sockets}, cores={cores}, threads={threads}, maxcpus={maxcpus}");
     Ok(())
 }
 
 pub fn run(target: &Target, _: &str) -> anyhow::Result<()> {
     let mut exit = VmExit::default();
     target.vcpu.run(&mut exit, &mut CpuSet::default())?;
-    println!("vm exit[{}]", target.vcpu.id());
-    println!("\trip\t\t0x{:016x}", exit.rip);
-    println!("\tinst_length\t{}", exit.inst_length);
+    outln!("vm exit[{}]", target.vcpu.id());
+    outln!("\trip\t\t0x{:016x}", exit.rip);
+    outln!("\tinst_length\t{}", exit.inst_length);
     match exit.exitcode {
         VM_EXITCODE_INOUT => {
             let inout = exit.u.get::<VmInout>();
-            println!("\treason\t\tINOUT");
-            println!("\tdirection\t{}", if inout.is_in() { "IN" } else { "OUT" });
-            println!("\tbytes\t\t{}", inout.bytes());
+            outln!("\treason\t\tINOUT");
+            outln!("\tdirection\t{}", if inout.is_in() { "IN" } else { "OUT" });
+            outln!("\tbytes\t\t{}", inout.bytes());
             let flag = |is, name| if is { name } else { "" };
-            println!(
+            outln!(
                 "\tflags\t\t{}{}",
                 flag(inout.is_string(), "STRING "),
                 flag(inout.is_rep(), "REP ")
             );
-            println!("\tport\t\t0x{:04x}", inout.port);
-            println!("\teax\t\t0x{:08x}", inout.eax);
+            outln!("\tport\t\t0x{:04x}", inout.port);
+            outln!("\teax\t\t0x{:08x}", inout.eax);
         }
-        code => println!("*** unknown vm run exitcode {code}"),
+        code => outln!("*** unknown vm run exitcode {code}"),
     }
     Ok(())
 }
