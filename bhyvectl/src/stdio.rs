@@ -21,7 +21,7 @@ pub fn complain(text: Arguments<'_>) {
     let _ = io::stderr().write_fmt(text);
 }
 
-/// As `print!` and `println!` of the standard library, by [`print`].
+/// As `print!` and `println!` of the standard library, by [`print()`].
 macro_rules! out {
     ($($text:tt)*) => { $crate::stdio::print(format_args!($($text)*)) };
 }

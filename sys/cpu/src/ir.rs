@@ -235,7 +235,7 @@ pub(crate) struct Insn {
     pub reads: FlagSet,
     pub writes: FlagSet,
     /// Of the flags that it may give values those that may be looked at before they have others: all, until
-    /// [`crate::passes::flags`] says which.
+    /// the pass `flags` says which.
     pub live: FlagSet,
     pub place: Place,
 }

@@ -68,7 +68,7 @@ pub(super) enum Kind {
     MmxFromXmm,
 }
 
-/// An instruction of the x87, MMX or SSE unit, made by [`super::decode`].
+/// An instruction of the x87, MMX or SSE unit, made by [`super::decode()`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Insn {
     pub(super) kind: Kind,

@@ -7,7 +7,7 @@
 //!
 //! # How to run an instruction
 //!
-//! 1. [`decode`] and [`select`] once. `None` means that the instruction is not one of these units'.
+//! 1. [`decode()`] and [`select()`] once. `None` means that the instruction is not one of these units'.
 //! 2. [`check`] with the operation's class: #UD, #NM and a pending #MF come before anything else.
 //! 3. If [`Op::access`] names memory, check its alignment ([`Op::aligned`]: #GP) and translate it, for writing where it is
 //!    written, so that nothing can fault after step 4. Fill [`Memory::bytes`] if it is read.

@@ -14,7 +14,7 @@ pub(super) struct Machine<'a> {
     pub(super) memory: &'a mut Memory,
 }
 
-/// An instruction of the x87, MMX or SSE unit, made by [`super::select`].
+/// An instruction of the x87, MMX or SSE unit, made by [`super::select()`].
 #[derive(Clone, Copy, Debug)]
 pub struct Op {
     pub(super) run: Run,

@@ -3,7 +3,7 @@
 //! The operands are fixed: for SSE and MMX the `reg` operand is register 1 and the `rm` operand is register 2, of whichever
 //! file the instruction uses; for x87 a memory operand is at RSI. The tables are functions only in that they are code: nothing
 //! calls them by their names, and opcodes that mean nothing stand in them without being reachable, because
-//! [`super::decode`] only asks for what the decoder knows.
+//! [`super::decode()`] only asks for what the decoder knows.
 
 use core::arch::naked_asm;
 
