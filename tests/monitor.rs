@@ -1,7 +1,6 @@
 //! Monitor mode (`-M`), and the signals that a process is started with.
 
 use std::os::unix::process::CommandExt;
-use std::process::Command;
 
 use vmm_tests::host::run;
 use vmm_tests::{Bench, Guest, guests, on_each_vmm};
@@ -13,18 +12,19 @@ on_each_vmm!(
     ignored_signals_stay_ignored,
 );
 
-/// Has the program started with these signals ignored.
-fn ignoring(mut command: Command, signals: &'static [i32]) -> Command {
-    // SAFETY: signal(2) may be called between fork and exec.
-    unsafe {
-        command.pre_exec(move || {
-            for signal in signals {
-                libc::signal(*signal, libc::SIG_IGN);
-            }
-            Ok(())
-        })
-    };
-    command
+/// A VM whose program is started with these signals ignored.
+fn start_ignoring(bench: &Bench, args: &[String], signals: &'static [i32]) -> Guest {
+    bench.start_as(args, |command| {
+        // SAFETY: signal(2) may be called between fork and exec.
+        unsafe {
+            command.pre_exec(move || {
+                for signal in signals {
+                    libc::signal(*signal, libc::SIG_IGN);
+                }
+                Ok(())
+            })
+        };
+    })
 }
 
 /// Signals that are ignored are discarded even while they are blocked: on FreeBSD SIGCHLD by default, everywhere if the program
@@ -34,7 +34,7 @@ const LOST: [&[i32]; 2] = [&[], &[libc::SIGCHLD]];
 fn a_monitor_ends_with_its_guest(bench: &Bench) {
     for ignored in LOST {
         let args = bench.machine(&guests::poweroff(), &["-M", "vm"]);
-        let mut monitor = Guest::start(ignoring(bench.bhyve(&args), ignored));
+        let mut monitor = start_ignoring(bench, &args, ignored);
         assert_eq!(monitor.wait().code(), Some(1), "{}", monitor.errors());
     }
 }
@@ -42,7 +42,7 @@ fn a_monitor_ends_with_its_guest(bench: &Bench) {
 fn a_guest_that_resets_is_started_again(bench: &Bench) {
     for ignored in LOST {
         let args = bench.machine(&guests::typed(), &["-M", "vm"]);
-        let mut monitor = Guest::start(ignoring(bench.bhyve(&args), ignored));
+        let mut monitor = start_ignoring(bench, &args, ignored);
         for _ in 0..3 {
             monitor.expect("up\n");
             monitor.send("r");
@@ -67,7 +67,7 @@ fn goes_on(guest: &mut Guest) {
 fn signals_are_passed_on(bench: &Bench) {
     let started = |ignored| {
         let args = bench.machine(&guests::nonce(), &["-M", "vm"]);
-        let mut monitor = Guest::start(ignoring(bench.bhyve(&args), ignored));
+        let mut monitor = start_ignoring(bench, &args, ignored);
         monitor.expect("\n");
         monitor
     };
@@ -87,7 +87,7 @@ fn signals_are_passed_on(bench: &Bench) {
 /// The same without a monitor.
 fn ignored_signals_stay_ignored(bench: &Bench) {
     let args = bench.machine(&guests::nonce(), &["vm"]);
-    let mut guest = Guest::start(ignoring(bench.bhyve(&args), &[libc::SIGHUP]));
+    let mut guest = start_ignoring(bench, &args, &[libc::SIGHUP]);
     guest.expect("\n");
     guest.signal(libc::SIGHUP);
     goes_on(&mut guest);

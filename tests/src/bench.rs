@@ -195,9 +195,16 @@ impl Bench {
 
     /// The same, with bhyve(8) saying as much of what it does as this level of its log.
     pub fn start_telling<S: AsRef<str>>(&self, level: &str, args: &[S]) -> Guest {
+        self.start_as(args, |command| {
+            command.env("BHYVE_LOG", level);
+        })
+    }
+
+    /// The same, with the process changed before it is started.
+    pub fn start_as<S: AsRef<str>>(&self, args: &[S], change: impl FnOnce(&mut Command)) -> Guest {
         self.check(args);
         let mut command = self.bhyve(args);
-        command.env("BHYVE_LOG", level);
+        change(&mut command);
         Guest::start(command)
     }
 
