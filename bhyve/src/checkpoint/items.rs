@@ -5,7 +5,7 @@
 //! vmm does not give it.
 
 use super::guest::{GuestError, Part, Processors};
-use super::{STRUCT_VERSION, SnapshotError};
+use super::{STRUCT_VERSION, SnapshotError, vlapic};
 use std::borrow::Cow;
 use vmmapi::Vm;
 use vmmapi::abi::{self, soft};
@@ -166,8 +166,12 @@ impl Item {
 
     /// Gives it back; the number of bytes that belong to nothing.
     pub fn restore(&self, processors: &Processors<'_>, bytes: &[u8]) -> Result<usize, ItemError> {
+        let vm = processors.vm();
         Ok(match self.way {
-            Way::Struct(number) => processors.vm().snapshot_restore(number, bytes)?,
+            Way::Struct(abi::STRUCT_VLAPIC) if vm.kind() != Kind::Soft => {
+                vm.snapshot_restore(abi::STRUCT_VLAPIC, &vlapic::for_kernel(bytes))?
+            }
+            Way::Struct(number) => vm.snapshot_restore(number, bytes)?,
             Way::Guest(part) => processors.restore(part, bytes)?,
         })
     }

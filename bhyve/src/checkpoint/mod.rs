@@ -13,6 +13,7 @@ mod items;
 pub mod pulse;
 pub mod restore;
 pub mod stub;
+mod vlapic;
 
 use crate::backends::block_if::DiskIdentity;
 use crate::device::{Clock, Device, SaveError, SavedState, StateError};

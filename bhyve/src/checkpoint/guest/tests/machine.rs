@@ -39,7 +39,7 @@ const RING0_STACK: u64 = 0x6800;
 const STACK: u64 = 0x7000;
 const TABLES: u64 = 0x8000;
 
-const INTERRUPT: u8 = 0x40;
+pub const INTERRUPT: u8 = 0x40;
 pub const GP: u8 = 13;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -4,8 +4,10 @@ mod machine;
 
 use super::*;
 use crate::checkpoint::save_kernel;
-use machine::{Case, GP, Machine, PLAIN, RELEASES, Waits, cases};
+use machine::{Case, GP, INTERRUPT, Machine, PLAIN, RELEASES, Waits, cases};
 use std::sync::Arc;
+use std::time::Duration;
+use vmm_x86::apicreg::*;
 use vmmapi::CpuSet;
 use vmmapi::backend::standin::Release;
 
@@ -66,6 +68,31 @@ fn a_guest_is_restored_in_place() {
         machine.vm.restore_time().unwrap();
         assert!(machine.results() == straight, "{case:?}");
     }
+}
+
+/// The time of a local APIC's timer was up when the machine came to rest, and its callout had not run.
+#[test]
+fn a_timer_that_was_due_is_not_lost() {
+    /// Behind the page of registers: the local vectors as they were last, and the timer's count.
+    const LVT_LAST: usize = 4137;
+    const COUNT: usize = 4165;
+    let release = Release::Fifteen;
+    let machine = Machine::at_point(release, &PLAIN);
+    let mut saved = machine.save();
+    let (_, lapic) = saved
+        .iter_mut()
+        .find(|(item, _)| item.name == "vlapic")
+        .unwrap();
+    let mut put = |at: usize, value: u32| lapic[at..at + 4].copy_from_slice(&value.to_le_bytes());
+    let register = |number: u32| (number * LAPIC_MEM_MUL) as usize;
+    put(register(LAPIC_SVR), (Svr::ENABLE | Svr::VECTOR).bits());
+    put(register(LAPIC_LVT_TIMER), INTERRUPT.into());
+    put(LVT_LAST + 4 * LvtIndex::Timer as usize, INTERRUPT.into());
+    put(register(LAPIC_ICR_TIMER), 1000);
+    put(COUNT, 0);
+    let other = machine.restored(release, &saved);
+    std::thread::sleep(Duration::from_millis(100));
+    assert_eq!(other.results()[1], 1);
 }
 
 /// On AMD's processors nothing else takes the guest's translations, and then the stub's, from the TLB. The software processor
