@@ -13,11 +13,11 @@ use crate::process::cleanup;
 use crate::process::monitor::{self, Role};
 use crate::process::proctitle;
 use crate::process::{panic, signals, stdio};
+use crate::report;
 use crate::vars;
 use std::error::Error as StdError;
 use std::ffi::OsString;
 use std::fmt::{Arguments, Write as _};
-use std::io::Write as _;
 use std::process::ExitCode;
 use std::sync::Arc;
 use vmmapi::abi;
@@ -131,10 +131,7 @@ fn print(text: Arguments<'_>, status: u8) -> u8 {
 fn init_log() {
     let environment = env_logger::Env::new().filter_or("BHYVE_LOG", "warn");
     env_logger::Builder::from_env(environment)
-        .format(|out, record| {
-            write!(out, "bhyve: {}{}", record.args(), line_end())?;
-            Ok(())
-        })
+        .format(|out, record| report::write_line(out, record, line_end()))
         .init();
 }
 

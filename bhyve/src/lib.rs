@@ -19,6 +19,7 @@ mod layouts;
 mod machine;
 mod mevent;
 mod process;
+mod report;
 mod vars;
 
 pub use bhyverun::main;

@@ -9,6 +9,7 @@ use crate::device::BuildError;
 use crate::devices::uart::{TtyClient, TtySink};
 use crate::mevent::{EventId, Interest, Mevent, Ready};
 use crate::process::cleanup::{self, Left};
+use crate::report::Reporter;
 use nix::sys::termios::{self, SetArg};
 use parking_lot::Mutex;
 use std::collections::VecDeque;
@@ -47,6 +48,7 @@ struct Output {
 /// A back end. The lock of `line` is taken before the port's, that of `output` alone.
 pub struct Tty {
     name: String,
+    report: Reporter,
     mevent: Arc<Mevent>,
     client: Weak<dyn TtyClient>,
     this: Weak<Tty>,
@@ -75,6 +77,7 @@ impl Tty {
         };
         let tty = Arc::new_cyclic(|this| Self {
             name: path.to_owned(),
+            report: Reporter::of_device(&format!("{device} ({path})")),
             mevent: Arc::clone(mevent),
             client,
             this: Weak::clone(this),
@@ -155,7 +158,7 @@ impl Tty {
             self.attach(stream.into(), writer.into(), false)
         });
         if let Err(error) = attached {
-            log::warn!("{}: {error}", self.name);
+            self.report.warn(format_args!("{error}"));
         }
     }
 
@@ -197,7 +200,7 @@ impl Tty {
             // Under the lock, so that a reader that makes room just now finds `stopped` set.
             line.stopped = true;
             if let Err(error) = self.mevent.disable(input) {
-                log::warn!("{}: {error}", self.name);
+                self.report.warn(format_args!("{error}"));
             }
             return;
         }
@@ -309,7 +312,7 @@ impl TtySink for Tty {
         {
             line.stopped = false;
             if let Err(error) = self.mevent.enable(input, Interest::Read) {
-                log::warn!("{}: {error}", self.name);
+                self.report.warn(format_args!("{error}"));
             }
         }
     }

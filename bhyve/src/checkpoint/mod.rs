@@ -20,6 +20,7 @@ use crate::device::{Clock, Device, SaveError, SavedState, StateError};
 use crate::gdb::DebugError;
 use crate::machine::vcpu::{Hold, RestError};
 use crate::machine::{Machine, Rest};
+use crate::point;
 use guest::{GuestError, Processors};
 use image::VmImage;
 pub use items::check_support;
@@ -163,6 +164,7 @@ fn write(
     writer.memory(&VmImage(machine.vm()), progress)?;
     // Last, since it looks once more whether the disks are where a restore will look for them.
     writer.commit(describe(machine, afterwards)?)?;
+    point!(commit, "{base}");
     Ok(())
 }
 

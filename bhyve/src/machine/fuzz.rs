@@ -147,6 +147,7 @@ impl Rig {
             vendor: Vendor::Amd,
             counter: None,
             debugger: None,
+            report: Arc::new(Reporter::of_vcpu(0)),
         };
         (thread, vcpus)
     }

@@ -29,6 +29,7 @@ use crate::config::Config;
 use crate::device::{BuildCtx, BuildError, Clock};
 use crate::gdb::{Debugger, Endpoint};
 use crate::mevent::Mevent;
+use crate::report::{self, Reporter};
 use crate::vars;
 use exit_counter::ExitCounter;
 use parking_lot::Mutex;
@@ -139,6 +140,7 @@ impl Machine {
         if restore.is_none() && !options.boots {
             return Err(OptionError::NoBoot.into());
         }
+        report::set_vm(&options.name);
         let mevent = Mevent::new().map_err(|source| MachineError::Host {
             what: "make an event loop",
             source,
@@ -433,6 +435,7 @@ impl Machine {
                 vendor,
                 counter: counter.clone(),
                 debugger: self.debugger().cloned(),
+                report: Arc::new(Reporter::of_vcpu(id.into())),
             };
             let cpus = self.options.pinned(id);
             self.start_thread(format!("vcpu {id}"), move || {

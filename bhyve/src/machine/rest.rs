@@ -2,6 +2,7 @@
 
 use super::vcpu::{Hold, RestError};
 use super::{End, Machine};
+use crate::point;
 use std::time::{Duration, Instant};
 
 /// How long processors and devices may take to come to rest. Disks can be slow.
@@ -24,6 +25,7 @@ impl Machine {
         self.vcpus.hold(hold, PATIENCE)?;
         let mut rest = self.rest_devices()?;
         rest.since = since;
+        point!(rest, "after={:?}", since.elapsed());
         Ok(rest)
     }
 
@@ -61,6 +63,7 @@ impl Drop for Rest<'_> {
         if self.ends {
             return;
         }
+        point!(resume, "after={:?}", self.since.elapsed());
         self.machine.devices.resume();
         if let Err(error) = self.machine.vcpus.release() {
             let reason = format!("cannot let the processors go on: {error}");

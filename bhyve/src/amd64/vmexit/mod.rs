@@ -13,6 +13,8 @@ use crate::bus::mem::Mmio;
 use crate::gdb::Debugger;
 use crate::machine::exit_counter::ExitCounter;
 use crate::machine::vcpu::{End, Vcpus};
+use crate::point;
+use crate::report::Reporter;
 use access::LinearAccess;
 use std::sync::Arc;
 use vmm_x86::apicreg::DeliveryMode;
@@ -50,6 +52,8 @@ pub struct VcpuThread {
     pub counter: Option<Arc<ExitCounter>>,
     /// The debug server's, if there is one.
     pub debugger: Option<Arc<Debugger>>,
+    /// Says what the guest does on it.
+    pub report: Arc<Reporter>,
 }
 
 /// Why a processor cannot go on.
@@ -82,6 +86,8 @@ impl VcpuThread {
                     return self.vcpus.end(End::Suspended(exit.suspended().how));
                 }
                 Ok(()) => {
+                    let (id, code, rip) = (self.vcpu.id(), exit.exitcode, exit.rip);
+                    point!(exit, "vcpu={id} code={code} rip={rip:#x}");
                     let handled = self.handle(&exit, &cpuset);
                     self.count(&exit);
                     if let Err(error) = handled {
@@ -286,11 +292,9 @@ impl VcpuThread {
             Some(value) => value,
             None => {
                 if self.policy.verbosemsr {
-                    log::info!(
-                        "vcpu {}: rdmsr {code:#x} at {:#x} is unknown",
-                        self.vcpu.id(),
-                        exit.rip
-                    );
+                    let at = exit.rip;
+                    self.report
+                        .info(format_args!("rdmsr {code:#x} at {at:#x} is unknown"));
                 }
                 if self.policy.strictmsr {
                     return Ok(self.vcpu.inject_exception(IDT_GP.into(), Some(0), true)?);
@@ -308,13 +312,10 @@ impl VcpuThread {
         let write = exit.msr();
         if !xmsr::wrmsr(self.vendor, write.code, write.wval) {
             if self.policy.verbosemsr {
-                let id = self.vcpu.id();
-                log::info!(
-                    "vcpu {id}: wrmsr {:#x}={:#x} at {:#x} is unknown",
-                    write.code,
-                    write.wval,
-                    exit.rip
-                );
+                let (code, value, at) = (write.code, write.wval, exit.rip);
+                self.report.info(format_args!(
+                    "wrmsr {code:#x}={value:#x} at {at:#x} is unknown"
+                ));
             }
             if self.policy.strictmsr {
                 self.vcpu.inject_exception(IDT_GP.into(), Some(0), true)?;

@@ -18,6 +18,7 @@ pub use stream::Endpoint;
 
 use crate::backends::console::Console;
 use crate::device::BuildError;
+use crate::report::Reporter;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use session::Viewer;
@@ -65,6 +66,7 @@ impl Server {
             console,
             password: password.map(Arc::from),
             viewers: Vec::new(),
+            report: Reporter::of_device("the VNC server"),
         };
         let thread = std::thread::Builder::new()
             .name("rfb".to_owned())
@@ -95,6 +97,7 @@ struct Acceptor {
     console: Arc<Console>,
     password: Option<Arc<str>>,
     viewers: Vec<Viewer>,
+    report: Reporter,
 }
 
 impl Acceptor {
@@ -104,7 +107,7 @@ impl Acceptor {
                 Ok(true) => {}
                 Ok(false) => return,
                 Err(error) => {
-                    log::warn!("the VNC server: {error}");
+                    self.report.warn(format_args!("{error}"));
                     std::thread::sleep(PAUSE);
                 }
             }

@@ -45,6 +45,7 @@ fn tcp(
     let client: Arc<dyn TtyClient> = port.clone();
     let tty = Arc::new_cyclic(|this| Tty {
         name: "tcp".into(),
+        report: Reporter::of_device("com1"),
         mevent: Arc::clone(&mevent),
         client: Arc::downgrade(&client),
         this: Weak::clone(this),

@@ -16,6 +16,7 @@ use super::msi::{MSIX_ENABLE, MSIX_MASK_ALL, Msix};
 use super::{Bdf, PciDevice};
 use crate::bus::inout::Inout;
 use crate::bus::mem::Mmio;
+use crate::point;
 pub use build::PciIds;
 pub use decode::BarMemory;
 use parking_lot::{Mutex, MutexGuard};
@@ -179,6 +180,7 @@ impl PciFunc {
 
     /// Sends MSI message `n`, if the guest has enabled that many.
     pub fn msi_raise(&self, n: usize) {
+        point!(interrupt, "{} msi={n}", self.name());
         let inner = self.inner();
         let Some(at) = inner.msi else { return };
         if n >= inner.msi_messages() {
@@ -192,6 +194,7 @@ impl PciFunc {
 
     /// Raises MSI-X vector `n`: sends it, or keeps it pending while it is masked.
     pub fn msix_raise(&self, n: usize) {
+        point!(interrupt, "{} msix={n}", self.name());
         let mut inner = self.inner();
         let control = inner.msix_control();
         if control & MSIX_ENABLE == 0 {
