@@ -1,6 +1,7 @@
 //! The parts of a PC that every VM has (`usr.sbin/bhyve/amd64/bhyverun_machdep.c`): interrupt routing, power management, the
 //! clock, and at a cold start the firmware tables and the kernel.
 
+use crate::backends::console::BootScreen;
 use crate::bus::pci::{PciBus, States};
 use crate::config::{Var, variables};
 use crate::device::{BuildCtx, BuildError, Clock, Device, StateError};
@@ -168,6 +169,7 @@ pub fn boot(ctx: &BuildCtx<'_>, bus: &PciBus, cpus: u32) -> Result<Option<BootSt
             windows: bus.windows(),
             routes: bus.routes(),
             lpc: ctx.intx.bridge(),
+            vga: matches!(ctx.console.boot_screen(), Some(BootScreen::Text(_))),
         };
         let tables =
             acpi::build(&machine).map_err(|error| BuildError::Invalid(error.to_string()))?;

@@ -318,9 +318,10 @@ fn root_resources(bus: u8, windows: &BusWindows) -> Raw {
     )])
 }
 
-/// The interrupt routes of a bus: through the links with the 8259s, straight to pins with the I/O APIC.
+/// The interrupt routes of a bus, if one of its devices has a pin: through the links with the 8259s, straight to pins with the I/O APIC.
 fn routes(machine: &AcpiMachine<'_>, bus: u8) -> Raw {
     let (mut pic, mut apic) = (PackageBuilder::new(), PackageBuilder::new());
+    let mut any = false;
     for route in machine.routes.iter().filter(|route| route.bus == bus) {
         let address = u32::from(route.slot) << 16 | 0xffff;
         let pin = route.pin.wrapping_sub(1);
@@ -341,6 +342,11 @@ fn routes(machine: &AcpiMachine<'_>, bus: u8) -> Raw {
             ));
         }
         apic.add_element(&entry(&ZERO, route.route.ioapic));
+        any = true;
+    }
+    // A guest takes a table without an entry for a fault.
+    if !any {
+        return Raw(Vec::new());
     }
     let (pprt, aprt) = (name("PPRT", &pic), name("APRT", &apic));
     let (pic_path, apic_path) = (Path::new("PPRT"), Path::new("APRT"));

@@ -43,6 +43,8 @@ pub struct AcpiMachine<'a> {
     pub routes: &'a [SlotRoute],
     /// The bridge with the PIRQ registers and the ISA bus.
     pub lpc: Option<Bdf>,
+    /// There is a VGA with a picture.
+    pub vga: bool,
 }
 
 /// Why there are no tables.
@@ -126,9 +128,20 @@ fn io_register(port: u16, width: u8, access: AccessSize) -> GAS {
     GAS::new(AddressSpace::SystemIo, width, 0, access, port.into())
 }
 
-fn fadt(dsdt: u64, facs: u64) -> Vec<u8> {
-    // Legacy devices, a 8042, no VGA, and ASPM is not to be touched.
-    const BOOT_ARCH: u16 = 1 << 0 | 1 << 1 | 1 << 2 | 1 << 4;
+bitflags::bitflags! {
+    /// IAPC_BOOT_ARCH of the FADT (ACPI 6.5, table 5.11; `ACPI_FADT_*` of `actbl.h`).
+    struct BootArch: u16 {
+        const LEGACY_DEVICES = 1 << 0;
+        const I8042 = 1 << 1;
+        const NO_VGA = 1 << 2;
+        const NO_ASPM = 1 << 4;
+    }
+}
+
+fn fadt(dsdt: u64, facs: u64, vga: bool) -> Vec<u8> {
+    let mut boot_arch = BootArch::LEGACY_DEVICES | BootArch::I8042 | BootArch::NO_ASPM;
+    // A guest does not look for a VGA where this says that there is none.
+    boot_arch.set(BootArch::NO_VGA, !vga);
     // Above 100 and 1000 microseconds: C2 and C3 are not there.
     const NO_C2: u16 = 0xffff;
     const NO_C3: u16 = 0xffff;
@@ -154,7 +167,7 @@ fn fadt(dsdt: u64, facs: u64) -> Vec<u8> {
     fadt.p_lvl2_lat = NO_C2.into();
     fadt.p_lvl3_lat = NO_C3.into();
     fadt.century = RTC_CENTURY as u8;
-    fadt.iapc_boot_arch = BOOT_ARCH.into();
+    fadt.iapc_boot_arch = boot_arch.bits().into();
     fadt.reset_reg = io_register(IO_RESET, 8, AccessSize::ByteAccess);
     fadt.reset_value = RESET_VALUE.bits();
     let flags = [
@@ -216,7 +229,7 @@ pub fn build(machine: &AcpiMachine<'_>) -> Result<AcpiTables, TooLarge> {
     let facs = memory.add(&bytes(&FACS::new()));
     let dsdt = memory.add(&dsdt::build(machine));
     let entries = [
-        memory.add(&fadt(dsdt, facs)),
+        memory.add(&fadt(dsdt, facs, machine.vga)),
         memory.add(&madt(machine.cpus)),
         memory.add(&hpet(machine.hpet_capabilities)),
         memory.add(&mcfg()),

@@ -4,6 +4,10 @@ use super::*;
 use crate::bus::pci::intx::IntxRoute;
 
 fn tables(cpus: u32) -> AcpiTables {
+    tables_of(cpus, |_| {})
+}
+
+fn tables_of(cpus: u32, change: impl FnOnce(&mut AcpiMachine<'_>)) -> AcpiTables {
     let windows = |base: u64| BusWindows {
         io: 0x2000 + base..0x2100 + base,
         mem32: 0xc000_0000 + (base << 16)..0xc010_0000 + (base << 16),
@@ -19,18 +23,20 @@ fn tables(cpus: u32) -> AcpiTables {
             ioapic: 15 + pirq,
         },
     };
-    build(&AcpiMachine {
+    let mut machine = AcpiMachine {
         cpus,
         hpet_capabilities: 0x8086_0701,
         windows: &windows,
         routes: &[route(0, 3, 1), route(0, 4, 2), route(4, 1, 8)],
+        vga: false,
         lpc: Some(Bdf {
             bus: 0,
             slot: 31,
             func: 0,
         }),
-    })
-    .unwrap()
+    };
+    change(&mut machine);
+    build(&machine).unwrap()
 }
 
 fn word(bytes: &[u8], at: usize) -> u64 {
@@ -158,6 +164,31 @@ fn names_of_the_dsdt() {
         assert!(has(name), "{}", String::from_utf8_lossy(name));
     }
     assert!(!has(b"_S3_"));
+}
+
+fn dsdt_of(tables: &AcpiTables) -> &[u8] {
+    at(tables, word(named(tables)["FACP"], 40))
+}
+
+#[test]
+fn a_bus_without_pins_has_no_routes() {
+    let has_routes = |tables: &AcpiTables| {
+        dsdt_of(tables)
+            .windows(4)
+            .filter(|name| name == b"_PRT")
+            .count()
+    };
+    assert_eq!(has_routes(&tables(1)), 2);
+    let only_bus_4 = tables_of(1, |machine| machine.routes = &machine.routes[2..]);
+    assert_eq!(has_routes(&only_bus_4), 1);
+    let none = tables_of(1, |machine| machine.routes = &[]);
+    assert_eq!(has_routes(&none), 0);
+}
+
+#[test]
+fn the_fadt_says_whether_there_is_a_vga() {
+    let no_vga = |vga| named(&tables_of(1, |machine| machine.vga = vga))["FACP"][109] & 1 << 2 != 0;
+    assert_eq!((no_vga(false), no_vga(true)), (true, false));
 }
 
 #[test]
