@@ -9,15 +9,18 @@
 
 use vmm_x86::acpi::IO_PMTMR;
 use vmm_x86::apicreg::{
-    DEFAULT_APIC_BASE, DEFAULT_IO_APIC_BASE, DeliveryMode, LvtIndex, VIOAPIC_PINS,
+    DEFAULT_APIC_BASE, DEFAULT_IO_APIC_BASE, DeliveryMode, LAPIC_DCR_TIMER, LAPIC_EOI,
+    LAPIC_ICR_TIMER, LAPIC_LVT_TIMER, LAPIC_MEM_MUL, LvtIndex, VIOAPIC_PINS,
 };
 use vmm_x86::hpet::{HPET_MEM_WIDTH, VHPET_BASE};
 use vmm_x86::i8253::TIMER_REG_MODE;
 use vmm_x86::isa::{IO_PPI, IO_RTC, IO_TIMER1, IRQ_RTC, IRQ_TIMER};
+use vmm_x86::specialreg::MSR_APIC_000;
 
 use crate::cpuset::CpuSet;
 use crate::errno::Errno;
 use crate::io::Refused;
+use crate::io::ticks::{Heard, Source, Ticks};
 use crate::io::vatpic::{self, Vatpic};
 use crate::io::vatpit::Vatpit;
 use crate::io::vhpet::{self, Signal, Vhpet};
@@ -73,6 +76,7 @@ pub struct Chipset {
     hpet: Vhpet,
     pmtmr: Vpmtmr,
     rtc: Vrtc,
+    ticks: Ticks,
 }
 
 impl Chipset {
@@ -92,7 +96,14 @@ impl Chipset {
             hpet: Vhpet::new(),
             pmtmr: Vpmtmr::new(now),
             rtc: Vrtc::new(now),
+            ticks: Ticks::new(false),
         }
+    }
+
+    /// Makes ticks up to the guest that it had no time for, if the host's clock is the guest's.
+    pub fn catch_up(mut self, on: bool) -> Self {
+        self.ticks = Ticks::new(on);
+        self
     }
 
     /// `VM_REINIT`: all but the CMOS clock as after [`Self::new`], and no virtual CPU active.
@@ -102,6 +113,7 @@ impl Chipset {
         let ipi_exit = self.lapics.ipi_exit;
         *self = Self {
             rtc,
+            ticks: Ticks::new(self.ticks.on()),
             ..Self::at(now, self.lapics.cpus.len(), self.lapics.as_kernel)
         };
         self.lapics.ipi_exit = ipi_exit;
@@ -181,10 +193,11 @@ impl Chipset {
             .deadline()
             .min(self.hpet.deadline())
             .min(self.rtc.deadline())
+            .min(self.ticks.deadline())
     }
 
     /// Runs every timer that is due at `now`, in the order of their deadlines; of equal ones PIT, HPET, RTC and then
-    /// local APICs ascending. A timer that is late by more than its period is not run twice.
+    /// local APICs ascending. A timer that is late by more than its period is not run twice: it owes the guest the rest.
     pub fn advance(&mut self, now: Sbt) {
         loop {
             let board = self.board_deadline();
@@ -196,25 +209,83 @@ impl Chipset {
                 .min();
             match lapic {
                 Some((deadline, vcpu)) if deadline <= now && deadline < board => {
-                    if let Some(lapic) = self.lapics.cpus.get_mut(vcpu) {
-                        let event = lapic.expire(now);
-                        self.lapics.signal(vcpu, event);
+                    let lapic = self.lapics.cpus.get_mut(vcpu);
+                    let due = lapic.and_then(|lapic| lapic.expire(now));
+                    let heard = self.tick(Source::Lapic(vcpu));
+                    if let Some(due) = due {
+                        self.ticks.raised(Source::Lapic(vcpu), due, heard);
                     }
                 }
                 _ if board > now => return,
                 _ if self.pit.deadline() == board => {
-                    self.pit.expire(now);
-                    self.pulse_irq(IRQ_TIMER, PIT_PIN);
+                    let due = self.pit.expire(now);
+                    let heard = self.tick(Source::Pit);
+                    if let Some(due) = due {
+                        self.ticks.raised(Source::Pit, due, heard);
+                    }
                 }
                 _ if self.hpet.deadline() == board => {
+                    let mut heard = Heard::No;
                     let (hpet, mut wires) = self.split_hpet();
-                    hpet.expire(now, |signal| wires.hpet(signal));
+                    let due = hpet.expire(now, |signal| heard = wires.hpet(signal));
+                    if let Some((index, due)) = due {
+                        self.ticks.raised(Source::Hpet(index), due, heard);
+                    }
+                }
+                _ if self.rtc.deadline() == board => {
+                    let mut irq = false;
+                    let due = self.rtc.expire(now, &mut irq);
+                    self.rtc_irq(irq);
+                    if let Some((due, heard)) = due {
+                        self.ticks.raised(Source::Rtc, due, heard);
+                    }
                 }
                 _ => {
-                    let mut irq = false;
-                    self.rtc.expire(now, &mut irq);
-                    self.rtc_irq(irq);
+                    if let Some(source) = self.ticks.ready(now) {
+                        self.pay_tick(source);
+                    }
                 }
+            }
+        }
+    }
+
+    /// Raises a periodic timer's interrupt.
+    fn tick(&mut self, source: Source) -> Heard {
+        match source {
+            Source::Pit => self.pulse_irq(IRQ_TIMER, PIT_PIN),
+            Source::Rtc => {
+                let mut irq = false;
+                let heard = self.rtc.tick(&mut irq);
+                self.rtc_irq(irq);
+                heard
+            }
+            Source::Hpet(index) => {
+                let mut heard = Heard::No;
+                let (hpet, mut wires) = self.split_hpet();
+                hpet.tick(index, |signal| heard = wires.hpet(signal));
+                heard
+            }
+            Source::Lapic(vcpu) => {
+                let Some(lapic) = self.lapics.cpus.get_mut(vcpu) else {
+                    return Heard::No;
+                };
+                let (event, heard) = lapic.raise_timer();
+                self.lapics.signal(vcpu, event);
+                heard
+            }
+        }
+    }
+
+    fn pay_tick(&mut self, source: Source) {
+        let heard = self.tick(source);
+        self.ticks.paid(source, heard);
+    }
+
+    /// The guest has ended an interrupt, one of those timers: what they owe can be raised.
+    fn ended(&mut self, now: Sbt, is_of: impl Fn(Source) -> bool) {
+        for source in self.ticks.owing() {
+            if is_of(source) && self.ticks.ended(source, now) {
+                self.pay_tick(source);
             }
         }
     }
@@ -289,9 +360,9 @@ impl Chipset {
         if !(0..IOAPIC_PINS).contains(&pin) {
             return Err(Errno::EINVAL);
         }
-        levels
-            .iter()
-            .for_each(|level| self.set_ioapic_pin(pin as usize, *level));
+        levels.iter().for_each(|level| {
+            self.set_ioapic_pin(pin as usize, *level);
+        });
         Ok(())
     }
 
@@ -367,9 +438,10 @@ impl Chipset {
         Ok(())
     }
 
-    fn set_ioapic_pin(&mut self, pin: usize, level: bool) {
-        if let Some(message) = self.ioapic.set_pin(pin, level) {
-            self.lapics.deliver(message);
+    fn set_ioapic_pin(&mut self, pin: usize, level: bool) -> Heard {
+        match self.ioapic.set_pin(pin, level) {
+            Some(message) => self.lapics.deliver(message),
+            None => Heard::No,
         }
     }
 
@@ -387,13 +459,15 @@ impl Chipset {
         }
     }
 
-    fn pulse_irq(&mut self, irq: u8, pin: usize) {
+    /// A guest listens at one of the two. One that listens at the I/O APIC's pin may have left the 8259's open.
+    fn pulse_irq(&mut self, irq: u8, pin: usize) -> Heard {
+        let pic = self.pic.would_hear(irq);
         for level in [true, false] {
             self.set_pic_irq(irq, level);
         }
-        for level in [true, false] {
-            self.set_ioapic_pin(pin, level);
-        }
+        let ioapic = self.set_ioapic_pin(pin, true);
+        self.set_ioapic_pin(pin, false);
+        if ioapic == Heard::No { pic } else { ioapic }
     }
 
     fn rtc_irq(&mut self, raised: bool) {
@@ -428,8 +502,9 @@ impl Chipset {
         match event {
             Event::Eoi(vector) => {
                 let lapics = &mut self.lapics;
-                self.ioapic
-                    .process_eoi(vector, |message| lapics.deliver(message));
+                self.ioapic.process_eoi(vector, |message| {
+                    lapics.deliver(message);
+                });
                 if self.pending_vector(vcpu).is_some() {
                     self.lapics.notify(vcpu);
                 }
@@ -444,6 +519,21 @@ impl Chipset {
             event => self.lapics.signal(vcpu, event),
         }
         Ok(())
+    }
+
+    /// What the write of a local APIC's register means for ticks that are owed.
+    fn lapic_written(&mut self, now: Sbt, vcpu: usize, register: u32) {
+        match register {
+            LAPIC_EOI => self.ended(now, |source| match source {
+                Source::Pit | Source::Hpet(_) => true,
+                Source::Lapic(owner) => owner == vcpu,
+                Source::Rtc => false,
+            }),
+            LAPIC_ICR_TIMER | LAPIC_DCR_TIMER | LAPIC_LVT_TIMER => {
+                self.ticks.forget(Source::Lapic(vcpu));
+            }
+            _ => {}
+        }
     }
 
     // Port space.
@@ -464,6 +554,8 @@ impl Chipset {
                 let mut irq = false;
                 let value = self.rtc.read(now, &mut irq);
                 self.rtc_irq(irq);
+                // Reading register C ends its interrupt; if it was another one, nothing is pending any less.
+                self.ended(now, |source| source == Source::Rtc);
                 value
             }
             (Some(_), _) => return Io::Refused,
@@ -480,9 +572,13 @@ impl Chipset {
             (Some(Port::Pic(register)), 1) => {
                 let raised = self.pic.write(register, byte);
                 self.pic_output(raised == Ok(true));
+                self.ended(now, |source| source == Source::Pit);
                 raised.map(|_| ()).into()
             }
-            (Some(Port::Pit(register)), 1) => self.pit.write(now, register, byte).into(),
+            (Some(Port::Pit(register)), 1) => {
+                self.ticks.forget(Source::Pit);
+                self.pit.write(now, register, byte).into()
+            }
             (Some(Port::RtcIndex), 1) => {
                 self.rtc.select(byte);
                 Io::Done(())
@@ -526,8 +622,11 @@ impl Chipset {
                 let Some(lapic) = self.lapics.cpus.get_mut(vcpu) else {
                     return Io::Refused;
                 };
-                let event = lapic.mmio_write(now, (gpa - DEFAULT_APIC_BASE) as u16, value, size);
-                event.and_then(|event| self.lapic_event(vcpu, event)).into()
+                let offset = (gpa - DEFAULT_APIC_BASE) as u16;
+                let event = lapic.mmio_write(now, offset, value, size);
+                let result = event.and_then(|event| self.lapic_event(vcpu, event));
+                self.lapic_written(now, vcpu, u32::from(offset) / LAPIC_MEM_MUL);
+                result.into()
             }
             DEFAULT_IO_APIC_BASE => {
                 let written = self
@@ -544,8 +643,9 @@ impl Chipset {
             VHPET_BASE if gpa - VHPET_BASE < HPET_MEM_WIDTH => {
                 let (hpet, mut wires) = self.split_hpet();
                 hpet.mmio_write(now, gpa - VHPET_BASE, value, size, |signal| {
-                    wires.hpet(signal)
+                    wires.hpet(signal);
                 });
+                (0..vhpet::TIMERS).for_each(|index| self.ticks.forget(Source::Hpet(index)));
                 Io::Done(())
             }
             _ => Io::NotMine,
@@ -570,7 +670,9 @@ impl Chipset {
         match self.lapics.cpus.get_mut(vcpu) {
             Some(lapic) if vmm_msr::is_x2apic(msr) => {
                 let event = lapic.msr_write(now, msr, value);
-                self.lapic_event(vcpu, event).into()
+                let result = self.lapic_event(vcpu, event);
+                self.lapic_written(now, vcpu, msr.wrapping_sub(MSR_APIC_000));
+                result.into()
             }
             _ => Io::NotMine,
         }
@@ -757,24 +859,26 @@ struct Wires<'a> {
 }
 
 impl Wires<'_> {
-    fn hpet(&mut self, signal: Signal) {
+    fn hpet(&mut self, signal: Signal) -> Heard {
         let (pin, levels) = match signal {
             Signal::Pulse(pin) => (pin, &[true, false][..]),
             Signal::Assert(pin) => (pin, &[true][..]),
             Signal::Deassert(pin) => (pin, &[false][..]),
             Signal::Msi { addr, data } => {
                 // A guest that programs an address where no local APIC is gets no interrupt.
-                if let Ok(message) = self.lapics.msi(addr, data) {
-                    self.lapics.deliver(message);
-                }
-                return;
+                return match self.lapics.msi(addr, data) {
+                    Ok(message) => self.lapics.deliver(message),
+                    Err(Refused) => Heard::No,
+                };
             }
         };
+        let mut heard = Heard::No;
         for level in levels {
             if let Some(message) = self.ioapic.set_pin(pin.into(), *level) {
-                self.lapics.deliver(message);
+                heard = heard.max(self.lapics.deliver(message));
             }
         }
+        heard
     }
 }
 

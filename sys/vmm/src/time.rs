@@ -85,6 +85,18 @@ impl Bintime {
         }
     }
 
+    /// How often `period` fits into it; not at all into a negative time.
+    pub fn periods(self, period: Self) -> u64 {
+        let units = |time: Self| {
+            let sec = u64::try_from(time.sec).ok()?;
+            Some(u128::from(sec) << 64 | u128::from(time.frac))
+        };
+        let (Some(whole), Some(period @ 1..)) = (units(self), units(period)) else {
+            return 0;
+        };
+        u64::try_from(whole / period).unwrap_or(u64::MAX)
+    }
+
     /// The first [`Sbt`] that is not earlier.
     pub fn to_sbt_ceil(self) -> Sbt {
         let sec = self.sec.clamp(i64::from(i32::MIN), i64::from(i32::MAX)) << 32;

@@ -121,7 +121,10 @@ impl Vm {
             vcpus: (0..max_cpus).map(|_| OnceLock::new()).collect(),
             phys: PhysMem::new(),
             memory: RwLock::default(),
-            devices: Devices::new(Chipset::new(max_cpus, options.as_kernel.is_some())),
+            devices: Devices::new(
+                Chipset::new(max_cpus, options.as_kernel.is_some())
+                    .catch_up(options.clock == Clock::Host),
+            ),
             host_clock: Arc::default(),
             published: Published::default(),
             locked: Locked::new(States::new(options.clock == Clock::Instructions)),

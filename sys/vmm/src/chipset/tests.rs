@@ -77,6 +77,158 @@ fn pit_interrupts_through_ioapic_pin_2() {
     assert!(chipset.next_deadline() > Some(deadline), "rate generator");
 }
 
+const MILLISECOND: Sbt = Sbt(Sbt::SECOND.0 / 1000);
+
+/// A guest that takes the interrupts of a timer of about 1000 Hz, by its vector.
+struct Ticking {
+    chipset: Chipset,
+    now: Sbt,
+    vector: u8,
+}
+
+impl Ticking {
+    fn of(source: Source, catch_up: bool) -> Self {
+        let mut chipset = Chipset::new(1, false).catch_up(catch_up);
+        chipset.activate(0);
+        enable(&mut chipset, 0);
+        route(&mut chipset, 2, 0x30);
+        route(&mut chipset, 8, 0x38);
+        match source {
+            Source::Pit => {
+                for (port, value) in [(0x43, 0x34), (0x40, 0xa9), (0x40, 4)] {
+                    assert_eq!(chipset.out_port(NOW, port, 1, value), Io::Done(()));
+                }
+            }
+            Source::Rtc => {
+                for (register, value) in [(0xa, 0x26), (0xb, 0x42)] {
+                    assert_eq!(chipset.out_port(NOW, 0x70, 1, register), Io::Done(()));
+                    assert_eq!(chipset.out_port(NOW, 0x71, 1, value), Io::Done(()));
+                }
+            }
+            Source::Lapic(_) => {
+                // Divided by 1, periodic.
+                for (offset, value) in [(0x3e0, 0xb), (0x320, 0x2_0031), (0x380, 134_217)] {
+                    lapic_write(&mut chipset, 0, offset, value);
+                }
+            }
+            Source::Hpet(_) => {
+                // Timer 0: periodic, by MSI, every 16,777 ticks of 16.7 MHz.
+                for (offset, value) in [
+                    (0x110, 0xfee0_0000_0000_0032),
+                    (0x100, 0x400c | 0x40),
+                    (0x108, 16_777),
+                    (0x10, 1),
+                ] {
+                    assert_eq!(
+                        chipset.mmio_write(NOW, 0, VHPET_BASE + offset, 8, value),
+                        Io::Done(())
+                    );
+                }
+            }
+        }
+        let vector = match source {
+            Source::Pit => 0x30,
+            Source::Rtc => 0x38,
+            Source::Lapic(_) => 0x31,
+            Source::Hpet(_) => 0x32,
+        };
+        Self {
+            chipset,
+            now: NOW,
+            vector,
+        }
+    }
+
+    fn pass(&mut self, time: Sbt) {
+        self.now = self.now + time;
+        self.chipset.advance(self.now);
+    }
+
+    /// Takes what is pending, and what is raised as soon as that is ended: how many interrupts.
+    fn take(&mut self) -> u32 {
+        let mut taken = 0;
+        while self.chipset.pending_vector(0) == Some(self.vector) {
+            assert!(self.chipset.accept(0, self.vector));
+            taken += 1;
+            if self.vector == 0x38 {
+                assert_eq!(self.chipset.out_port(self.now, 0x70, 1, 0xc), Io::Done(()));
+                assert_ne!(self.chipset.in_port(self.now, 0x71, 1), Io::Done(0));
+            }
+            let eoi = DEFAULT_APIC_BASE + 0xb0;
+            let done = self.chipset.mmio_write(self.now, 0, eoi, 4, 0);
+            assert_eq!(done, Io::Done(()));
+        }
+        taken
+    }
+}
+
+#[test]
+fn ticks_that_a_guest_had_no_time_for_are_made_up() {
+    for source in [Source::Pit, Source::Rtc, Source::Lapic(0), Source::Hpet(0)] {
+        // Whether the thread of the timers had no time, or only that of the processor.
+        for step in [50, 1] {
+            let mut guest = Ticking::of(source, true);
+            (0..50 / step).for_each(|_| guest.pass(Sbt(MILLISECOND.0 * step)));
+            // As many as Linux wants to see in the time of ten; the rest so that there is time for something else.
+            let at_once = guest.take();
+            assert!((10..=20).contains(&at_once), "{source:?}: {at_once}");
+            let mut taken = at_once;
+            for _ in 0..200 {
+                guest.pass(Sbt(MILLISECOND.0 / 4));
+                let more = guest.take();
+                assert!(more <= 1, "{source:?}: {more}");
+                taken += more;
+            }
+            assert!((96..=104).contains(&taken), "{source:?} by {step}: {taken}");
+            // All is made up: as many as pass.
+            (0..10).for_each(|_| {
+                guest.pass(MILLISECOND);
+                taken += guest.take();
+            });
+            assert!(
+                (105..=115).contains(&taken),
+                "{source:?} by {step}: {taken}"
+            );
+        }
+    }
+}
+
+#[test]
+fn no_more_is_made_up_than_a_second_of_ticks() {
+    for source in [Source::Pit, Source::Rtc, Source::Lapic(0), Source::Hpet(0)] {
+        let mut guest = Ticking::of(source, true);
+        guest.pass(Sbt(Sbt::SECOND.0 * 3600));
+        let mut taken = guest.take();
+        for _ in 0..16_000 {
+            guest.pass(Sbt(MILLISECOND.0 / 4));
+            taken += guest.take();
+        }
+        assert!((4900..=5200).contains(&taken), "{source:?}: {taken}");
+    }
+}
+
+#[test]
+fn ticks_are_not_made_up_where_none_can_be_missed_or_nobody_listens() {
+    for source in [Source::Pit, Source::Rtc, Source::Lapic(0), Source::Hpet(0)] {
+        let mut guest = Ticking::of(source, false);
+        guest.pass(Sbt(MILLISECOND.0 * 50));
+        assert_eq!(guest.take(), 1, "{source:?}");
+    }
+    let mut guest = Ticking::of(Source::Pit, true);
+    route(&mut guest.chipset, 2, 0x1_0030);
+    guest.pass(Sbt(MILLISECOND.0 * 50));
+    route(&mut guest.chipset, 2, 0x30);
+    guest.pass(MILLISECOND);
+    assert_eq!(guest.take(), 1);
+    // One that is programmed anew owes nothing.
+    guest.pass(Sbt(MILLISECOND.0 * 50));
+    for (port, value) in [(0x43, 0x34), (0x40, 0xa9), (0x40, 4)] {
+        let done = guest.chipset.out_port(guest.now, port, 1, value);
+        assert_eq!(done, Io::Done(()));
+    }
+    assert_eq!(guest.take(), 1);
+}
+
 #[test]
 fn linux_calibrates_its_tsc_by_channel_2() {
     let mut chipset = chipset(1);

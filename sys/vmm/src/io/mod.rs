@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+pub(crate) mod ticks;
 pub(crate) mod vatpic;
 pub(crate) mod vatpit;
 pub(crate) mod vhpet;

@@ -8,6 +8,7 @@ use vmm_x86::i8259::{ICW2_BASE, Icw1, Icw4, OCW3_POLL_IRQ, Ocw2, Ocw3};
 use vmm_x86::isa::{ICU_SLAVEID, IO_ELCR1, IO_ICU1, IO_ICU2, IRQ_NPX, IRQ_RTC, IRQ_TIMER};
 
 use crate::io::Refused;
+use crate::io::ticks::Heard;
 use crate::io::wire::{Device, Reader, StateError, Writer};
 
 /// Bytes of `STRUCT_VATPIC`.
@@ -329,6 +330,21 @@ pub(crate) type Raised = bool;
 impl Vatpic {
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Whether an edge of this line would be an interrupt of its own now.
+    pub fn would_hear(&self, irq: u8) -> Heard {
+        let bit = 1 << (irq & 7);
+        match self.chips.get(usize::from(irq / 8)) {
+            Some(chip) if chip.ready && chip.mask & bit == 0 => {
+                if chip.request & bit != 0 {
+                    Heard::Pending
+                } else {
+                    Heard::Yes
+                }
+            }
+            _ => Heard::No,
+        }
     }
 
     /// Drives an IRQ line. Lines that do not exist and chips that are not set up ignore it.

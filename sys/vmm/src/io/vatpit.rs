@@ -7,6 +7,7 @@ use vmm_x86::i8253::{ReadBack, TIMER_REG_MODE, TimerControl, TimerMode, TimerSta
 use vmm_x86::isa::Ppi;
 
 use crate::io::Refused;
+use crate::io::ticks::Due;
 use crate::io::wire::{Device, Reader, StateError, Writer};
 use crate::time::{Bintime, Sbt};
 
@@ -173,14 +174,23 @@ impl Vatpit {
             .map_or(Sbt::NEVER, Bintime::to_sbt_ceil)
     }
 
-    /// The deadline is reached: IRQ 0 is to be pulsed.
-    pub fn expire(&mut self, now: Sbt) {
+    /// The deadline is reached: IRQ 0 is to be pulsed. A rate generator keeps its phase, however late it is.
+    pub fn expire(&mut self, now: Sbt) -> Option<Due> {
         let channel = &mut self.channels[0];
-        if let Some(due) = channel.callout.take()
-            && channel.mode == TimerMode::RateGenerator
-        {
-            channel.arm(now, due);
+        let at = channel.callout.take()?;
+        if channel.mode != TimerMode::RateGenerator {
+            return None;
         }
+        let period = TICK.times(channel.initial.into());
+        let missed = (Bintime::from(now) - at).periods(period);
+        channel.arm(
+            now,
+            at + period.times(u32::try_from(missed).unwrap_or(u32::MAX)),
+        );
+        Some(Due {
+            missed,
+            period: period.to_sbt_ceil(),
+        })
     }
 
     /// IN. The control word cannot be read.

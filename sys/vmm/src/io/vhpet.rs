@@ -5,10 +5,11 @@
 
 use vmm_x86::hpet::*;
 
+use crate::io::ticks::Due;
 use crate::io::wire::{Device, Reader, StateError, Writer};
 use crate::time::Sbt;
 
-const TIMERS: usize = 8;
+pub(crate) const TIMERS: usize = 8;
 /// sbintime units per tick: 2^32 / 2^24 Hz.
 const TICK: u64 = 256;
 /// Period of the counter in femtoseconds.
@@ -150,11 +151,25 @@ impl Vhpet {
             .unwrap_or(Sbt::NEVER)
     }
 
-    /// Runs the first timer that is due.
-    pub fn expire(&mut self, now: Sbt, mut signal: impl FnMut(Signal)) {
-        let first = (0..TIMERS).min_by_key(|index| self.timers[*index].deadline);
-        if let Some(index) = first.filter(|index| self.timers[*index].deadline <= now) {
-            self.start_timer(index, now, true);
+    /// Runs the first timer that is due, and gives its number if it is periodic and has no level to hold.
+    pub fn expire(&mut self, now: Sbt, mut signal: impl FnMut(Signal)) -> Option<(usize, Due)> {
+        let index = (0..TIMERS).min_by_key(|index| self.timers[*index].deadline)?;
+        let Timer {
+            deadline, comprate, ..
+        } = self.timers[index];
+        if deadline > now {
+            return None;
+        }
+        self.start_timer(index, now, true);
+        self.interrupt(index, &mut signal);
+        let period = Sbt((u64::from(comprate) * TICK) as i64);
+        let ticks = comprate != 0 && !self.timers[index].level();
+        ticks.then(|| (index, Due::of(deadline, period, now)))
+    }
+
+    /// Raises the interrupt of a timer once more.
+    pub fn tick(&mut self, index: usize, mut signal: impl FnMut(Signal)) {
+        if index < TIMERS {
             self.interrupt(index, &mut signal);
         }
     }

@@ -7,6 +7,7 @@ use vmm_x86::apicreg::*;
 use vmm_x86::specialreg::{ApicBase, MSR_APIC_000};
 
 use crate::io::Refused;
+use crate::io::ticks::{Due, Heard};
 use crate::io::wire::{Device, Reader, StateError, Writer};
 use crate::time::{Bintime, Sbt};
 
@@ -379,15 +380,40 @@ impl Vlapic {
         self.fire
     }
 
-    /// The timer reached zero.
-    pub fn expire(&mut self, now: Sbt) -> Event {
-        let due = std::mem::replace(&mut self.fire, Sbt::NEVER);
-        if self.periodic() && self.icr_timer != 0 {
-            // A guest that was not run for a whole period is not flooded with what it missed.
-            let base = if now - due < self.period() { due } else { now };
-            self.fire = base + self.period();
+    /// The timer reached zero: its interrupt is to be raised. A periodic one keeps its phase, however late it is.
+    pub fn expire(&mut self, now: Sbt) -> Option<Due> {
+        let at = std::mem::replace(&mut self.fire, Sbt::NEVER);
+        if !self.periodic() || self.icr_timer == 0 {
+            return None;
         }
-        self.fire_lvt(LvtIndex::Timer, |counts| &mut counts.timer)
+        let period = self.period();
+        let due = Due::of(at, period, now);
+        let periods = due.missed.saturating_add(1);
+        self.fire = at + Sbt(period.0.saturating_mul(periods.min(i64::MAX as u64) as i64));
+        Some(due)
+    }
+
+    /// Raises the timer's interrupt.
+    pub fn raise_timer(&mut self) -> (Event, Heard) {
+        let entry = self.lvt[LvtIndex::Timer as usize];
+        let heard = if entry.contains(Lvt::M) {
+            Heard::No
+        } else {
+            self.would_hear(vector_of(entry.bits()))
+        };
+        let event = self.fire_lvt(LvtIndex::Timer, |counts| &mut counts.timer);
+        (event, heard)
+    }
+
+    /// Whether `vector` would be an interrupt of its own now.
+    pub fn would_hear(&self, vector: u8) -> Heard {
+        if !self.enabled() {
+            Heard::No
+        } else if self.irr.contains(vector) {
+            Heard::Pending
+        } else {
+            Heard::Yes
+        }
     }
 
     // Registers.

@@ -11,6 +11,7 @@ use vmm_x86::apicreg::{
 
 use crate::cpuset::CpuSet;
 use crate::io::Refused;
+use crate::io::ticks::Heard;
 use crate::io::vlapic::{Event, Vlapic};
 
 /// What the devices did to the virtual CPUs since the last time somebody looked.
@@ -121,11 +122,14 @@ impl Lapics {
     }
 
     /// An edge-triggered `vector` for one vCPU.
-    pub fn intr_edge(&mut self, vcpu: usize, vector: u8) {
-        if let Some(lapic) = self.cpus.get_mut(vcpu) {
-            let event = lapic.receive(vector);
-            self.signal(vcpu, event);
-        }
+    pub fn intr_edge(&mut self, vcpu: usize, vector: u8) -> Heard {
+        let Some(lapic) = self.cpus.get_mut(vcpu) else {
+            return Heard::No;
+        };
+        let heard = lapic.would_hear(vector);
+        let event = lapic.receive(vector);
+        self.signal(vcpu, event);
+        heard
     }
 
     /// One vCPU, or all that are active.
@@ -194,24 +198,24 @@ impl Lapics {
     }
 
     /// Delivers a message. Modes that neither the I/O APIC nor an MSI can send are dropped.
-    pub fn deliver(&mut self, msg: IntrMsg) {
+    pub fn deliver(&mut self, msg: IntrMsg) -> Heard {
         if !matches!(
             msg.delmode,
             DeliveryMode::Fixed | DeliveryMode::LowPrio | DeliveryMode::ExtInt
         ) {
-            return;
+            return Heard::No;
         }
         let lowprio = msg.delmode == DeliveryMode::LowPrio;
-        for vcpu in self
-            .destination(msg.dest.into(), msg.logical, lowprio, false)
-            .iter()
-        {
+        let targets = self.destination(msg.dest.into(), msg.logical, lowprio, false);
+        let mut heard = Heard::No;
+        for vcpu in targets.iter() {
             if msg.delmode == DeliveryMode::ExtInt {
                 self.ext_int(vcpu);
             } else {
-                self.intr_edge(vcpu, msg.vector);
+                heard = heard.max(self.intr_edge(vcpu, msg.vector));
             }
         }
+        heard
     }
 
     /// Sends the interprocessor interrupt in `icr`. Combinations that hardware would not send are ignored; modes

@@ -6,6 +6,7 @@
 use vmm_x86::rtc::*;
 
 use crate::io::Refused;
+use crate::io::ticks::{Due, Heard};
 use crate::io::wire::{Device, Reader, StateError, Writer};
 use crate::time::Sbt;
 
@@ -264,22 +265,36 @@ impl Vrtc {
         }
     }
 
-    /// The deadline is reached.
-    pub fn expire(&mut self, now: Sbt, irq: &mut bool) {
+    /// The deadline is reached. The periodic interrupt keeps its phase, however late it is.
+    pub fn expire(&mut self, now: Sbt, irq: &mut bool) -> Option<(Due, Heard)> {
+        let mut ticked = None;
         if self.periodic <= now {
-            // What the guest was not run for is not made up for.
-            let next = self
-                .period()
-                .map(|period| (self.periodic + period, now + period));
-            self.periodic = next.map_or(
-                Sbt::NEVER,
-                |(due, later)| if due > now { due } else { later },
-            );
-            self.set_c(self.c() | RegC::PERIOD, irq);
+            let at = std::mem::replace(&mut self.periodic, Sbt::NEVER);
+            let due = self.period().map(|period| Due::of(at, period, now));
+            if let Some(Due { missed, period }) = due {
+                let periods = missed.saturating_add(1).min(i64::MAX as u64) as i64;
+                self.periodic = at + Sbt(period.0.saturating_mul(periods));
+            }
+            let heard = self.tick(irq);
+            ticked = due.map(|due| (due, heard));
         }
         if self.b(RegB::AINTR) || self.b(RegB::UINTR) {
             self.catch_up(now, irq);
         }
+        ticked
+    }
+
+    /// Raises the periodic interrupt.
+    pub fn tick(&mut self, irq: &mut bool) -> Heard {
+        let heard = if !self.b(RegB::PINTR) {
+            Heard::No
+        } else if self.c().contains(RegC::PERIOD) {
+            Heard::Pending
+        } else {
+            Heard::Yes
+        };
+        self.set_c(self.c() | RegC::PERIOD, irq);
+        heard
     }
 
     /// After registers changed: starts the periodic interrupt anew if its period did.

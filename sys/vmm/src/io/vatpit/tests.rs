@@ -170,8 +170,8 @@ proptest! {
                         pit.expire(Sbt(now));
                         let due = model.fires.take().expect("it was due");
                         let period = u128::from(model.channels[0].count) * UNITS;
-                        // Only the rate generator goes on, from where it was due unless a whole period is lost.
-                        let next = if due + period < exact { exact + period } else { due + period };
+                        // Only the rate generator goes on, in its phase.
+                        let next = due + period * ((exact - due).checked_div(period).unwrap_or(0) + 1);
                         model.fires = (model.channels[0].mode == 4).then_some(next);
                     }
                 }
