@@ -31,7 +31,7 @@ use crate::time::Sbt;
 use crate::turn::Machine;
 use crate::user::UserMemory;
 use crate::vcpu::{Halt, Vcpu};
-use crate::vcpu_lock::Locked;
+use crate::vcpu_lock::{FrozenAll, Locked};
 use crate::vmm_host::{HostClock, Published};
 use crate::vmm_mem::{MemMap, Memory};
 use crate::vmm_vm::States;
@@ -192,8 +192,7 @@ impl Vm {
     }
 
     /// Shows a mapping to the processors.
-    pub(crate) fn map_memory(&self, map: MemMap) -> Result<(), Errno> {
-        let mut memory = self.memory_mut();
+    pub(crate) fn map_memory(&self, memory: &mut Memory, map: MemMap) -> Result<(), Errno> {
         memory.map(map)?;
         let shown = memory.show(&map, &self.phys, self.options.as_kernel.is_some());
         if shown.is_err() {
@@ -202,8 +201,13 @@ impl Vm {
         shown
     }
 
-    pub(crate) fn unmap_memory(&self, gpa: u64, len: u64) -> Result<(), Errno> {
-        self.memory_mut().unmap(gpa, len)?;
+    pub(crate) fn unmap_memory(
+        &self,
+        memory: &mut Memory,
+        gpa: u64,
+        len: u64,
+    ) -> Result<(), Errno> {
+        memory.unmap(gpa, len)?;
         self.phys.unmap(gpa, len).map_err(|_| Errno::EINVAL)
     }
 
@@ -359,12 +363,15 @@ impl Vm {
     }
 
     /// `vm_reinit`: as after creation, but for system memory, which keeps its contents.
-    pub(crate) fn reinit(&self) -> Result<(), Errno> {
-        let mut frozen = self.freeze_all()?;
+    pub(crate) fn reinit(
+        &self,
+        frozen: &mut FrozenAll<'_>,
+        memory: &mut Memory,
+    ) -> Result<(), Errno> {
         if !self.look(States::all_told) {
             return Err(Errno::EBUSY);
         }
-        for map in self.memory_mut().drop_device_maps() {
+        for map in memory.drop_device_maps() {
             self.phys
                 .unmap(map.gpa, map.len)
                 .map_err(|_| Errno::EINVAL)?;

@@ -9,7 +9,6 @@ use vmm_cpu::{Exit, Mmio, Reg, Seg, StringIo, flag};
 use crate::bus::RunBus;
 use crate::chipset::StartIpi;
 use crate::cpuset::CpuSet;
-use crate::errno::Errno;
 use crate::turn::{Machine, NS_PER_INSTRUCTION, Turns};
 use crate::vcpu::{Core, Halt, Vcpu};
 use crate::vcpu_lock::Frozen;
@@ -40,16 +39,16 @@ enum After {
     User(VmExit),
 }
 
-/// `VM_RUN`: `EINVAL` unless the virtual CPU is active and VM_RUN has not said that the VM is suspended.
-pub fn run(vm: &Vm, vcpu: &Vcpu) -> Result<Outcome, Errno> {
-    let mut frozen = vm.freeze_to_run(vcpu)?;
+/// `VM_RUN`.
+pub fn run(vm: &Vm, frozen: &mut Frozen<'_>) -> Outcome {
     let started = Instant::now();
     let exit = loop {
-        if let Some(exit) = step(vm, &mut frozen) {
+        if let Some(exit) = step(vm, frozen) {
             break exit;
         }
     };
-    let core = &mut *frozen;
+    let vcpu = frozen.vcpu();
+    let core = &mut **frozen;
     core.side.next_rip = exit.rip.wrapping_add(exit.inst_length as u64);
     core.side.exit = exit;
     let mut targets = CpuSet::EMPTY;
@@ -65,7 +64,7 @@ pub fn run(vm: &Vm, vcpu: &Vcpu) -> Result<Outcome, Errno> {
         Stat::Runtime,
         u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX),
     );
-    Ok(Outcome { exit, targets })
+    Outcome { exit, targets }
 }
 
 /// An exit that says nothing but its code, at the instruction that comes next.

@@ -15,9 +15,9 @@ use crate::chipset::{Chipset, Device, StateError};
 use crate::cpuset::CpuSet;
 use crate::errno::Errno;
 use crate::time::Sbt;
-use crate::user::UserMemory;
-use crate::vcpu_lock::Frozen;
+use crate::vcpu_lock::{Frozen, FrozenAll};
 use crate::vmm::Vm;
+use crate::vmm_dev_machdep::Call;
 
 /// Largest struct that is taken from a caller, whatever size the buffer is said to have.
 const MAX_STRUCT: usize = 4 << 20;
@@ -61,16 +61,20 @@ impl Struct {
 
 /// `VM_SNAPSHOT_REQ`: `EINVAL` for a struct or operation that does not exist, or a state that cannot be; `E2BIG` when
 /// the buffer is too small.
-pub fn request(vm: &Vm, meta: &mut VmSnapshotMeta, user: &dyn UserMemory) -> Result<(), Errno> {
+pub fn request(
+    call: &Call<'_>,
+    cpus: &mut FrozenAll<'_>,
+    meta: &mut VmSnapshotMeta,
+) -> Result<(), Errno> {
+    let Call { vm, user, .. } = *call;
     let which = Struct::from_number(meta.dev_req).ok_or(Errno::EINVAL)?;
-    let mut cpus = vm.freeze_all()?;
     let moved = match meta.op {
         VM_SNAPSHOT_SAVE => {
             // A timer that was due when the clock stopped must not expire between two structs that both tell of it.
             if !vm.by_instructions() {
                 vm.chipset(|chipset, now| chipset.advance(now));
             }
-            let bytes = save(vm, &cpus, which);
+            let bytes = save(vm, cpus, which);
             if (bytes.len() as u64) > meta.buffer.buf_rem {
                 return Err(Errno::E2BIG);
             }
@@ -78,13 +82,13 @@ pub fn request(vm: &Vm, meta: &mut VmSnapshotMeta, user: &dyn UserMemory) -> Res
             bytes.len()
         }
         VM_SNAPSHOT_RESTORE => {
-            let len = save(vm, &cpus, which).len();
+            let len = save(vm, cpus, which).len();
             if (len as u64) > meta.buffer.buf_rem || len > MAX_STRUCT {
                 return Err(Errno::E2BIG);
             }
             let mut bytes = vec![0; len];
             user.copyin(meta.buffer.buf, &mut bytes)?;
-            restore(vm, &mut cpus, which, &bytes).map_err(|error| {
+            restore(vm, cpus, which, &bytes).map_err(|error| {
                 log::error!("{}: {error}", vm.name());
                 Errno::EINVAL
             })?;
@@ -148,8 +152,8 @@ fn restore(
 }
 
 /// `VM_RESTORE_TIME`: the clocks that stood still in the checkpoint go on.
-pub fn restore_time(vm: &Vm) -> Result<(), Errno> {
-    let mut cpus = vm.freeze_all()?;
+pub fn restore_time(call: &Call<'_>, cpus: &mut FrozenAll<'_>, _: &mut i32) -> Result<(), Errno> {
+    let vm = call.vm;
     let now = vm.now();
     vm.chipset(|chipset, now| chipset.resume_time(now));
     for core in cpus.iter_mut() {

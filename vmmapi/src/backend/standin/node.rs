@@ -3,9 +3,7 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use ::vmm::Errno;
-use vmm_abi::soft::{
-    SOFT_SNAPSHOT_REQ_FIRST, VM_SOFT_CPUID, VM_SOFT_INSTRUCTIONS, VM_SOFT_STOP_AT,
-};
+use vmm_abi::soft::{self, SOFT_SNAPSHOT_REQ_FIRST};
 use vmm_abi::{
     VM_ALLOC_MEMSEG, VM_EXITCODE_INOUT_STR, VM_GET_MEMSEG, VM_MMAP_GETNEXT, VM_MMAP_MEMSEG, VM_RUN,
     VM_SET_TOPOLOGY, VM_SNAPSHOT_REQ, VM_SYSMEM, VmCpuTopology, VmExit, VmMemmap, VmMemseg,
@@ -88,7 +86,7 @@ impl VmNode {
         buffers: &mut [&mut [u8]],
     ) -> Result<(), Errno> {
         match request {
-            VM_SOFT_STOP_AT | VM_SOFT_INSTRUCTIONS | VM_SOFT_CPUID => Err(Errno::ENOTTY),
+            _ if soft::REQUESTS.iter().any(|(ours, _)| *ours == request) => Err(Errno::ENOTTY),
             VM_RUN if self.runs.fetch_add(1, Ordering::Relaxed) % RUNS_PER_SIGNAL == 1 => {
                 Err(Errno::EINTR)
             }
