@@ -88,12 +88,20 @@ impl RunBus<'_> {
 }
 
 impl Bus for RunBus<'_> {
+    // Where no in-kernel device is, the access is userland's, and neither the devices' lock nor the time is needed.
+
     fn mmio_read(&mut self, now: u64, gpa: u64, size: u8) -> Reply<u64> {
+        if !Chipset::has_memory(gpa) {
+            return Reply::Exit;
+        }
         let id = self.vcpu.id;
         Self::answer(self.chipset(now, |chipset, time| chipset.mmio_read(time, id, gpa, size)))
     }
 
     fn mmio_write(&mut self, now: u64, gpa: u64, size: u8, value: u64) -> Reply<()> {
+        if !Chipset::has_memory(gpa) {
+            return Reply::Exit;
+        }
         let id = self.vcpu.id;
         Self::answer(self.chipset(now, |chipset, time| {
             chipset.mmio_write(time, id, gpa, size, value)
@@ -102,11 +110,17 @@ impl Bus for RunBus<'_> {
 
     fn in_port(&mut self, now: u64, port: u16, size: u8) -> Reply<u32> {
         self.vcpu.stats.count(Stat::InOut);
+        if !Chipset::has_port(port) {
+            return Reply::Exit;
+        }
         Self::answer(self.chipset(now, |chipset, time| chipset.in_port(time, port, size)))
     }
 
     fn out_port(&mut self, now: u64, port: u16, size: u8, value: u32) -> Reply<()> {
         self.vcpu.stats.count(Stat::InOut);
+        if !Chipset::has_port(port) {
+            return Reply::Exit;
+        }
         Self::answer(self.chipset(now, |chipset, time| {
             chipset.out_port(time, port, size, value)
         }))
@@ -274,6 +288,86 @@ impl Vm {
                     .0;
                 waiting != Interrupt::None
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::thread;
+    use std::time::Duration;
+
+    use vmm_x86::acpi::IO_PMTMR;
+    use vmm_x86::apicreg::{DEFAULT_APIC_BASE, DEFAULT_IO_APIC_BASE};
+    use vmm_x86::hpet::VHPET_BASE;
+    use vmm_x86::isa::{IO_PPI, IO_RTC, IO_TIMER1};
+
+    use super::*;
+    use crate::vcpu::Core;
+    use crate::{Clock, Options};
+
+    /// How long an access may take that waits for nothing, on a host that is busy.
+    const SOON: Duration = Duration::from_secs(60);
+    /// How long one waits, of those that do.
+    const A_WHILE: Duration = Duration::from_millis(50);
+
+    /// Makes accesses while the devices are locked; whether they are through before that ends.
+    fn waits(vm: &Vm, patience: Duration, access: impl FnOnce(&mut RunBus<'_>) + Send) -> bool {
+        let (through, seen) = mpsc::channel();
+        thread::scope(|scope| {
+            let (waits, _) = vm.devices.with(|_| {
+                scope.spawn(move || {
+                    let vcpu = vm.alloc_vcpu(0).unwrap();
+                    let mut frozen = vm.freeze(vcpu).unwrap();
+                    let Core { side, .. } = &mut *frozen;
+                    access(&mut RunBus {
+                        vm,
+                        vcpu,
+                        side,
+                        base: 0,
+                        horizon: u64::MAX,
+                    });
+                    let _ = through.send(());
+                });
+                seen.recv_timeout(patience).is_err()
+            });
+            waits
+        })
+    }
+
+    #[test]
+    fn no_lock_is_taken_where_no_device_is() {
+        for clock in [Clock::Host, Clock::Instructions] {
+            let options = Options {
+                clock,
+                ..Options::default()
+            };
+            let vm = crate::create(&format!("unlocked{clock:?}"), options).unwrap();
+            let userlands = |bus: &mut RunBus<'_>| {
+                for port in (0..=u16::MAX).filter(|&port| !Chipset::has_port(port)) {
+                    assert_eq!(bus.in_port(0, port, 1), Reply::Exit);
+                    assert_eq!(bus.out_port(0, port, 1, 0), Reply::Exit);
+                }
+                for gpa in [0xc000_0000, DEFAULT_APIC_BASE + 0x1000, VHPET_BASE + 0x400] {
+                    assert_eq!(bus.mmio_read(0, gpa, 4), Reply::Exit);
+                    assert_eq!(bus.mmio_write(0, gpa, 4, 0), Reply::Exit);
+                }
+            };
+            assert!(!waits(&vm, SOON, userlands));
+            for port in [IO_TIMER1, IO_PPI, IO_RTC, IO_PMTMR, 0x20, 0xa1, 0x4d0] {
+                let reads = move |bus: &mut RunBus<'_>| {
+                    assert_ne!(bus.in_port(0, port, 1), Reply::Exit);
+                };
+                assert!(waits(&vm, A_WHILE, reads), "port {port:#x}");
+            }
+            for gpa in [DEFAULT_APIC_BASE, DEFAULT_IO_APIC_BASE, VHPET_BASE] {
+                let reads = move |bus: &mut RunBus<'_>| {
+                    assert_ne!(bus.mmio_read(0, gpa, 4), Reply::Exit);
+                };
+                assert!(waits(&vm, A_WHILE, reads), "{gpa:#x}");
+            }
+            crate::destroy(vm.name()).unwrap();
         }
     }
 }

@@ -7,21 +7,20 @@
 
 #![forbid(unsafe_code)]
 
-use vmm_x86::acpi::IO_PMTMR;
+mod place;
+
 use vmm_x86::apicreg::{
-    DEFAULT_APIC_BASE, DEFAULT_IO_APIC_BASE, DeliveryMode, LAPIC_DCR_TIMER, LAPIC_EOI,
-    LAPIC_ICR_TIMER, LAPIC_LVT_TIMER, LAPIC_MEM_MUL, LvtIndex, VIOAPIC_PINS,
+    DeliveryMode, LAPIC_DCR_TIMER, LAPIC_EOI, LAPIC_ICR_TIMER, LAPIC_LVT_TIMER, LAPIC_MEM_MUL,
+    LvtIndex, VIOAPIC_PINS,
 };
-use vmm_x86::hpet::{HPET_MEM_WIDTH, VHPET_BASE};
-use vmm_x86::i8253::TIMER_REG_MODE;
-use vmm_x86::isa::{IO_PPI, IO_RTC, IO_TIMER1, IRQ_RTC, IRQ_TIMER};
+use vmm_x86::isa::{IRQ_RTC, IRQ_TIMER};
 use vmm_x86::specialreg::MSR_APIC_000;
 
 use crate::cpuset::CpuSet;
 use crate::errno::Errno;
 use crate::io::Refused;
 use crate::io::ticks::{Heard, Source, Ticks};
-use crate::io::vatpic::{self, Vatpic};
+use crate::io::vatpic::Vatpic;
 use crate::io::vatpit::Vatpit;
 use crate::io::vhpet::{self, Signal, Vhpet};
 use crate::io::vioapic::Vioapic;
@@ -33,11 +32,10 @@ use crate::io::wire::{Reader, Writer};
 use crate::time::Sbt;
 use crate::vmm_msr;
 
+use place::{Memory, Port};
+
 pub use crate::io::vmm_lapic::{Effects, StartIpi};
 pub use crate::io::wire::{Device, StateError};
-
-/// Both kinds of APIC have a page of their own.
-const PAGE: u64 = 0x1000;
 
 /// The I/O APIC pin of the 8254's interrupt.
 const PIT_PIN: usize = 2;
@@ -538,6 +536,11 @@ impl Chipset {
 
     // Port space.
 
+    /// Whether an in-kernel device is at this port, which depends on nothing else.
+    pub fn has_port(port: u16) -> bool {
+        Port::of(port).is_some()
+    }
+
     /// IN of `size` bytes. The caller puts the low `size` bytes of the value into EAX.
     pub fn in_port(&mut self, now: Sbt, port: u16, size: u8) -> Io<u32> {
         let value = match (Port::of(port), size) {
@@ -596,42 +599,38 @@ impl Chipset {
 
     // Memory-mapped registers and MSRs.
 
+    /// Whether an in-kernel device is at this guest-physical address, which depends on nothing else.
+    pub fn has_memory(gpa: u64) -> bool {
+        Memory::of(gpa).is_some()
+    }
+
     /// A read of `size` bytes at guest-physical address `gpa` by `vcpu`.
     pub fn mmio_read(&mut self, now: Sbt, vcpu: usize, gpa: u64, size: u8) -> Io<u64> {
-        match gpa & !(PAGE - 1) {
-            DEFAULT_APIC_BASE => match self.lapics.cpus.get(vcpu) {
-                Some(lapic) => lapic
-                    .mmio_read(now, (gpa - DEFAULT_APIC_BASE) as u16)
-                    .into(),
+        match Memory::of(gpa) {
+            Some(Memory::Lapic(offset)) => match self.lapics.cpus.get(vcpu) {
+                Some(lapic) => lapic.mmio_read(now, offset).into(),
                 None => Io::Refused,
             },
-            DEFAULT_IO_APIC_BASE => {
-                Io::Done(self.ioapic.mmio_read(gpa - DEFAULT_IO_APIC_BASE, size))
-            }
-            VHPET_BASE if gpa - VHPET_BASE < HPET_MEM_WIDTH => {
-                Io::Done(self.hpet.mmio_read(now, gpa - VHPET_BASE, size))
-            }
-            _ => Io::NotMine,
+            Some(Memory::Ioapic(offset)) => Io::Done(self.ioapic.mmio_read(offset, size)),
+            Some(Memory::Hpet(offset)) => Io::Done(self.hpet.mmio_read(now, offset, size)),
+            None => Io::NotMine,
         }
     }
 
     /// A write of the low `size` bytes of `value`.
     pub fn mmio_write(&mut self, now: Sbt, vcpu: usize, gpa: u64, size: u8, value: u64) -> Io<()> {
-        match gpa & !(PAGE - 1) {
-            DEFAULT_APIC_BASE => {
+        match Memory::of(gpa) {
+            Some(Memory::Lapic(offset)) => {
                 let Some(lapic) = self.lapics.cpus.get_mut(vcpu) else {
                     return Io::Refused;
                 };
-                let offset = (gpa - DEFAULT_APIC_BASE) as u16;
                 let event = lapic.mmio_write(now, offset, value, size);
                 let result = event.and_then(|event| self.lapic_event(vcpu, event));
                 self.lapic_written(now, vcpu, u32::from(offset) / LAPIC_MEM_MUL);
                 result.into()
             }
-            DEFAULT_IO_APIC_BASE => {
-                let written = self
-                    .ioapic
-                    .mmio_write(gpa - DEFAULT_IO_APIC_BASE, value, size);
+            Some(Memory::Ioapic(offset)) => {
+                let written = self.ioapic.mmio_write(offset, value, size);
                 if written.routes {
                     self.update_tmr();
                 }
@@ -640,15 +639,15 @@ impl Chipset {
                 }
                 Io::Done(())
             }
-            VHPET_BASE if gpa - VHPET_BASE < HPET_MEM_WIDTH => {
+            Some(Memory::Hpet(offset)) => {
                 let (hpet, mut wires) = self.split_hpet();
-                hpet.mmio_write(now, gpa - VHPET_BASE, value, size, |signal| {
+                hpet.mmio_write(now, offset, value, size, |signal| {
                     wires.hpet(signal);
                 });
                 (0..vhpet::TIMERS).for_each(|index| self.ticks.forget(Source::Hpet(index)));
                 Io::Done(())
             }
-            _ => Io::NotMine,
+            None => Io::NotMine,
         }
     }
 
@@ -879,35 +878,6 @@ impl Wires<'_> {
             }
         }
         heard
-    }
-}
-
-/// What is at a port. A device that is there refuses accesses of a width or direction that it does not have.
-#[derive(Debug, Clone, Copy)]
-enum Port {
-    /// The 8259s and their edge/level control registers.
-    Pic(vatpic::Port),
-    /// A register of the 8254.
-    Pit(u16),
-    /// Gate and output of the 8254's counter 2.
-    Nmisc,
-    RtcIndex,
-    RtcData,
-    PmTimer,
-}
-
-impl Port {
-    fn of(port: u16) -> Option<Self> {
-        const PIT_LAST: u16 = IO_TIMER1 + TIMER_REG_MODE;
-        const RTC_DATA: u16 = IO_RTC + 1;
-        Some(match port {
-            IO_TIMER1..=PIT_LAST => Self::Pit(port - IO_TIMER1),
-            IO_PPI => Self::Nmisc,
-            IO_RTC => Self::RtcIndex,
-            RTC_DATA => Self::RtcData,
-            IO_PMTMR => Self::PmTimer,
-            _ => return vatpic::Port::of(port).map(Self::Pic),
-        })
     }
 }
 

@@ -5,6 +5,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::io::vlapic::Counts;
+use vmm_x86::apicreg::{DEFAULT_APIC_BASE, DEFAULT_IO_APIC_BASE};
+use vmm_x86::hpet::VHPET_BASE;
 
 const NOW: Sbt = Sbt::SECOND;
 const CPUS: usize = 3;
@@ -327,6 +329,25 @@ fn bad_requests_are_refused() {
         chipset.mmio_read(NOW, 0, VHPET_BASE + 0x400, 4),
         Io::NotMine
     );
+}
+
+#[test]
+fn devices_are_where_they_are_said_to_be() {
+    let mut chipset = chipset(1);
+    for port in 0..=u16::MAX {
+        for size in [1, 2, 4] {
+            let there = chipset.in_port(NOW, port, size) != Io::NotMine;
+            assert_eq!(there, Chipset::has_port(port), "{port:#x}");
+            let there = chipset.out_port(NOW, port, size, 0) != Io::NotMine;
+            assert_eq!(there, Chipset::has_port(port), "{port:#x}");
+        }
+    }
+    for gpa in (0xfebf_f000..0xfee0_2000).step_by(0x100) {
+        let there = chipset.mmio_read(NOW, 0, gpa, 4) != Io::NotMine;
+        assert_eq!(there, Chipset::has_memory(gpa), "{gpa:#x}");
+        let there = chipset.mmio_write(NOW, 0, gpa, 4, 0) != Io::NotMine;
+        assert_eq!(there, Chipset::has_memory(gpa), "{gpa:#x}");
+    }
 }
 
 #[test]
