@@ -16,14 +16,14 @@ use crate::cpu::Cpu;
 use crate::decode::{self, MAX_INSNS, Mode};
 use crate::fpu;
 use crate::host;
-use crate::interp::select;
+use crate::interp::{control, select};
 use crate::ir::Insn;
 use crate::mem::PageMeta;
 use crate::mmu::CodePage;
-use crate::op::{Op, OpRef};
+use crate::op::{Handler, Op, OpRef};
 use crate::passes;
 use crate::state::Seg;
-use crate::trap::{Trapped, vector};
+use crate::trap::{At, Trapped, vector};
 
 /// Operations in the cache; when they are used up, everything is thrown away.
 const CAPACITY: usize = 2 << 20;
@@ -121,6 +121,8 @@ pub(crate) struct Blocks {
     jumps: Box<[Jump; JUMPS]>,
     /// The page of the running block, unless it ends with its first instruction.
     running: *const PageMeta,
+    /// The operation that a short end stands in place of, and its handler.
+    short: Option<(usize, Handler)>,
 }
 
 impl Entry {
@@ -160,6 +162,7 @@ impl Blocks {
                 }; JUMPS],
             ),
             running: core::ptr::null(),
+            short: None,
         }
     }
 
@@ -178,6 +181,7 @@ impl Blocks {
             block: NONE,
         });
         self.running = core::ptr::null();
+        self.short = None;
     }
 
     /// An x87, MMX or SSE operation.
@@ -194,6 +198,41 @@ impl Blocks {
     /// Whether the current instruction is executed as a block of its own.
     pub fn is_alone(&self) -> bool {
         self.running.is_null()
+    }
+
+    /// Puts an end behind `op`, an operation of the running block, until [`Blocks::restore_end`].
+    fn put_end_behind(&mut self, op: &Op) {
+        if self.short.is_some() {
+            // The same instruction has done so already.
+            return;
+        }
+        let distance = core::ptr::from_ref(op)
+            .addr()
+            .wrapping_sub(self.ops.as_ptr().addr());
+        // There is an operation behind each that an instruction has: the one that ends the row.
+        let behind = distance / size_of::<Op>() + 1;
+        let handler = self.replace_handler(behind, control::end_short);
+        debug_assert!(
+            handler.is_some(),
+            "{distance:#x} is no place of an operation"
+        );
+        self.short = handler.map(|handler| (behind, handler));
+    }
+
+    /// The block that was ended short is whole again.
+    pub fn restore_end(&mut self) {
+        if let Some((at, handler)) = self.short.take() {
+            self.replace_handler(at, handler);
+        }
+    }
+
+    /// Gives an operation another handler, and returns the one that it had.
+    fn replace_handler(&mut self, at: usize, handler: Handler) -> Option<Handler> {
+        let old = self.ops.get(at)?.f;
+        // SAFETY: `at` is in the vector. A handler that is being executed has a reference to its own operation only, and this is
+        // the one behind it, or no handler is being executed.
+        unsafe { (&raw mut (*self.ops.as_mut_ptr().add(at)).f).write(handler) };
+        Some(old)
     }
 
     /// A block is about to run that lies in this page; null for one that ends with its first instruction.
@@ -230,6 +269,22 @@ impl Blocks {
 }
 
 impl Cpu {
+    /// The running block ends behind the instruction of `op`: what that does outside the processor is to be seen to, or may have
+    /// changed the code, before the next one.
+    pub(crate) fn end_block_after(&mut self, op: &Op) {
+        if self.blocks.is_alone() {
+            return;
+        }
+        self.blocks.put_end_behind(op);
+        // All instructions with an operand in memory are one each.
+        self.at = At {
+            n: op.n + 1,
+            len: 0,
+            off: op.off + u16::from(op.len),
+        };
+        self.slow = true;
+    }
+
     /// The block at RIP, made if need be. A `single` block has one instruction.
     pub(crate) fn find_block(&mut self, single: bool) -> Result<u32, Trapped> {
         let la = if Mode::of(self.key).long() {

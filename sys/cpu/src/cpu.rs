@@ -198,8 +198,6 @@ pub struct Cpu {
     pub(crate) end: u64,
     /// Something is to be seen to before the next block.
     pub(crate) slow: bool,
-    /// The next instruction is to be executed as a block of its own.
-    pub(crate) alone: bool,
     /// The exit by which the last block was left, if it was by one.
     pub(crate) exit_taken: u32,
     /// An exit that an instruction which has retired calls for.
@@ -255,7 +253,6 @@ impl Cpu {
             retired: 0,
             end: 0,
             slow: false,
-            alone: false,
             exit_taken: 0,
             exit: None,
             trap: Trap::None,
@@ -305,7 +302,6 @@ impl Cpu {
         self.events.pending = None;
         self.fpu = fpu::State::new();
         self.exit = None;
-        self.alone = false;
         self.segments_changed();
         self.flush_tlb();
     }

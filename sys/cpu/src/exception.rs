@@ -51,10 +51,6 @@ impl Cpu {
                 let back = self.cut_rip(self.rip.wrapping_add(u64::from(len)));
                 self.raise(vector, None, Source::Software, back)
             }
-            Trap::Alone => {
-                self.alone = true;
-                None
-            }
         }
     }
 
@@ -104,7 +100,7 @@ impl Cpu {
                     self.events.pending = Some(self.interrupted_delivery(v, error, source, back));
                     return Some(exit);
                 }
-                Trap::None | Trap::Software { .. } | Trap::Alone => (vector::GP, Some(0)),
+                Trap::None | Trap::Software { .. } => (vector::GP, Some(0)),
             };
             // AMD APM volume 2, table 8-3.
             let exception = source == Source::Exception;

@@ -21,6 +21,8 @@ pub(crate) enum Status {
     Trapped = 4,
     /// A part of the operation noted in `Cpu::at` has retired as an instruction; it is to be executed again.
     Again = 5,
+    /// The block ends before the place noted in `Cpu::at`, because of what the instruction before it did: all up to it has retired.
+    Short = 6,
 }
 
 pub(crate) type Handler = fn(&mut Cpu, OpRef) -> Status;

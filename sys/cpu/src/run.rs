@@ -134,7 +134,7 @@ impl Cpu {
             .then_some(exit.entry)
     }
 
-    /// The operation at `self.at` did not complete, or not all of it.
+    /// The operation at `self.at` did not complete, or not all of it, or the block ends before it.
     fn interrupted(&mut self, status: Status) -> Option<Exit> {
         let at = self.at;
         self.retired = self
@@ -142,17 +142,16 @@ impl Cpu {
             .wrapping_add(u64::from(at.n) + u64::from(status == Status::Again));
         self.rip = self.cut_rip(self.regs[slot::BLOCK].wrapping_add(u64::from(at.off)));
         self.slow = true;
-        if status == Status::Again {
-            None
-        } else {
+        if status == Status::Trapped {
             self.handle_trap(at.len)
+        } else {
+            None
         }
     }
 
     /// Whether instructions have to be executed one by one.
     fn stepping(&self) -> bool {
-        self.alone
-            || self.events.shadow
+        self.events.shadow
             || self.events.traps.step
             || self.rflags & (flag::TF | flag::RF) != 0
             || self.ctl.dr7 & 0xff != 0
@@ -191,7 +190,6 @@ impl Cpu {
         // IRET and POPF set the flag for the instruction after them.
         self.rflags &= !flag::RF;
         let status = (start.f)(self, start);
-        self.alone = false;
         if matches!(status, Status::Trapped) {
             // The instruction is still to come, and what held for it still holds.
             let exit = self.interrupted(status);
@@ -253,6 +251,7 @@ impl Cpu {
     /// Everything that happens between instructions.
     fn attend(&mut self) -> Option<Exit> {
         self.slow = false;
+        self.blocks.restore_end();
         let signals = self.signals.take();
         if signals & Signals::FLUSH != 0 {
             self.reload_map();

@@ -21,8 +21,6 @@ pub(crate) enum Trap {
     Software { vector: u8 },
     /// The caller of `run` has to see to it.
     Exit(Exit),
-    /// The instruction writes to the block that it is in, or accesses a device: it is to be executed alone.
-    Alone,
 }
 
 /// Where in the block an operation trapped.

@@ -121,7 +121,24 @@ impl Cpu {
     ) -> Result<u64, Trapped> {
         match self.quick_write::<false, S>(op) {
             Some(place) => Ok(self.exchange_loop(place, &f)),
-            None => self.locked_slow::<S>(op, &f),
+            None => {
+                let la = self.ea(op, 1 << S, true)?;
+                self.locked_slow::<S>(la, op, &f)
+            }
+        }
+    }
+
+    /// [`Cpu::locked`] at a linear address.
+    #[inline(always)]
+    pub(crate) fn locked_at<const S: u8>(
+        &mut self,
+        la: u64,
+        op: &Op,
+        f: impl Fn(&mut Cpu, u64) -> u64,
+    ) -> Result<u64, Trapped> {
+        match self.writable::<S>(la) {
+            Some(place) => Ok(self.exchange_loop(place, &f)),
+            None => self.locked_slow::<S>(la, op, &f),
         }
     }
 
@@ -147,10 +164,10 @@ impl Cpu {
     #[inline(never)]
     fn locked_slow<const S: u8>(
         &mut self,
+        la: u64,
         op: &Op,
         f: &dyn Fn(&mut Cpu, u64) -> u64,
     ) -> Result<u64, Trapped> {
-        let la = self.ea(op, 1 << S, true)?;
         if let Some((place, meta)) = self.prepare_place::<S>(la, op)? {
             let old = self.exchange_loop(place, f);
             self.spoil(meta);

@@ -38,34 +38,29 @@ impl Cpu {
         locked: bool,
     ) -> Result<(), Trapped> {
         let width = u64::from(bits::<S>());
-        let mut far = *op;
+        let mut offset = self.raw_offset(op);
         let bit = if by_register {
             let index = sext::<S>(self.rd::<S>(op.s)) as i64;
-            // The displacement has 32 bits, the distance up to 61: it goes into a spare register slot.
             let bytes = (index >> width.trailing_zeros()).wrapping_mul(width as i64 / 8);
-            let base = self.regs[op.base].wrapping_add(bytes as u64);
-            self.regs[SCRATCH] = base;
-            far.base = SCRATCH;
+            offset = offset.wrapping_add(bytes as u64);
             index as u64 & (width - 1)
         } else {
             op.imm & (width - 1)
         };
+        let offset = Self::cut_offset(op, offset);
+        let la = self.operand_linear(op, offset, 1 << S, K != kind::BT)?;
+        let change = |cpu: &mut Cpu, a| cpu.bit::<K>(a, bit);
         match (K, locked) {
             (kind::BT, _) => {
-                let a = self.read::<S>(&far)?;
-                self.bit::<K>(a, bit);
+                let a = self.load::<S>(la, op)?;
+                change(self, a);
                 Ok(())
             }
-            (_, true) => self
-                .locked::<S>(&far, |cpu, a| cpu.bit::<K>(a, bit))
-                .map(|_| ()),
-            (_, false) => self.modify::<S>(&far, |cpu, a| cpu.bit::<K>(a, bit)),
+            (_, true) => self.locked_at::<S>(la, op, change).map(|_| ()),
+            (_, false) => self.modify_at::<S>(la, op, change),
         }
     }
 }
-
-/// A slot of the register file that nothing else uses.
-const SCRATCH: u8 = 20;
 
 fn rr<const K: u8, const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
     let bit = cpu.rd::<S>(op.s) & u64::from(bits::<S>() - 1);

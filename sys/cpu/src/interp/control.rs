@@ -54,6 +54,11 @@ pub(crate) fn fall_through(cpu: &mut Cpu, op: OpRef) -> Status {
     Status::Next
 }
 
+/// Stands behind an operation after which the block has to end, until it has; see [`Cpu::end_block_after`].
+pub(crate) fn end_short(_: &mut Cpu, _: OpRef) -> Status {
+    Status::Short
+}
+
 /// [`fall_through`] outside of 64-bit code.
 pub(crate) fn fall_through_legacy(cpu: &mut Cpu, op: OpRef) -> Status {
     cpu.rip = cpu.next_rip(&op) & 0xffff_ffff;

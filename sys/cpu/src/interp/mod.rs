@@ -87,7 +87,12 @@ impl Cpu {
     /// The offset of the memory operand in its segment.
     #[inline(always)]
     pub(crate) fn offset(&self, op: &Op) -> u64 {
-        let offset = self.raw_offset(op);
+        Self::cut_offset(op, self.raw_offset(op))
+    }
+
+    /// An offset cut to the address size.
+    #[inline(always)]
+    pub(crate) fn cut_offset(op: &Op, offset: u64) -> u64 {
         match op.am & (am::MASK16 | am::MASK32) {
             0 => offset,
             am::MASK32 => offset & 0xffff_ffff,
@@ -190,6 +195,33 @@ impl Cpu {
         f: &dyn Fn(&mut Cpu, u64) -> u64,
     ) -> Result<(), Trapped> {
         let la = self.ea(op, 1 << S, true)?;
+        self.modify_at_slow::<S>(la, op, f)
+    }
+
+    /// [`Cpu::modify`] at a linear address.
+    #[inline(always)]
+    pub(crate) fn modify_at<const S: u8>(
+        &mut self,
+        la: u64,
+        op: &Op,
+        f: impl Fn(&mut Cpu, u64) -> u64,
+    ) -> Result<(), Trapped> {
+        if let Some(place) = self.writable::<S>(la) {
+            let new = f(self, place.load());
+            place.store(new);
+            return Ok(());
+        }
+        self.modify_at_slow::<S>(la, op, &f)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn modify_at_slow<const S: u8>(
+        &mut self,
+        la: u64,
+        op: &Op,
+        f: &dyn Fn(&mut Cpu, u64) -> u64,
+    ) -> Result<(), Trapped> {
         self.prepare_write(la, 1 << S, op)?;
         let old = self.load::<S>(la, op)?;
         let flags = self.flags;

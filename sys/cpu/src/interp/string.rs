@@ -358,6 +358,7 @@ fn ins<const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
         if cpu.write_pointer(to, 1 << S).is_none() {
             cpu.prepare_write(to, 1 << S, op)?;
         }
+        cpu.end_block_after(op);
         let now = cpu.now(op);
         let port = cpu.regs[RDX] as u16;
         match cpu.bus().in_port(now, port, 1 << S) {
@@ -377,6 +378,7 @@ fn outs<const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
         cpu.check_port(cpu.regs[RDX] as u16, 1 << S)?;
         let from = cpu.source::<S>(op)?;
         let value = cpu.load::<S>(from, op)?;
+        cpu.end_block_after(op);
         let now = cpu.now(op);
         let port = cpu.regs[RDX] as u16;
         match cpu.bus().out_port(now, port, 1 << S, value as u32) {

@@ -159,21 +159,19 @@ impl Cpu {
         if in_page >= size {
             let target = self.fill(la, true, table, stack)?;
             return match target {
-                Target::Ram(p, meta) => self.write_ram(p, meta, |p| {
-                    // SAFETY: `fill` returned the host address of writable RAM that the access does not leave.
-                    unsafe { store_sized(p, value, log) }
-                }),
+                Target::Ram(p, meta) => {
+                    self.write_ram(p, meta, op, |p| {
+                        // SAFETY: `fill` returned the host address of writable RAM that the access does not leave.
+                        unsafe { store_sized(p, value, log) }
+                    });
+                    Ok(())
+                }
                 Target::Mmio(gpa) => self.mmio_write(gpa, la, size as u8, value, op),
             };
         }
         let second = self.wrap(la.wrapping_add(in_page));
         let low = self.fill(la, true, table, stack)?;
         let high = self.fill(second, true, table, stack)?;
-        for target in [low, high] {
-            if let Target::Ram(_, meta) = target {
-                self.check_own_code(meta)?;
-            }
-        }
         for i in 0..size {
             let byte = value >> (i * 8) & 0xff;
             let (target, at, address) = if i < in_page {
@@ -182,10 +180,12 @@ impl Cpu {
                 (high, i - in_page, second + (i - in_page))
             };
             match target {
-                Target::Ram(p, meta) => self.write_ram(p.wrapping_add(at as usize), meta, |p| {
-                    // SAFETY: `at` stays within the writable page that `fill` returned.
-                    unsafe { host::store::<0>(p, byte) }
-                })?,
+                Target::Ram(p, meta) => {
+                    self.write_ram(p.wrapping_add(at as usize), meta, op, |p| {
+                        // SAFETY: `at` stays within the writable page that `fill` returned.
+                        unsafe { host::store::<0>(p, byte) }
+                    });
+                }
                 Target::Mmio(gpa) => self.mmio_write(gpa + at, address, 1, byte, op)?,
             }
         }
@@ -206,37 +206,25 @@ impl Cpu {
         &mut self,
         p: *mut u8,
         meta: *const PageMeta,
+        op: &Op,
         write: impl FnOnce(*mut u8),
-    ) -> Result<(), Trapped> {
-        self.check_own_code(meta)?;
+    ) {
+        self.check_own_code(meta, op);
         write(p);
         // SAFETY: the current map owns the metadata.
         unsafe { &*meta }.spoil_code();
-        Ok(())
     }
 
-    /// An access to a device must be the block's last instruction: what the device does in answer (an interrupt, a
-    /// timer, a request to leave) is seen to before the next one.
-    fn check_device(&mut self) -> Result<(), Trapped> {
-        if self.blocks.is_alone() {
-            return Ok(());
-        }
-        self.trap = Trap::Alone;
-        Err(Trapped)
-    }
-
-    /// A write to the page of the running block must be the block's last instruction.
-    fn check_own_code(&mut self, meta: *const PageMeta) -> Result<(), Trapped> {
+    /// An instruction that writes to the page of the running block is the block's last.
+    fn check_own_code(&mut self, meta: *const PageMeta, op: &Op) {
         // SAFETY: the current map owns the metadata.
         if unsafe { &*meta }.has_code() && self.blocks.runs_in(meta) {
-            self.trap = Trap::Alone;
-            return Err(Trapped);
+            self.end_block_after(op);
         }
-        Ok(())
     }
 
-    /// Makes sure that `size` bytes can be written, and returns where if they lie in RAM within one page that holds no code of
-    /// the running block. The caller writes and then calls `spoil`.
+    /// Makes sure that `size` bytes can be written, and returns where if they lie in RAM within one page. The caller writes and
+    /// then calls `spoil`.
     pub(crate) fn prepare_write(
         &mut self,
         la: u64,
@@ -255,7 +243,7 @@ impl Cpu {
         }
         match target {
             Target::Ram(p, meta) => {
-                self.check_own_code(meta)?;
+                self.check_own_code(meta, op);
                 Ok(Some((p, meta)))
             }
             Target::Mmio(_) => Ok(None),
@@ -308,7 +296,8 @@ impl Cpu {
         size: u8,
         op: &Op,
     ) -> Result<u64, Trapped> {
-        self.check_device()?;
+        // What the device does in answer (an interrupt, a timer, a request to leave) is seen to before the next instruction.
+        self.end_block_after(op);
         let now = self.now(op);
         match self.bus().mmio_read(now, gpa, size) {
             Reply::Done(value) => Ok(value),
@@ -324,7 +313,8 @@ impl Cpu {
         value: u64,
         op: &Op,
     ) -> Result<(), Trapped> {
-        self.check_device()?;
+        // As for a read.
+        self.end_block_after(op);
         let now = self.now(op);
         match self.bus().mmio_write(now, gpa, size, value) {
             Reply::Done(()) => Ok(()),

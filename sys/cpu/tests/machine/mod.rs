@@ -71,6 +71,20 @@ pub struct TestBus {
     pub ports: bool,
     pub mmio: bool,
     pub mmio_log: Vec<(u64, u8, Option<u64>)>,
+    pub port_log: Vec<u16>,
+    /// Every access to a device makes it interrupt this processor, with vector [`DEVICE_VECTOR`].
+    pub interrupts: Option<Arc<Signals>>,
+}
+
+pub const DEVICE_VECTOR: u8 = 0x40;
+
+impl TestBus {
+    fn accessed(&mut self) {
+        if let Some(signals) = &self.interrupts {
+            self.events.push_back(Event::Interrupt(DEVICE_VECTOR));
+            signals.notify();
+        }
+    }
 }
 
 impl Bus for TestBus {
@@ -79,6 +93,7 @@ impl Bus for TestBus {
             return Reply::Exit;
         }
         self.mmio_log.push((gpa, size, None));
+        self.accessed();
         Reply::Done(0x1122_3344_5566_7788)
     }
 
@@ -87,11 +102,14 @@ impl Bus for TestBus {
             return Reply::Exit;
         }
         self.mmio_log.push((gpa, size, Some(value)));
+        self.accessed();
         Reply::Done(())
     }
 
     fn in_port(&mut self, _now: u64, port: u16, _size: u8) -> Reply<u32> {
         if self.ports {
+            self.port_log.push(port);
+            self.accessed();
             Reply::Done(u32::from(port) + 1)
         } else {
             Reply::Exit
@@ -103,6 +121,7 @@ impl Bus for TestBus {
             return Reply::Exit;
         }
         self.out.push((port, value));
+        self.accessed();
         Reply::Done(())
     }
 
