@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: BSD-2-Clause
+#
 # The project's commands. They need nothing but cargo: what else is missing they install, and say so.
 
 GUEST = target/guest

@@ -1,4 +1,6 @@
 #!/bin/sh
+# SPDX-License-Identifier: BSD-2-Clause
+#
 # Looks for input that does what no input may do, in each target for FUZZ_SECONDS (60).
 #
 #   run.sh            all targets

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! bhyvectl(8) on a running VM: what tools parse is byte for byte as upstream prints it.
 
 use vmm_tests::bench::Once;

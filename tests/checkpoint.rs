@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The main job with guests of our own: checkpoint, suspend, restore.
 
 use std::collections::BTreeSet;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! What a serial console may be connected to: whatever a program can be started with.
 
 use std::fs::File;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The main job on real input: Debian's kernel and busybox.
 
 use std::io::{Read, Write};

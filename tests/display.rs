@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Debian's text console on a VGA, and its installer on the frame buffer, driven through VNC, before a suspend and after the
 //! restore. The console of an ordinary guest on the frame buffer is the matrix's business.
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! How a guest ends, and what bhyve(8)'s exit status says of it.
 
 use std::time::{Duration, Instant};

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! What only a FreeBSD host can show, through its own vmm(4). `make check-freebsd-host` runs these tests, as root, and
 //! docs/freebsd-host.md says what each of them is about. Elsewhere they are compiled for FreeBSD and no more.
 #![cfg(target_os = "freebsd")]

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The debug server, with a debugger of our own that speaks as little of the protocol as it needs.
 
 use std::io::{ErrorKind, Read, Write};

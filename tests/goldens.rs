@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Checkpoints that released programs have written: each is restored by the programs of today, and its guest finds everything as
 //! it was.
 

@@ -1,4 +1,6 @@
 #!/bin/sh
+# SPDX-License-Identifier: BSD-2-Clause
+#
 # Installs what building and testing need besides cargo, if it is missing, and says so.
 #
 #   install.sh          cmake (libucl), libslirp, mkfs and fsck of ext4, ip(8)

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Who may depend on whom. What is not listed is forbidden.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -266,4 +268,129 @@ fn the_constants_of_x86_are_declared_once() {
         }
     }
     assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+/// All files that people write in `folder`, at any depth, as paths within the workspace.
+fn written_files(folder: &str) -> Vec<String> {
+    // What is built, fetched or recorded.
+    const NOT_WRITTEN: [&str; 5] = [
+        "target",
+        ".git",
+        "tests/goldens",
+        "fuzz/target",
+        "fuzz/artifacts",
+    ];
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(workspace().join(folder)).expect("a folder") {
+        let entry = entry.expect("an entry");
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let path = if folder.is_empty() {
+            name
+        } else {
+            format!("{folder}/{name}")
+        };
+        if NOT_WRITTEN.contains(&path.as_str()) {
+            continue;
+        }
+        match entry.file_type().expect("a type") {
+            kind if kind.is_dir() => found.extend(written_files(&path)),
+            kind if kind.is_file() => found.push(path),
+            _ => {}
+        }
+    }
+    found
+}
+
+/// A line of a file's head without the marks of a comment, or nothing if it is code.
+fn comment(line: &str) -> Option<&str> {
+    let marks = ["//", ".\\\"", "#"];
+    let text = marks.iter().find_map(|mark| line.strip_prefix(mark))?;
+    (!text.starts_with('!')).then(|| text.trim())
+}
+
+/// The head of a file: the comment that it begins with. `#!` and zsh's `#compdef` may come first; both are words for a program.
+fn head(text: &str) -> Vec<&str> {
+    let for_a_program = |line: &&str| line.starts_with("#!") || line.starts_with("#compdef ");
+    text.lines()
+        .skip_while(for_a_program)
+        .map_while(comment)
+        .collect()
+}
+
+/// Whoever takes a file out of its tree still sees under which licence it is. Manifests name it as cargo has it, data and documents
+/// have none, and a port's Makefile begins with PORTNAME.
+#[test]
+fn every_source_names_its_licence() {
+    let manifest = std::fs::read_to_string(workspace().join("Cargo.toml")).expect("a manifest");
+    let licence = manifest
+        .lines()
+        .find_map(|line| line.strip_prefix("license = \"")?.strip_suffix('"'))
+        .expect("the workspace has a licence");
+    let first = format!("SPDX-License-Identifier: {licence}");
+    let mut seen = 0;
+    for path in written_files("") {
+        let is_source = path.ends_with(".rs")
+            || path.ends_with(".sh")
+            || path.starts_with("man/")
+            || path.starts_with("share/")
+            || path == "Makefile"
+            || path == ".ci/run";
+        if is_source {
+            let text = std::fs::read_to_string(workspace().join(&path)).expect("a source file");
+            assert_eq!(head(&text).first(), Some(&first.as_str()), "{path}");
+            seen += 1;
+        }
+    }
+    assert!(seen > 500, "{seen} sources");
+}
+
+/// What is taken over from FreeBSD, names and numbers in tables, keeps the notices of the file that it comes from: its path, its
+/// licence, and under them its copyright. The licences' texts are in LICENSES.
+#[test]
+fn tables_of_freebsd_keep_their_notices() {
+    /// Paths of FreeBSD's sources that a module's first paragraph names: the quoted words with a folder, which shorter ones follow.
+    fn upstream(text: &str) -> Vec<String> {
+        let docs = text
+            .lines()
+            .skip_while(|line| !line.starts_with("//!"))
+            .map_while(|line| line.strip_prefix("//! "));
+        let paragraph = docs.collect::<Vec<_>>().join(" ");
+        let quoted = paragraph.split('`').skip(1).step_by(2);
+        let is_c = |word: &&str| word.ends_with(".h") || word.ends_with(".c");
+        quoted.filter(is_c).map(str::to_owned).collect()
+    }
+    let mut notices = 0;
+    for path in written_files("").into_iter().filter(|p| p.ends_with(".rs")) {
+        let text = std::fs::read_to_string(workspace().join(&path)).expect("a source file");
+        let head = head(&text);
+        let is_table = path.starts_with("sys/abi/src") || path.starts_with("sys/x86/src");
+        for named in upstream(&text).iter().filter(|_| is_table) {
+            assert!(
+                head.iter().any(|line| line
+                    .split_once(" (")
+                    .is_some_and(|l| l.0.ends_with(named.as_str()))),
+                "{path}: no notice of {named}"
+            );
+        }
+        for (n, line) in head.iter().enumerate() {
+            let Some((_, licence)) = line.strip_suffix(')').and_then(|l| l.rsplit_once(" ("))
+            else {
+                continue;
+            };
+            if !line.starts_with("sys/") && !line.starts_with("usr.sbin/") {
+                continue;
+            }
+            let text = format!("LICENSES/{licence}.txt");
+            assert!(
+                licence == "BSD-2-Clause" || workspace().join(&text).is_file(),
+                "{path}: no {text}"
+            );
+            assert!(
+                head.get(n + 1).is_some_and(|l| l.starts_with("Copyright")),
+                "{path}: whose is {line}?"
+            );
+            notices += 1;
+        }
+    }
+    assert!(notices > 30, "{notices} notices");
 }

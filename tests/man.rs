@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The man pages name each option that is really there, and no other. bhyve_config(5) is made of the declarations of the
 //! variables, by a test of bhyve's own (`vars::manual`).
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The part of the matrix that is run on every change: every device of it, with several of one model. `make matrix` runs all.
 
 use vmm_tests::matrix::{Case, play};

@@ -1,4 +1,6 @@
 #!/bin/sh
+# SPDX-License-Identifier: BSD-2-Clause
+#
 # Has Miri execute the tests of what is pure enough for it: the ABI and the names of x86, the configuration tree, a checkpoint's format,
 # virtqueues. It looks for undefined behaviour, in our code and in what we give to others' unsafe code.
 #

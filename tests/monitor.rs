@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Monitor mode (`-M`), and the signals that a process is started with.
 
 use std::os::unix::process::CommandExt;

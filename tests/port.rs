@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The port: what portlint(1) and the Porter's Handbook ask for, as far as that can be seen without FreeBSD.
 
 use std::path::{Path, PathBuf};

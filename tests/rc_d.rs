@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The example for rc(8): guests are suspended when the host shuts down, and go on when it boots.
 
 use std::collections::BTreeSet;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! What cannot be done is refused: one line that names the thing, the documented exit status, and nothing lost.
 
 use std::process::Output;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! What reviewers of FreeBSD's save and restore (D19495) objected to, as far as it takes whole programs to show that it is
 //! different here. docs/review.md lists all of it and where the rest is held.
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! SATA disks and a CD under Debian's own driver, across a suspension in the middle of a copy.
 
 use std::time::Duration;

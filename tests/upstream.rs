@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! bhyvectl(8) with a VM of upstream's bhyve, for which a process of the test's own stands: it takes the request for a checkpoint
 //! (`checkpoint_thread` of `usr.sbin/bhyve/snapshot.c`), writes three files in place, one after the other and slowly, closes the
 //! connection, and never answers. What the kernel answers on FreeBSD is asked for over the same socket here, and answered.

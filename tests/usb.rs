@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! A guest with a USB controller, before a suspend and after the restore.
 
 use vmm_tests::debian::{Debian, no_complaints};

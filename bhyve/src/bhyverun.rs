@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The start-up order and the end of bhyve(8) (`main` of `usr.sbin/bhyve/bhyverun.c`).
 
 use crate::backends::net_backends::slirp_helper;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The contract between the machine and its devices. It answers to `pci_emul.h`'s snapshot, pause and resume hooks,
 //! with the difference that nothing has a default: a device that forgets one of them does not compile.
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Hostile input for everything that takes any. A target is a function of a string of bytes, which say what a guest, a
 //! file or a peer does, and panics when that has an effect that it must not have. `cargo fuzz` looks for such strings for
 //! as long as it is let (the folder `fuzz`, `make fuzz`); the tests below try a fixed number of them.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Scattered guest buffers (`usr.sbin/bhyve/iov.c`). A buffer is named by guest-physical addresses, not by host pointers.
 
 use std::fs::File;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Every layout in which states are saved, held against what has been written before: `layouts.txt` and the golden checkpoints.
 //!
 //! A layout that is not as `layouts.txt` has it would read older checkpoints wrongly. So a change is a new version: raise

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! All of bhyve(8): the program itself is [`main`], and the fuzz targets reach what they attack from here.
 
 mod amd64;

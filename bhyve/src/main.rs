@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! bhyve(8): run a guest operating system inside a virtual machine.
 
 use std::process::ExitCode;

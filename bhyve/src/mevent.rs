@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The event loop of the back ends (`usr.sbin/bhyve/mevent.c`): descriptors and timers, one thread, kqueue or epoll.
 
 use parking_lot::{Mutex, MutexGuard};

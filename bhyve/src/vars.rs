@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Every variable that there is: the declarations of all modules in one table, in the order of bhyve_config(5).
 //!
 //! What is asked of the whole table is here, too: which declaration a path means, whether a configuration can be, and

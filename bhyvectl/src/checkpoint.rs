@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! `--checkpoint`, `--suspend`, and what needs the files only: `--checkpoint-info` and `--checkpoint-verify`.
 
 use std::cell::OnceCell;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! bhyvectl(8): asks a running VM, changes it, checkpoints it. Answers to usr.sbin/bhyvectl/bhyvectl.c.
 //!
 //! What can be asked for is one table, [`opts::table`]; its order is the order in which things are done.

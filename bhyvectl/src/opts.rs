@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The options, in one table: names, values, what they do and in which order.
 
 use std::collections::HashMap;
@@ -541,13 +543,26 @@ mod tests {
         ] {
             let mut text = Vec::new();
             generate(shell, &mut command, "bhyvectl", &mut text);
+            let text = String::from_utf8(text).unwrap();
+            // zsh looks for its own word in the first line.
+            let (first, rest) = match text.split_once('\n') {
+                Some((first, rest)) if first.starts_with("#compdef") => {
+                    (format!("{first}\n"), rest)
+                }
+                _ => (String::new(), text.as_str()),
+            };
+            const LICENSE: &str = concat!("# SPDX-License-Identifier: ", env!("CARGO_PKG_LICENSE"));
+            let text = format!(
+                "{first}{LICENSE}\n# bhyvectl(8), made of the table of options by \
+                 `UPDATE=1 cargo test -p bhyvectl completion`.\n{rest}"
+            );
             let path = folder.join(name);
             if std::env::var_os("UPDATE").is_some() {
                 std::fs::create_dir_all(&folder).unwrap();
                 std::fs::write(&path, text).unwrap();
                 continue;
             }
-            let there = std::fs::read(&path).unwrap_or_default();
+            let there = std::fs::read_to_string(&path).unwrap_or_default();
             let hint = "is not what the table says (UPDATE=1 mends it)";
             assert!(there == text, "{name} {hint}");
         }

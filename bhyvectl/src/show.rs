@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! What the options do to a VM, and how it is printed: byte for byte as upstream, since tools parse it.
 
 use std::path::Path;

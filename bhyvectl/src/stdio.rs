@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! What bhyvectl says on its standard streams. Rust's `print!` panics when a stream fails; a program of Unix dies of SIGPIPE when its
 //! reader has gone, and says so when its output cannot be written.
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Checkpoints that upstream's bhyve writes (`checkpoint_thread` of `usr.sbin/bhyve/snapshot.c`): it answers nothing, and
 //! bhyvectl(8) there does not wait. Here the files tell: three of them, the description last, which says how long the others are.
 

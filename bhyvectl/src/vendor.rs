@@ -1,3 +1,13 @@
+// SPDX-License-Identifier: BSD-2-Clause
+//
+// Names, numbers and layouts are those of these files of FreeBSD:
+//
+// sys/amd64/vmm/amd/vmcb.h (BSD-2-Clause)
+// Copyright (c) 2013 Anish Gupta (akgupt3@gmail.com). All rights reserved.
+//
+// sys/amd64/vmm/intel/vmcs.h (BSD-2-Clause)
+// Copyright (c) 2011 NetApp, Inc. All rights reserved.
+
 //! Fields of the processor's own VM control structures, which differ between AMD (VMCB, sys/amd64/vmm/amd/vmcb.h) and Intel
 //! (VMCS, sys/amd64/vmm/intel/vmcs.h). The software vmm is an AMD processor.
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Saved states that no device has saved.
 #![no_main]
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Instructions that access emulated memory.
 #![no_main]
 

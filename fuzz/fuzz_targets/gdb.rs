@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! A debugger, and the guest that it debugs.
 #![no_main]
 

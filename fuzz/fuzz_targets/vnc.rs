@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Viewers of the VNC server.
 #![no_main]
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! What the programs of `cargo fuzz` have in common. What they attack, and how, is in `bhyve/src/fuzz.rs`.
 
 #[doc(hidden)]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 # bhyve(8) for bash, made of the table of options by `UPDATE=1 cargo test -p bhyve completion`.
 _bhyve()
 {

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-2-Clause
 # bhyve(8) for fish, made of the table of options by `UPDATE=1 cargo test -p bhyve completion`.
 complete -c bhyve -f
 complete -c bhyve -s A -d 'accepted and ignored; ACPI tables are always there'

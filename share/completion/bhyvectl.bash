@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: BSD-2-Clause
+# bhyvectl(8), made of the table of options by `UPDATE=1 cargo test -p bhyvectl completion`.
 _bhyvectl() {
     local i cur prev opts cmd
     COMPREPLY=()

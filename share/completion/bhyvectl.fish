@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: BSD-2-Clause
+# bhyvectl(8), made of the table of options by `UPDATE=1 cargo test -p bhyvectl completion`.
 complete -c bhyvectl -l vm -d 'name of the VM' -r -f
 complete -c bhyvectl -l cpu -d 'vCPU that the other options are about (0)' -r -f
 complete -c bhyvectl -l rundir -d 'where the VM\'s control socket is' -r -f -a "(__fish_complete_directories)"

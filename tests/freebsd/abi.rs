@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! sys/abi and sys/x86 against FreeBSD's own headers, which come with zig, and against numbers that no header has; and whether a change of
 //! any field, number or value would be noticed.
 

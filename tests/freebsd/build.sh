@@ -1,4 +1,6 @@
 #!/bin/sh
+# SPDX-License-Identifier: BSD-2-Clause
+#
 # Builds bhyve and bhyvectl for FreeBSD on amd64, with every warning an error, and checks what came out.
 #
 #   build.sh DIR     leaves DIR/x86_64-unknown-freebsd/release/{bhyve,bhyvectl}; the tools that it takes are in DIR, too

@@ -1,4 +1,6 @@
 #!/bin/sh
+# SPDX-License-Identifier: BSD-2-Clause
+#
 # Checks what only a FreeBSD host can show: see docs/freebsd-host.md. Every check is made, whatever the ones before it said.
 #
 # Exit status 1: a check failed; 2: this is no place to make them.

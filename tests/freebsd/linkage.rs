@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The check of how a program is linked passes a sound one and sees each fault: with programs that zig makes, if it is here.
 
 use std::path::{Path, PathBuf};

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! sys/x86 against FreeBSD's headers: what is called otherwise there, and what no header that zig carries has.
 
 use freebsd_check::headers::Reader;

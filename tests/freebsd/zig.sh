@@ -1,4 +1,6 @@
 #!/bin/sh
+# SPDX-License-Identifier: BSD-2-Clause
+#
 # Fetches zig from PyPI (package ziglang), which has FreeBSD's headers, the stubs of its libraries, and a C compiler for them.
 #
 #   zig.sh DIR       leaves DIR/zig/ziglang/zig; does nothing if it is there

@@ -1,4 +1,6 @@
 #!/bin/sh
+# SPDX-License-Identifier: BSD-2-Clause
+#
 # Makes a Debian guest: a kernel and busybox, both from Debian's packages, fetched now and never kept in the tree.
 #
 #   debian.sh DIR            leaves DIR/vmlinuz and DIR/initrd.img; does nothing if they are there

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! A VM in a process of its own, in a temporary directory with its own rundir.
 
 use std::io::{Read, Write};

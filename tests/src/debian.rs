@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! A Debian guest: a kernel, busybox, and the drivers as modules, made by tests/guests/debian.sh.
 
 use std::path::{Path, PathBuf};

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! `make demo`: the main job, shown. A guest counts on its console, is suspended, and counts on in a new process.
 
 use std::os::unix::fs::MetadataExt;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! What an exit to userland costs, and how much of that is for pausing: what every exit pays so that a checkpoint can be
 //! taken some day. Time is too coarse for that, so callgrind counts instructions.
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Guests of our own: small 32-bit programs, assembled here, in ELF files with a multiboot header.
 
 use std::path::Path;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The host's side of a scenario: its programs, disk images and ports.
 
 use std::net::{Ipv4Addr, TcpListener};

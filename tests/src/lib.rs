@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The test bench: a VM in a process of its own, driven through its command line, its console and bhyvectl(8), as a user would.
 
 pub mod bench;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! `make goldens RELEASE=… PROGRAMS=…`: has the programs of a release write its golden checkpoints.
 
 use std::path::Path;

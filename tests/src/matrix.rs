@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The test plan of the review that brought save and restore to bhyve (D19495), as one scenario over a machine's devices:
 //! the guest pings the host, copies a large file over TCP and another between its disks; it is suspended in the middle of all
 //! that and goes on in a new process, with nothing lost, nothing damaged and nothing to complain about. With a display it shows

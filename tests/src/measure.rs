@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! `make bench`: how long things take, side by side with QEMU where QEMU does them too. Words on the command line (`boot`,
 //! `checkpoint`, `exits`, `throughput`) pick parts.
 

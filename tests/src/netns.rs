@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! A network namespace of the test's own, with a tap in it: the other end of a guest's network.
 
 use std::fs::File;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Network namespaces are Linux's: elsewhere there are none, and the tests that want one say so.
 
 use std::convert::Infallible;

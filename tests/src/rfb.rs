@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! A viewer: a small client of the remote framebuffer protocol 3.8 (RFC 6143), for tests of the picture.
 
 use std::io::{self, Read, Write};

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! `make matrix`: every machine of the review's test plan, and a table of what came of it.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

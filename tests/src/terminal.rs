@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! A program on a terminal of its own.
 
 use std::fs::File;

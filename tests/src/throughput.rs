@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! How fast a guest moves data, beside QEMU's TCG with the same guest and the same models.
 
 use std::io::Read;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Access rights of segments in the form of `struct seg_desc`, put together from the descriptor types of x86.
 
 use vmm_abi::{SEG_DESC_DEF32_BIT, SEG_DESC_GRANULARITY_BIT, SEG_DESC_L_BIT, SEG_DESC_PRESENT_BIT};

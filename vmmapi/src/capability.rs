@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Names of the capabilities of vCPUs (`lib/libvmmapi/amd64/vmmapi_machdep.c`).
 
 use vmm_abi::VM_CAP_MAX;

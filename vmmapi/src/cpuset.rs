@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Sets of vCPUs (`cpuset_t` of `sys/sys/cpuset.h`).
 
 use vmm_abi::{CPU_SETSIZE, CPUSET_BYTES};

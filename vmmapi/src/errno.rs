@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! FreeBSD's error numbers and texts (`sys/sys/errno.h`, `lib/libc/gen/errlst.c`).
 //!
 //! Within a process errors have the host's numbers. What leaves the process (the control socket) has FreeBSD's numbers,

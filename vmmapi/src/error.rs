@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The error of the VM handles: which operation on what failed, and why.
 
 use vmm::Errno;

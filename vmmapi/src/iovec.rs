@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Scattered guest memory as the target or source of file I/O (what `struct iovec` arrays are in bhyve's devices).
 
 use std::io;

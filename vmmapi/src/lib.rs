@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! libvmmapi(3) in Rust: VM handles, guest memory, back ends, the control socket and the checkpoint files.
 //!
 //! [`Vm`] and [`Vcpu`] are the handles; their methods bear the names of `lib/libvmmapi/vmmapi.h` without the prefix.

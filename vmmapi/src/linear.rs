@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Guest linear memory: translation and copies (`vm_gla2gpa`, `vm_copy_setup`, `vm_copyin` and `vm_copyout` of
 //! `lib/libvmmapi/vmmapi.c`).
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The name of a socket in the file system: whose it is, and its removal. No counterpart in FreeBSD's libvmmapi.
 
 use std::ffi::OsString;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Guest memory as this process sees it (`vm_setup_memory` and `vm_map_gpa` of `lib/libvmmapi/vmmapi.c`).
 //!
 //! System memory is one or two regions: lowmem from 0, and highmem from 4 GiB if there is more than fits below the limit.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Numbers as the command lines of bhyve(8) and bhyvectl(8) take them: strtoul(3) and `expand_number` of libutil(3).
 //!
 //! Unlike those functions, a text with anything else in it is no number: no sign, no space, nothing behind the digits.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Name/value lists in libnv(3)'s wire format (`sys/contrib/libnv/nvlist.c`, `nvpair.c`).
 //!
 //! What bhyve's control socket speaks: a flat list of booleans, numbers, strings, binaries and descriptors. Nested lists and

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Capsicum, as `usr.sbin/bhyve/bhyverun.c` and `vm_limit_rights` of `lib/libvmmapi/vmmapi.c` use it: the process gives up
 //! the file systems and the network, and keeps the descriptors that it has, each with the rights that its use takes.
 //!

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! A back end for unit tests: memory, a note of every write, and answers to requests that the test gives.
 
 use parking_lot::Mutex;

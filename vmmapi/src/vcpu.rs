@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The vCPU handle (`lib/libvmmapi/vmmapi.c` and `lib/libvmmapi/amd64/vmmapi_machdep.c`).
 
 use vmm::Errno;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The VM handle (`lib/libvmmapi/vmmapi.c`).
 
 use parking_lot::Mutex;

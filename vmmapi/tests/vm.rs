@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Whole VMs through every back end: the software vmm, the kernel back end on stand-ins for FreeBSD 14, 15 and 16, and
 //! another process's VM over its control socket.
 

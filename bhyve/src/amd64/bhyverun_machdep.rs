@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The parts of a PC that every VM has (`usr.sbin/bhyve/amd64/bhyverun_machdep.c`): interrupt routing, power management, the
 //! clock, and at a cold start the firmware tables and the kernel.
 

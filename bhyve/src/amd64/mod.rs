@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! What is particular to x86-64 (`usr.sbin/bhyve/amd64`): the platform, the exits of VM_RUN, MMIO instructions, MSRs and the start of
 //! application processors.
 

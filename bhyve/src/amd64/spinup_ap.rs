@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Starts an application processor (`usr.sbin/bhyve/amd64/spinup_ap.c`).
 
 use vmmapi::abi::{SegDesc, VM_CAP_UNRESTRICTED_GUEST, VM_REG_GUEST_CS, VM_REG_GUEST_RIP};

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Model-specific registers that the vmm leaves to userland (`usr.sbin/bhyve/amd64/xmsr.c`). They are those that guests
 //! touch because of what the processor claims to be; none of them has an effect.
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The graphical console: where viewers meet the picture, the keyboard and the pointer (`usr.sbin/bhyve/console.c` and the
 //! image of `bhyvegc.c`).
 //!

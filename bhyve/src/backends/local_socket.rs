@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Sockets in the file system that clients of a device connect to. No counterpart in FreeBSD's bhyve.
 
 use crate::process::cleanup;

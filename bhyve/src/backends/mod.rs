@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Back ends: the host's side of a device. Disks, networks, serial lines, and the console with its VNC server.
 
 pub mod block_if;

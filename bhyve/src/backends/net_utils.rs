@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Ethernet addresses (`usr.sbin/bhyve/net_utils.c`).
 
 use crate::bus::pci::Bdf;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! What a serial port is connected to: the standard streams, a terminal device or a TCP connection
 //! (`usr.sbin/bhyve/uart_backend.c`).
 //!

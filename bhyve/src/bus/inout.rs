@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! I/O ports that userland emulates (`usr.sbin/bhyve/amd64/inout.c`).
 
 use parking_lot::RwLock;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Memory-mapped I/O that userland emulates (`usr.sbin/bhyve/mem.c`).
 
 use parking_lot::RwLock;

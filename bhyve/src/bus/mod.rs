@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The buses that guest accesses arrive on: memory-mapped I/O, I/O ports and PCI.
 
 pub mod inout;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! What the control socket asks of a running machine, and checkpoints that the configuration asks for
 //! (`checkpoint_thread` of `usr.sbin/bhyve/snapshot.c`).
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! What the guest's processor says of itself, which has to be the same wherever the guest goes on. Upstream's
 //! `usr.sbin/bhyve/snapshot.c` does not look.
 //!

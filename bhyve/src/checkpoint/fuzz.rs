@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Hostile checkpoints, and hostile clients of the control socket.
 
 use super::restore::Restore;

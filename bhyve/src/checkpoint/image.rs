@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Guest memory as the checkpoint's files see it.
 
 use std::io;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! What is saved of the vmm: a list of named items, each with the way in which it is had and given back
 //! (`snapshot_kern_structs` of `usr.sbin/bhyve/snapshot.c`).
 //!

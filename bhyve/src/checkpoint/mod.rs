@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Checkpoints: taking them (`vm_checkpoint` of `usr.sbin/bhyve/snapshot.c`). The files are vmmapi's business.
 //!
 //! The processors are brought to rest first, then the devices. Until the files are committed, any failure lets both go on

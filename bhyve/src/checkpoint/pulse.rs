@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Saving and restoring in place while the guest runs (`snapshot.pulse`): a test of everything that a checkpoint carries, but
 //! for guest memory, at as many moments as one likes. Upstream has no such thing.
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Continuing from a checkpoint (`-r`; `load_restore_file` and its relatives of `usr.sbin/bhyve/snapshot.c`).
 //!
 //! The machine is the one that the checkpoint describes. Options given besides may name host resources anew; whatever

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Completion for bash, zsh and fish, made of the table of options. The tests compare the files in share/completion; with
 //! `UPDATE=1` in their environment they write them.
 
@@ -7,6 +9,7 @@ use crate::vars;
 use std::path::{Path, PathBuf};
 
 const MADE_BY: &str = "made of the table of options by `UPDATE=1 cargo test -p bhyve completion`.";
+const LICENSE: &str = concat!("# SPDX-License-Identifier: ", env!("CARGO_PKG_LICENSE"));
 
 /// What an argument may be.
 enum Candidates {
@@ -68,7 +71,7 @@ fn bash() -> String {
         .map(|(flag, _)| format!("-{}", flag.letter))
         .collect();
     format!(
-        "# bhyve(8) for bash, {MADE_BY}\n\
+        "{LICENSE}\n# bhyve(8) for bash, {MADE_BY}\n\
          _bhyve()\n{{\n    local cur=${{COMP_WORDS[COMP_CWORD]}} prev=${{COMP_WORDS[COMP_CWORD - 1]}}\n    \
          COMPREPLY=()\n    case $prev in\n{cases}    {})\n        return\n        ;;\n    esac\n    \
          COMPREPLY=($(compgen -W '{} --help --version' -- \"$cur\"))\n}}\ncomplete -F _bhyve bhyve\n",
@@ -83,7 +86,7 @@ fn zsh() -> String {
             .replace('[', "\\[")
             .replace(']', "\\]")
     };
-    let mut out = format!("#compdef bhyve\n# bhyve(8) for zsh, {MADE_BY}\n\n");
+    let mut out = format!("#compdef bhyve\n{LICENSE}\n# bhyve(8) for zsh, {MADE_BY}\n\n");
     out += "_bhyve_words()\n{\n    compadd -q -S $1 -- ${=2}\n}\n\n\
             _bhyve_device()\n{\n    compset -P '*,' && compadd -- ${=1}\n}\n\n_arguments -s -S -A '-*' \\\n";
     for (flag, help) in offered() {
@@ -110,7 +113,7 @@ fn zsh() -> String {
 }
 
 fn fish() -> String {
-    let mut out = format!("# bhyve(8) for fish, {MADE_BY}\ncomplete -c bhyve -f\n");
+    let mut out = format!("{LICENSE}\n# bhyve(8) for fish, {MADE_BY}\ncomplete -c bhyve -f\n");
     for (flag, help) in offered() {
         let argument = match (flag.argument, candidates(flag)) {
             (None, _) => String::new(),

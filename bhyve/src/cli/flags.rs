@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The options, in one table: what each is called, what it takes, what it sets, and what is said about it.
 //!
 //! The parser, the usage text and the completion scripts all come from here.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The command line (`usr.sbin/bhyve/amd64/bhyverun_machdep.c` and the option loop of `bhyverun.c`).
 //!
 //! Options are taken strictly in order and only write variables into the configuration tree; a later one replaces an

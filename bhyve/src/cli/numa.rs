@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! NUMA domains (`bhyve_parse_numa_domain` of `usr.sbin/bhyve/bhyverun.c`): understood, and not built.
 
 use super::OptError;

@@ -1,3 +1,7 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
+//! The command line: order, bundles, errors, help and the table of options itself.
+
 use super::flags::FLAGS;
 use super::*;
 

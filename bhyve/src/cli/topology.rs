@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The virtual processors and how they are arranged (`bhyve_parse_topology` and `parse_cpu_topology` of
 //! `usr.sbin/bhyve/bhyverun.c`).
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The usage text, made of the table of options. libvirt looks for an option that it may use as `-x:` in it, so every
 //! line has that form.
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The configuration tree of bhyve_config(5) (`usr.sbin/bhyve/config.c`): a tree of strings named by dotted paths.
 //!
 //! Every option of the command line only writes here, and every device only reads here, by variables that it has

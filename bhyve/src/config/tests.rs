@@ -1,3 +1,7 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
+//! The tree of variables: replacement, references, kinds of values and what was never read.
+
 use super::*;
 use proptest::prelude::*;
 

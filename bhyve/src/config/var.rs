@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The declaration of a variable: what it is called, what it may hold, and what the rest of the program needs to know of
 //! it: the command line, bhyve_config(5), completion, and `-r`, which puts options over those of a checkpoint.
 //!

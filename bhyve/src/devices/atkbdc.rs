@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The keyboard controller of a PC, an 8042, with a keyboard and a mouse (`usr.sbin/bhyve/atkbdc.c`).
 //!
 //! Interrupts are levels that follow the output buffer; upstream pulses them.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The frame buffer of a graphical console (`usr.sbin/bhyve/pci_fbuf.c`): BAR 0 has the mode's registers, BAR 1 is the
 //! picture's memory, a device segment of the vmm's that the guest writes without an exit.
 //!

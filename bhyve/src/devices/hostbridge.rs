@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Host bridges (`usr.sbin/bhyve/pci_hostbridge.c`).
 
 use crate::bus::pci::func::{PciFunc, PciIds};

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The LPC bridge: the ISA bus with its four serial ports, and the registers that route PIRQA-H
 //! (`usr.sbin/bhyve/amd64/pci_lpc.c`).
 

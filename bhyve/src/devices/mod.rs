@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Devices, whatever bus they are on. Each has the name of its counterpart in `usr.sbin/bhyve`, without `pci_`.
 
 pub mod ahci;

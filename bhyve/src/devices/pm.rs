@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Power management: the fixed registers of ACPI, the SMI command port and the two reset ports
 //! (`usr.sbin/bhyve/amd64/pm.c`).
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! A PS/2 mouse with three buttons and, for drivers that know how to ask, a wheel (`usr.sbin/bhyve/ps2mouse.c`, which has
 //! no wheel). The console's pointer moves it.
 //!

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Sets the clock of the VM and the memory sizes in its CMOS (`usr.sbin/bhyve/amd64/rtc.c`). The clock itself is in the
 //! kernel, and a checkpoint keeps it with the kernel's devices.
 

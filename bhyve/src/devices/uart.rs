@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! A 16550A serial port (`usr.sbin/bhyve/uart_emul.c`). The transmitter is never busy, and the line has no speed.
 //!
 //! The interrupt is a level that follows the registers; upstream pulses it.

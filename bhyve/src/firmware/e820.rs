@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The guest's map of physical memory, in the form that PC firmware hands to an operating system
 //! (`usr.sbin/bhyve/amd64/e820.c`). Upstream gives it to firmware only; here it is also what a directly booted kernel gets.
 

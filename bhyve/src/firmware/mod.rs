@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! What firmware leaves in guest memory: tables, the memory map, and a kernel that is booted directly.
 
 pub mod acpi;

@@ -1,3 +1,10 @@
+// SPDX-License-Identifier: BSD-2-Clause
+//
+// Names, numbers and layouts are those of these files of FreeBSD:
+//
+// usr.sbin/bhyve/amd64/mptbl.c (BSD-2-Clause)
+// Copyright (c) 2012 NetApp, Inc. All rights reserved.
+
 //! The MP table, version 1.4, for operating systems without ACPI (`usr.sbin/bhyve/amd64/mptbl.c`).
 
 use crate::bus::pci::SlotRoute;

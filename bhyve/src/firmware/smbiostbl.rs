@@ -1,3 +1,10 @@
+// SPDX-License-Identifier: BSD-2-Clause
+//
+// Names, numbers and layouts are those of these files of FreeBSD:
+//
+// usr.sbin/bhyve/smbiostbl.c (BSD-2-Clause)
+// Copyright (c) 2014 Tycho Nightingale <tycho.nightingale@pluribusnetworks.com>. All rights reserved.
+
 //! The SMBIOS tables, version 2.8 (`usr.sbin/bhyve/smbiostbl.c`).
 
 use crate::config::{Config, ConfigError, Kind, Value, Var, variables};

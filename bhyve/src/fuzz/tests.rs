@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! A fixed number of cases of every target: what was found once, then what a generator makes of the first numbers.
 //!
 //! `FUZZ_CASES` is the number of cases, `FUZZ_SEED` the first one's seed; a case that fails names its own.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Software breakpoints: INT3s in the guest's memory, which nobody but the processors gets to see (the breakpoint half of
 //! `usr.sbin/bhyve/gdb.c`).
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! What the debugger's thread and those of the processors share: who is stopped, and why (the vCPU half of
 //! `usr.sbin/bhyve/gdb.c`).
 //!

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! A hostile debugger, with a guest that runs.
 
 use super::*;

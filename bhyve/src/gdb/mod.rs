@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The debug server: gdb's remote serial protocol over TCP, for one debugger at a time (`usr.sbin/bhyve/gdb.c`).
 //!
 //! The guest stops when a debugger comes, and goes on, without a trace of it, when it goes. All of this is the host's

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The frames of the remote serial protocol, and numbers in them (the packet half of `usr.sbin/bhyve/gdb.c`).
 
 use std::fmt::Write as _;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The registers as the debugger numbers them (`gdb_regset` and `amd64.xml` of `usr.sbin/bhyve`).
 
 use std::fmt::Write as _;

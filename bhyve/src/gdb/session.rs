@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The commands of the remote serial protocol, for one connection (`gdb_command` of `usr.sbin/bhyve/gdb.c`). A processor is a
 //! thread; threads count from one.
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The first state of a machine that is started cold: the kernel in memory and the boot processor in front of it
 //! (what bhyveload(8) does for upstream's bhyve).
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! All devices of a machine, and how they are paused, saved and let go on together
 //! (`vm_pause_devices`, `vm_snapshot_devices` and `vm_resume_devices` of `usr.sbin/bhyve/snapshot.c`).
 

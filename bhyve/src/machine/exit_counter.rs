@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Counts the exits of all processors for `snapshot.pulse`, and says when a pulse is due. Upstream has no such thing.
 
 use std::num::NonZeroU64;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Hostile guests and hostile states against all devices at once, without a processor: what a guest can do to a device is a
 //! list of accesses, and here the input is the list.
 

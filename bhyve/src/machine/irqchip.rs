@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The interrupt controllers as emulated devices see them. FreeBSD's devices call vm_isa_assert_irq(3) and its relatives
 //! directly; behind a trait they can be tested without a VM.
 

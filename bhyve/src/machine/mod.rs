@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! A machine: a VM, its processors and its devices, built cold or from a checkpoint by the same path
 //! (`do_open`, `init_pci` and the second half of `main` of `usr.sbin/bhyve/bhyverun.c`).
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! What the configuration says about the machine as a whole, checked before anything is made.
 
 use crate::amd64::bhyverun_machdep::BOOT_KERNEL;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! A machine that does not move (`vm_vcpu_pause` and `vm_pause_devices` of `usr.sbin/bhyve/snapshot.c`).
 
 use super::vcpu::{Hold, RestError};

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! What is left when a thread of bhyve panics, whichever it is. Each case is a process of its own: this test's program once more.
 
 use super::*;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The threads of the virtual processors and how they are all brought to rest (`fbsdrun_start_thread` of
 //! `usr.sbin/bhyve/bhyverun.c` and the vCPU half of `snapshot.c`).
 //!

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! What bhyve undoes however its process ends. It answers to the atexit(3) handlers of bhyve(8), but runs before the process dies of a
 //! signal or a panic, too: the terminal leaves raw mode and the sockets go.
 

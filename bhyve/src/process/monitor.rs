@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Monitor mode (`-M`; the fork loop of `usr.sbin/bhyve/bhyverun.c`): the process stays and has its children run the
 //! guest, a new one each time the guest reboots. Unlike upstream, a guest that was suspended is not started again.
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! What a panic, which is a bug of bhyve, does: it ends the process at once, by SIGABRT, at the place of the bug.
 //!
 //! Nothing unwinds. A thread that panics holds its locks until the process is gone, so no other thread, and no checkpoint, ever sees a

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The process's title, which clients look for (`setproctitle(3)` in `usr.sbin/bhyve/bhyverun.c`).
 
 /// Makes ps(1) show `title` as the command line and `comm` as the command's name. There is nothing to be done about a

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Signals (`usr.sbin/bhyve/mevent.c` and `pm.c` for SIGTERM). They are waited for by a thread instead of being handled:
 //! SIGTERM presses the power button, and what would kill the process first puts the terminal back.
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! What bhyve itself says on its standard streams. Rust's `print!` panics when a stream fails, which would end a VM.
 
 use std::fmt::Arguments;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The lists of bhyve_config(5) are made of the declarations. The test compares them; with `UPDATE=1` in its environment it
 //! writes them.
 

@@ -1,3 +1,7 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
+//! The list of all variables: declared once, with defaults that they may hold, and hints at misspelt names.
+
 use super::*;
 use crate::config::{Default, Kind};
 use std::collections::BTreeSet;

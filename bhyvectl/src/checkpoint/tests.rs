@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! A peer that behaves as upstream's bhyve does: it reads a request, writes three files in place, and answers nothing.
 
 use std::io::Read;

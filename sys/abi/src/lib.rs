@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! vmm(4)'s ABI for amd64 as data: what FreeBSD has in `sys/amd64/include` and `sys/dev/vmm`.
 //!
 //! Everything that userland may ask of a VM is one request number and one `repr(C)` argument. This crate has the

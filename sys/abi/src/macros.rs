@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Macros that declare the structs and enumerations of the ABI together with the checks of their layout. What they
 //! declare they also put into a list, from which [`crate::table`] is made.
 

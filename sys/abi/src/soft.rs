@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! What only the software vmm understands; FreeBSD's vmm(4) has no counterpart and answers these with EINVAL or ENOTTY.
 
 use crate::table::{Constant, constants};

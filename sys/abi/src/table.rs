@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! All that this crate declares, as a table. The tests hold it against FreeBSD's headers.
 
 use crate::{soft, v13, v14, vmm, vmm_dev, vmm_instruction_emul, vmm_snapshot};

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Behaviour of the few functions that the ABI has.
 
 use zerocopy::{FromBytes, IntoBytes};

@@ -1,3 +1,10 @@
+// SPDX-License-Identifier: BSD-2-Clause
+//
+// Names, numbers and layouts are those of these files of FreeBSD:
+//
+// sys/amd64/include/vmm_dev.h (BSD-2-Clause)
+// Copyright (c) 2011 NetApp, Inc. All rights reserved.
+
 //! Request numbers of FreeBSD 13, which is past its end of life: known only so that it can be recognised and refused.
 
 use crate::vmm_dev::{IOCNUM_RUN, IOCNUM_SNAPSHOT_REQ, IOCNUM_VM_STATS, VMM_IOC_GROUP, iowr_sized};

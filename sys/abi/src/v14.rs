@@ -1,3 +1,13 @@
+// SPDX-License-Identifier: BSD-2-Clause
+//
+// Names, numbers and layouts are those of these files of FreeBSD:
+//
+// sys/amd64/include/vmm.h (BSD-2-Clause)
+// Copyright (c) 2011 NetApp, Inc. All rights reserved.
+//
+// sys/amd64/include/vmm_dev.h (BSD-2-Clause)
+// Copyright (c) 2011 NetApp, Inc. All rights reserved.
+
 //! The forms of FreeBSD 14 where they differ from FreeBSD 15's: memory segments without NUMA fields and with other
 //! numbers, and string I/O exits without the code segment's properties. VMs are made by sysctl, not by /dev/vmmctl.
 

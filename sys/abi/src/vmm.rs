@@ -1,3 +1,10 @@
+// SPDX-License-Identifier: BSD-2-Clause
+//
+// Names, numbers and layouts are those of these files of FreeBSD:
+//
+// sys/amd64/include/vmm.h (BSD-2-Clause)
+// Copyright (c) 2011 NetApp, Inc. All rights reserved.
+
 //! Registers, exits, capabilities and the other types of `sys/amd64/include/vmm.h`.
 //!
 //! C enumerations are `i32` constants. The union of `struct vm_exit` is [`VmExitPayload`], 120 bytes that are read and

@@ -1,3 +1,14 @@
+// SPDX-License-Identifier: BSD-2-Clause
+//
+// Names, numbers and layouts are those of these files of FreeBSD:
+//
+// sys/amd64/include/vmm_dev.h (BSD-2-Clause)
+// Copyright (c) 2011 NetApp, Inc. All rights reserved.
+//
+// sys/dev/vmm/vmm_dev.h (BSD-2-Clause)
+// Copyright (c) 2011 NetApp, Inc. All rights reserved.
+// Copyright (C) 2015 Mihai Carabas <mihai.carabas@gmail.com>. All rights reserved.
+
 //! Request numbers and arguments of /dev/vmmctl and /dev/vmm/NAME, of `sys/amd64/include/vmm_dev.h` and
 //! `sys/dev/vmm/vmm_dev.h`, in the forms of FreeBSD 15.
 //!

@@ -1,3 +1,10 @@
+// SPDX-License-Identifier: BSD-2-Clause
+//
+// Names, numbers and layouts are those of these files of FreeBSD:
+//
+// sys/amd64/include/vmm_instruction_emul.h (BSD-2-Clause)
+// Copyright (c) 2012 NetApp, Inc. All rights reserved.
+
 //! `struct vie`, the state of instruction emulation, of `sys/amd64/include/vmm_instruction_emul.h`.
 //!
 //! Only `inst` and `num_valid` carry information from kernel to userland; everything from `num_processed` on is the

@@ -1,3 +1,15 @@
+// SPDX-License-Identifier: BSD-2-Clause
+//
+// Names, numbers and layouts are those of these files of FreeBSD:
+//
+// sys/amd64/include/vmm_snapshot.h (BSD-2-Clause)
+// Copyright (c) 2016 Flavius Anton. All rights reserved.
+// Copyright (c) 2016 Mihai Tiganus. All rights reserved.
+// Copyright (c) 2016-2019 Mihai Carabas. All rights reserved.
+// Copyright (c) 2017-2019 Darius Mihai. All rights reserved.
+// Copyright (c) 2017-2019 Elena Mihailescu. All rights reserved.
+// Copyright (c) 2018-2019 Sergiu Weisz. All rights reserved.
+
 //! The snapshot request's argument and enumerations, of `sys/amd64/include/vmm_snapshot.h`.
 
 abi_enums! { ENUMS:

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! How fast the processor is: micro guests, each run for a fixed number of instructions. `cargo run --release --example mips`.
 
 #[path = "../tests/machine/mod.rs"]

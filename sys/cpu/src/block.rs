@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The cache of decoded code: blocks keyed by guest-physical address and mode.
 //!
 //! A block keeps its operations, its bytes and its mode, but not its instructions in the intermediate form: that is made again from

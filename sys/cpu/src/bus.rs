@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The processor's outside world: everything that is not guest RAM and not the core's own state goes through [`Bus`].
 //!
 //! `now` in every call is the number of instructions retired before the one that makes the call (see `Cpu::retired`), so that a

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! One virtual processor: its registers, how they are read and set from outside, and its caches.
 
 use std::ops::{Index, IndexMut};

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Delivery of exceptions and interrupts through the IDT, double and triple faults.
 
 use crate::cpu::Cpu;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Why `Cpu::run` returned.
 //!
 //! Unless said otherwise RIP is still at the instruction and no architectural state has changed: the caller completes the

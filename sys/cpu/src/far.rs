@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Far jumps, calls, returns and IRET, through gates and to other privileges (AMD APM volume 2 chapter 4, volume 3).
 
 use crate::cpu::Cpu;

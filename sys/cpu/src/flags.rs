@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The arithmetic flags, kept as a result and a few bits instead of as RFLAGS.
 //!
 //! ZF, SF and PF are functions of the last result; CF, OF and AF are computed with it. `aux` holds those three at their RFLAGS

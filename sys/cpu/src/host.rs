@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Accesses to guest RAM by the host's own instructions.
 //!
 //! Guest RAM changes under our hands (other vCPUs, devices), so every access is one machine instruction through inline

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The intermediate form: what an instruction is, between decoding and execution.
 //!
 //! [`crate::decode`] makes a row of [`Insn`]s of a block's bytes, [`crate::passes`] rewrite the row, and a tier makes of it what it

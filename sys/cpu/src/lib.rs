@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! A software x86-64 processor.
 //!
 //! It knows nothing of the machine around it: guest RAM is a [`PhysMem`], everything else a [`Bus`]. A [`Cpu`] runs guest

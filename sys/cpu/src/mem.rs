@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Guest-physical memory: which host pages back it, and what is known of every page (decoded code, dirtied).
 //!
 //! One of the few modules with `unsafe`: guest RAM is only ever touched through raw pointers, never through references, because

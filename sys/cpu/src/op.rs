@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The compact operation that executes an instruction, and how one follows another.
 //!
 //! A block is a row of operations. Each handler ends by calling the next operation's handler; compiled with optimisation that is

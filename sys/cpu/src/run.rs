@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The execution loop: block after block, and what is seen to between them.
 
 use crate::block::{self, Entry, exit};

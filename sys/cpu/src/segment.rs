@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Descriptors and segment loads (AMD APM volume 2, chapter 4).
 
 use crate::cpu::{Cpu, slot};

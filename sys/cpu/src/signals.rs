@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! How other threads get a running processor's attention: one word, read with a relaxed load at every block boundary.
 
 use std::sync::atomic::{AtomicU32, Ordering};

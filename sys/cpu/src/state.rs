@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The names of the architectural registers, segments in VMX access-rights form, and the bits that the core looks at.
 
 /// A register that can be read and set between runs.

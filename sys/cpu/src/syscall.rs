@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! SYSCALL, SYSRET, SYSENTER and SYSEXIT, the AMD way (AMD APM volume 3).
 
 use crate::cpu::Cpu;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Hardware task switches (32-bit and 16-bit TSS, outside of long mode).
 
 use crate::cpu::Cpu;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! How an instruction says that it cannot complete.
 
 use crate::cpu::Cpu;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Encodings that mean less to this processor than to one with the extensions that later took them up.
 
 mod machine;

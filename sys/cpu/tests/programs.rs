@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Small programs in every mode, run whole and in pieces.
 
 mod machine;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! What a virtual CPU sees outside itself while it runs: ports and registers of the in-kernel devices
 //! (`sys/amd64/vmm/vmm_ioport.c`, `vmm_lapic.c`), MSRs, CPUID, time, and interrupts.
 

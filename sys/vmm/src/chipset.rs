@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The in-kernel devices of one VM as one thing: what `sys/amd64/vmm/vmm.c` holds pointers to, `vmm_ioport.c` routes
 //! port accesses to, and `vmm_lapic.c` delivers interrupts through.
 //!

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! `sys/cpuset.h`: sets of virtual CPUs.
 
 use std::sync::atomic::{AtomicU64, Ordering};

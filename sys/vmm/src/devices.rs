@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The in-kernel devices of one VM behind their lock, and the thread that lets their timers expire.
 //!
 //! FreeBSD gives every device a spin lock and callouts of its own; here there is one lock, and one deadline.

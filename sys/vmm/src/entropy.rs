@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Random numbers for RDRAND.
 
 /// A number from the host's generator.

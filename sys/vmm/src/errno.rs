@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! `sys/errno.h`: why a request was refused, in the numbers of the host that this process runs on.
 
 use std::fmt;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Events on their way into the guest: `VM_INTINFO_*` and the rules for two at once (`vm_entry_intinfo` of
 //! `sys/amd64/vmm/vmm.c`).
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! A vmm(4) in a library: virtual machines on a processor in software, behind the ioctls of FreeBSD's vmm(4).
 //!
 //! A VM is made by [`create`] (`/dev/vmmctl`), found by [`lookup`] (`open` of `/dev/vmm/NAME`), asked by

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The VM objects behind memory segments (`sys/dev/vmm/vmm_mem.c`): memory that the processors, the devices and
 //! whoever maps `/dev/vmm/NAME` all share.
 //!

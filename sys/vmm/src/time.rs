@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! `sys/sys/time.h`: the two forms of uptime that the in-kernel devices count in.
 
 use std::ops::{Add, Sub};

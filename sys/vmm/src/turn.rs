@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Who runs when time is counted in instructions.
 //!
 //! The virtual CPUs take turns in the order of their numbers. A turn lasts [`QUANTUM`] instructions, or until HLT.

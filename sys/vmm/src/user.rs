@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! copyin(9) and copyout(9): how a request reaches the memory that its argument points to.
 
 use crate::errno::Errno;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! A virtual CPU: what it consists of, and how its thread sleeps (`struct vcpu` of `sys/amd64/vmm/vmm.c`).
 //!
 //! Who may touch [`Vcpu::core`] is its owner's business: see [`States`](crate::vmm_vm::States).

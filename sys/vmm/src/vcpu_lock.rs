@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! `vcpu_lock_one` and `vcpu_lock_all` of `sys/dev/vmm/vmm_dev.c`: threads come to own virtual CPUs, as [`States`]
 //! decides.
 

@@ -1,3 +1,10 @@
+// SPDX-License-Identifier: BSD-2-Clause
+//
+// Names, numbers and layouts are those of these files of FreeBSD:
+//
+// sys/amd64/vmm/amd/vmcb.h (BSD-2-Clause)
+// Copyright (c) 2013 Anish Gupta (akgupt3@gmail.com). All rights reserved.
+
 //! `sys/amd64/vmm/amd/vmcb.c`: the virtual machine control block that an AMD host would have.
 //!
 //! There is none here. Debuggers read it by offset (`VM_GET_REGISTER` with a negative number), and checkpoints hold

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! `sys/amd64/vmm/vmm.c`: the virtual machine.
 //!
 //! Virtual CPUs have owners ([`States`]), and a thread waits for them with no lock in its hands. Locks are taken in this order, and

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! `svm_setcap` and `svm_getcap` of `sys/amd64/vmm/amd/svm.c`: optional behaviour of a virtual CPU.
 
 use vmm_abi::*;

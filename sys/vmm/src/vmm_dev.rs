@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! `sys/dev/vmm/vmm_dev.c`: the VMs of this process, as `/dev/vmmctl` makes and unmakes them.
 
 use parking_lot::{Mutex, MutexGuard};

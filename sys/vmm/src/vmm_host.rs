@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! `sys/amd64/vmm/vmm_host.c`: the time that the guest lives in.
 //!
 //! Guest time is counted in nanoseconds since the VM was made, and the guest's time stamp counter runs at 1 GHz on

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! `sys/dev/vmm/vmm_mem.c`: memory segments and where guest physical memory shows them.
 
 use std::sync::Arc;

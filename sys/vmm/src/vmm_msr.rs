@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! `sys/amd64/vmm/amd/svm_msr.c` and the MTRRs of `sys/amd64/vmm/x86.c`: model-specific registers that neither the
 //! processor core nor the local APIC owns.
 

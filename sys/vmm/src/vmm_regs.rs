@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! `svm_getreg`, `svm_setreg` and the descriptors of `sys/amd64/vmm/amd/svm.c` and `vmcb.c`.
 
 use vmm_abi::*;

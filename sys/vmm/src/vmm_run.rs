@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! `vm_run` of `sys/amd64/vmm/vmm.c` and the exits of `sys/amd64/vmm/amd/svm.c`: a virtual CPU executes guest
 //! instructions on the caller's thread, until something happens that userland has to see.
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! `sys/amd64/vmm/vmm_stat.c`: what is counted for every virtual CPU.
 
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! `sys/dev/vmm/vmm_vm.c`, and `vm_handle_suspend` of `sys/amd64/vmm/vmm.c`: who owns which virtual CPU, and how
 //! virtual CPUs come to stand still. Decisions only; the threads that wait for them are [`Vm`](crate::Vm)'s.
 //!

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! `sys/amd64/vmm/x86.c`: what CPUID tells the guest.
 //!
 //! The kernel filters the host's leaves. Here there is a fixed processor of our own, so that a checkpoint can be

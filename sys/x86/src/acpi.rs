@@ -1,3 +1,13 @@
+// SPDX-License-Identifier: BSD-2-Clause
+//
+// Names, numbers and layouts are those of these files of FreeBSD:
+//
+// usr.sbin/bhyve/acpi.h (BSD-2-Clause)
+// Copyright (c) 2012 NetApp, Inc. All rights reserved.
+//
+// usr.sbin/bhyve/amd64/pm.c (BSD-2-Clause)
+// Copyright (c) 2013 Advanced Computing Technologies LLC. All rights reserved.
+
 //! The fixed registers of ACPI and where bhyve has them, of `usr.sbin/bhyve/acpi.h` and `amd64/pm.c`, and the reset ports.
 
 use crate::table::Group;

@@ -1,3 +1,13 @@
+// SPDX-License-Identifier: BSD-2-Clause
+//
+// Names, numbers and layouts are those of these files of FreeBSD:
+//
+// sys/x86/include/apicreg.h (BSD-2-Clause)
+// Copyright (c) 1996, by Peter Wemm and Steve Passe. All rights reserved.
+//
+// sys/x86/x86/msi.c (BSD-3-Clause)
+// Copyright (c) 2006 Yahoo!, Inc. All rights reserved.
+
 //! The local APIC and the I/O APIC, of `sys/x86/include/apicreg.h`, and messages to them, of `sys/x86/x86/msi.c`.
 
 use crate::table::Group;

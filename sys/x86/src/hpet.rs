@@ -1,3 +1,14 @@
+// SPDX-License-Identifier: BSD-2-Clause
+//
+// Names, numbers and layouts are those of these files of FreeBSD:
+//
+// sys/dev/acpica/acpi_hpet.h (BSD-2-Clause)
+// Copyright (c) 2005 Poul-Henning Kamp. All rights reserved.
+//
+// sys/amd64/vmm/io/vhpet.h (BSD-2-Clause)
+// Copyright (c) 2013 Tycho Nightingale <tycho.nightingale@pluribusnetworks.com>. All rights reserved.
+// Copyright (c) 2013 Neel Natu <neel@freebsd.org>. All rights reserved.
+
 //! The high precision event timers, of `sys/dev/acpica/acpi_hpet.h` and `sys/amd64/vmm/io/vhpet.h`.
 
 use crate::table::Group;

@@ -1,3 +1,14 @@
+// SPDX-License-Identifier: BSD-2-Clause
+//
+// Names, numbers and layouts are those of these files of FreeBSD:
+//
+// sys/dev/atkbdc/atkbdcreg.h (BSD-3-Clause)
+// Copyright (c) 1996-1999 Kazutaka YOKOTA (yokota@zodiac.mech.utsunomiya-u.ac.jp). All rights reserved.
+//
+// usr.sbin/bhyve/atkbdc.c (BSD-2-Clause)
+// Copyright (c) 2014 Tycho Nightingale <tycho.nightingale@pluribusnetworks.com>. All rights reserved.
+// Copyright (c) 2015 Nahanni Systems Inc. All rights reserved.
+
 //! The keyboard controller, of `sys/dev/atkbdc/atkbdcreg.h` and `usr.sbin/bhyve/atkbdc.c`.
 
 use crate::table::Group;

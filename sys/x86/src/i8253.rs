@@ -1,3 +1,10 @@
+// SPDX-License-Identifier: BSD-2-Clause
+//
+// Names, numbers and layouts are those of these files of FreeBSD:
+//
+// sys/dev/ic/i8253reg.h (BSD-3-Clause)
+// Copyright (c) 1993 The Regents of the University of California. All rights reserved.
+
 //! The 8253 and 8254 interval timers, of `sys/dev/ic/i8253reg.h`.
 
 use crate::table::Group;

@@ -1,3 +1,10 @@
+// SPDX-License-Identifier: BSD-2-Clause
+//
+// Names, numbers and layouts are those of these files of FreeBSD:
+//
+// sys/dev/ic/i8259.h (BSD-2-Clause)
+// Copyright (c) 2003 Peter Wemm. All rights reserved.
+
 //! The 8259 interrupt controllers, of `sys/dev/ic/i8259.h`.
 
 use crate::table::Group;

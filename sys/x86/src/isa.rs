@@ -1,3 +1,16 @@
+// SPDX-License-Identifier: BSD-2-Clause
+//
+// Names, numbers and layouts are those of these files of FreeBSD:
+//
+// sys/x86/isa/isa.h (BSD-3-Clause)
+// Copyright (c) 1990 The Regents of the University of California. All rights reserved.
+//
+// sys/x86/isa/elcr.c (BSD-3-Clause)
+// Copyright (c) 2004 John Baldwin <jhb@FreeBSD.org>. All rights reserved.
+//
+// sys/x86/include/ppireg.h (BSD-2-Clause)
+// Copyright (C) 2005 TAKAHASHI Yoshihiro. All rights reserved.
+
 //! Ports and interrupt lines that every PC has, of `sys/x86/isa/isa.h`, `elcr.c` and `sys/x86/include/ppireg.h`.
 
 use crate::table::Group;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The registers and addresses of x86 and of the PC: what FreeBSD has in `sys/x86/include`, `sys/dev/ic` and the headers of its
 //! drivers. The processor, the vmm and userland use the same ones.
 //!

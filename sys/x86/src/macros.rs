@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Macros that declare registers, values and numbers. What they declare they also put into a list, from which
 //! [`crate::table`] is made.
 

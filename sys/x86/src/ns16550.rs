@@ -1,3 +1,10 @@
+// SPDX-License-Identifier: BSD-2-Clause
+//
+// Names, numbers and layouts are those of these files of FreeBSD:
+//
+// sys/dev/ic/ns16550.h (BSD-3-Clause)
+// Copyright (c) 1991 The Regents of the University of California. All rights reserved.
+
 //! The 16550 serial port, of `sys/dev/ic/ns16550.h`.
 
 use crate::table::Group;

@@ -1,3 +1,13 @@
+// SPDX-License-Identifier: BSD-2-Clause
+//
+// Names, numbers and layouts are those of these files of FreeBSD:
+//
+// sys/isa/rtc.h (BSD-3-Clause)
+// Copyright (c) 1990 The Regents of the University of California. All rights reserved.
+//
+// sys/dev/mc146818/mc146818reg.h (CMU-Mach)
+// Copyright (c) 1995 Carnegie-Mellon University. All rights reserved.
+
 //! The MC146818 clock and the PC's use of its memory, of `sys/isa/rtc.h` and `sys/dev/mc146818/mc146818reg.h`.
 
 use crate::table::Group;

@@ -1,3 +1,11 @@
+// SPDX-License-Identifier: BSD-2-Clause
+//
+// Names, numbers and layouts are those of these files of FreeBSD:
+//
+// sys/x86/include/segments.h (BSD-3-Clause)
+// Copyright (c) 1989, 1990 William F. Jolitz. All rights reserved.
+// Copyright (c) 1990 The Regents of the University of California. All rights reserved.
+
 //! Descriptor types and exception vectors, of `sys/x86/include/segments.h`.
 
 use crate::table::Group;

@@ -1,3 +1,21 @@
+// SPDX-License-Identifier: BSD-2-Clause
+//
+// Names, numbers and layouts are those of these files of FreeBSD:
+//
+// sys/x86/include/specialreg.h (BSD-3-Clause)
+// Copyright (c) 1991 The Regents of the University of California. All rights reserved.
+//
+// sys/x86/include/psl.h (BSD-3-Clause)
+// Copyright (c) 1990 The Regents of the University of California. All rights reserved.
+//
+// sys/x86/include/reg.h (BSD-3-Clause)
+// Copyright (c) 2003 Peter Wemm. All rights reserved.
+// Copyright (c) 1990 The Regents of the University of California. All rights reserved.
+//
+// sys/amd64/include/pmap.h (BSD-3-Clause)
+// Copyright (c) 2003 Peter Wemm. All rights reserved.
+// Copyright (c) 1991 Regents of the University of California. All rights reserved.
+
 //! Control registers, RFLAGS, CPUID's feature bits and model-specific registers, of `sys/x86/include/specialreg.h`, `psl.h`
 //! `reg.h` and `sys/amd64/include/pmap.h`.
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! What FreeBSD's headers say of vmm(4)'s ABI, by a C compiler that reads them: which structs, enumerations and macros there
 //! are, how the structs are laid out, and what the numbers are. The headers are asked for what they have, not for what we
 //! expect, so that what we lack is seen, too.

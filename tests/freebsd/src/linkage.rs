@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! How a program for FreeBSD is linked: what it is, which libraries it wants, and whether they have what it wants of them.
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Checks that programs are FreeBSD's and need nothing but its base system.
 //!
 //!     freebsd-check STUBS PROGRAM...

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! What an ABI is held against, and how: structs, enumerations and numbers as C has them.
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! zig, which has FreeBSD's headers and a C compiler for them; `zig.sh` fetches it.
 
 use std::io::Write;

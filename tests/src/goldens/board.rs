@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! What every machine has: processors in each mode, timers, interrupt controllers, serial ports, keyboard and mouse, power
 //! management, and the routes of PCI's interrupts.
 

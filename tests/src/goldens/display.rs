@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The frame buffer, its VGA, and what a user's hands are on: a USB tablet.
 
 use super::driver::Driver;

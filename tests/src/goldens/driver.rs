@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Guests that drive devices: 32-bit programs that are written as a list of accesses.
 //!
 //! Such a guest brings devices into a state, says `ready`, waits for a character, and then tells over COM1 all that it finds in the

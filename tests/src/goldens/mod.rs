@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Golden checkpoints: what released programs have written, kept in the tree, and how more of them are made.
 //!
 //! A golden is a folder with the four files of a checkpoint, guest memory and disks packed, and `console`: what the guest said when

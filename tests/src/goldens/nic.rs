@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! An e1000.
 
 use super::driver::Driver;

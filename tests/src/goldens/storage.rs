@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! An AHCI controller with a disk and a CD.
 
 use super::driver::Driver;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! virtio's devices, through the registers of 0.9.5 and of 1.x.
 
 use super::driver::Width::{Byte, Half, Word};

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! A process that does one thing for this one, later, when this one has given up the means to do it: FreeBSD 14 destroys VMs by a
 //! sysctl, which is out of reach in capability mode. Upstream's bhyve has no such process, and leaves its VMs behind there.
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! FreeBSD's vmm(4), reached as `lib/libvmmapi/vmmapi.c` reaches it.
 //!
 //! Which release it is shows at run time: VMs are made through /dev/vmmctl, or by sysctl where there is none (FreeBSD 14);

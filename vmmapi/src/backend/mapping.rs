@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Memory of a VM that is mapped into this process.
 
 use std::any::Any;

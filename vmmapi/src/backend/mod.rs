@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Who carries out the requests: the kernel, the software vmm in this process, or the process that has the VM.
 
 mod deputy;

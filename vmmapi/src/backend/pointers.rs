@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Which requests have pointers in their arguments, where, and to how many bytes.
 //!
 //! The same table serves the kernel back end, which fills in addresses, the soft one, which fills in tokens, and the

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! A VM of the software vmm in another process, reached through its control socket.
 
 use std::ops::Range;

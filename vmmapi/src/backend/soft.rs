@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The software vmm in this process.
 
 use std::cell::RefCell;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! A stand-in for a FreeBSD system: its devices and sysctls, with the software vmm behind them.
 //!
 //! It speaks the ABI of the release that it stands in for and nothing else, so that the kernel back end is exercised on

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The system calls that the kernel back end needs. Behind them is the host, or a stand-in.
 
 use std::ffi::{CStr, CString};

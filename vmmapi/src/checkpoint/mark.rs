@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! `P.resumed`: the mark that a guest has gone on from the checkpoint P. Upstream has no counterpart.
 //!
 //! A disk that is a device has no time of change, so that nothing about it tells whether it is still the disk of the

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! `P.meta`: what a checkpoint says about itself. Upstream's counterpart is the libxo part of usr.sbin/bhyve/snapshot.c;
 //! ours adds a format version, an image UUID, the configuration, the CPU contract, the disks and a checksum for everything.
 //!

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The checkpoint's files. Answers to the file side of usr.sbin/bhyve/snapshot.c.
 //!
 //! A checkpoint named P is four files:

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Whether what is there under a checkpoint's names is a checkpoint's. What is not must not be lost to a new one, and a name
 //! given by mistake may be that of anything: of the VM's own disk, for example.
 //!

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Reads and verifies a checkpoint. Its files are hostile input: nothing in them is used before it has been checked, and every
 //! byte of every file is covered by a check.
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Where a checkpoint's files are: a directory, reached by descriptor, so that bhyve can stay in a sandbox and the directory
 //! may be renamed meanwhile. A trait, so that tests can make any one operation fail.
 

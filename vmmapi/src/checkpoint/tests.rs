@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! What a checkpoint promises: whole or not there at all, whatever fails, and every changed byte found.
 
 use parking_lot::Mutex;

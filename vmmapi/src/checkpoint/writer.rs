@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Writes a checkpoint and commits it. Until [`Writer::commit`] has passed its commit point, nothing of an older checkpoint
 //! under the same name is touched, and dropping the writer removes what was begun.
 

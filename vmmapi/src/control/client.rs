@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The client of a control socket: bhyvectl (`usr.sbin/bhyvectl/bhyvectl.c`, `send_message` and its callers).
 
 use std::io;

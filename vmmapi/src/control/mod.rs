@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! A VM's control socket, `RUNDIR/NAME` (`usr.sbin/bhyve/snapshot.c`, `ipc.h`).
 //!
 //! A client sends name/value lists with a string `cmd`. `checkpoint` is as upstream has it: `filename`, `suspend` and the

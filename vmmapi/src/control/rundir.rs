@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The directory of control sockets (`BHYVE_RUN_DIR` of `usr.sbin/bhyve/snapshot.h`).
 //!
 //! It is /var/run/bhyve/ for root, and bhyve/ under `XDG_RUNTIME_DIR` for others.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The server of a control socket (`checkpoint_thread` and `init_checkpoint_thread` of `usr.sbin/bhyve/snapshot.c`).
 //!
 //! Upstream serves one connection after the other and waits for each without end. Here every connection has its own

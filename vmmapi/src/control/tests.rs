@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Conversations over real sockets, with a handler that the test looks into.
 
 use parking_lot::Mutex;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Name/value lists over a socket (`nvlist_send` and `nvlist_recv` of `sys/contrib/libnv/nvlist.c`, `msgio.c`).
 //!
 //! The bytes go first; then descriptors, attached to one byte that says nothing.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! File I/O to and from scattered guest memory.
 
 use std::io::{Seek, Write};

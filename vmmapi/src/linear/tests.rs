@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Copies through page tables, and translation modes.
 
 use std::sync::Arc;

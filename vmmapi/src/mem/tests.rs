@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Bounds, reports of writes, and the traits that virtio-queue uses.
 
 use std::sync::atomic::Ordering;

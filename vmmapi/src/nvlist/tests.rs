@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The wire format byte for byte, and what hostile bytes do.
 
 use super::*;

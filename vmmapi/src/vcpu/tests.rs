@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The reset state.
 
 use parking_lot::Mutex;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Tests of the fixed devices together, on a software VM whose processors do not run.
 
 use super::*;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Guest linear memory as an emulated instruction sees it: RAM, or emulated memory behind the same translation.
 
 use crate::amd64::vmm_instruction_emul::{EmulContext, EmulError};

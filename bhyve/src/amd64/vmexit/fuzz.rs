@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Hostile guests with a processor, in front of all devices; and hostile users of a VM, who ask the vmm for anything.
 
 use super::*;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! INS and OUTS (the string half of `usr.sbin/bhyve/amd64/inout.c`).
 
 use super::access::LinearAccess;

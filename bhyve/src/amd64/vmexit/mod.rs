@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! What a virtual processor leaves the guest for (`usr.sbin/bhyve/amd64/vmexit.c`).
 
 mod access;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Processors in front of a machine's devices.
 
 use super::*;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The arithmetic of emulated instructions and its flags.
 
 use vmm_x86::specialreg::Rflags;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Any instruction, in any mode, on a processor and a memory that answer anything.
 
 use super::*;

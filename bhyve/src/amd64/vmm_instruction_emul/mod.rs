@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Carries out the instruction behind an access to emulated memory (`sys/amd64/vmm/vmm_instruction_emul.c` and the
 //! userland half in `usr.sbin/bhyve/mem.c`). Decoding is iced-x86's; what is here is what the instructions do.
 //!

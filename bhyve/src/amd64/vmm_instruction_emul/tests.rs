@@ -1,3 +1,7 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
+//! Instructions that touch emulated memory, one form at a time.
+
 use super::*;
 use std::cell::RefCell;
 use std::collections::BTreeMap;

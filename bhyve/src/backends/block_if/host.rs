@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! What a disk asks of the host: sizes, holes, and the identity by which a checkpoint recognises it.
 
 use super::place;

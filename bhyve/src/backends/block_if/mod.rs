@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Disks on files and devices of the host (`usr.sbin/bhyve/block_if.c`).
 //!
 //! Differences: requests that touch one block are not ordered among each other (a guest waits for the first before it sends

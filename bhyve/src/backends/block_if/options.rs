@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! A disk's options: what follows the model on the command line, and the configuration variables they become
 //! (`blockif_legacy_config` and the head of `blockif_open` in `usr.sbin/bhyve/block_if.c`).
 

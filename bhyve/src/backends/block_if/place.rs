@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Where a file of the host is: the directories and names by which its path led to it. Upstream has no counterpart.
 //!
 //! In capability mode a path leads nowhere, but a name can still be looked up in a directory that was opened before. So every

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Where a network device's frames go (`usr.sbin/bhyve/net_backends.c`): tap(4), user-mode NAT, or nowhere.
 
 mod slirp;

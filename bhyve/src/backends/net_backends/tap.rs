@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! tap(4): frames go to an interface of the host (`usr.sbin/bhyve/net_backends.c`, type tap). On FreeBSD the device is
 //! opened by name; on Linux an interface of that name is attached, or made if the user may do that.
 

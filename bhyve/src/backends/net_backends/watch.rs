@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! A back end on the event loop, asked for frames only while there is room for them: the rest waits in the host
 //! (`netbe_rx_enable` and `netbe_rx_disable` of `usr.sbin/bhyve/net_backends.c`).
 

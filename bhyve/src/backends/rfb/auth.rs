@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The handshake: version, security type and VNC authentication (RFC 6143, 7.1 and 7.2).
 
 use des::Des;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Updates: which parts of the picture have changed, and how they are written down: raw, zlib or ZRLE (RFC 6143, 7.7).
 
 use super::message::Rect;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Hostile viewers, several at a time, while the picture changes.
 
 use super::auth;

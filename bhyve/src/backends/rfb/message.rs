@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! What viewers send (RFC 6143, 7.5), with the extended key event of QEMU. Every length is bounded.
 
 use super::pixel::{FORMAT_LEN, PixelFormat};

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The VNC server: the remote framebuffer protocol, versions 3.3, 3.7 and 3.8 (RFC 6143), for several viewers at a time
 //! (`usr.sbin/bhyve/rfb.c`, which has one).
 //!

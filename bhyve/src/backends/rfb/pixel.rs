@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Pixel formats (RFC 6143, 7.4).
 
 /// How a viewer wants its pixels.

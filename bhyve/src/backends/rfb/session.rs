@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! One viewer: its connection, and the two threads that serve it.
 
 use super::auth;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Where viewers connect, and what they come through: TCP, or a socket in the file system.
 
 use crate::backends::local_socket;

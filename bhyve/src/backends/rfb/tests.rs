@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Tests of the VNC server, with a viewer of their own.
 
 use super::pixel::PixelFormat;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Base address registers and their kinds (`struct pcibar` of `usr.sbin/bhyve/pci_emul.h`).
 
 use serde::{Deserialize, Serialize};

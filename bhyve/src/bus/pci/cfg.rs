@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The two ways to the configuration space: the ports 0xcf8 and 0xcfc, and the memory window at 0xe0000000
 //! (`pci_emul_cfgaddr`, `pci_emul_cfgdata` and `pci_emul_ecfg_handler` of `usr.sbin/bhyve/pci_emul.c`).
 

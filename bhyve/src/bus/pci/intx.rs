@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! How a legacy interrupt pin of a PCI function reaches the interrupt controllers (the interface of
 //! `usr.sbin/bhyve/amd64/pci_irq.c` and `ioapic.c`, which `pci_emul.c` uses).
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The router of legacy PCI interrupts: PIRQA-H to the 8259s, and pins 16 to 23 of the I/O APIC
 //! (`usr.sbin/bhyve/amd64/pci_irq.c` and `ioapic.c`). The LPC bridge shows the PIRQ registers to the guest.
 

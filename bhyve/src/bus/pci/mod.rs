@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! PCI: slots, models and the buses of a machine (`usr.sbin/bhyve/pci_emul.c`).
 
 pub mod bar;

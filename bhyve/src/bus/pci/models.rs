@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Every PCI model there is (the linker set `pci_devemu_set` of `usr.sbin/bhyve/pci_emul.c`).
 
 use super::PciModel;

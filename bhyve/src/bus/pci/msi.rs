@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Message-signalled interrupts: the MSI and MSI-X capabilities, the MSI-X table and its pending bits
 //! (`pci_emul_add_msicap`, `pci_emul_add_msixcap`, `pci_emul_msix_twrite` of `usr.sbin/bhyve/pci_emul.c`).
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The argument of `-s` and the slots of the configuration (`pci_parse_slot` of `usr.sbin/bhyve/pci_emul.c`).
 
 use super::{Bdf, OptionsError, models};

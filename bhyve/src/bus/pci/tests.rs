@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! One function on a bus with nothing else, driven as a guest drives it.
 
 use super::bar::BarType;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The windows of addresses that BARs are allocated from (`pci_emul_assign_bar` of `usr.sbin/bhyve/pci_emul.c`).
 
 use super::bar::BarType;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The FPU's state as XSAVE or FXSAVE writes it (`struct savefpu` of `sys/x86/include/fpu.h`), and whether a processor can be
 //! given one that comes from a file. FreeBSD's checkpoints have none.
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! What the kernel's structs leave out of a processor, had from the guest's own processor by way of the [stub](super::stub).
 //! Upstream's checkpoints do not have it.
 //!

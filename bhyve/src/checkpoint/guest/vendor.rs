@@ -1,3 +1,10 @@
+// SPDX-License-Identifier: BSD-2-Clause
+//
+// Names, numbers and layouts are those of these files of FreeBSD:
+//
+// sys/amd64/vmm/intel/vmcs.h (BSD-2-Clause)
+// Copyright (c) 2011 NetApp, Inc. All rights reserved.
+
 //! What waits for a processor when it rests, and where each vendor's half of vmm(4) has it (`sys/amd64/vmm/intel/vmx.c`,
 //! `amd/svm.c`). FreeBSD's checkpoints do not look there.
 //!

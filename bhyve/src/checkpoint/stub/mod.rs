@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! A few instructions that a guest's own processor executes for us while the guest rests. FreeBSD has nothing of the kind.
 //!
 //! No request of vmm(4) reaches the registers of the FPU, so the guest's processor saves and loads them itself. For that a

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! What the stub's memory holds: its code, and the tables that a processor in 64-bit mode needs for it. FreeBSD has nothing
 //! of the kind; the shapes are those of `sys/amd64/include/segments.h`, `tss.h` and `pmap.h`.
 //!

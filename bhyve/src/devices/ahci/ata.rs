@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! ATA commands (`ahci_handle_cmd` of `usr.sbin/bhyve/pci_ahci.c`). A command that is not here is aborted, as a drive does
 //! that does not have it.
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Packet commands of a CD drive (`handle_packet_cmd` and `atapi_*` of `usr.sbin/bhyve/pci_ahci.c`; SPC-3 and MMC-5).
 //! A command that is not here is refused with sense "invalid command operation code".
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! A slot of the command list: its header, its command table, and the guest's buffers that the table names.
 
 use super::fis::{Cfis, FIS_SIZE};

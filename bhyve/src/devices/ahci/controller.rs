@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The controller around the ports: its registers, interrupts, and what a device owes the machine
 //! (`struct pci_ahci_softc` of `usr.sbin/bhyve/pci_ahci.c`).
 //!

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! A drive behind a port: what the guest was told about it and what it has set, whatever the command set.
 
 use super::fis::{Answer, Cfis};

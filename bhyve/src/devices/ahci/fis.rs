@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Frame information structures: what the guest sends, and what the device answers
 //! (`ahci_write_fis_*` of `usr.sbin/bhyve/pci_ahci.c`).
 

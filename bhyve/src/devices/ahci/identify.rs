@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! What a drive says of itself: the 512 bytes of IDENTIFY DEVICE and IDENTIFY PACKET DEVICE
 //! (`ata_identify_init` of `usr.sbin/bhyve/pci_ahci.c`; the words are those of ATA8-ACS and ACS-2).
 

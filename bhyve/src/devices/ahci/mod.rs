@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! SATA controllers with disks and CD drives (`usr.sbin/bhyve/pci_ahci.c` and `ahci.h`).
 //!
 //! Differences: a controller has as many ports as are asked for, and six at least; what upstream announces and does not have is

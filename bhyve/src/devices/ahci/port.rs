@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! A port of the controller: its registers, the command list and the drive behind it
 //! (`struct ahci_port` and `ahci_handle_port` of `usr.sbin/bhyve/pci_ahci.c`).
 //!

@@ -1,3 +1,11 @@
+// SPDX-License-Identifier: BSD-2-Clause
+//
+// Names, numbers and layouts are those of these files of FreeBSD:
+//
+// usr.sbin/bhyve/ahci.h (BSD-2-Clause)
+// Copyright (c) 1998 - 2008 Søren Schmidt <sos@FreeBSD.org>. All rights reserved.
+// Copyright (c) 2009-2012 Alexander Motin <mav@FreeBSD.org>. All rights reserved.
+
 //! Registers and FIS types of AHCI 1.3.1 and Serial ATA, under the names of `usr.sbin/bhyve/ahci.h`.
 
 /// Most ports and most command slots of a controller.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! What a checkpoint keeps of a controller. Nothing of it is trusted.
 
 use super::controller::State;

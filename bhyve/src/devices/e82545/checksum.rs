@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The Internet checksum (RFC 1071), as the 82545 computes it for both directions (`e82545_buf_checksum` of
 //! `usr.sbin/bhyve/pci_e82545.c`).
 

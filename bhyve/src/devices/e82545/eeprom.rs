@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The EEPROM: a Microwire chip of 64 words behind the bits of EECD, and the word reader EERD (the NVM part of
 //! `usr.sbin/bhyve/pci_e82545.c`, which knows neither EERD nor the chip's write protection).
 

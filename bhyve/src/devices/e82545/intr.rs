@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Causes, mask and moderation of the 82545's interrupt (`e82545_icr_assert` and its like of
 //! `usr.sbin/bhyve/pci_e82545.c`, which knows only ITR, in milliseconds). Time is an argument, in nanoseconds.
 //!

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! e1000: the Intel 82545EM (`usr.sbin/bhyve/pci_e82545.c`). Differences: filters, checksums of what is received,
 //! statistics that clear, interrupt delays in their own units, and everything is saved.
 //!

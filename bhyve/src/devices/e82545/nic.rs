@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The 82545's registers (`e82545_read_register`, `e82545_write_register` and `e82545_reset` of
 //! `usr.sbin/bhyve/pci_e82545.c`). A plain state machine: time is a field, frames and memory are behind a [`Port`].
 

@@ -1,3 +1,10 @@
+// SPDX-License-Identifier: BSD-2-Clause
+//
+// Names, numbers and layouts are those of these files of FreeBSD:
+//
+// sys/dev/e1000/e1000_regs.h, e1000_defines.h (BSD-3-Clause)
+// Copyright (c) 2001-2011, Intel Corporation. All rights reserved.
+
 //! Register offsets and bits of the Intel 8254x (`sys/dev/e1000/e1000_regs.h` and `e1000_defines.h`; Intel's "PCI/PCI-X
 //! Family of Gigabit Ethernet Controllers Software Developer's Manual"), and the registers that do no more than keep
 //! what is written to them.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Reception: filters, checksums and the descriptors of a frame (`e82545_rx_callback` of
 //! `usr.sbin/bhyve/pci_e82545.c`, which has no filters but VLANs and no checksums).
 //!

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! What a checkpoint keeps of an 82545: everything that its driver can see or has set in motion (`e82545_snapshot` of
 //! `usr.sbin/bhyve/pci_e82545.c`, which forgets the EEPROM's phase, the timers and half of a packet).
 

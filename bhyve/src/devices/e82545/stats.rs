@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The 82545's statistics: registers that stop at their maximum and are cleared by reading (`usr.sbin/bhyve/pci_e82545.c`
 //! counts some of them and clears none).
 

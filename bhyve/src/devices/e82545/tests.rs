@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The controller against a plain reference, against its twin, and against drivers that mean no good.
 
 use super::checksum::{fold, sum};

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Transmission: legacy and extended descriptors, checksums and segmentation (`e82545_transmit` and `e82545_tx_run` of
 //! `usr.sbin/bhyve/pci_e82545.c`). All that a write of the tail asks for is done inside that write.
 

@@ -1,3 +1,11 @@
+// SPDX-License-Identifier: BSD-2-Clause
+//
+// Names, numbers and layouts are those of these files of FreeBSD:
+//
+// usr.sbin/bhyve/ps2kbd.c (BSD-2-Clause)
+// Copyright (c) 2015 Tycho Nightingale <tycho.nightingale@pluribusnetworks.com>. All rights reserved.
+// Copyright (c) 2015 Nahanni Systems Inc. All rights reserved.
+
 //! Which key of a keyboard a viewer means: X11 keysyms of a keyboard with the US layout, or codes of scan code set 1, as
 //! codes of set 2 (the tables of `usr.sbin/bhyve/ps2kbd.c`).
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! A PS/2 keyboard with scan code sets 1 and 2 (`usr.sbin/bhyve/ps2kbd.c`). Viewers of the console type on it; it does not
 //! repeat keys by itself, since viewers do.
 

@@ -1,3 +1,10 @@
+// SPDX-License-Identifier: BSD-2-Clause
+//
+// Names, numbers and layouts are those of these files of FreeBSD:
+//
+// usr.sbin/bhyve/usb_mouse.c (BSD-2-Clause)
+// Copyright (c) 2014 Leon Dang <ldang@nahannisys.com>. All rights reserved.
+
 //! The descriptors of the tablet (the tables of `usr.sbin/bhyve/usb_mouse.c`), true to the speed of the port that it is in.
 
 use super::Speed;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! USB devices and what a host controller asks of them (`usr.sbin/bhyve/usb_emul.c`).
 
 pub mod descriptors;

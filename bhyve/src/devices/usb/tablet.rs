@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! A tablet with three buttons and a wheel that reports absolute positions (`usr.sbin/bhyve/usb_mouse.c`).
 //!
 //! Upstream keeps the last report only, so a click that comes and goes between two polls is lost. Here reports queue up,

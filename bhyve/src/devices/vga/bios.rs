@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The state in which a video BIOS leaves a VGA: mode 3, text of 80 columns and 25 rows in 16 colours, with the font of code
 //! page 437 in plane 2. There is no such BIOS here, so it is the state at power-on.
 

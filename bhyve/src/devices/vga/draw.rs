@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The picture that the registers and planes of a VGA describe. Every scan line is drawn, so that the picture is as high as
 //! a monitor's; where the dot clock is halved each dot is two pixels wide, for the same reason.
 

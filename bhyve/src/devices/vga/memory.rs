@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The memory of a VGA: four planes, and the ways in which the graphics controller reads and writes them. The window at
 //! 0xa0000 is one byte wide; a wider access is one of several bytes.
 

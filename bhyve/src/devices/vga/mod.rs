@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! A VGA (`usr.sbin/bhyve/amd64/vga.c`): its registers at ports 0x3b0-0x3df and, unless it has registers only, its memory at
 //! 0xa0000-0xbffff and its picture. The frame buffer's device has it and says when its picture is the one to be seen.
 //!

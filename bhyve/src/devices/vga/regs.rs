@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The registers of a VGA: five groups, most of them behind an index register and a data register.
 //!
 //! What a bit without a meaning reads as is nobody's business but a probing driver's, which expects 0.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! virtio-blk (`usr.sbin/bhyve/pci_virtio_block.c`), with write-zeroes beside what upstream has.
 
 use super::queue::{Chain, RingError, VirtQueue};

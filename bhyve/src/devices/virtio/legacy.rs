@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The register layout of legacy virtio (0.9.5) in an I/O BAR (`vi_pci_read` and `vi_pci_write` of
 //! `usr.sbin/bhyve/virtio.c`). Only this file knows it; [`super::modern`] is the other
 //! layout over the same [`Transport`].

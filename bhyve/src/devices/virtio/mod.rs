@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! virtio devices on PCI (`usr.sbin/bhyve/virtio.c`).
 //!
 //! [`VirtioPci`] makes a PCI device of a [`VirtioDevice`]. The devices are transitional: the driver picks the legacy

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The register layout of virtio 1.x over PCI: four structures in a memory BAR that vendor capabilities point to, and a fifth
 //! capability through which they can be reached from the configuration space. Upstream's devices have nothing like it; the
 //! driver's side is `sys/dev/virtio/pci/virtio_pci_modern.c`.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! A split virtqueue as a device sees it (the `vq_*` half of `usr.sbin/bhyve/virtio.c`).
 //!
 //! The rings are walked by the virtio-queue crate. What it leaves open is decided here: a chain that ends badly is an error

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! virtio-rnd, the entropy device (`usr.sbin/bhyve/pci_virtio_rnd.c`). With the instruction clock its numbers are those of a
 //! generator that the machine's name seeds: such a run is meant to be repeated, not to keep secrets.
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! A machine with one virtio device and a small driver for it, which speaks either interface.
 
 use super::{legacy, modern};

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! What every virtio device has between its queues and its PCI function: status, negotiated features, interrupts, and the
 //! gate that a pause closes (`vi_*` of `usr.sbin/bhyve/virtio.c`). Register layouts are elsewhere, see [`super::legacy`] and
 //! [`super::modern`].

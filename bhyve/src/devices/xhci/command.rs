@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The command ring (`pci_xhci_complete_commands` of `usr.sbin/bhyve/pci_xhci.c`; xHCI 1.1, chapter 4.6).
 //!
 //! A command either does all that it should or nothing. Streams, forced headers and events, bandwidth negotiation and

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The controller: its registers and what they set in motion (`usr.sbin/bhyve/pci_xhci.c`).
 //!
 //! A doorbell is remembered and then answered at once, unless the machine is at rest or the event ring is full; then it is

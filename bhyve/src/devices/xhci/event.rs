@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The interrupter: its event ring, and when it interrupts (xHCI 1.1, chapters 4.9.4 and 4.17).
 
 use super::regs::{ERST_MAX_LOG2, erdp, iman, rt, set_high, set_low};

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The xHCI host controller (`usr.sbin/bhyve/pci_xhci.c`), with upstream's identity and number of ports and slots.
 //!
 //! Differences: several controllers may be there; a device can be put into a USB 2 port; an event ring may have several

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Root hub ports (`pci_xhci_portregs_write` and `pci_xhci_reset_port` of `usr.sbin/bhyve/pci_xhci.c`; xHCI 1.1, chapters 4.19
 //! and 5.4.8).
 

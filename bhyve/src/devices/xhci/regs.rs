@@ -1,3 +1,10 @@
+// SPDX-License-Identifier: BSD-2-Clause
+//
+// Names, numbers and layouts are those of these files of FreeBSD:
+//
+// usr.sbin/bhyve/pci_xhci.h (BSD-2-Clause)
+// Copyright (c) 2014 Leon Dang <ldang@nahannisys.com>. All rights reserved.
+
 //! The register layout of the controller (`usr.sbin/bhyve/pci_xhci.h`; xHCI 1.1, chapter 5), as upstream arranges it.
 
 /// Ports; 1 to 4 are USB 3, 5 to 8 USB 2.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Rings that the controller consumes: commands and transfers (xHCI 1.1, chapter 4.9).
 
 use super::trb::{TRB_SIZE, Trb, kind};

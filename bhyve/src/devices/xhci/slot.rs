@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Device slots, their endpoints, and the contexts in guest memory that mirror them (xHCI 1.1, chapters 4.5, 4.8 and 6.2).
 
 use super::ring::Ring;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! What a checkpoint keeps of the controller (`pci_xhci_snapshot` of `usr.sbin/bhyve/pci_xhci.c`).
 //!
 //! Upstream saves host addresses of rings and contexts, and loses transfers that wait for data. Here rings are guest

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Transfers (`pci_xhci_handle_transfer` of `usr.sbin/bhyve/pci_xhci.c`; xHCI 1.1, chapters 3.2 and 4.10–4.11).
 //!
 //! A transfer descriptor is done when all of it is in the ring, in one go. One that the device has no data for stays where it

@@ -1,3 +1,10 @@
+// SPDX-License-Identifier: BSD-2-Clause
+//
+// Names, numbers and layouts are those of these files of FreeBSD:
+//
+// usr.sbin/bhyve/acpi.c (BSD-2-Clause)
+// Copyright (c) 2012 NetApp, Inc. All rights reserved.
+
 //! The DSDT: the PCI root buses, the ISA bus behind the LPC bridge with its devices, and the PIRQ links
 //! (`basl_fwrite_dsdt` of `usr.sbin/bhyve/acpi.c` and the `pe_write_dsdt` hooks of the devices).
 

@@ -1,3 +1,10 @@
+// SPDX-License-Identifier: BSD-2-Clause
+//
+// Names, numbers and layouts are those of these files of FreeBSD:
+//
+// usr.sbin/bhyve/acpi.c (BSD-2-Clause)
+// Copyright (c) 2012 NetApp, Inc. All rights reserved.
+
 //! The ACPI tables (`usr.sbin/bhyve/acpi.c` and `basl.c`), made at a cold start and never after a restore: the guest has
 //! read them by then.
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Tests of the tables: found, whole and consistent. With iasl(8) installed, also that it can take the DSDT apart.
 
 use super::*;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Checked little-endian reads from, and writes into, images. No counterpart in FreeBSD: `sys/endian.h` does not check.
 
 /// The two bytes at `at`, if they are there.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Unpacking of a Linux kernel's payload on the host. A guest would do the same, one emulated instruction at a time.
 //!
 //! No counterpart in FreeBSD: bhyve(8) boots Linux through firmware or grub2-bhyve.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Reading of ELF executables, 32 and 64 bits, as far as a boot loader needs them: program headers, the entry point and the
 //! PVH note. It is the counterpart of `stand/common/load_elf.c`; sections and symbols are left alone.
 

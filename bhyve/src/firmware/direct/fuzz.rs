@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Hostile kernels and initrds.
 
 use super::testing::{bzimage, elf};

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Linux's 64-bit boot protocol (Documentation/arch/x86/boot.rst of Linux): bzImage and vmlinux. No counterpart in FreeBSD.
 
 use super::bytes::{put, u16_at, u32_at, u64_at};

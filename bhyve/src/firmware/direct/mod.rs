@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Direct boot: loads a kernel from the host's file system, without firmware. It takes the place of bhyveload(8) and
 //! grub2-bhyve for Linux (64-bit boot protocol), PVH and multiboot kernels.
 //!

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The multiboot specification, version 0.6.96, for ELF kernels. No counterpart in FreeBSD's base; upstream's proposal is
 //! a multiboot loader in userboot.
 

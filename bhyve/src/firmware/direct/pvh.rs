@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The PVH boot protocol: an ELF kernel with a note that names a 32-bit entry point, given `hvm_start_info`
 //! (Xen's docs/misc/pvh.pandoc). FreeBSD and Linux kernels have such a note. No counterpart in bhyve(8).
 

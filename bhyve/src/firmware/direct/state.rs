@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The boot processor's first state, and the tables in memory that it needs: the counterpart of
 //! `lib/libvmmapi/amd64/vmmapi_freebsd_machdep.c`, for Linux's and PVH's entry conditions.
 

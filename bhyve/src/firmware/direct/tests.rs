@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Tests of the loader with kernels made up for it.
 
 use super::bytes::{u16_at, u32_at, u64_at};

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Decoding: from the bytes of a block to its instructions in the intermediate form.
 //!
 //! iced-x86 finds out which instruction the bytes are and what its operands are called; [`table`] says what that is here, and

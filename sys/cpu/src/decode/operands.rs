@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Reading the operands of a decoded instruction: a function for each way in which they are written or implied.
 
 use iced_x86::{Code, Instruction, OpKind, Register};

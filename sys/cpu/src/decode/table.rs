@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Which instruction a mnemonic of the decoder is, and how its operands are read: one row each.
 //!
 //! What is not here is an instruction of the x87, MMX and SSE units (`fpu::decode`), or none.

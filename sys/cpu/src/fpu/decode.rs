@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! What an instruction of these units is: from the decoder's instruction to an [`Insn`].
 
 use iced_x86::{

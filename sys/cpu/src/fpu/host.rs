@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Calling the host's instructions: the only module of the units, beside the tables in [`super::stubs`], with `unsafe` code.
 //!
 //! Between two calls the host's units are in the state that compiled code expects: MXCSR at its default, the x87 unit

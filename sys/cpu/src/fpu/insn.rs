@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The intermediate form of these units' instructions: what one is, without a pointer to what executes it.
 
 use super::stubs::HostCode;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The MMX operations, and those between MMX and XMM registers.
 //!
 //! Touching an MMX register makes TOP zero and every x87 register valid, and a register that is written gets ones for its

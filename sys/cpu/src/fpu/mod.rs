@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The x87, MMX and SSE units: their state, and their instructions as operations that run on the host's own units.
 //!
 //! No FreeBSD file answers to this (`sys/amd64/amd64/fpu.c` is the nearest: it owns the same state on real hardware). Guest

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The compact form of an instruction: what it needs checked and read before it runs, and the function that runs it.
 
 use super::stubs::Stub;

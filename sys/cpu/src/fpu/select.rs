@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! What executes an instruction: from the intermediate form to an [`Op`].
 
 use super::insn::{Insn, Kind};

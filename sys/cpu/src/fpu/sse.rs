@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The SSE operations.
 //!
 //! Moves, inserts and extracts are done here; everything that computes runs on the host. Names of type parameters: `MEM`, the

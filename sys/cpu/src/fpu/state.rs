@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The units' registers, and the images that FXSAVE and XSAVE make of them (`struct savefpu` in `sys/x86/include/fpu.h`).
 
 use super::Fault;

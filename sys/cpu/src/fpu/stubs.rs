@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Tables of host instructions, each followed by RET, and where in them an instruction stands.
 //!
 //! The operands are fixed: for SSE and MMX the `reg` operand is register 1 and the `rm` operand is register 2, of whichever

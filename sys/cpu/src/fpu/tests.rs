@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! What the differential test does not reach: the checks before an instruction, images, and exceptions across instructions.
 
 use iced_x86::{Decoder, DecoderOptions};

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The x87 operations.
 //!
 //! Most run on the host in the guest's whole x87 m.state. What would show the host's own addresses, or needs more than the

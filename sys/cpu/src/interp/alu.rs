@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Two-operand arithmetic and logic, INC, DEC, NEG, NOT, and the pairs of a comparison and a conditional jump.
 
 use crate::cpu::Cpu;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! XCHG with memory, XADD, CMPXCHG, CMPXCHG8B and CMPXCHG16B.
 
 use crate::cpu::Cpu;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Decimal adjustments: DAA, DAS, AAA, AAS, AAM, AAD.
 
 use crate::cpu::Cpu;

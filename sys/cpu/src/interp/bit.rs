@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Bit tests, bit scans, POPCNT.
 
 use crate::cpu::Cpu;

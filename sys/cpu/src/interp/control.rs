@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Near jumps, calls and returns, LOOP and JCXZ; the ends of blocks.
 //!
 //! The forms for 64-bit code have no masks. The legacy ones keep the mask of the instruction pointer in `disp`.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The x87, MMX and SSE instructions, whose semantics are `crate::fpu`'s: checks, operand traffic, and FXSAVE and its kin.
 
 use crate::cpu::Cpu;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Flag instructions, LAHF, SAHF, BOUND, NOP, PAUSE, HLT, UD, INT and the fences.
 
 use crate::cpu::Cpu;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Tier 0: the handlers of the operations, how they are selected, and what they all need.
 
 pub(crate) mod alu;

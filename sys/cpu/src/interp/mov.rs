@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Moves: MOV, MOVZX, MOVSX, LEA, CMOVcc, SETcc, XCHG of registers, BSWAP, MOVBE, CBW and their kin, XLAT.
 
 use crate::cpu::Cpu;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Multiplication and division.
 
 use crate::cpu::Cpu;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! From the intermediate form to what the interpreter executes: an operation with its handler for each instruction.
 //!
 //! The fields of an [`Op`] follow from the instruction by one rule for all ([`select`]); [`handler`] says for each opcode which

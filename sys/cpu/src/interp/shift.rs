@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Shifts and rotates, SHLD and SHRD.
 
 use crate::cpu::Cpu;

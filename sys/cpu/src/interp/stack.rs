@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! PUSH, POP, PUSHA, POPA, PUSHF, POPF, ENTER, LEAVE: fast forms for 64-bit code, general ones for the rest.
 
 use crate::cpu::Cpu;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! String instructions. MOVS and STOS upwards in RAM go by whole page chunks.
 //!
 //! With a REP prefix, a chunk ends when the count is used up (or the condition met), or when an operand's next element begins in

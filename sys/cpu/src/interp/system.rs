@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! System instructions: control and debug registers, descriptor tables, MSRs, ports, SYSCALL and its kin, far transfers.
 
 use vmm_x86::specialreg::*;

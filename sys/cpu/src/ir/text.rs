@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The text of an instruction: `offset name operands -> target`, in the notation of Intel's assemblers. The alternate form has
 //! behind it the flags that are live.
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Accesses to memory: quick ones through the TLB, the rest with everything that can happen on the way.
 
 use core::ptr::NonNull;

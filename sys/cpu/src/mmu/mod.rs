@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Address translation: the page walk and the soft TLB.
 
 mod access;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The soft TLB: from guest-linear addresses to host pointers.
 //!
 //! An entry has one tag for reads and one for writes. The write tag is installed only when the guest's dirty bit and ours are

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The page walk: 32-bit, PAE and four-level tables, with accessed and dirty bits set by host atomics.
 //!
 //! References are to AMD APM volume 2, chapter 5.

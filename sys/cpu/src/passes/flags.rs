@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Which flags nothing looks at: those that other instructions give new values first.
 //!
 //! Something may look wherever the block may be left, which an instruction that can trap, leave it or end it does, and every one

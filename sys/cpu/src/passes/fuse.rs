@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! A comparison of registers or with an immediate, and the conditional jump behind it, in 64-bit code: one instruction.
 
 use crate::ir::{Alu, Flow, Insn, Opcode, Operand};

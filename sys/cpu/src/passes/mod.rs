@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Rewriting of a block in its intermediate form, before a tier makes of it what it executes.
 
 mod flags;

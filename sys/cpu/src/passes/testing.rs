@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Code as the text of its intermediate form.
 
 use iced_x86::IcedError;

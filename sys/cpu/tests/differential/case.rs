@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! What a case starts from and what comes out of it, on either side.
 
 use iced_x86::Instruction;

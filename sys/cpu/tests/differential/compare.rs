@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! What differs between two outcomes of a case, as text; and what a failed case looks like.
 
 use std::fmt::Write;

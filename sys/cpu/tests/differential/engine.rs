@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The whole processor: long mode, privilege level 3, the case's pages at the same addresses as on the host. Every exception
 //! is delivered through the IDT to a HLT of its own in privilege level 0, so that delivery is under test, too.
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Random cases: instructions from the decoder's own list of encodings, with operands that make sense, and a state for them.
 
 use std::sync::LazyLock;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The space of encodings that the architecture set aside as NOPs: 0F 0D and 0F 18 to 0F 1F, with every ModRM byte and prefix.
 //!
 //! Each register holds an address that is none, so that a hint which looks at memory faults.

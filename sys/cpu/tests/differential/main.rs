@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The host's own processor as the oracle: random instructions run natively and in this crate, and everything that can be
 //! seen afterwards is compared: registers, defined flags, x87 and vector state, memory, and the fault with its error code.
 //!

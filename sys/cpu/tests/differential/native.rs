@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The oracle: runs a case on the host's processor.
 //!
 //! The case's pages are mapped at their fixed addresses in this process. A trampoline loads all registers and jumps; whatever

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! A small random number generator: a case is its seed, on every host and for ever.
 
 /// SplitMix64.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The crate's floating point and vector units alone, driven instruction by instruction without the integer core.
 
 use iced_x86::{Decoder, DecoderOptions, Register};

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Operand values: the edges of every type, and noise.
 
 use crate::case::{CODE, DATA, DATA_LEN, DATA_RW};

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! A minimal machine around a `Cpu` for tests: RAM, a bus that logs, and programs from iced's assembler.
 
 #![allow(

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The chipset as a guest and an administrator see it: wiring, and twins. A twin is a chipset that was saved and
 //! restored into a fresh one at another uptime; from then on nothing may tell the two apart.
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! `sys/amd64/vmm/io`: the devices that live in the kernel.
 //!
 //! Each is a state machine and nothing else: no threads, no locks, no host time. The VM's uptime is an argument, and

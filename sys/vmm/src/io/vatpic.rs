@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! `sys/amd64/vmm/io/vatpic.c`: the pair of 8259 interrupt controllers.
 //!
 //! Differs from the kernel's: a vector that is taken is charged to the chip it came from, not to the one whose base

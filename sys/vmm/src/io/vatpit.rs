@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! `sys/amd64/vmm/io/vatpit.c`: the 8254 interval timer and port 0x61.
 //!
 //! Channel 0 interrupts; channel 2 can be watched through port 0x61, whose gate and speaker bits are not modelled:

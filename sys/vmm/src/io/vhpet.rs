@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! `sys/amd64/vmm/io/vhpet.c`: the high precision event timers, a 32-bit counter of 2^24 Hz and eight comparators.
 //!
 //! Differs from the kernel's: a comparator matches when the counter reaches it and then not before the counter has

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! `sys/amd64/vmm/io/vioapic.c`: the I/O APIC, 32 pins.
 
 use vmm_x86::apicreg::{

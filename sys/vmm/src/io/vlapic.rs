@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! `sys/amd64/vmm/io/vlapic.c`: one local APIC. What concerns several of them is in `vmm_lapic.rs`.
 //!
 //! Differs from the kernel's: the stack of accepted vectors is not kept, since it can only ever be the set bits of

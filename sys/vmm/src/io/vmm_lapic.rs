@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! `sys/amd64/vmm/vmm_lapic.c` and the part of `io/vlapic.c` that concerns several local APICs: destinations,
 //! interrupt messages and interprocessor interrupts.
 //!

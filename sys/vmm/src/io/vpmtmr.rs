@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! `sys/amd64/vmm/io/vpmtmr.c`: the ACPI power management timer, 32 bits at port 0x408.
 //!
 //! Differs from the kernel's: the value that is saved is the timer's, not a constant 0, so that it does not go

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! `sys/amd64/vmm/io/vrtc.c`: the CMOS clock with 128 bytes, an index and a data port.
 //!
 //! Differs from the kernel's: reading the clock does not move the start of its second, update and alarm interrupts

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! `sys/amd64/include/vmm_snapshot.h`: a struct's fields as the kernel concatenates them, little endian and packed.
 
 use thiserror::Error;

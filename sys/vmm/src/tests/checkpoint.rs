@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! State saved in one VM and restored in another.
 
 use vmm_abi::soft::*;

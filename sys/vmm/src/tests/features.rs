@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! CPUID's promises, kept: for every feature bit that a guest is shown, instructions that need it.
 
 use std::collections::BTreeSet;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Guests that run.
 
 use std::time::{Duration, Instant};

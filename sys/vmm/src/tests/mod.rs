@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Small guests, run through the requests that userland makes.
 
 mod checkpoint;

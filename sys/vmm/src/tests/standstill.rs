@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Guests that end, and machines that are brought to rest, while their processors are started and their memory is moved: on
 //! threads, in as many orders as there is time for. `vmm_vm/tests.rs` tries all orders, of less.
 

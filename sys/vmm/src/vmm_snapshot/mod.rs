@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! `sys/amd64/vmm/vmm_snapshot.c` and the snapshot requests of `vmm.c`: the VM's state, one struct at a time.
 //!
 //! The kernel's structs are served byte for byte, in the layout of an AMD host. What they leave out is in structs of

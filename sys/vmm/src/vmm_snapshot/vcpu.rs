@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Our struct beside `STRUCT_VMCX`: what a virtual CPU consists of and the kernel does not save.
 
 use std::sync::atomic::Ordering;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! `STRUCT_VM`: what `vmm.c` keeps of every virtual CPU; and our struct beside it: the clock.
 
 use vmm_abi::*;

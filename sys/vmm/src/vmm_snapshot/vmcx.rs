@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! `STRUCT_VMCX` as `svm_vcpu_snapshot` of `sys/amd64/vmm/amd/svm.c` has it: the processor.
 //!
 //! Intercepts, ASID, AVIC addresses and TLB control are host state. They are written as a kernel expects them, and

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! All orders in which threads can come: every state that a few threads can bring [`States`] into.
 //!
 //! The threads of a [`World`] do what vmm_run.rs, vcpu_lock.rs and vmm.rs do, and userland's threads above them; a step is what one

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! What the decisions come to, whatever the order.
 
 use super::explorer::{Flaw, Found, INIT_STARTUP, MOVE, Op, Program, World, explore};

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! What reaches the system's calls, for each release.
 
 use parking_lot::Mutex;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! What /dev/vmm/NAME and /dev/vmm.io/NAME.SEGMENT answer (`vmm_dev.c` and `vmm_dev_machdep.c` of each release).
 
 use std::sync::atomic::{AtomicU32, Ordering};

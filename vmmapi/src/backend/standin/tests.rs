@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The stand-in's answers, asked for as a program on FreeBSD would.
 
 use vmm_abi::soft::VM_SOFT_INSTRUCTIONS;

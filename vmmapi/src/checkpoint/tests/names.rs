@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Names that are taken by what is no checkpoint's, and files of other users.
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};

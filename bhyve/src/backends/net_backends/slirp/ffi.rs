@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! libslirp's interface, version 1 of its configuration (libslirp.h), opened at run time so that bhyve starts without it.
 
 use libc::{c_char, c_int, c_void, in_addr, in6_addr, size_t, ssize_t};

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! `hostfwd=proto:haddr:hport-gaddr:gport[;...]`: ports of the host that lead to the guest.
 
 use std::net::Ipv4Addr;

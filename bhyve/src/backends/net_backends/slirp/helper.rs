@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The process that makes a guest's connections (`usr.sbin/bhyve/slirp/slirp-helper.c`): it has no guest memory and no VM, gives up
 //! root's rights, and without `open` everything that is not open yet. It is this same program, started anew.
 

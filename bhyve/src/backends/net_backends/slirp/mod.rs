@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! User-mode NAT through libslirp (`usr.sbin/bhyve/slirp/` and `net_backend_slirp.c`).
 //!
 //! The guest is 10.0.2.15 by DHCP, the gateway 10.0.2.2, the name server 10.0.2.3. Without `open` nothing goes further than

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! What has libslirp to itself, which is not safe for threads: an event loop over the device's socket, the library's sockets and its timers.
 
 use super::ffi::{self, Api, Callbacks, Config, Instance, TimerCb};

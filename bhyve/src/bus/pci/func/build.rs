@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! What a device asks of its function while the machine is built: identity, BARs, capabilities, the pin (`pci_set_cfgdata*`,
 //! `pci_emul_alloc_bar`, `pci_emul_add_*cap` of `usr.sbin/bhyve/pci_emul.c`).
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Where a function's BARs answer, and who does (`modify_bar_registration`, `pci_emul_io_handler` and
 //! `pci_emul_mem_handler` of `usr.sbin/bhyve/pci_emul.c`).
 

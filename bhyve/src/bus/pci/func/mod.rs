@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! One PCI function: its configuration space, BARs, capabilities and interrupts (`struct pci_devinst` and its helpers of
 //! `usr.sbin/bhyve/pci_emul.c`).
 //!

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! A function's configuration space: what the registers show, and which bits a guest may write (`pci_cfgrw`,
 //! `pci_emul_capwrite` and `pci_emul_cmdsts_write` of `usr.sbin/bhyve/pci_emul.c`).
 

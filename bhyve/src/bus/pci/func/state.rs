@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! What a checkpoint keeps of a function (`pci_snapshot_pci_dev` of `usr.sbin/bhyve/pci_emul.c`).
 
 use super::space::CONFIG_SIZE;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! A VM of a stand-in with a small guest in it, whose FPU holds known values in many modes of the processor.
 
 use super::super::*;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Guests go on with what their FPU holds after a save, and after a restore into another VM, on stand-ins for every release.
 
 mod machine;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Commands one by one: what they answer, and what becomes of them when the controller is paused, reset or broken.
 
 use super::*;

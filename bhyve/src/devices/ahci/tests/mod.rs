@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! A small driver for disks and CDs, and what it is made for.
 
 mod commands;

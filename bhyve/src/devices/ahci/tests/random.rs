@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! A disk against a vector, a controller against its twin that is saved and restored all the time, and noise.
 
 use super::*;

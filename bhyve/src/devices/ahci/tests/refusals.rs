@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Disks, states and options that are refused.
 
 use super::*;

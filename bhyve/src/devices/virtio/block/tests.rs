@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! A random sequence of requests against a disk and against a vector of bytes; checkpoints; drivers that misbehave.
 
 use super::*;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! virtio-console (`usr.sbin/bhyve/pci_virtio_console.c`): ports, each of them a Unix socket of the host with one client at a
 //! time.
 //!

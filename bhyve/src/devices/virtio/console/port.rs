@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! One port's socket, and the client that is connected to it.
 
 use crate::backends::local_socket;

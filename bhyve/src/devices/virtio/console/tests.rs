@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! A guest that opens a port, a client that talks with it, and a checkpoint between two sentences.
 
 use super::*;

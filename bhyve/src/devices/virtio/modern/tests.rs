@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The registers as a driver finds and uses them; drivers that get them wrong; a device that is saved and restored all the
 //! time beside one that never is.
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! virtio-net (`usr.sbin/bhyve/pci_virtio_net.c`). One pair of queues. Checksums and TCP segments of what the guest sends are
 //! made here, and checksums of what it receives are checked here, whatever the back end is.
 

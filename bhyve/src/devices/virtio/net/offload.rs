@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Checksums and segments that a driver leaves to virtio-net. Upstream passes them on to hosts that can; here the device does
 //! them itself, so that every back end has them and a guest can be restored on any.
 //!

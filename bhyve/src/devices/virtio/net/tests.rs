@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Frames both ways against a back end of the test's own, and the NAT if its library is there.
 
 use super::*;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Repeatable numbers, and numbers that are not.
 
 use super::*;

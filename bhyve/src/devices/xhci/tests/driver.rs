@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! A driver of the controller, as small as one can be: it knows where its rings are and what it wrote last.
 
 use super::super::regs::{DOORBELLS, OPERATIONAL, PORT_BASE, PORT_STRIDE, RUNTIME, cmd, op, rt};

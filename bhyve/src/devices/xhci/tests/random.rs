@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Random drivers: one that behaves and has a twin that is saved and restored all the time, and one that does not.
 
 use super::super::regs::{BAR_SIZE, DOORBELLS, OPERATIONAL, PORT_BASE, RUNTIME, cmd, op, rt};

@@ -1,3 +1,7 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
+//! The 8259s against a plain model under random accesses.
+
 use proptest::prelude::*;
 
 use super::*;

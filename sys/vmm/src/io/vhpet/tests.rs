@@ -1,3 +1,7 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
+//! The HPET against a plain model under random accesses.
+
 use proptest::prelude::*;
 
 use super::*;

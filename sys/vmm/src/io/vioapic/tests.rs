@@ -1,3 +1,7 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
+//! The I/O APIC against a plain model under random accesses.
+
 use proptest::prelude::*;
 
 use super::*;

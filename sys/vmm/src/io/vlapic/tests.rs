@@ -1,3 +1,7 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
+//! The local APIC against a plain model under random accesses, and states that it refuses.
+
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;

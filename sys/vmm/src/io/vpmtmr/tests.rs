@@ -1,3 +1,7 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
+//! The power management timer: its count and its saved state.
+
 use proptest::prelude::*;
 
 use super::*;

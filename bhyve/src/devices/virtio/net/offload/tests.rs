@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Segments are put together again; packets that are nothing of the kind.
 
 use super::*;
