@@ -2,6 +2,8 @@
 
 //! What a serial console may be connected to: whatever a program can be started with.
 
+#![expect(unsafe_code, reason = "close(2) between fork and exec")]
+
 use std::fs::File;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Output, Stdio};

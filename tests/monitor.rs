@@ -2,6 +2,8 @@
 
 //! Monitor mode (`-M`), and the signals that a process is started with.
 
+#![expect(unsafe_code, reason = "signal(2) between fork and exec, and kill(2)")]
+
 use std::os::unix::process::CommandExt;
 
 use vmm_tests::host::run;

@@ -4,6 +4,8 @@
 //! (`checkpoint_thread` of `usr.sbin/bhyve/snapshot.c`), writes three files in place, one after the other and slowly, closes the
 //! connection, and never answers. What the kernel answers on FreeBSD is asked for over the same socket here, and answered.
 
+#![expect(unsafe_code, reason = "descriptors come out of a message as numbers")]
+
 use std::fs::File;
 use std::io::{IoSliceMut, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};

@@ -2,6 +2,8 @@
 
 //! The event loop of the back ends (`usr.sbin/bhyve/mevent.c`): descriptors and timers, one thread, kqueue or epoll.
 
+#![expect(unsafe_code, reason = "the poller keeps the number of a descriptor")]
+
 use parking_lot::{Mutex, MutexGuard};
 use polling::{Event, Events, PollMode, Poller};
 use std::collections::HashMap;
@@ -48,7 +50,7 @@ struct Timer {
     callback: Arc<Mutex<TimerCallback>>,
 }
 
-struct Source {
+struct FdSource {
     fd: Arc<OwnedFd>,
     /// The poller cannot wait for it and does not know it.
     always_ready: bool,
@@ -59,9 +61,9 @@ struct Source {
 }
 
 #[derive(Default)]
-struct Inner {
+struct Registered {
     next: u64,
-    sources: HashMap<usize, Source>,
+    sources: HashMap<usize, FdSource>,
     timers: HashMap<usize, Timer>,
     /// The deadline that the loop waits for at most, while it waits.
     waits_for: Option<Instant>,
@@ -74,7 +76,7 @@ struct Inner {
 /// The loop. Callbacks run on the thread that is in [`Mevent::run`], one at a time, and may call anything here.
 pub struct Mevent {
     poller: Poller,
-    inner: Mutex<Inner>,
+    inner: Mutex<Registered>,
 }
 
 /// Whether the system says that a descriptor is not one of those that can be waited for: epoll of a regular file or /dev/null by
@@ -83,7 +85,7 @@ fn cannot_wait(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EPERM | libc::ENODEV))
 }
 
-impl Inner {
+impl Registered {
     /// The sources that wait for nothing, with what each is called back for.
     fn always_ready(&self) -> Vec<(usize, Ready)> {
         let ready = self.sources.iter().filter_map(|(key, source)| {
@@ -115,7 +117,7 @@ impl Mevent {
         })
     }
 
-    fn inner(&self) -> MutexGuard<'_, Inner> {
+    fn inner(&self) -> MutexGuard<'_, Registered> {
         self.inner.lock()
     }
 
@@ -149,7 +151,7 @@ impl Mevent {
         let callback: EventCallback = Box::new(callback);
         inner.sources.insert(
             key,
-            Source {
+            FdSource {
                 fd,
                 always_ready,
                 interest: Some(wanted),

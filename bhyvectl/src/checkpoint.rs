@@ -11,10 +11,10 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
+use vmmapi::Vm;
 use vmmapi::abi::VM_SYSMEM;
 use vmmapi::checkpoint::{Checkpoint, Directory, Disk, Meta, Storage};
 use vmmapi::control::{ControlClient, ControlError, Outcome, client_rundir};
-use vmmapi::{Errno, Vm};
 
 use crate::opts::Arguments;
 use crate::show::{Target, ago, date_of};
@@ -74,19 +74,9 @@ fn written(path: &str, stood: Option<Duration>) -> String {
 
 /// How much memory a VM has, in bytes.
 fn memory(vm: &Vm) -> Result<u64, vmmapi::Error> {
-    let (mut gpa, mut sum) = (0, 0u64);
-    loop {
-        match vm.mmap_getnext(gpa) {
-            Ok(map) => {
-                if map.segid == VM_SYSMEM {
-                    sum = sum.saturating_add(map.len);
-                }
-                gpa = map.gpa.saturating_add(map.len);
-            }
-            Err(error) if error.errno == Errno::ENOENT => return Ok(sum),
-            Err(error) => return Err(error),
-        }
-    }
+    let mappings = vm.mappings()?.into_iter();
+    let sysmem = mappings.filter(|map| map.segid == VM_SYSMEM);
+    Ok(sysmem.fold(0, |sum, map| sum.saturating_add(map.len)))
 }
 
 /// What can be known of a VM whose bhyve does not answer.

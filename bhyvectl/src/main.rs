@@ -22,7 +22,7 @@ fn main() -> ExitCode {
         Err(ends) => return ends,
     };
     match run(&arguments) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(status) => status,
         Err(error) => {
             // Scripts look for this line, people for the next.
             if let Some(error) = error.downcast_ref::<vmmapi::Error>() {
@@ -34,13 +34,14 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(arguments: &opts::Arguments) -> anyhow::Result<()> {
+/// Does what is asked, and answers with the status to end with.
+fn run(arguments: &opts::Arguments) -> anyhow::Result<ExitCode> {
     if let Some(done) = checkpoint::without_vm(arguments) {
-        return done;
+        return done.map(|()| ExitCode::SUCCESS);
     }
     let rundir = arguments.value("rundir").map(Path::new);
     if arguments.value("list").is_some() {
-        return show::list(rundir);
+        return show::list(rundir).map(|()| ExitCode::SUCCESS);
     }
     let name = arguments.vm();
     let opened = if arguments.value("create").is_some() {
@@ -64,7 +65,7 @@ fn run(arguments: &opts::Arguments) -> anyhow::Result<()> {
         Err(error) => {
             let why = vmmapi::errno::strerror(error.errno);
             complainln!("vm_open: {name} could not be opened: {why}");
-            std::process::exit(1);
+            return Ok(ExitCode::FAILURE);
         }
     };
     let target = show::Target {
@@ -78,5 +79,5 @@ fn run(arguments: &opts::Arguments) -> anyhow::Result<()> {
             option.action.run(&target, asked.unwrap_or_default())?;
         }
     }
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }

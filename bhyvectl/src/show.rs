@@ -186,13 +186,7 @@ pub fn memseg(target: &Target, _: &str) -> anyhow::Result<()> {
 
 pub fn memmap(target: &Target, _: &str) -> anyhow::Result<()> {
     outln!("Address     Length      Segment     Offset      Prot  Flags");
-    let mut gpa = 0;
-    loop {
-        let map = match target.vm.mmap_getnext(gpa) {
-            Ok(map) => map,
-            Err(error) if error.errno == Errno::ENOENT => return Ok(()),
-            Err(error) => return Err(error.into()),
-        };
+    for map in target.vm.mappings()? {
         let (_, name) = target.vm.get_memseg(map.segid)?;
         let letter = |bit, letter| if map.prot & bit != 0 { letter } else { '-' };
         let (r, w, x) = (
@@ -216,8 +210,8 @@ pub fn memmap(target: &Target, _: &str) -> anyhow::Result<()> {
             map.gpa,
             map.segoff
         );
-        gpa = map.gpa + map.len;
     }
+    Ok(())
 }
 
 pub fn set_x2apic_state(target: &Target, value: &str) -> anyhow::Result<()> {

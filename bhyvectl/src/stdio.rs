@@ -6,7 +6,11 @@
 use std::fmt::Arguments;
 use std::io::{self, ErrorKind, Write as _};
 
-/// Writes to standard output.
+/// Writes to standard output. Where that fails the program ends, as it does of SIGPIPE.
+#[expect(
+    clippy::exit,
+    reason = "nothing is left to be done for a reader that gets half of it"
+)]
 pub fn print(text: Arguments<'_>) {
     match io::stdout().write_fmt(text) {
         Ok(()) => {}

@@ -2,6 +2,8 @@
 
 //! A VM in a process of its own, in a temporary directory with its own rundir.
 
+#![expect(unsafe_code, reason = "kill(2)")]
+
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Output, Stdio};

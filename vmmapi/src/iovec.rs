@@ -2,6 +2,11 @@
 
 //! Scattered guest memory as the target or source of file I/O (what `struct iovec` arrays are in bhyve's devices).
 
+#![expect(
+    unsafe_code,
+    reason = "readv(2) and its kin work on guest memory, by address"
+)]
+
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 
@@ -38,6 +43,10 @@ impl GuestIovec {
     }
 
     /// Appends a range.
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfRange`] unless all of it is in one region of guest memory.
     pub fn push(&mut self, gpa: u64, len: usize) -> Result<(), OutOfRange> {
         self.memory.slice(gpa, len)?;
         if len != 0 {
@@ -116,6 +125,10 @@ impl GuestIovec {
     }
 
     /// readv(2): from a file to guest memory.
+    ///
+    /// # Errors
+    ///
+    /// What readv(2) fails with.
     pub fn readv(&self, fd: impl AsFd) -> io::Result<usize> {
         let n = self.call(fd, libc::readv)?;
         self.report(n);
@@ -123,6 +136,10 @@ impl GuestIovec {
     }
 
     /// preadv(2): from a file at `offset` to guest memory.
+    ///
+    /// # Errors
+    ///
+    /// What preadv(2) fails with.
     pub fn preadv(&self, fd: impl AsFd, offset: u64) -> io::Result<usize> {
         let n = self.call_at(fd, libc::preadv, offset)?;
         self.report(n);
@@ -130,16 +147,28 @@ impl GuestIovec {
     }
 
     /// writev(2): from guest memory to a file.
+    ///
+    /// # Errors
+    ///
+    /// What writev(2) fails with.
     pub fn writev(&self, fd: impl AsFd) -> io::Result<usize> {
         self.call(fd, libc::writev)
     }
 
     /// pwritev(2): from guest memory to a file at `offset`.
+    ///
+    /// # Errors
+    ///
+    /// What pwritev(2) fails with.
     pub fn pwritev(&self, fd: impl AsFd, offset: u64) -> io::Result<usize> {
         self.call_at(fd, libc::pwritev, offset)
     }
 
-    /// Fills all ranges from a file at `offset`; `UnexpectedEof` if it ends before that.
+    /// Fills all ranges from a file at `offset`.
+    ///
+    /// # Errors
+    ///
+    /// `UnexpectedEof` if the file ends before that; what preadv(2) fails with.
     pub fn read_exact_at(&self, fd: impl AsFd, offset: u64) -> io::Result<()> {
         self.complete(offset, io::ErrorKind::UnexpectedEof, |rest, offset| {
             rest.preadv(&fd, offset)
@@ -147,6 +176,10 @@ impl GuestIovec {
     }
 
     /// Writes all ranges to a file at `offset`.
+    ///
+    /// # Errors
+    ///
+    /// `WriteZero` if the file takes no more; what pwritev(2) fails with.
     pub fn write_all_at(&self, fd: impl AsFd, offset: u64) -> io::Result<()> {
         self.complete(offset, io::ErrorKind::WriteZero, |rest, offset| {
             rest.pwritev(&fd, offset)

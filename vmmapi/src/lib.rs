@@ -7,6 +7,8 @@
 //! software vmm in this process, or another process that has the VM. The ABI's types are re-exported as [`abi`], so
 //! that users of this crate need no other.
 
+#![warn(clippy::missing_errors_doc)] // a caller has to know what can happen
+
 pub mod access_rights;
 pub mod backend;
 mod capability;

@@ -41,11 +41,19 @@ pub enum CopyError {
 
 impl Vcpu {
     /// `vm_gla2gpa`: translates as the access `prot` (`VM_PROT_*`) would; a fault is queued for the guest.
+    ///
+    /// # Errors
+    ///
+    /// `EFAULT` for a translation mode that does not exist; `EBUSY` if an exception waits, so that the fault cannot be queued.
     pub fn gla2gpa(&self, paging: &VmGuestPaging, gla: u64, prot: i32) -> Result<Translation> {
         self.translate("vm_gla2gpa", VM_GLA2GPA, paging, gla, prot)
     }
 
     /// `vm_gla2gpa_nofault`: the same without any effect on the guest.
+    ///
+    /// # Errors
+    ///
+    /// `EFAULT` for a translation mode that does not exist.
     pub fn gla2gpa_nofault(
         &self,
         paging: &VmGuestPaging,
@@ -79,6 +87,10 @@ impl Vcpu {
     }
 
     /// How the vCPU translates now, from its registers.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::get_registers`].
     pub fn guest_paging(&self) -> Result<VmGuestPaging> {
         let regnums = [
             VM_REG_GUEST_CR0,
@@ -112,6 +124,10 @@ impl Vcpu {
 
     /// `vm_copy_setup` and `vm_copyin`: copies from guest linear memory. Nothing is copied unless every page is there; a
     /// fault is queued for the guest.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::copy_setup`].
     pub fn copyin(
         &self,
         paging: &VmGuestPaging,
@@ -128,6 +144,10 @@ impl Vcpu {
     }
 
     /// `vm_copy_setup` and `vm_copyout`: copies to guest linear memory.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::copy_setup`].
     pub fn copyout(&self, paging: &VmGuestPaging, gla: u64, data: &[u8]) -> Result<(), CopyError> {
         let mut rest = data;
         for (gpa, len) in self.copy_setup(paging, gla, rest.len(), VM_PROT_WRITE)? {
@@ -140,6 +160,11 @@ impl Vcpu {
 
     /// `vm_copy_setup`: the pieces of guest memory behind a linear range, none of which crosses a page. Linear
     /// addresses wrap.
+    ///
+    /// # Errors
+    ///
+    /// [`CopyError::Fault`] if a page is not there for this access; [`CopyError::OutOfRange`] if it is there but is not memory;
+    /// those of [`Self::gla2gpa`].
     pub fn copy_setup(
         &self,
         paging: &VmGuestPaging,

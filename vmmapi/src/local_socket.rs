@@ -25,7 +25,11 @@ pub struct SocketName {
 }
 
 impl SocketName {
-    /// The name of the socket that was just bound to `path`. Fails with the errno of stat(2), open(2) or cap_rights_limit(2).
+    /// The name of the socket that was just bound to `path`.
+    ///
+    /// # Errors
+    ///
+    /// What stat(2), open(2) or cap_rights_limit(2) fails with.
     pub fn of(path: &Path) -> io::Result<Self> {
         let metadata = std::fs::symlink_metadata(path)?;
         let parent = path
@@ -42,6 +46,10 @@ impl SocketName {
     }
 
     /// Only the owner of this process may connect. A link that another user has put there meanwhile is not followed.
+    ///
+    /// # Errors
+    ///
+    /// What fchmodat(2) fails with.
     pub fn keep_others_out(&self) -> io::Result<()> {
         let owner = Mode::S_IRUSR | Mode::S_IWUSR;
         let name = self.name.as_os_str();

@@ -8,6 +8,8 @@
 //! through volatile copies and atomics, never through references. [`GuestMemory`] is also a guest memory in the sense of the
 //! vm-memory crate, so that virtio-queue works on it.
 
+#![expect(unsafe_code, reason = "volatile slices of guest memory, by address")]
+
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
@@ -26,7 +28,7 @@ pub const HIGHMEM_BASE: u64 = 4 << 30;
 /// Where lowmem ends unless told otherwise (`VM_LOWMEM_LIMIT`).
 pub const LOWMEM_LIMIT: u64 = 3 << 30;
 
-/// How memory is had (`vm_set_memflags`).
+/// Properties of the memory in this process (`vm_set_memflags`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct MemFlags {
     /// Core dumps contain it.
@@ -194,6 +196,10 @@ impl GuestMemory {
     }
 
     /// The range as a volatile slice; writes through it are reported.
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfRange`] unless all of it is in one region, and none of it hidden.
     pub fn slice(
         &self,
         gpa: u64,
@@ -210,6 +216,10 @@ impl GuestMemory {
     }
 
     /// Copies guest memory from `gpa` to `buffer`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::slice`].
     pub fn read(&self, gpa: u64, buffer: &mut [u8]) -> Result<(), OutOfRange> {
         let error = OutOfRange {
             gpa,
@@ -221,6 +231,10 @@ impl GuestMemory {
     }
 
     /// Copies `data` to guest memory at `gpa`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::slice`].
     pub fn write(&self, gpa: u64, data: &[u8]) -> Result<(), OutOfRange> {
         let error = OutOfRange {
             gpa,
@@ -231,14 +245,22 @@ impl GuestMemory {
             .map_err(|_| error)
     }
 
-    /// Reads a plain value.
+    /// Reads a value at `gpa`, whatever its alignment.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::slice`].
     pub fn read_obj<T: FromBytes + IntoBytes>(&self, gpa: u64) -> Result<T, OutOfRange> {
         let mut value = T::new_zeroed();
         self.read(gpa, value.as_mut_bytes())?;
         Ok(value)
     }
 
-    /// Writes a plain value.
+    /// Writes a value at `gpa`, whatever its alignment.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::slice`].
     pub fn write_obj<T: IntoBytes + Immutable>(
         &self,
         gpa: u64,
@@ -393,6 +415,10 @@ impl DeviceMemory {
     }
 
     /// Copies the segment's bytes from `offset` to `buffer`.
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfRange`] unless all of it is in the segment.
     pub fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), OutOfRange> {
         let error = OutOfRange {
             gpa: offset,
@@ -403,6 +429,10 @@ impl DeviceMemory {
     }
 
     /// Copies `data` to the segment at `offset`.
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfRange`] unless all of it is in the segment.
     pub fn write(&self, offset: u64, data: &[u8]) -> Result<(), OutOfRange> {
         let error = OutOfRange {
             gpa: offset,

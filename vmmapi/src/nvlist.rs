@@ -90,6 +90,10 @@ pub struct Header {
 
 impl Header {
     /// Reads and checks a header.
+    ///
+    /// # Errors
+    ///
+    /// [`NvError`] for another magic number, version or byte order, and for a list longer than [`MAX_SIZE`] allows.
     pub fn parse(bytes: &[u8; HEADER_SIZE]) -> Result<Self, NvError> {
         let [magic, version, flags, ..] = *bytes;
         if magic != MAGIC || version != VERSION || flags & !(FLAGS_PUBLIC | FLAG_BIG_ENDIAN) != 0 {
@@ -286,6 +290,10 @@ impl NvList {
     }
 
     /// Reads the pairs that follow a header. Descriptors that no pair mentions are closed.
+    ///
+    /// # Errors
+    ///
+    /// [`NvError`] for pairs that are not what the header says, and for descriptors that are missing.
     pub fn unpack(header: Header, body: &[u8], descriptors: Vec<OwnedFd>) -> Result<Self, NvError> {
         if body.len() != header.size || descriptors.len() != header.descriptors {
             return Err(NvError::Truncated);

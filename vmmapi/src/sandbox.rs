@@ -30,12 +30,20 @@ pub enum Purpose {
 }
 
 /// Takes from a descriptor, and from what is opened through it, all rights that `purpose` does not need.
+///
+/// # Errors
+///
+/// What cap_rights_limit(2), cap_ioctls_limit(2) or cap_fcntls_limit(2) fails with.
 pub fn limit(fd: impl AsFd, purpose: Purpose) -> io::Result<()> {
     sys::limit(fd, purpose)
 }
 
 /// From here on this process, with all its threads, reaches nothing but through the descriptors that it has. There is no way
 /// back.
+///
+/// # Errors
+///
+/// What cap_enter(2) fails with; `ENOSYS` from a kernel without `CAPABILITY_MODE`.
 pub fn enter() -> io::Result<()> {
     sys::enter()
 }

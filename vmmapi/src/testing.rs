@@ -2,11 +2,14 @@
 
 //! A back end for unit tests: memory, a note of every write, and answers to requests that the test gives.
 
+#![expect(unsafe_code, reason = "a back end that maps memory of its own")]
+
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use ::vmm::Errno;
 
@@ -58,10 +61,11 @@ impl Backend for Fake {
 
     fn map_sysmem(&self, _gpa: u64, len: u64) -> Result<HostMapping, Errno> {
         let size = usize::try_from(len).map_err(|_| Errno::ENOMEM)?;
-        let mut memory = vec![0u64; size.div_ceil(8)].into_boxed_slice();
-        let base = NonNull::new(memory.as_mut_ptr().cast::<u8>()).ok_or(Errno::ENOMEM)?;
-        // SAFETY: the box moves into the mapping, its contents stay where they are until it is dropped, and nobody uses
-        // the box itself.
+        let memory: Arc<[AtomicU64]> = (0..size.div_ceil(8)).map(|_| AtomicU64::new(0)).collect();
+        let base = Arc::as_ptr(&memory).cast::<u8>().cast_mut();
+        let base = NonNull::new(base).ok_or(Errno::ENOMEM)?;
+        // SAFETY: the words stay where they are until the last reference is dropped, which the mapping has, and an atomic may be
+        // written through a shared reference.
         Ok(unsafe { HostMapping::new(base, size, Box::new(memory)) })
     }
 

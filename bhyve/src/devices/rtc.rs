@@ -3,6 +3,8 @@
 //! Sets the clock of the VM and the memory sizes in its CMOS (`usr.sbin/bhyve/amd64/rtc.c`). The clock itself is in the
 //! kernel, and a checkpoint keeps it with the kernel's devices.
 
+#![expect(unsafe_code, reason = "localtime_r(3)")]
+
 use crate::config::{Config, Var, variables};
 use crate::device::{BuildError, Clock};
 use crate::firmware::e820::MemoryLayout;
@@ -49,7 +51,7 @@ fn local_offset(now: libc::time_t) -> i64 {
     // SAFETY: both pointers are valid for the call; localtime_r fills the structure or answers with null. All bytes of the
     // structure are initialised, and zero is a valid value for each of its fields.
     let local = unsafe {
-        if libc::localtime_r(&now, local.as_mut_ptr()).is_null() {
+        if libc::localtime_r(&raw const now, local.as_mut_ptr()).is_null() {
             return 0;
         }
         local.assume_init()

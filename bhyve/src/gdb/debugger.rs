@@ -68,7 +68,7 @@ pub enum DebugError {
 }
 
 #[derive(Default)]
-struct State {
+struct DebuggerState {
     attached: bool,
     stop: Option<Stop>,
     /// Who is to stop after an instruction.
@@ -82,7 +82,7 @@ struct State {
 pub struct Debugger {
     vm: Vm,
     vcpus: Arc<Vcpus>,
-    state: Mutex<State>,
+    state: Mutex<DebuggerState>,
     /// Two ends of a pipe: a processor that stops writes, the debugger's thread polls.
     bell: (UnixStream, UnixStream),
 }
@@ -90,7 +90,7 @@ pub struct Debugger {
 /// While this lives, the machine has no trace of the debugger in memory and processors, and the debugger cannot do anything.
 pub struct Lifted<'a> {
     debugger: &'a Debugger,
-    state: MutexGuard<'a, State>,
+    state: MutexGuard<'a, DebuggerState>,
 }
 
 impl Drop for Lifted<'_> {
@@ -113,10 +113,10 @@ impl Debugger {
         let bell = UnixStream::pair()?;
         bell.0.set_nonblocking(true)?;
         bell.1.set_nonblocking(true)?;
-        let state = State {
+        let state = DebuggerState {
             stepping: vec![false; vcpus.count()],
             completed: vec![false; vcpus.count()],
-            ..State::default()
+            ..DebuggerState::default()
         };
         Ok(Self {
             vm,
@@ -126,7 +126,7 @@ impl Debugger {
         })
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, DebuggerState> {
         self.state.lock()
     }
 
@@ -334,12 +334,12 @@ impl Debugger {
             debugger: self,
             state,
         };
-        self.set_capabilities(&State::default())?;
+        self.set_capabilities(&DebuggerState::default())?;
         Ok(lifted)
     }
 
     /// Tells the processors what to leave the guest for. What some vmms lack is only an error if it is needed.
-    fn set_capabilities(&self, state: &State) -> Result<(), vmmapi::Error> {
+    fn set_capabilities(&self, state: &DebuggerState) -> Result<(), vmmapi::Error> {
         for id in 0..self.vcpus.count() {
             let vcpu = self.vcpu(id);
             let step = state.stepping.get(id) == Some(&true);

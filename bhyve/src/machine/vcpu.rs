@@ -42,7 +42,7 @@ pub enum Hold {
     Pulse,
 }
 
-struct State {
+struct RunStates {
     /// Not started by the guest.
     parked: Vec<bool>,
     /// Its thread is neither in VM_RUN nor in a device.
@@ -68,7 +68,7 @@ struct State {
     on_stop: Option<OnStop>,
 }
 
-impl State {
+impl RunStates {
     /// Whether somebody holds it, be it parked or not.
     fn is_held(&self, id: usize) -> bool {
         self.hold.is_some() && !self.ending || self.debugged.get(id).copied().unwrap_or(false)
@@ -101,7 +101,7 @@ type OnStop = Box<dyn FnOnce() + Send>;
 pub struct Vcpus {
     vm: Vm,
     mevent: Arc<Mevent>,
-    state: Mutex<State>,
+    state: Mutex<RunStates>,
     changed: Condvar,
 }
 
@@ -146,7 +146,7 @@ impl Vcpus {
         Self {
             vm,
             mevent,
-            state: Mutex::new(State {
+            state: Mutex::new(RunStates {
                 parked: (0..count).map(|n| n != 0).collect(),
                 resting: vec![false; count],
                 let_go: vec![false; count],
@@ -164,7 +164,7 @@ impl Vcpus {
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, RunStates> {
         self.state.lock()
     }
 
@@ -228,8 +228,8 @@ impl Vcpus {
 
     /// Lets a processor go. It rests again when VM_RUN has said so again: by the clock of instructions the vmm may want it to come
     /// to the end of its turn before all can be held.
-    fn resume_cpu(&self, state: &mut State, id: usize) -> Result<(), vmmapi::Error> {
-        let State {
+    fn resume_cpu(&self, state: &mut RunStates, id: usize) -> Result<(), vmmapi::Error> {
+        let RunStates {
             resting, let_go, ..
         } = state;
         if let (Some(resting), Some(let_go)) = (resting.get_mut(id), let_go.get_mut(id)) {
@@ -257,7 +257,7 @@ impl Vcpus {
     }
 
     /// The vmm has stopped a processor: if that was waited for, nobody goes on, and the last one to come calls.
-    fn stopped(&self, state: &mut State) {
+    fn stopped(&self, state: &mut RunStates) {
         if state.hold.is_none() && state.on_stop.is_some() {
             state.hold = Some(Hold::Checkpoint);
             state.stopping = true;
@@ -386,7 +386,7 @@ impl Vcpus {
 
     /// Whether all that do not rest are in VM_RUN still because the VM is suspended, where each waits for all others to see
     /// it: those that rest have to go on for that.
-    fn awaits_end(&self, state: &State) -> Result<bool, vmmapi::Error> {
+    fn awaits_end(&self, state: &RunStates) -> Result<bool, vmmapi::Error> {
         let suspended = self.vm.suspended_cpus()?;
         let ids = state.resting.iter().enumerate();
         let mut running = ids.filter(|(_, resting)| !**resting).peekable();
@@ -445,7 +445,7 @@ impl Vcpus {
 
     /// Lets those go on that nobody holds. The state stays locked until it is done, or the debugger could stop a processor
     /// that is then resumed.
-    fn resume_cpus(&self, state: &mut State) -> Result<(), vmmapi::Error> {
+    fn resume_cpus(&self, state: &mut RunStates) -> Result<(), vmmapi::Error> {
         let going: Vec<_> = (0..state.parked.len())
             .filter(|id| state.goes_on(*id))
             .collect();

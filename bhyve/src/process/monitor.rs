@@ -3,6 +3,8 @@
 //! Monitor mode (`-M`; the fork loop of `usr.sbin/bhyve/bhyverun.c`): the process stays and has its children run the
 //! guest, a new one each time the guest reboots. Unlike upstream, a guest that was suspended is not started again.
 
+#![expect(unsafe_code, reason = "fork(2)")]
+
 use crate::process::signals;
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};

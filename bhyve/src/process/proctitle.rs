@@ -9,6 +9,7 @@ pub fn set(title: &str, comm: &str) {
 }
 
 #[cfg(target_os = "freebsd")]
+#[expect(unsafe_code, reason = "setproctitle(3)")]
 mod sys {
     use std::ffi::CString;
 
@@ -22,6 +23,7 @@ mod sys {
 }
 
 #[cfg(target_os = "linux")]
+#[expect(unsafe_code, reason = "prctl(2), and the memory of the arguments")]
 mod sys {
     use std::ffi::CString;
 

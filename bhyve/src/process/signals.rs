@@ -3,6 +3,11 @@
 //! Signals (`usr.sbin/bhyve/mevent.c` and `pm.c` for SIGTERM). They are waited for by a thread instead of being handled:
 //! SIGTERM presses the power button, and what would kill the process first puts the terminal back.
 
+#![expect(
+    unsafe_code,
+    reason = "sigaction(2) takes a handler, which runs in any thread at any time"
+)]
+
 use crate::process::cleanup;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use std::io;

@@ -10,6 +10,7 @@ use std::thread;
 
 use std::sync::Arc;
 
+use vmmapi::Errno;
 use vmmapi::backend::Backend;
 use vmmapi::checkpoint::{Basic, Clock, CpuContract, Description, MemoryImage, Writer};
 use vmmapi::control::{

@@ -8,6 +8,7 @@
 //! every struct has its padding spelled out, so that it converts to bytes and back through `zerocopy`. Sizes, offsets
 //! and request numbers are checked when the crate is compiled.
 #![forbid(unsafe_code)]
+#![warn(clippy::missing_errors_doc)] // a caller has to know what can happen
 
 #[macro_use]
 mod macros;

@@ -2,6 +2,8 @@
 
 //! How fast the processor is: micro guests, each run for a fixed number of instructions. `cargo run --release --example mips`.
 
+#![expect(unsafe_code, reason = "memory for the guest, by address")]
+
 #[path = "../tests/machine/mod.rs"]
 mod machine;
 
@@ -16,7 +18,7 @@ fn seconds() -> f64 {
         tv_nsec: 0,
     };
     // SAFETY: `t` is a valid place for the result.
-    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut t) };
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut t) };
     t.tv_sec as f64 + t.tv_nsec as f64 * 1e-9
 }
 

@@ -11,6 +11,11 @@
 //! Blocks remember their successors; what an exit says holds while the key (mapping epoch, mode, privilege) is the one it was made under,
 //! and for the RIP that it was made for: a page may be mapped at several addresses, with different neighbours.
 
+#![expect(
+    unsafe_code,
+    reason = "a block holds operations that refer to each other by address"
+)]
+
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 

@@ -5,6 +5,11 @@
 //! `now` in every call is the number of instructions retired before the one that makes the call (see `Cpu::retired`), so that a
 //! clock which advances with retired instructions is exact in the middle of a run.
 
+#![expect(
+    unsafe_code,
+    reason = "the bus is lent to the processor, by address, while it executes"
+)]
+
 /// The answer to an access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reply<T> {

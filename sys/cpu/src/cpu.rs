@@ -2,6 +2,8 @@
 
 //! One virtual processor: its registers, how they are read and set from outside, and its caches.
 
+#![expect(unsafe_code, reason = "a processor is handed from thread to thread")]
+
 use std::ops::{Index, IndexMut};
 use std::sync::Arc;
 
@@ -184,9 +186,9 @@ pub struct Cpu {
     pub(crate) ctl: Control,
     pub(crate) msr: Msrs,
     pub(crate) events: Events,
-    pub(crate) fpu: fpu::State,
+    pub(crate) fpu: fpu::FpuState,
     /// The memory operand of the floating point operation that is being executed.
-    pub(crate) operand: fpu::Memory,
+    pub(crate) operand: fpu::OperandMemory,
     pub(crate) mmu: Mmu,
     pub(crate) blocks: Blocks,
     pub(crate) signals: Arc<Signals>,
@@ -238,8 +240,8 @@ impl Cpu {
                 switching_task: false,
                 data_break: 0,
             },
-            fpu: fpu::State::new(),
-            operand: fpu::Memory::new(),
+            fpu: fpu::FpuState::new(),
+            operand: fpu::OperandMemory::new(),
             mmu: Mmu {
                 map_epoch: mem.epoch(),
                 map: mem.snapshot(),
@@ -302,19 +304,19 @@ impl Cpu {
         self.events.shadow = false;
         self.events.nmi_blocked = false;
         self.events.pending = None;
-        self.fpu = fpu::State::new();
+        self.fpu = fpu::FpuState::new();
         self.exit = None;
         self.segments_changed();
         self.flush_tlb();
     }
 
     /// The x87, MMX and SSE registers.
-    pub fn fpu(&self) -> &fpu::State {
+    pub fn fpu(&self) -> &fpu::FpuState {
         &self.fpu
     }
 
     /// The x87, MMX and SSE registers, to be set.
-    pub fn fpu_mut(&mut self) -> &mut fpu::State {
+    pub fn fpu_mut(&mut self) -> &mut fpu::FpuState {
         &mut self.fpu
     }
 

@@ -8,6 +8,8 @@
 //!
 //! `S` is the logarithm of the size in bytes, 0..=3.
 
+#![expect(unsafe_code, reason = "instructions of the host's processor")]
+
 use core::arch::asm;
 
 /// Reads `1 << S` bytes.

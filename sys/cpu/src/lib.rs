@@ -15,6 +15,8 @@
 //! and goes on; a store that another executes in the very block that it is in at that moment is noticed at the end of that block.
 //! An interprocessor interrupt, which ends the sender's block, is what a guest uses to announce changed code.
 
+#![warn(clippy::missing_errors_doc)] // a caller has to know what can happen
+
 mod block;
 mod bus;
 mod cpu;

@@ -5,6 +5,8 @@
 //! One of the few modules with `unsafe`: guest RAM is only ever touched through raw pointers, never through references, because
 //! other vCPUs and devices change it at any time.
 
+#![expect(unsafe_code, reason = "guest memory, by address")]
+
 use parking_lot::{Mutex, RwLock};
 use std::alloc::{Layout, alloc_zeroed};
 use std::ptr::NonNull;
@@ -250,6 +252,10 @@ impl PhysMem {
     /// Maps `len` bytes of host memory at guest-physical `gpa`. Guest writes to a range that is not `writable` (ROM) go to the
     /// bus as MMIO.
     ///
+    /// # Errors
+    ///
+    /// [`MapError::Misaligned`] for a range that is empty, not of whole pages or wraps around; [`MapError::Overlap`] where something is mapped; [`MapError::NoMemory`] if it is too large for the host.
+    ///
     /// # Safety
     /// `host..host + len` must be readable (and writable, if `writable`) memory that stays mapped until this `PhysMem` and every
     /// `Cpu` that uses it are gone, and that Rust code never borrows.
@@ -266,6 +272,10 @@ impl PhysMem {
 
     /// The same, as a processor with nested page tables sees it whose hypervisor fills them in as pages are needed: the first
     /// access to each page ends in [`Exit::NestedFault`](crate::Exit::NestedFault), and succeeds when it is repeated.
+    ///
+    /// # Errors
+    ///
+    /// As [`PhysMem::map`].
     ///
     /// # Safety
     /// As [`PhysMem::map`].
@@ -312,6 +322,10 @@ impl PhysMem {
     }
 
     /// Removes a range that was mapped with exactly these bounds.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError::NotMapped`] unless a range was mapped with exactly these bounds.
     pub fn unmap(&self, gpa: u64, len: u64) -> Result<(), MapError> {
         self.change(|regions| {
             let at = regions

@@ -5,6 +5,11 @@
 //! A block is a row of operations. Each handler ends by calling the next operation's handler; compiled with optimisation that is
 //! a jump, and without it the depth is bounded by the length of a block.
 
+#![expect(
+    unsafe_code,
+    reason = "operations refer to their functions and each other by address"
+)]
+
 use crate::cpu::{Cpu, slot};
 
 /// How a block ended.

@@ -2,6 +2,8 @@
 
 //! The execution loop: block after block, and what is seen to between them.
 
+#![expect(unsafe_code, reason = "executes operations, by address")]
+
 use crate::block::{self, Entry, exit};
 use crate::bus::{Bus, Event, Poll, Window};
 use crate::cpu::{Cpu, slot};

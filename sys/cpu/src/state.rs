@@ -3,7 +3,7 @@
 //! The names of the architectural registers, segments in VMX access-rights form, and the bits that the core looks at.
 
 /// A register that can be read and set between runs.
-#[allow(missing_docs, reason = "the members bear the architecture's own names")]
+#[expect(missing_docs, reason = "the members bear the architecture's own names")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Reg {
     Rax,
@@ -71,7 +71,7 @@ impl Reg {
 }
 
 /// A segment register, LDTR or TR. The first six are in encoding order.
-#[allow(missing_docs, reason = "the members bear the architecture's own names")]
+#[expect(missing_docs, reason = "the members bear the architecture's own names")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Seg {
     Es,
@@ -180,7 +180,7 @@ pub enum Pending {
 }
 
 /// RFLAGS bits.
-#[allow(missing_docs, reason = "the members bear the architecture's own names")]
+#[expect(missing_docs, reason = "the members bear the architecture's own names")]
 pub mod flag {
     use vmm_x86::specialreg::Rflags;
 
@@ -209,7 +209,7 @@ pub mod flag {
 }
 
 /// CR0 bits.
-#[allow(missing_docs, reason = "the members bear the architecture's own names")]
+#[expect(missing_docs, reason = "the members bear the architecture's own names")]
 pub mod cr0 {
     use vmm_x86::specialreg::Cr0;
 
@@ -227,7 +227,7 @@ pub mod cr0 {
 }
 
 /// CR4 bits.
-#[allow(missing_docs, reason = "the members bear the architecture's own names")]
+#[expect(missing_docs, reason = "the members bear the architecture's own names")]
 pub mod cr4 {
     use vmm_x86::specialreg::Cr4;
 
@@ -269,7 +269,7 @@ pub mod cr4 {
 }
 
 /// EFER bits.
-#[allow(missing_docs, reason = "the members bear the architecture's own names")]
+#[expect(missing_docs, reason = "the members bear the architecture's own names")]
 pub mod efer {
     use vmm_x86::specialreg::Efer;
 

@@ -2,6 +2,8 @@
 
 //! Small programs in every mode, run whole and in pieces.
 
+#![expect(unsafe_code, reason = "memory for the guest, by address")]
+
 mod machine;
 
 use iced_x86::code_asm::*;

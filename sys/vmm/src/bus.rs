@@ -14,7 +14,7 @@ use crate::entropy;
 use crate::time::Sbt;
 use crate::vcpu::{Halt, Side, Vcpu};
 use crate::vmm::Vm;
-use crate::vmm_msr::{self, Access};
+use crate::vmm_msr::{self, MsrAccess};
 use crate::vmm_stat::Stat;
 use crate::x86::{self, CpuidContext};
 
@@ -139,9 +139,9 @@ impl Bus for RunBus<'_> {
                 Self::answer(self.chipset(now, |chipset, time| chipset.rdmsr(time, id, index)))
             }
             _ => match self.side.msrs.read(index) {
-                Access::Done(value) => Reply::Done(value),
-                Access::Fault => Reply::Fault,
-                Access::Unhandled => Reply::Exit,
+                MsrAccess::Done(value) => Reply::Done(value),
+                MsrAccess::Fault => Reply::Fault,
+                MsrAccess::Unhandled => Reply::Exit,
             },
         }
     }
@@ -169,9 +169,9 @@ impl Bus for RunBus<'_> {
                 self.chipset(now, |chipset, time| chipset.wrmsr(time, id, index, value)),
             ),
             _ => match self.side.msrs.write(index, value) {
-                Access::Done(_) => Reply::Done(()),
-                Access::Fault => Reply::Fault,
-                Access::Unhandled => Reply::Exit,
+                MsrAccess::Done(_) => Reply::Done(()),
+                MsrAccess::Fault => Reply::Fault,
+                MsrAccess::Unhandled => Reply::Exit,
             },
         }
     }

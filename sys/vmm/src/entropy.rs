@@ -2,6 +2,8 @@
 
 //! Random numbers for RDRAND.
 
+#![expect(unsafe_code, reason = "getrandom(2)")]
+
 /// A number from the host's generator.
 pub fn host() -> u64 {
     let mut bytes = [0; 8];

@@ -5,6 +5,8 @@
 //! A VM is made by [`create`] (`/dev/vmmctl`), found by [`lookup`] (`open` of `/dev/vmm/NAME`), asked by
 //! [`Vm::ioctl`] and shared with by [`Vm::mmap`]. The guest runs on the thread that issues `VM_RUN`.
 
+#![warn(clippy::missing_errors_doc)] // a caller has to know what can happen
+
 mod bus;
 mod chipset;
 mod cpuset;
@@ -39,5 +41,5 @@ mod x86;
 pub use errno::Errno;
 pub use segment::Mapping;
 pub use user::{ProcessMemory, UserMemory};
-pub use vmm::{Clock, Kernel, Options, Vm};
+pub use vmm::{Clock, KernelTraits, Options, Vm};
 pub use vmm_dev::{create, destroy, lookup, names};

@@ -6,6 +6,11 @@
 //! A segment is a memory file mapped shared: pages that nobody has touched are holes in it, so that a checkpoint
 //! can step over them without looking at them. On both sides of the mapping are pages that nobody may touch.
 
+#![expect(
+    unsafe_code,
+    reason = "memfd_create(2), mmap(2), and guest memory by address"
+)]
+
 use std::ops::Range;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr::NonNull;
@@ -143,7 +148,7 @@ impl Segment {
         // SAFETY: all-zero is a valid stat, and fstat fills in the one it is given.
         let stat = unsafe {
             let mut stat: libc::stat = std::mem::zeroed();
-            if libc::fstat(self.file.as_raw_fd(), &mut stat) != 0 {
+            if libc::fstat(self.file.as_raw_fd(), &raw mut stat) != 0 {
                 return 0;
             }
             stat

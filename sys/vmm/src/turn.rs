@@ -20,7 +20,7 @@ pub const EPOCH: u64 = 50;
 pub const NS_PER_INSTRUCTION: u64 = 1;
 
 /// What the turns need to know of the machine.
-pub trait Machine {
+pub trait TurnHost {
     /// Whether a virtual CPU would execute instructions if it had the turn: it is not halted, or will be woken.
     fn runnable(&self, cpu: usize) -> bool;
     /// When the next timer expires, in nanoseconds of guest time.
@@ -188,7 +188,7 @@ impl Turns {
 
     /// How many instructions the holder may execute before something is due, and whether it must forget its
     /// translations first. A budget of 0 means that something is due now.
-    pub fn begin(&mut self, cpu: usize, machine: &dyn Machine) -> (u64, bool) {
+    pub fn begin(&mut self, cpu: usize, machine: &dyn TurnHost) -> (u64, bool) {
         let flush = self.flush.contains(cpu);
         self.flush.remove(cpu);
         let mut budget = self.saved.end.saturating_sub(self.saved.total);
@@ -215,7 +215,7 @@ impl Turns {
     }
 
     /// The holder's turn ends: it is used up, or the virtual CPU has halted.
-    pub fn end(&mut self, machine: &dyn Machine) -> Next {
+    pub fn end(&mut self, machine: &dyn TurnHost) -> Next {
         if let Some(holder) = self.holder.take() {
             self.saved.last = holder as u32;
             self.saved.turns = self.saved.turns.wrapping_add(1);
@@ -243,7 +243,7 @@ impl Turns {
     }
 
     /// Gives the turn to somebody if nobody has it.
-    pub fn choose(&mut self, machine: &dyn Machine) -> Next {
+    pub fn choose(&mut self, machine: &dyn TurnHost) -> Next {
         if let Some(holder) = self.holder {
             return Next::Cpu(holder);
         }
@@ -337,7 +337,7 @@ mod tests {
         }
     }
 
-    impl Machine for Bench {
+    impl TurnHost for Bench {
         fn runnable(&self, cpu: usize) -> bool {
             self.running.get().contains(cpu)
         }

@@ -2,6 +2,11 @@
 
 //! copyin(9) and copyout(9): how a request reaches the memory that its argument points to.
 
+#![expect(
+    unsafe_code,
+    reason = "copies from and to the caller's memory, by address"
+)]
+
 use crate::errno::Errno;
 
 /// The address space of whoever issued a request.
@@ -10,9 +15,17 @@ use crate::errno::Errno;
 /// buffer). They are followed only through this, so that a request may come from another process: a server
 /// that serves one presents the transferred buffers under the addresses that the client used.
 pub trait UserMemory {
-    /// Fills `to` from user address `from`; `EFAULT` if that is not readable.
+    /// Fills `to` from user address `from`.
+    ///
+    /// # Errors
+    ///
+    /// `EFAULT` if that is not readable.
     fn copyin(&self, from: u64, to: &mut [u8]) -> Result<(), Errno>;
-    /// Stores `from` at user address `to`; `EFAULT` if that is not writable.
+    /// Stores `from` at user address `to`.
+    ///
+    /// # Errors
+    ///
+    /// `EFAULT` if that is not writable.
     fn copyout(&self, from: &[u8], to: u64) -> Result<(), Errno>;
 }
 

@@ -84,7 +84,7 @@ pub struct Vcpu {
     halt: AtomicU8,
     ran: AtomicBool,
     /// Guards nothing; a sleeper checks why it should wake while it holds this, so that no wakeup is lost.
-    nap: Mutex<()>,
+    sleep_lock: Mutex<()>,
     wake: Condvar,
     pub stats: Stats,
 }
@@ -106,7 +106,7 @@ impl Vcpu {
             extint_pending: AtomicBool::new(false),
             halt: AtomicU8::new(Halt::No as u8),
             ran: AtomicBool::new(false),
-            nap: Mutex::new(()),
+            sleep_lock: Mutex::new(()),
             wake: Condvar::new(),
             stats: Stats::default(),
         }
@@ -152,20 +152,20 @@ impl Vcpu {
     /// `vcpu_notify_event`: its thread looks around, whether it runs or sleeps.
     pub fn kick(&self) {
         self.signals.notify();
-        drop(self.nap.lock());
+        drop(self.sleep_lock.lock());
         self.wake.notify_all();
     }
 
     /// Sleeps until it is kicked, or this long.
     pub fn sleep_for(&self, time: Duration) {
-        self.wake.wait_for(&mut self.nap.lock(), time);
+        self.wake.wait_for(&mut self.sleep_lock.lock(), time);
     }
 
     /// Sleeps until it is kicked and `awake` says so.
     pub fn sleep(&self, mut awake: impl FnMut() -> bool) {
-        let mut nap = self.nap.lock();
+        let mut guard = self.sleep_lock.lock();
         while !awake() {
-            self.wake.wait_for(&mut nap, PATIENCE);
+            self.wake.wait_for(&mut guard, PATIENCE);
         }
     }
 }

@@ -8,7 +8,7 @@
 //! 1. the registry of VMs;
 //! 2. the contents of virtual CPUs, by their owner;
 //! 3. the memory segments;
-//! 4. a virtual CPU's nap, the lock that a sleeper and who wakes it meet at;
+//! 4. a virtual CPU's sleep lock: a thread that goes to sleep holds it while it checks for a reason not to;
 //! 5. the states of the virtual CPUs, with the turns when time is counted in instructions;
 //! 6. the devices;
 //! 7. the host clock.
@@ -30,7 +30,7 @@ use crate::devices::Devices;
 use crate::errno::Errno;
 use crate::segment::Mapping;
 use crate::time::Sbt;
-use crate::turn::Machine;
+use crate::turn::TurnHost;
 use crate::user::UserMemory;
 use crate::vcpu::{Halt, Vcpu};
 use crate::vcpu_lock::{FrozenAll, Locked};
@@ -60,12 +60,12 @@ pub struct Options {
     pub max_cpus: u16,
     /// The kernel that it keeps to, on an AMD host, where it would otherwise do better. A stand-in for a kernel has one, so that
     /// userland is tested with what it will meet.
-    pub as_kernel: Option<Kernel>,
+    pub as_kernel: Option<KernelTraits>,
 }
 
 /// What differs between kernels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Kernel {
+pub struct KernelTraits {
     /// Whether `STRUCT_VMCX` has the MTRRs.
     pub saves_mtrrs: bool,
 }
@@ -153,6 +153,12 @@ impl Vm {
 
     /// ioctl(2) on `/dev/vmm/NAME`: `request` is the request number of FreeBSD 15, `arg` the argument's bytes in
     /// its ABI, in and out. Pointers inside are followed through `user`.
+    ///
+    /// # Errors
+    ///
+    /// `ENXIO` if the VM has been destroyed; `ENOTTY` for a request that does not exist, and for those of snapshots without
+    /// [`Options::snapshot`]; `EFAULT` for an argument that is too short and for pointers that lead nowhere; `EINVAL` for a
+    /// virtual CPU that cannot be; and what the request itself fails with, which libvmmapi's functions name.
     pub fn ioctl(&self, request: u64, arg: &mut [u8], user: &dyn UserMemory) -> Result<(), Errno> {
         if self.is_destroyed() {
             return Err(Errno::ENXIO);
@@ -162,16 +168,28 @@ impl Vm {
 
     /// mmap(2) on `/dev/vmm/NAME`: the offset is a guest physical address, and the range must lie in one mapping
     /// of system memory. This is the very memory that the virtual CPUs use.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` for a length of 0, a range that wraps around and one of device memory; `ENOENT` unless it lies in one mapping.
     pub fn mmap(&self, gpa: u64, len: u64) -> Result<Mapping, Errno> {
         self.memory().mmap_sysmem(gpa, len)
     }
 
     /// mmap(2) on `/dev/vmm.io/NAME.SEGMENT`.
+    ///
+    /// # Errors
+    ///
+    /// `ENOENT` if there is no such segment; `EINVAL` for a range beyond its end.
     pub fn mmap_devmem(&self, segment: &str, offset: u64, len: u64) -> Result<Mapping, Errno> {
         self.memory().mmap_devmem(segment, offset, len)
     }
 
     /// The parts of `[gpa, gpa + len)` of system memory that may hold anything but zeros, ascending.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::mmap`].
     pub fn populated(&self, gpa: u64, len: u64) -> Result<Vec<Range<u64>>, Errno> {
         let mapping = self.mmap(gpa, len)?;
         let found = mapping.populated(0, len).into_iter();
@@ -370,7 +388,7 @@ impl Vm {
         frozen: &mut FrozenAll<'_>,
         memory: &mut Memory,
     ) -> Result<(), Errno> {
-        if !self.look(States::all_told) {
+        if !self.look(States::all_reported) {
             return Err(Errno::EBUSY);
         }
         for map in memory.drop_device_maps() {
@@ -426,7 +444,7 @@ impl Vm {
     }
 }
 
-impl Machine for Vm {
+impl TurnHost for Vm {
     fn runnable(&self, cpu: usize) -> bool {
         self.vcpu(cpu).is_none_or(|vcpu| self.can_wake(vcpu))
     }

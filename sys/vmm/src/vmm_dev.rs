@@ -19,7 +19,12 @@ fn vms() -> MutexGuard<'static, BTreeMap<String, Arc<Vm>>> {
     VMS.lock()
 }
 
-/// `VMMCTL_VM_CREATE`: `EINVAL` for a name that is empty, too long or no file name, `EEXIST` for one in use.
+/// `VMMCTL_VM_CREATE`: makes a VM in this process.
+///
+/// # Errors
+///
+/// `EINVAL` for a name that is empty, too long or no file name, and for a number of virtual CPUs that cannot be; `EEXIST` for a
+/// name in use; `EAGAIN` if there is no thread for its timers.
 pub fn create(name: &str, options: Options) -> Result<Arc<Vm>, Errno> {
     let file_name = !name.contains(['/', '\0']) && name != "." && name != "..";
     if name.is_empty() || name.len() > MAX_NAME_LEN || !file_name {
@@ -34,12 +39,20 @@ pub fn create(name: &str, options: Options) -> Result<Arc<Vm>, Errno> {
     Ok(vm)
 }
 
-/// open(2) of `/dev/vmm/NAME`: `ENOENT` if there is no such VM.
+/// open(2) of `/dev/vmm/NAME`: a VM of this process.
+///
+/// # Errors
+///
+/// `ENOENT` if there is no such VM.
 pub fn lookup(name: &str) -> Result<Arc<Vm>, Errno> {
     vms().get(name).cloned().ok_or(Errno::ENOENT)
 }
 
-/// `VMMCTL_VM_DESTROY`: `EINVAL` if there is no such VM. Handles that are still held answer `ENXIO` from then on.
+/// `VMMCTL_VM_DESTROY`: ends a VM. Handles that are still held answer `ENXIO` from then on.
+///
+/// # Errors
+///
+/// `EINVAL` if there is no such VM.
 pub fn destroy(name: &str) -> Result<(), Errno> {
     let vm = vms().remove(name).ok_or(Errno::EINVAL)?;
     vm.destroy();

@@ -13,13 +13,13 @@ use std::time::Instant;
 /// Guest time of a VM that follows the host's monotonic clock.
 #[derive(Debug, Default)]
 pub struct HostClock {
-    state: Mutex<State>,
+    state: Mutex<ClockState>,
     /// Whether it was started, to be seen without the lock.
     running: AtomicBool,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct ClockState {
     /// Guest time when the clock was last started or stopped.
     base: u64,
     /// When it was started, while it runs.
@@ -27,7 +27,7 @@ struct State {
 }
 
 impl HostClock {
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, ClockState> {
         self.state.lock()
     }
 

@@ -79,7 +79,11 @@ fn is_sysmem(segid: i32) -> bool {
     (0..MAX_SYSMEM).contains(&segid)
 }
 
-/// The name in an ABI structure: `ENAMETOOLONG` if it is not NUL-terminated, `EINVAL` if it is not text.
+/// The name in an ABI structure.
+///
+/// # Errors
+///
+/// `ENAMETOOLONG` if it is not NUL-terminated; `EINVAL` if it is not text.
 pub fn segment_name(bytes: &[u8]) -> Result<&str, Errno> {
     let end = bytes
         .iter()
@@ -97,12 +101,22 @@ impl Memory {
             .ok_or(Errno::EINVAL)
     }
 
-    /// The segment's memory, if it has been allocated; `EINVAL` for an id out of range.
+    /// The segment's memory, if it has been allocated.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` for an id out of range.
     pub fn segment(&self, segid: i32) -> Result<Option<&Arc<Segment>>, Errno> {
         Ok(self.slot(segid)?.map(|slot| &slot.object))
     }
 
     /// `vm_alloc_memseg`: `name` is empty for system memory.
+    ///
+    /// # Errors
+    ///
+    /// `EEXIST` for a segment that exists with this length, and for a name that another one has; `EINVAL` for one that exists
+    /// with another length, for an id out of range, and for a length of 0 or not of whole pages; `ENOMEM` if the host has too
+    /// little.
     pub fn alloc(&mut self, segid: i32, len: u64, name: &str) -> Result<(), Errno> {
         let sysmem = name.is_empty();
         if let Some(slot) = self.slot(segid)? {
@@ -127,6 +141,10 @@ impl Memory {
     }
 
     /// `VM_GET_MEMSEG`: length and name; zero and empty if there is no such segment.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` for an id out of range.
     pub fn get(&self, segid: i32) -> Result<(u64, &str), Errno> {
         Ok(self
             .slot(segid)?
@@ -134,6 +152,12 @@ impl Memory {
     }
 
     /// `vm_mmap_memseg`: checks the mapping, wires its pages if that is asked for, and notes it.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` for a segment or a part of one that does not exist, for a range that is empty, not of whole pages or wraps
+    /// around, and for access or flags that do not exist; `ENOSPC` for one mapping too many; `EFAULT` where another one is;
+    /// what mlock(2) fails with if it is to be wired.
     pub fn map(&mut self, map: MemMap) -> Result<(), Errno> {
         if map.prot == 0 || map.prot & !PROT_ALL != 0 || map.flags & !F_WIRED != 0 {
             return Err(Errno::EINVAL);
@@ -166,6 +190,10 @@ impl Memory {
 
     /// Shows a mapping that was noted to the processors. With `nested_faults`, they come to know its pages one by one, unless
     /// it is wired, as with nested page tables that are filled in when they are needed.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM` if the host has no memory for what has to be known of every page; `EFAULT` where a mapping is shown already.
     pub fn show(&self, map: &MemMap, phys: &PhysMem, nested_faults: bool) -> Result<(), Errno> {
         let segment = self.segment(map.segid)?.ok_or(Errno::EINVAL)?;
         segment.show(
@@ -179,6 +207,10 @@ impl Memory {
     }
 
     /// `vm_munmap_memseg`: only exactly what was mapped can be unmapped.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` if nothing is mapped with exactly these bounds.
     pub fn unmap(&mut self, gpa: u64, len: u64) -> Result<MemMap, Errno> {
         let found = self
             .maps
@@ -203,6 +235,10 @@ impl Memory {
     }
 
     /// `vm_mmap_getnext`: the mapping with the lowest address that is not below `gpa`.
+    ///
+    /// # Errors
+    ///
+    /// `ENOENT` if there is none.
     pub fn next(&self, gpa: u64) -> Result<MemMap, Errno> {
         let above = self.maps.iter().filter(|map| map.gpa >= gpa);
         above
@@ -227,6 +263,10 @@ impl Memory {
     }
 
     /// mmap(2) on `/dev/vmm/NAME`: the range must lie in one mapping of system memory.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` for a length of 0, a range that wraps around and one of device memory; `ENOENT` unless it lies in one mapping.
     pub fn mmap_sysmem(&self, gpa: u64, len: u64) -> Result<Mapping, Errno> {
         if len == 0 || gpa.checked_add(len).is_none() {
             return Err(Errno::EINVAL);
@@ -244,6 +284,10 @@ impl Memory {
     }
 
     /// mmap(2) on `/dev/vmm.io/NAME.SEG`.
+    ///
+    /// # Errors
+    ///
+    /// `ENOENT` if no segment has the name; `EINVAL` for a range beyond its end.
     pub fn mmap_devmem(&self, name: &str, offset: u64, len: u64) -> Result<Mapping, Errno> {
         let slot = self.devmem(name).ok_or(Errno::ENOENT)?;
         Mapping::new(slot.object.clone(), offset, len)
@@ -436,6 +480,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(unsafe_code, reason = "guest memory, by address")]
     fn untouched_pages_are_holes() {
         let mut memory = Memory::default();
         memory.alloc(SYSMEM, 1 << 24, "").unwrap();

@@ -9,7 +9,7 @@ use crate::x86;
 
 /// What became of an access.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Access {
+pub enum MsrAccess {
     /// A read gives this value; a write is done (and the value means nothing).
     Done(u64),
     /// #GP(0).
@@ -130,39 +130,39 @@ pub struct Msrs {
 
 impl Msrs {
     /// `svm_rdmsr`.
-    pub fn read(&mut self, index: u32) -> Access {
+    pub fn read(&mut self, index: u32) -> MsrAccess {
         match index {
             MSR_MCG_CAP | MSR_MCG_STATUS | MSR_SYSCFG | MSR_EXTFEATURES | MSR_AMDK8_IPM => {
-                Access::Done(0)
+                MsrAccess::Done(0)
             }
-            MSR_MTRRCAP => Access::Done(MTRR_CAP),
-            MSR_IA32_ARCH_CAP => Access::Done(x86::ARCH_CAPABILITIES.bits()),
-            MSR_IA32_SPEC_CTRL => Access::Done(self.spec_ctrl),
+            MSR_MTRRCAP => MsrAccess::Done(MTRR_CAP),
+            MSR_IA32_ARCH_CAP => MsrAccess::Done(x86::ARCH_CAPABILITIES.bits()),
+            MSR_IA32_SPEC_CTRL => MsrAccess::Done(self.spec_ctrl),
             _ => match self.mtrr.register(index) {
-                Some((register, _)) => Access::Done(*register),
-                None => Access::Unhandled,
+                Some((register, _)) => MsrAccess::Done(*register),
+                None => MsrAccess::Unhandled,
             },
         }
     }
 
     /// `svm_wrmsr`.
-    pub fn write(&mut self, index: u32, value: u64) -> Access {
+    pub fn write(&mut self, index: u32, value: u64) -> MsrAccess {
         match index {
             MSR_MCG_CAP | MSR_MCG_STATUS | MSR_SYSCFG | MSR_EXTFEATURES | MSR_K8_UCODE_UPDATE
-            | MSR_AMDK8_IPM => Access::Done(0),
-            MSR_MTRRCAP | MSR_IA32_ARCH_CAP => Access::Fault,
-            MSR_IA32_SPEC_CTRL if value & !SPEC_CTRL.bits() != 0 => Access::Fault,
+            | MSR_AMDK8_IPM => MsrAccess::Done(0),
+            MSR_MTRRCAP | MSR_IA32_ARCH_CAP => MsrAccess::Fault,
+            MSR_IA32_SPEC_CTRL if value & !SPEC_CTRL.bits() != 0 => MsrAccess::Fault,
             MSR_IA32_SPEC_CTRL => {
                 self.spec_ctrl = value;
-                Access::Done(0)
+                MsrAccess::Done(0)
             }
             _ => match self.mtrr.register(index) {
-                Some((_, mask)) if value & !mask != 0 => Access::Fault,
+                Some((_, mask)) if value & !mask != 0 => MsrAccess::Fault,
                 Some((register, _)) => {
                     *register = value;
-                    Access::Done(0)
+                    MsrAccess::Done(0)
                 }
-                None => Access::Unhandled,
+                None => MsrAccess::Unhandled,
             },
         }
     }
@@ -180,16 +180,16 @@ mod tests {
     #[test]
     fn mtrrs_keep_what_is_written_and_refuse_reserved_bits() {
         let mut msrs = Msrs::default();
-        assert_eq!(msrs.read(MSR_MTRRCAP), Access::Done(0x50a));
-        assert_eq!(msrs.write(MSR_MTRRCAP, 0), Access::Fault);
-        assert_eq!(msrs.write(MSR_MTRRDEFTYPE, 0xc06), Access::Done(0));
-        assert_eq!(msrs.read(MSR_MTRRDEFTYPE), Access::Done(0xc06));
-        assert_eq!(msrs.write(MSR_MTRRDEFTYPE, 0x1000), Access::Fault);
-        assert_eq!(msrs.write(0x213, 1 << 11), Access::Done(0));
-        assert_eq!(msrs.read(0x213), Access::Done(1 << 11));
-        assert_eq!(msrs.read(0x214), Access::Unhandled);
-        assert_eq!(msrs.write(0x26f, u64::MAX), Access::Done(0));
-        assert_eq!(msrs.read(0x251), Access::Unhandled);
+        assert_eq!(msrs.read(MSR_MTRRCAP), MsrAccess::Done(0x50a));
+        assert_eq!(msrs.write(MSR_MTRRCAP, 0), MsrAccess::Fault);
+        assert_eq!(msrs.write(MSR_MTRRDEFTYPE, 0xc06), MsrAccess::Done(0));
+        assert_eq!(msrs.read(MSR_MTRRDEFTYPE), MsrAccess::Done(0xc06));
+        assert_eq!(msrs.write(MSR_MTRRDEFTYPE, 0x1000), MsrAccess::Fault);
+        assert_eq!(msrs.write(0x213, 1 << 11), MsrAccess::Done(0));
+        assert_eq!(msrs.read(0x213), MsrAccess::Done(1 << 11));
+        assert_eq!(msrs.read(0x214), MsrAccess::Unhandled);
+        assert_eq!(msrs.write(0x26f, u64::MAX), MsrAccess::Done(0));
+        assert_eq!(msrs.read(0x251), MsrAccess::Unhandled);
     }
 
     #[test]
@@ -202,7 +202,7 @@ mod tests {
             (0x26b, 3),
             (0x20f, 0x800),
         ] {
-            assert_eq!(msrs.write(index, value), Access::Done(0));
+            assert_eq!(msrs.write(index, value), MsrAccess::Done(0));
         }
         let words: Vec<u64> = msrs.mtrr.words().collect();
         assert_eq!(words.len() * 8, MTRR_BYTES);

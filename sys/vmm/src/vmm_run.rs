@@ -11,7 +11,7 @@ use vmm_cpu::{Exit, Mmio, Reg, Seg, StringIo, flag};
 use crate::bus::RunBus;
 use crate::chipset::StartIpi;
 use crate::cpuset::CpuSet;
-use crate::turn::{Machine, NS_PER_INSTRUCTION, Turns};
+use crate::turn::{NS_PER_INSTRUCTION, TurnHost, Turns};
 use crate::vcpu::{Core, Halt, Vcpu};
 use crate::vcpu_lock::Frozen;
 use crate::vmm::Vm;
@@ -86,7 +86,7 @@ fn step(vm: &Vm, frozen: &mut Frozen<'_>) -> Option<VmExit> {
     let how = vm.suspended_how();
     if how != VM_SUSPEND_NONE {
         return Some(match wait_suspended(vm, vcpu) {
-            Suspended::Told => {
+            Suspended::Reported => {
                 let rip = frozen.cpu.get(Reg::Rip);
                 VmExit::new(VM_EXITCODE_SUSPENDED, rip, 0, VmExitSuspended { how })
             }

@@ -13,6 +13,7 @@
 //! map with gaps would be read as if there were nothing at the gap; what is exempt is the map, not a map of which nothing is used.
 #![no_std]
 #![forbid(unsafe_code)]
+#![warn(clippy::missing_errors_doc)] // a caller has to know what can happen
 
 #[macro_use]
 mod macros;

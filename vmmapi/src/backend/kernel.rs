@@ -19,7 +19,7 @@ use vmm_abi::{
 };
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::deputy::Unasked;
+use super::helper::Unasked;
 use super::system::{Later, Node, System};
 use super::{Backend, HostMapping, Kind};
 use crate::error::Error;
@@ -61,7 +61,7 @@ pub enum Lifetime {
     /// When somebody destroys it.
     Destroyed,
     /// When its maker closes it, too, however that comes to pass. (The kernel of FreeBSD 15.0 does not do that; that of 14 does
-    /// not either, but there is a `deputy.rs` for it.)
+    /// not either, but there is a `helper.rs` for it.)
     Maker,
 }
 
@@ -110,7 +110,12 @@ fn name_field(name: &str) -> Result<[u8; VM_MAX_NAMELEN + 1], Errno> {
 }
 
 impl Kernel {
-    /// Makes a VM and opens it; `ENOENT` if the system has no vmm(4).
+    /// Makes a VM and opens it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Vm::create`](crate::Vm::create) with [`Choice::Kernel`](crate::Choice::Kernel); `ENOENT` if the system has no
+    /// vmm(4).
     pub fn create(system: Arc<dyn System>, name: &str, lifetime: Lifetime) -> Result<Self, Error> {
         const OP: &str = "vm_create";
         refuse_old(&*system, OP)?;
@@ -172,7 +177,12 @@ impl Kernel {
         }
     }
 
-    /// Opens a VM; `ENOENT` if there is none of that name.
+    /// Opens a VM.
+    ///
+    /// # Errors
+    ///
+    /// `ENOENT` if there is none of that name; `EINVAL` for a name that is no file name; `EOPNOTSUPP` on FreeBSD 13; `EPERM` in
+    /// a jail without `allow.vmm`, and otherwise what open(2) fails with.
     pub fn open(system: Arc<dyn System>, name: &str) -> Result<Self, Error> {
         const OP: &str = "vm_open";
         refuse_old(&*system, OP)?;

@@ -2,6 +2,8 @@
 
 //! Memory of a VM that is mapped into this process.
 
+#![expect(unsafe_code, reason = "memory that the guest shares, by address")]
+
 use std::any::Any;
 use std::ptr::NonNull;
 
@@ -52,6 +54,10 @@ impl HostMapping {
     }
 
     /// Lets core dumps of this process contain the memory, which back ends leave out.
+    ///
+    /// # Errors
+    ///
+    /// What madvise(2) fails with.
     pub fn keep_in_core(&self) -> Result<(), Errno> {
         #[cfg(target_os = "freebsd")]
         const CORE: libc::c_int = libc::MADV_CORE;

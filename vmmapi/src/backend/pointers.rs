@@ -16,7 +16,7 @@ use vmm_abi::{
 
 /// How many bytes a pointer's target has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Extent {
+pub enum BufferLen {
     /// Always so many.
     Fixed(usize),
     /// The 32-bit field at offset `at`, times `size`.
@@ -36,7 +36,7 @@ pub struct Pointer {
     /// Its offset in the argument.
     pub at: usize,
     /// How much it points to.
-    pub extent: Extent,
+    pub extent: BufferLen,
 }
 
 const BUFFER: usize = offset_of!(VmSnapshotMeta, buffer);
@@ -48,24 +48,24 @@ const BUFFER_SIZE: usize = BUFFER + offset_of!(VmSnapshotBuffer, buf_size);
 const RUN: &[Pointer] = &[
     Pointer {
         at: offset_of!(VmRun, cpuset),
-        extent: Extent::Field64(offset_of!(VmRun, cpusetsize)),
+        extent: BufferLen::Field64(offset_of!(VmRun, cpusetsize)),
     },
     Pointer {
         at: offset_of!(VmRun, vm_exit),
-        extent: Extent::Fixed(size_of::<VmExit>()),
+        extent: BufferLen::Fixed(size_of::<VmExit>()),
     },
 ];
 const REGISTER_SET: &[Pointer] = &[
     Pointer {
         at: offset_of!(VmRegisterSet, regnums),
-        extent: Extent::Count32 {
+        extent: BufferLen::Count32 {
             at: offset_of!(VmRegisterSet, count),
             size: size_of::<i32>(),
         },
     },
     Pointer {
         at: offset_of!(VmRegisterSet, regvals),
-        extent: Extent::Count32 {
+        extent: BufferLen::Count32 {
             at: offset_of!(VmRegisterSet, count),
             size: size_of::<u64>(),
         },
@@ -73,14 +73,14 @@ const REGISTER_SET: &[Pointer] = &[
 ];
 const CPUS: &[Pointer] = &[Pointer {
     at: offset_of!(VmCpuset, cpus),
-    extent: Extent::Count32 {
+    extent: BufferLen::Count32 {
         at: offset_of!(VmCpuset, cpusetsize),
         size: 1,
     },
 }];
 const SNAPSHOT: &[Pointer] = &[Pointer {
     at: BUFFER + offset_of!(VmSnapshotBuffer, buf_start),
-    extent: Extent::Field64(BUFFER_SIZE),
+    extent: BufferLen::Field64(BUFFER_SIZE),
 }];
 
 /// The pointers that need a buffer, in the order in which buffers are given.
@@ -122,8 +122,12 @@ fn put(arg: &mut [u8], at: usize, value: u64) -> Result<(), Errno> {
     Ok(())
 }
 
-impl Extent {
+impl BufferLen {
     /// The number of bytes that `arg` says.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` if `arg` is shorter than the request's argument; `EFAULT` if it says more than memory can hold.
     pub fn bytes(self, arg: &[u8]) -> Result<usize, Errno> {
         match self {
             Self::Fixed(len) => Ok(len),

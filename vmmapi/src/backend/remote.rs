@@ -20,7 +20,12 @@ pub struct Remote {
 }
 
 impl Remote {
-    /// Finds the VM; `ENOENT` if no process has one of that name, `EOPNOTSUPP` if it is the kernel's.
+    /// Finds the VM.
+    ///
+    /// # Errors
+    ///
+    /// `ENOENT` or `ECONNREFUSED` if no process has a VM of that name; `EOPNOTSUPP` if it is the kernel's; `EPROTO` for an
+    /// answer of another form.
     pub fn open(rundir: &Path, name: &str) -> Result<Self, ControlError> {
         let remote = Self {
             rundir: rundir.to_owned(),

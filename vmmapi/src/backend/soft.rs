@@ -2,6 +2,11 @@
 
 //! The software vmm in this process.
 
+#![expect(
+    unsafe_code,
+    reason = "a mapping of guest memory is what whoever made it promises"
+)]
+
 use std::cell::RefCell;
 use std::ops::Range;
 use std::ptr::NonNull;
@@ -20,14 +25,22 @@ pub struct Soft {
 }
 
 impl Soft {
-    /// VMMCTL_VM_CREATE.
+    /// Makes a VM in this process (`VMMCTL_VM_CREATE`).
+    ///
+    /// # Errors
+    ///
+    /// As [`::vmm::create`].
     pub fn create(name: &str, options: vmm::Options) -> Result<Self, Errno> {
         Ok(Self {
             vm: vmm::create(name, options)?,
         })
     }
 
-    /// Finds a VM of this process; `ENOENT` if it has none of that name.
+    /// Finds a VM of this process.
+    ///
+    /// # Errors
+    ///
+    /// `ENOENT` if it has none of that name.
     pub fn open(name: &str) -> Result<Self, Errno> {
         Ok(Self {
             vm: vmm::lookup(name)?,

@@ -2,6 +2,8 @@
 
 //! The system calls that the kernel back end needs. Behind them is the host, or a stand-in.
 
+#![expect(unsafe_code, reason = "ioctl(2), mmap(2) and sysctl(3) of vmm(4)")]
+
 use std::ffi::{CStr, CString};
 use std::fs::{File, OpenOptions};
 use std::os::fd::AsRawFd;
@@ -10,7 +12,7 @@ use std::ptr::NonNull;
 use ::vmm::Errno;
 use vmm_abi::{VM_REQUESTS, VMMCTL_REQUESTS, v14};
 
-use super::deputy::{Deputy, Unasked};
+use super::helper::{PrivilegedHelper, Unasked};
 use super::{HostMapping, check_buffers, clear_pointers};
 use crate::errno::from_io;
 use crate::sandbox::{self, Purpose};
@@ -18,16 +20,36 @@ use crate::sandbox::{self, Purpose};
 /// An operating system that may have a vmm(4).
 pub trait System: Send + Sync {
     /// open(2) of a device for reading and writing.
+    ///
+    /// # Errors
+    ///
+    /// What open(2) fails with: `ENOENT` if there is no such device.
     fn open(&self, path: &str) -> Result<Box<dyn Node>, Errno>;
     /// sysctlbyname(3): sets a string.
+    ///
+    /// # Errors
+    ///
+    /// What sysctl(3) fails with: `ENOENT` for a variable that does not exist.
     fn sysctl_write(&self, name: &str, value: &str) -> Result<(), Errno>;
     /// The same, prepared now and done later, when a sandbox may not let this process do it any more. Should this process end
     /// before, it is done or not as `unasked` says.
+    ///
+    /// # Errors
+    ///
+    /// What making the process fails with that is to do it.
     fn sysctl_write_later(&self, name: &str, value: &str, unasked: Unasked)
     -> Result<Later, Errno>;
     /// sysctlbyname(3): gets a 32-bit number.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::sysctl_write`]; `EINVAL` for a variable of another size.
     fn sysctl_u32(&self, name: &str) -> Result<u32, Errno>;
     /// sysctlbyname(3): gets a 64-bit number.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::sysctl_u32`].
     fn sysctl_u64(&self, name: &str) -> Result<u64, Errno>;
 
     /// Whether this is a stand-in, whose VMs are the software vmm's and live in this process.
@@ -42,8 +64,16 @@ pub type Later = Box<dyn Fn() -> Result<(), Errno> + Send + Sync>;
 /// An open device.
 pub trait Node: Send + Sync {
     /// ioctl(2), with buffers as in [`super::Backend::ioctl`].
+    ///
+    /// # Errors
+    ///
+    /// What ioctl(2) fails with; `EFAULT` for a buffer that is missing or too short.
     fn ioctl(&self, request: u64, arg: &mut [u8], buffers: &mut [&mut [u8]]) -> Result<(), Errno>;
     /// mmap(2), readable, writable and shared.
+    ///
+    /// # Errors
+    ///
+    /// What mmap(2) fails with.
     fn mmap(&self, offset: u64, len: u64) -> Result<HostMapping, Errno>;
 
     /// Says that guest memory was written through a mapping. Real processors see that by themselves; a stand-in's do not.
@@ -81,9 +111,9 @@ impl System for Host {
     ) -> Result<Later, Errno> {
         let name = CString::new(name).map_err(|_| Errno::EINVAL)?;
         let value = value.as_bytes().to_owned();
-        let deputy = Deputy::new(unasked, move || set_string(&name, &value));
-        let deputy = deputy.map_err(|error| from_io(&error))?;
-        Ok(Box::new(move || deputy.act()))
+        let helper = PrivilegedHelper::new(unasked, move || set_string(&name, &value));
+        let helper = helper.map_err(|error| from_io(&error))?;
+        Ok(Box::new(move || helper.act()))
     }
 
     #[cfg(target_os = "freebsd")]

@@ -16,6 +16,10 @@ const MAX_SIZE: u64 = 64;
 
 /// Says durably that a guest goes on from the image `uuid`, the checkpoint named `base` in `storage`. When this has
 /// returned, whoever opens the checkpoint finds it resumed ([`super::Checkpoint::is_resumed`]).
+///
+/// # Errors
+///
+/// What the storage fails with, named by file and operation. The checkpoint is whole, but may be found as not resumed.
 pub fn mark_resumed(storage: &dyn Storage, base: &str, uuid: &str) -> Result<(), Error> {
     let names = Names::new(base)?;
     // A commit that was cut short ends with the mark's removal, and must not take this one for its predecessor's.

@@ -216,6 +216,11 @@ impl Meta {
     }
 
     /// Reads a text, and refuses what [`Meta::to_text`] would not have written.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Meta`] for anything that is not strict JSON of this form, and [`Error::Newer`] for a format that this
+    /// release does not read.
     pub fn from_text(file: &str, text: &[u8]) -> Result<Meta, Error> {
         let bad = |why: &str| Error::Meta {
             file: file.into(),

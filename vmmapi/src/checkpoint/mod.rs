@@ -52,8 +52,16 @@ pub trait MemoryImage: Sync {
     /// The first range in `[gpa, end)` that may hold anything but zeroes, so that untouched memory need not be read.
     fn next_data(&self, gpa: u64, end: u64) -> Option<(u64, u64)>;
     /// Fills `bytes` from guest physical address `gpa`.
+    ///
+    /// # Errors
+    ///
+    /// Only for addresses outside the image.
     fn read(&self, gpa: u64, bytes: &mut [u8]) -> io::Result<()>;
     /// Writes `bytes` to guest physical address `gpa`.
+    ///
+    /// # Errors
+    ///
+    /// Only for addresses outside the image.
     fn write(&self, gpa: u64, bytes: &[u8]) -> io::Result<()>;
 }
 

@@ -44,6 +44,10 @@ pub struct Checkpoint {
 
 impl Checkpoint {
     /// Opens the checkpoint whose memory file is `path`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::open_in`]; what opening the directory fails with.
     pub fn open(path: &Path) -> Result<Checkpoint, Error> {
         let shown = path.display().to_string();
         let (directory, base) =
@@ -52,6 +56,10 @@ impl Checkpoint {
     }
 
     /// Opens the checkpoint named `base` in `storage`.
+    ///
+    /// # Errors
+    ///
+    /// A file that is missing, damaged, of another checkpoint or of a newer format, by its name; what the storage fails with.
     pub fn open_in(storage: &dyn Storage, base: &str) -> Result<Checkpoint, Error> {
         let names = Names::new(base)?;
         let committing = is_committing(storage, &names)?;
@@ -128,12 +136,20 @@ impl Checkpoint {
     }
 
     /// Reads all guest memory and compares it with its checksums.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Content`] for memory that does not match its checksums; what reading fails with.
     pub fn verify(&self, progress: &(dyn Fn(Progress) + Sync)) -> Result<(), Error> {
         self.each_piece(progress, &|_, _| Ok(()))
     }
 
     /// Fills guest memory, which must be all zero and of the checkpoint's layout, and verifies it on the way. After an error
     /// the memory is to be thrown away.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::verify`]; memory of another layout than the checkpoint's.
     pub fn load_memory(
         &self,
         image: &dyn MemoryImage,

@@ -20,10 +20,22 @@ use crate::sandbox::{self, Purpose};
 /// A file that is being written.
 pub trait NewFile: Send + Sync {
     /// Writes all of `bytes` at `offset`; what is never written is a hole.
+    ///
+    /// # Errors
+    ///
+    /// What pwrite(2) fails with, such as a full file system.
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
     /// Sets the file's size.
+    ///
+    /// # Errors
+    ///
+    /// What ftruncate(2) fails with.
     fn set_len(&self, len: u64) -> io::Result<()>;
     /// Returns once the contents are on stable storage.
+    ///
+    /// # Errors
+    ///
+    /// What fsync(2) fails with; then the contents may be lost.
     fn sync(&self) -> io::Result<()>;
 }
 
@@ -55,16 +67,40 @@ pub enum EntryKind {
 /// A directory that holds checkpoints.
 pub trait Storage: Send + Sync {
     /// What has that name, if anything has. Symbolic links are not followed.
+    ///
+    /// # Errors
+    ///
+    /// What fstatat(2) fails with, but for a name that is not there.
     fn look(&self, name: &str) -> io::Result<Option<Entry>>;
     /// Creates `name`, which must not be there. Only the owner of this process can read it.
+    ///
+    /// # Errors
+    ///
+    /// `AlreadyExists` if it is there; what openat(2) fails with.
     fn create(&self, name: &str) -> io::Result<Box<dyn NewFile>>;
     /// Opens `name` to read.
+    ///
+    /// # Errors
+    ///
+    /// What openat(2) fails with.
     fn open(&self, name: &str) -> io::Result<File>;
     /// Renames `from` to `to`, replacing it.
+    ///
+    /// # Errors
+    ///
+    /// What renameat(2) fails with; then both names are what they were.
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
     /// Removes `name`.
+    ///
+    /// # Errors
+    ///
+    /// What unlinkat(2) fails with.
     fn remove(&self, name: &str) -> io::Result<()>;
     /// Returns once all renames and removals are on stable storage.
+    ///
+    /// # Errors
+    ///
+    /// What fsync(2) of the directory fails with.
     fn sync(&self) -> io::Result<()>;
 }
 
@@ -79,6 +115,10 @@ impl Directory {
     }
 
     /// Splits `path` into its directory, opened, and the last component.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidInput` for a path without a last component; what open(2) of the directory fails with.
     pub fn of(path: &Path) -> io::Result<(Directory, String)> {
         let base = path
             .file_name()

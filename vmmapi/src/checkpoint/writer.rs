@@ -88,6 +88,11 @@ impl RecordFile {
 
 impl<'a> Writer<'a> {
     /// Begins a checkpoint named `base` in `storage`. The files `used` have other uses, and are not replaced.
+    ///
+    /// # Errors
+    ///
+    /// A name that a checkpoint cannot have or that is taken by anything but a checkpoint's file, and what the storage fails
+    /// with.
     pub fn begin(
         storage: &'a dyn Storage,
         base: &str,
@@ -127,11 +132,19 @@ impl<'a> Writer<'a> {
     }
 
     /// Appends an item of the vmm's to `P.kern`, with the way in which it was had.
+    ///
+    /// # Errors
+    ///
+    /// What the storage fails with.
     pub fn kern(&mut self, name: &str, version: u32, way: &str, bytes: &[u8]) -> Result<(), Error> {
         self.kern.append(name, name, version, Some(way), bytes)
     }
 
     /// Appends a device's state to `P.dev`.
+    ///
+    /// # Errors
+    ///
+    /// What the storage fails with.
     pub fn device(
         &mut self,
         name: &str,
@@ -143,6 +156,10 @@ impl<'a> Writer<'a> {
     }
 
     /// Writes all guest memory. `progress` is called now and then, with growing numbers.
+    ///
+    /// # Errors
+    ///
+    /// What the storage fails with, and what asking the image for its extents fails with.
     pub fn memory(
         &mut self,
         image: &dyn MemoryImage,
@@ -206,7 +223,11 @@ impl<'a> Writer<'a> {
         uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, text.as_bytes()).to_string()
     }
 
-    /// Brings everything to stable storage and makes it the checkpoint of this name. An error means that it is not.
+    /// Brings everything to stable storage and makes it the checkpoint of this name.
+    ///
+    /// # Errors
+    ///
+    /// What the storage fails with. An older checkpoint of the name is then still whole.
     pub fn commit(mut self, description: Description) -> Result<Meta, Error> {
         let Description {
             basic,
@@ -310,6 +331,10 @@ impl Drop for Writer<'_> {
 }
 
 /// Refuses names that a new checkpoint must not take, as [`Writer::begin`] does, before anything is done.
+///
+/// # Errors
+///
+/// As [`Writer::begin`].
 pub fn check_names(storage: &dyn Storage, base: &str, used: &[FileId]) -> Result<(), Error> {
     ours::survey(storage, &Names::new(base)?, used).map(drop)
 }

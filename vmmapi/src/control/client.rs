@@ -45,7 +45,12 @@ pub struct ControlClient {
 }
 
 impl ControlClient {
-    /// Connects to a VM's socket. The errno is `ENOENT` or `ECONNREFUSED` if no process has such a VM.
+    /// Connects to a VM's socket.
+    ///
+    /// # Errors
+    ///
+    /// [`ControlError::System`] with `ENOENT` or `ECONNREFUSED` if no process has such a VM, with `EACCES` if it is another
+    /// user's; [`ControlError::Name`] and [`ControlError::PathTooLong`] for what cannot be a socket's path.
     pub fn connect(rundir: &Path, name: &str) -> Result<Self, ControlError> {
         let path = socket_path(rundir, name)?;
         match UnixStream::connect(&path) {
@@ -94,6 +99,11 @@ impl ControlClient {
 
     /// Asks for a checkpoint of the name `filename` in the directory `dir` and waits for its end, or until `enough` says
     /// so while nothing has ever come.
+    ///
+    /// # Errors
+    ///
+    /// [`ControlError::Refused`] with the reason that the VM gives; [`ControlError::Protocol`] for an answer of another form;
+    /// [`ControlError::System`] if the connection breaks, and then the files tell whether there is a checkpoint.
     pub fn checkpoint(
         &mut self,
         dir: BorrowedFd<'_>,
@@ -147,6 +157,10 @@ impl ControlClient {
     }
 
     /// The VM's name.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::ioctl`].
     pub fn name(&mut self) -> Result<String, ControlError> {
         self.send(&NvList::new().with("cmd", Value::String("name".into())))?;
         let reply = self.recv(Some(Instant::now() + NAME_TIMEOUT))?;
@@ -156,6 +170,11 @@ impl ControlClient {
     }
 
     /// Has a request of vmm(4) carried out by the VM's process. `arg` and `buffers` are replaced by what comes back.
+    ///
+    /// # Errors
+    ///
+    /// [`ControlError::Refused`] with the errno of the request, `EOPNOTSUPP` for one that is not carried out for others;
+    /// [`ControlError::Protocol`] for an answer of another form; [`ControlError::System`] if the connection breaks.
     pub fn ioctl(
         &mut self,
         request: u64,

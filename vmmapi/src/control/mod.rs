@@ -158,7 +158,11 @@ impl From<Errno> for Failure {
 
 /// What serves a VM's control socket: the part of bhyve. Called from several threads at once.
 pub trait ControlHandler: Send + Sync {
-    /// Writes a checkpoint. A second request while one is under way is the handler's to refuse (`EBUSY`).
+    /// Writes a checkpoint.
+    ///
+    /// # Errors
+    ///
+    /// `EBUSY` while another one is under way; otherwise the errno that fits best, with the reason in words for who asked.
     fn checkpoint(
         &self,
         request: CheckpointRequest,

@@ -31,12 +31,20 @@ fn default_rundir() -> Result<PathBuf, ControlError> {
 }
 
 /// The directory in which a client looks for sockets.
+///
+/// # Errors
+///
+/// [`ControlError::NoRunDir`] if none is given and there is no default.
 pub fn client_rundir(explicit: Option<&Path>) -> Result<PathBuf, ControlError> {
     explicit.map_or_else(default_rundir, |dir| Ok(dir.to_owned()))
 }
 
 /// The directory in which a VM makes its socket. The default is created if it is missing, for its owner only; one that
 /// was asked for must be there.
+///
+/// # Errors
+///
+/// As [`client_rundir`]; [`ControlError::RunDir`] if the directory is not there, cannot be made or is open to others.
 pub fn server_rundir(explicit: Option<&Path>) -> Result<PathBuf, ControlError> {
     let path = client_rundir(explicit)?;
     if explicit.is_none() {
@@ -94,6 +102,10 @@ fn socket_name(name: &str) -> String {
 }
 
 /// The names of the VMs whose processes listen in `rundir`, in order.
+///
+/// # Errors
+///
+/// [`ControlError::RunDir`] if the directory cannot be read.
 pub fn running(rundir: &Path) -> Result<Vec<String>, ControlError> {
     let entries = std::fs::read_dir(rundir).map_err(|error| unfit(rundir, &error))?;
     // A name that is no text is none of a VM's.
@@ -113,6 +125,10 @@ pub fn running(rundir: &Path) -> Result<Vec<String>, ControlError> {
 }
 
 /// The path of a VM's socket. Upstream cuts off what does not fit; here a run directory that is too long is an error.
+///
+/// # Errors
+///
+/// [`ControlError::Name`] for a name that is no file name, [`ControlError::PathTooLong`] for a path that no socket can have.
 pub fn socket_path(rundir: &Path, name: &str) -> Result<PathBuf, ControlError> {
     if name.is_empty() || name == "." || name == ".." || name.contains(['/', '\0']) {
         return Err(ControlError::Name(name.to_owned()));

@@ -51,6 +51,11 @@ pub struct ControlServer {
 
 impl ControlServer {
     /// Makes the socket of the VM `name` in `rundir` and serves it on threads of its own.
+    ///
+    /// # Errors
+    ///
+    /// [`ControlError::InUse`] if another process has a VM of that name; those of [`super::socket_path`];
+    /// [`ControlError::System`] for what socket(2), bind(2), listen(2) or the making of a thread fails with.
     pub fn start(
         rundir: &Path,
         name: &str,

@@ -4,6 +4,8 @@
 //!
 //! The bytes go first; then descriptors, attached to one byte that says nothing.
 
+#![expect(unsafe_code, reason = "descriptors come out of a message as numbers")]
+
 use std::io::{self, IoSlice, IoSliceMut, Read};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;

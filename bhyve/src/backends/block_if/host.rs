@@ -2,6 +2,11 @@
 
 //! What a disk asks of the host: sizes, holes, and the identity by which a checkpoint recognises it.
 
+#![expect(
+    unsafe_code,
+    reason = "ioctl(2), fallocate(2) and fspacectl(2) of disks"
+)]
+
 use super::place;
 use nix::sys::stat::{FileStat, SFlag};
 use serde::{Deserialize, Serialize};
@@ -345,7 +350,15 @@ mod sys {
         while range.len > 0 {
             let asked = Range { ..range };
             // SAFETY: both pointers are to live structs of fspacectl's layout.
-            check(unsafe { fspacectl(file.as_raw_fd(), SPACECTL_DEALLOC, &asked, 0, &mut range) })?;
+            check(unsafe {
+                fspacectl(
+                    file.as_raw_fd(),
+                    SPACECTL_DEALLOC,
+                    &raw const asked,
+                    0,
+                    &raw mut range,
+                )
+            })?;
         }
         Ok(())
     }

@@ -66,6 +66,7 @@ fn open_device(path: &str) -> io::Result<File> {
 }
 
 #[cfg(target_os = "linux")]
+#[expect(unsafe_code, reason = "TUNSETIFF of ioctl(2)")]
 fn attach(name: &str) -> io::Result<OwnedFd> {
     use std::os::fd::AsRawFd;
 

@@ -44,7 +44,7 @@ impl Pirq {
     }
 }
 
-struct Inner {
+struct Links {
     pirqs: [Pirq; PIRQS],
     /// What firmware would have written into the registers.
     boot: [Option<u8>; PIRQS],
@@ -86,7 +86,7 @@ fn restore(saved: &SavedBytes) -> Result<[Pirq; PIRQS], StateError> {
 pub struct PciIrq {
     chip: Arc<dyn IrqChip>,
     restored: bool,
-    inner: Mutex<Inner>,
+    inner: Mutex<Links>,
 }
 
 impl PciIrq {
@@ -102,7 +102,7 @@ impl PciIrq {
                 }; PIRQS]
             }
         };
-        let inner = Inner {
+        let inner = Links {
             pirqs,
             boot: [None; PIRQS],
             lines: [0; PIRQS],
@@ -117,7 +117,7 @@ impl PciIrq {
         })
     }
 
-    fn inner(&self) -> MutexGuard<'_, Inner> {
+    fn inner(&self) -> MutexGuard<'_, Links> {
         self.inner.lock()
     }
 
@@ -239,7 +239,7 @@ impl Device for PciIrq {
     }
     fn save(&self) -> Result<SavedState, SaveError> {
         let inner = self.inner();
-        let Inner {
+        let Links {
             pirqs,
             boot: _,
             lines: _,

@@ -9,7 +9,7 @@ use iced_x86::{
 
 use super::insn::{Insn, Kind};
 use super::stubs::{HostCode, Prefix};
-use super::{Access, Class, x87};
+use super::{Class, OperandAccess, x87};
 
 /// Decodes an instruction, or says with `None` that it is not one of these units' or that this host lacks it.
 ///
@@ -63,7 +63,7 @@ const fn insn(kind: Kind) -> Insn {
         kind,
         code: HostCode::NONE,
         class: Class::Sse,
-        access: Access::None,
+        access: OperandAccess::None,
         aligned: false,
         reg: 0,
         rm: 0,
@@ -97,9 +97,9 @@ fn decode_x87(instruction: &Instruction, info: &OpCodeInfo) -> Option<Insn> {
         let (escape, reg) = (info.op_code() as u8, info.group_index() as u8);
         let access = match mnemonic {
             Fst | Fstp | Fist | Fistp | Fisttp | Fbstp | Fnstcw | Fnstsw | Fnstenv | Fnsave => {
-                Access::Write(size)
+                OperandAccess::Write(size)
             }
-            _ => Access::Read(size),
+            _ => OperandAccess::Read(size),
         };
         let kind = match (mnemonic, size) {
             (Fnstenv, 14) => Kind::Fnstenv(false),
@@ -224,17 +224,17 @@ fn decode_special(instruction: &Instruction, info: &OpCodeInfo) -> Option<Insn> 
             ..insn(Kind::X87)
         }),
         Ldmxcsr if memory => Some(Insn {
-            access: Access::Read(4),
+            access: OperandAccess::Read(4),
             ..insn(Kind::Ldmxcsr)
         }),
         Stmxcsr if memory => Some(Insn {
-            access: Access::Write(4),
+            access: OperandAccess::Write(4),
             ..insn(Kind::Stmxcsr)
         }),
         Movnti => match operand(instruction, 1) {
             Operand::General(reg) if memory => Some(Insn {
                 class: Class::Integer,
-                access: Access::Write(size(instruction)?),
+                access: OperandAccess::Write(size(instruction)?),
                 reg,
                 ..insn(Kind::Movnti)
             }),
@@ -242,7 +242,7 @@ fn decode_special(instruction: &Instruction, info: &OpCodeInfo) -> Option<Insn> 
         },
         Maskmovdqu => match (operand(instruction, 1), operand(instruction, 2)) {
             (Operand::Xmm(reg), Operand::Xmm(rm)) => Some(Insn {
-                access: Access::ReadWrite(16),
+                access: OperandAccess::ReadWrite(16),
                 reg,
                 rm,
                 ..insn(Kind::Maskmovdqu)
@@ -252,7 +252,7 @@ fn decode_special(instruction: &Instruction, info: &OpCodeInfo) -> Option<Insn> 
         Maskmovq => match (operand(instruction, 1), operand(instruction, 2)) {
             (Operand::Mm(reg), Operand::Mm(rm)) => Some(Insn {
                 class: Class::Mmx,
-                access: Access::ReadWrite(8),
+                access: OperandAccess::ReadWrite(8),
                 reg,
                 rm,
                 ..insn(Kind::Maskmovq)
@@ -286,10 +286,10 @@ fn decode_crc32(instruction: &Instruction, info: &OpCodeInfo) -> Option<Insn> {
     let source = instruction.op1_register();
     let (access, bytes) = match operand(instruction, 1) {
         Operand::Memory => (
-            Access::Read(size(instruction)?),
+            OperandAccess::Read(size(instruction)?),
             usize::from(size(instruction)?),
         ),
-        _ => (Access::None, source.size()),
+        _ => (OperandAccess::None, source.size()),
     };
     let code = match bytes {
         1 => HostCode::plain_0f38(prefix(info), 0xf0),
@@ -390,11 +390,11 @@ fn decode_move(instruction: &Instruction, operands: (Operand, Operand)) -> Optio
         _ => return None,
     };
     let access = match operands {
-        (Memory, _) => Access::Write(size(instruction)?),
-        (_, Memory) => Access::Read(size(instruction)?),
-        _ => Access::None,
+        (Memory, _) => OperandAccess::Write(size(instruction)?),
+        (_, Memory) => OperandAccess::Read(size(instruction)?),
+        _ => OperandAccess::None,
     };
-    let wide = matches!(access, Access::Read(16) | Access::Write(16));
+    let wide = matches!(access, OperandAccess::Read(16) | OperandAccess::Write(16));
     let imm = immediate(instruction).unwrap_or(0);
     Some(Insn {
         class,
@@ -540,11 +540,11 @@ fn decode_computation(
     };
     let (reg, rm) = (number(operands.0), number(operands.1));
     let access = if operands.1 == Memory {
-        Access::Read(size(instruction)?)
+        OperandAccess::Read(size(instruction)?)
     } else {
-        Access::None
+        OperandAccess::None
     };
-    let aligned = access == Access::Read(16) && !unaligned(mnemonic);
+    let aligned = access == OperandAccess::Read(16) && !unaligned(mnemonic);
     Some(Insn {
         code: code?,
         class,

@@ -5,11 +5,16 @@
 //! Between two calls the host's units are in the state that compiled code expects: MXCSR at its default, the x87 unit
 //! initialised and no MMX register in use.
 
+#![expect(
+    unsafe_code,
+    reason = "instructions of the host's x87, MMX and SSE units"
+)]
+
 use core::arch::asm;
 use core::arch::x86_64::__m128i;
 use core::mem::transmute;
 
-use super::State;
+use super::FpuState;
 use super::state::MXCSR_DEFAULT;
 use super::stubs::Stub;
 
@@ -296,9 +301,9 @@ pub(super) fn to_mmx(stub: Stub, b: u128, mxcsr: &mut u32) -> u64 {
 /// An x87 instruction, in the guest's whole state, with its memory operand (as many bytes as any has) and RFLAGS' arithmetic
 /// flags; the flags after it. The control word is the guest's own: an exception that it does not mask becomes pending in
 /// the state and is never reported here, because nothing after the instruction waits for the unit.
-pub(super) fn x87(stub: Stub, state: &mut State, operand: &mut [u8; 112], rflags: u64) -> u64 {
+pub(super) fn x87(stub: Stub, state: &mut FpuState, operand: &mut [u8; 112], rflags: u64) -> u64 {
     let mut flags = rflags;
-    // SAFETY: `State` is laid out as FXSAVE's image, is aligned, and its MXCSR has no reserved bit (`State::set_mxcsr`); the
+    // SAFETY: `FpuState` is laid out as FXSAVE's image, is aligned, and its MXCSR has no reserved bit (`FpuState::set_mxcsr`); the
     // flags are arithmetic ones only. The stub is an x87 instruction, perhaps with an operand at RSI of at most 94 bytes
     // there, followed by RET. FNINIT and LDMXCSR put the units back; every other register of theirs is declared lost.
     unsafe {

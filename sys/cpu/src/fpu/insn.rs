@@ -3,7 +3,7 @@
 //! The intermediate form of these units' instructions: what one is, without a pointer to what executes it.
 
 use super::stubs::HostCode;
-use super::{Access, Class};
+use super::{Class, OperandAccess};
 
 /// What an instruction does, as far as more than the host's instruction behind it is to be known. The number is that of the
 /// bytes of an element.
@@ -77,7 +77,7 @@ pub struct Insn {
     /// The host's instruction, for those that execute one.
     pub(super) code: HostCode,
     pub(super) class: Class,
-    pub(super) access: Access,
+    pub(super) access: OperandAccess,
     pub(super) aligned: bool,
     /// The instruction's `reg` operand.
     pub(super) reg: u8,
@@ -91,7 +91,7 @@ pub struct Insn {
 impl Insn {
     /// What it does with its memory operand.
     #[must_use]
-    pub const fn access(&self) -> Access {
+    pub const fn access(&self) -> OperandAccess {
         self.access
     }
 }

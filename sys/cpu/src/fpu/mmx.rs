@@ -5,14 +5,14 @@
 //! Touching an MMX register makes TOP zero and every x87 register valid, and a register that is written gets ones for its
 //! sign and exponent.
 
-use super::op::{Machine, Op};
+use super::op::{Op, UnitContext};
 use super::sse::{guarded, low_mask, masked};
-use super::{Fault, Outcome, State, host};
+use super::{Fault, FpuState, Outcome, host};
 
 /// SW.TOP.
 const SW_TOP: u16 = 7 << 11;
 
-impl State {
+impl FpuState {
     /// Puts the x87 unit into MMX's state: the stack's registers are where the MMX registers' numbers say.
     fn enter_mmx(&mut self) {
         let top = self.top();
@@ -37,7 +37,7 @@ impl State {
 
 /// The `rm` operand.
 #[inline]
-fn source<const MEM: bool>(op: &Op, m: &Machine<'_>) -> u64 {
+fn source<const MEM: bool>(op: &Op, m: &UnitContext<'_>) -> u64 {
     if MEM {
         m.memory.load8()
     } else {
@@ -46,7 +46,7 @@ fn source<const MEM: bool>(op: &Op, m: &Machine<'_>) -> u64 {
 }
 
 /// `mm = op(mm, mm/m)`.
-pub(super) fn binary<const MEM: bool>(op: &Op, m: &mut Machine<'_>) -> Result<Outcome, Fault> {
+pub(super) fn binary<const MEM: bool>(op: &Op, m: &mut UnitContext<'_>) -> Result<Outcome, Fault> {
     m.state.enter_mmx();
     let value = host::mmx(op.stub, m.state.mm(op.reg), source::<MEM>(op, m));
     m.state.set_mm(op.reg, value);
@@ -54,7 +54,7 @@ pub(super) fn binary<const MEM: bool>(op: &Op, m: &mut Machine<'_>) -> Result<Ou
 }
 
 /// A shift by an immediate, run as the shift by the count in a register.
-pub(super) fn shift(op: &Op, m: &mut Machine<'_>) -> Result<Outcome, Fault> {
+pub(super) fn shift(op: &Op, m: &mut UnitContext<'_>) -> Result<Outcome, Fault> {
     m.state.enter_mmx();
     let value = host::mmx(op.stub, m.state.mm(op.reg), u64::from(op.imm));
     m.state.set_mm(op.reg, value);
@@ -62,7 +62,7 @@ pub(super) fn shift(op: &Op, m: &mut Machine<'_>) -> Result<Outcome, Fault> {
 }
 
 /// CVTPI2PS and CVTPI2PD. With a memory operand they leave the MMX unit alone.
-pub(super) fn to_xmm<const MEM: bool>(op: &Op, m: &mut Machine<'_>) -> Result<Outcome, Fault> {
+pub(super) fn to_xmm<const MEM: bool>(op: &Op, m: &mut UnitContext<'_>) -> Result<Outcome, Fault> {
     if !MEM {
         // Before an #XM, too.
         m.state.enter_mmx();
@@ -75,7 +75,10 @@ pub(super) fn to_xmm<const MEM: bool>(op: &Op, m: &mut Machine<'_>) -> Result<Ou
 }
 
 /// CVTPS2PI, CVTPD2PI and their truncating forms.
-pub(super) fn from_xmm<const MEM: bool>(op: &Op, m: &mut Machine<'_>) -> Result<Outcome, Fault> {
+pub(super) fn from_xmm<const MEM: bool>(
+    op: &Op,
+    m: &mut UnitContext<'_>,
+) -> Result<Outcome, Fault> {
     let b = if MEM {
         m.memory.load16()
     } else {
@@ -90,7 +93,7 @@ pub(super) fn from_xmm<const MEM: bool>(op: &Op, m: &mut Machine<'_>) -> Result<
 /// `mm = mm/m`.
 pub(super) fn load<const MEM: bool, const N: usize>(
     op: &Op,
-    m: &mut Machine<'_>,
+    m: &mut UnitContext<'_>,
 ) -> Result<Outcome, Fault> {
     m.state.enter_mmx();
     let value = source::<MEM>(op, m) & low_mask(N);
@@ -99,7 +102,7 @@ pub(super) fn load<const MEM: bool, const N: usize>(
 }
 
 /// `m = mm`, or its low half.
-pub(super) fn store(op: &Op, m: &mut Machine<'_>) -> Result<Outcome, Fault> {
+pub(super) fn store(op: &Op, m: &mut UnitContext<'_>) -> Result<Outcome, Fault> {
     m.state.enter_mmx();
     let value = m.state.mm(op.reg);
     m.memory.store8(value);
@@ -107,7 +110,10 @@ pub(super) fn store(op: &Op, m: &mut Machine<'_>) -> Result<Outcome, Fault> {
 }
 
 /// `mm = r`.
-pub(super) fn load_general<const N: usize>(op: &Op, m: &mut Machine<'_>) -> Result<Outcome, Fault> {
+pub(super) fn load_general<const N: usize>(
+    op: &Op,
+    m: &mut UnitContext<'_>,
+) -> Result<Outcome, Fault> {
     m.state.enter_mmx();
     let value = m.gprs[usize::from(op.rm & 15)] & low_mask(N);
     m.state.set_mm(op.reg, value);
@@ -117,7 +123,7 @@ pub(super) fn load_general<const N: usize>(op: &Op, m: &mut Machine<'_>) -> Resu
 /// `r = mm`.
 pub(super) fn store_general<const N: usize>(
     op: &Op,
-    m: &mut Machine<'_>,
+    m: &mut UnitContext<'_>,
 ) -> Result<Outcome, Fault> {
     m.state.enter_mmx();
     m.gprs[usize::from(op.rm & 15)] = m.state.mm(op.reg) & low_mask(N);
@@ -125,14 +131,14 @@ pub(super) fn store_general<const N: usize>(
 }
 
 /// MOVQ2DQ.
-pub(super) fn movq2dq(op: &Op, m: &mut Machine<'_>) -> Result<Outcome, Fault> {
+pub(super) fn movq2dq(op: &Op, m: &mut UnitContext<'_>) -> Result<Outcome, Fault> {
     m.state.enter_mmx();
     m.state.xmm[usize::from(op.reg & 15)] = u128::from(m.state.mm(op.rm));
     Ok(Outcome::Done)
 }
 
 /// MOVDQ2Q.
-pub(super) fn movdq2q(op: &Op, m: &mut Machine<'_>) -> Result<Outcome, Fault> {
+pub(super) fn movdq2q(op: &Op, m: &mut UnitContext<'_>) -> Result<Outcome, Fault> {
     m.state.enter_mmx();
     let value = m.state.xmm[usize::from(op.rm & 15)] as u64;
     m.state.set_mm(op.reg, value);
@@ -140,7 +146,7 @@ pub(super) fn movdq2q(op: &Op, m: &mut Machine<'_>) -> Result<Outcome, Fault> {
 }
 
 /// PINSRW.
-pub(super) fn pinsrw<const MEM: bool>(op: &Op, m: &mut Machine<'_>) -> Result<Outcome, Fault> {
+pub(super) fn pinsrw<const MEM: bool>(op: &Op, m: &mut UnitContext<'_>) -> Result<Outcome, Fault> {
     m.state.enter_mmx();
     let word = if MEM {
         m.memory.load8()
@@ -154,14 +160,14 @@ pub(super) fn pinsrw<const MEM: bool>(op: &Op, m: &mut Machine<'_>) -> Result<Ou
 }
 
 /// PEXTRW.
-pub(super) fn pextrw(op: &Op, m: &mut Machine<'_>) -> Result<Outcome, Fault> {
+pub(super) fn pextrw(op: &Op, m: &mut UnitContext<'_>) -> Result<Outcome, Fault> {
     m.state.enter_mmx();
     m.gprs[usize::from(op.reg & 15)] = m.state.mm(op.rm) >> (u32::from(op.imm & 3) * 16) & 0xffff;
     Ok(Outcome::Done)
 }
 
 /// PMOVMSKB.
-pub(super) fn pmovmskb(op: &Op, m: &mut Machine<'_>) -> Result<Outcome, Fault> {
+pub(super) fn pmovmskb(op: &Op, m: &mut UnitContext<'_>) -> Result<Outcome, Fault> {
     m.state.enter_mmx();
     let bytes = m.state.mm(op.rm).to_le_bytes();
     m.gprs[usize::from(op.reg & 15)] = bytes
@@ -172,7 +178,7 @@ pub(super) fn pmovmskb(op: &Op, m: &mut Machine<'_>) -> Result<Outcome, Fault> {
 }
 
 /// MASKMOVQ.
-pub(super) fn maskmovq(op: &Op, m: &mut Machine<'_>) -> Result<Outcome, Fault> {
+pub(super) fn maskmovq(op: &Op, m: &mut UnitContext<'_>) -> Result<Outcome, Fault> {
     m.state.enter_mmx();
     let (value, mask) = (m.state.mm(op.reg), m.state.mm(op.rm));
     masked(

@@ -12,7 +12,7 @@
 //! 1. [`decode()`] and [`select()`] once. `None` means that the instruction is not one of these units'.
 //! 2. [`check`] with the operation's class: #UD, #NM and a pending #MF come before anything else.
 //! 3. If [`Op::access`] names memory, check its alignment ([`Op::aligned`]: #GP) and translate it, for writing where it is
-//!    written, so that nothing can fault after step 4. Fill [`Memory::bytes`] if it is read.
+//!    written, so that nothing can fault after step 4. Fill [`OperandMemory::bytes`] if it is read.
 //! 4. [`Op::exec`]; on [`Outcome::Done`] store the bytes if memory is written.
 //!
 //! # Where the architecture leaves a choice
@@ -40,7 +40,7 @@ pub use decode::decode;
 pub use insn::Insn;
 pub use op::Op;
 pub use select::select;
-pub use state::{Form, MXCSR_DEFAULT, MXCSR_MASK, State, XSAVE_LEN};
+pub use state::{Form, FpuState, MXCSR_DEFAULT, MXCSR_MASK, XSAVE_LEN};
 
 use crate::state::{cr0, cr4};
 
@@ -70,7 +70,7 @@ pub enum Class {
 
 /// What an operation does with its memory operand; sizes in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Access {
+pub enum OperandAccess {
     /// There is no memory operand.
     None,
     /// Reads so many bytes.
@@ -127,16 +127,16 @@ pub enum Outcome {
 /// The bytes of an operation's memory operand, and the addresses that the x87 unit may record.
 #[derive(Clone, Debug)]
 #[repr(C, align(64))]
-pub struct Memory {
+pub struct OperandMemory {
     /// The operand from byte 0 on. Bytes past its size are ignored and may change.
-    pub bytes: [u8; Memory::LEN],
+    pub bytes: [u8; OperandMemory::LEN],
     /// The operand's offset in its segment, for FDP. Only [`Class::X87`] looks at it.
     pub offset: u64,
     /// The instruction's RIP, for FIP. Only [`Class::X87`] looks at it.
     pub rip: u64,
 }
 
-impl Memory {
+impl OperandMemory {
     /// Large enough for the largest operand, FNSAVE's 108 bytes.
     pub const LEN: usize = 112;
 
@@ -151,7 +151,7 @@ impl Memory {
     }
 }
 
-impl Default for Memory {
+impl Default for OperandMemory {
     fn default() -> Self {
         Self::new()
     }
@@ -161,7 +161,7 @@ impl Default for Memory {
 ///
 /// # Errors
 /// #UD, #NM, #MF or FERR#.
-pub const fn check(class: Class, cr0: u64, cr4: u64, state: &State) -> Result<(), Fault> {
+pub const fn check(class: Class, cr0: u64, cr4: u64, state: &FpuState) -> Result<(), Fault> {
     match class {
         Class::Integer => return Ok(()),
         Class::X87 | Class::X87NoWait => {

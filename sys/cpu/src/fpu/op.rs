@@ -3,17 +3,17 @@
 //! The compact form of an instruction: what it needs checked and read before it runs, and the function that runs it.
 
 use super::stubs::Stub;
-use super::{Access, Class, Fault, Memory, Outcome, State};
+use super::{Class, Fault, FpuState, OperandAccess, OperandMemory, Outcome};
 
 /// The function behind an operation.
-pub(super) type Run = fn(&Op, &mut Machine<'_>) -> Result<Outcome, Fault>;
+pub(super) type Run = fn(&Op, &mut UnitContext<'_>) -> Result<Outcome, Fault>;
 
 /// All that an operation may touch.
-pub(super) struct Machine<'a> {
-    pub(super) state: &'a mut State,
+pub(super) struct UnitContext<'a> {
+    pub(super) state: &'a mut FpuState,
     pub(super) gprs: &'a mut [u64; 16],
     pub(super) rflags: &'a mut u64,
-    pub(super) memory: &'a mut Memory,
+    pub(super) memory: &'a mut OperandMemory,
 }
 
 /// An instruction of the x87, MMX or SSE unit, made by [`super::select()`].
@@ -23,7 +23,7 @@ pub struct Op {
     /// The host's instruction, for those operations that execute one.
     pub(super) stub: Stub,
     pub(super) class: Class,
-    pub(super) access: Access,
+    pub(super) access: OperandAccess,
     pub(super) aligned: bool,
     /// The instruction's `reg` operand.
     pub(super) reg: u8,
@@ -44,7 +44,7 @@ impl Op {
     /// What it does with its memory operand. The operand's address is that of the instruction's only memory operand; of
     /// MASKMOVQ and MASKMOVDQU it is the implicit one at (E/R)DI.
     #[must_use]
-    pub const fn access(&self) -> Access {
+    pub const fn access(&self) -> OperandAccess {
         self.access
     }
 
@@ -64,14 +64,14 @@ impl Op {
     #[inline]
     pub fn exec(
         &self,
-        state: &mut State,
+        state: &mut FpuState,
         gprs: &mut [u64; 16],
         rflags: &mut u64,
-        memory: &mut Memory,
+        memory: &mut OperandMemory,
     ) -> Result<Outcome, Fault> {
         (self.run)(
             self,
-            &mut Machine {
+            &mut UnitContext {
                 state,
                 gprs,
                 rflags,

@@ -4,14 +4,14 @@
 
 use super::insn::{Insn, Kind};
 use super::op::{Op, Run};
-use super::{Access, mmx, sse, x87};
+use super::{OperandAccess, mmx, sse, x87};
 
 /// The operation that executes an instruction.
 #[must_use]
 pub fn select(insn: &Insn) -> Op {
     Op {
         run: match insn.access {
-            Access::None => run::<false>(insn.kind),
+            OperandAccess::None => run::<false>(insn.kind),
             _ => run::<true>(insn.kind),
         },
         stub: insn.code.stub(),

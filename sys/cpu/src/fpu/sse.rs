@@ -6,9 +6,9 @@
 //! `rm` operand is in memory; `N`, its size in bytes.
 
 use super::host::{self, Strings};
-use super::op::{Machine, Op};
+use super::op::{Op, UnitContext};
 use super::x87::ARITHMETIC;
-use super::{Fault, Memory, Outcome};
+use super::{Fault, OperandMemory, Outcome};
 
 /// MXCSR's flags.
 const FLAGS: u32 = 0x3f;
@@ -23,7 +23,7 @@ const UNDERFLOW: u32 = 1 << 4;
 /// Flush to zero.
 const FTZ: u32 = 1 << 15;
 
-impl Memory {
+impl OperandMemory {
     pub(super) const fn load16(&self) -> u128 {
         match self.bytes.first_chunk() {
             Some(bytes) => u128::from_le_bytes(*bytes),
@@ -63,7 +63,7 @@ pub(super) const fn low_mask(bytes: usize) -> u64 {
 
 /// The `rm` operand.
 #[inline]
-fn source<const MEM: bool>(op: &Op, m: &Machine<'_>) -> u128 {
+fn source<const MEM: bool>(op: &Op, m: &UnitContext<'_>) -> u128 {
     if MEM {
         m.memory.load16()
     } else {
@@ -73,7 +73,7 @@ fn source<const MEM: bool>(op: &Op, m: &Machine<'_>) -> u128 {
 
 /// The `reg` operand.
 #[inline]
-fn reg<'a>(op: &Op, m: &'a mut Machine<'_>) -> &'a mut u128 {
+fn reg<'a>(op: &Op, m: &'a mut UnitContext<'_>) -> &'a mut u128 {
     &mut m.state.xmm[usize::from(op.reg & 15)]
 }
 
@@ -113,7 +113,7 @@ pub(super) fn guarded<T>(mxcsr: &mut u32, mut run: impl FnMut(&mut u32) -> T) ->
 }
 
 /// `xmm = op(xmm, xmm/m)` that does not depend on MXCSR.
-pub(super) fn binary<const MEM: bool>(op: &Op, m: &mut Machine<'_>) -> Result<Outcome, Fault> {
+pub(super) fn binary<const MEM: bool>(op: &Op, m: &mut UnitContext<'_>) -> Result<Outcome, Fault> {
     let b = source::<MEM>(op, m);
     let dst = reg(op, m);
     *dst = host::binary(op.stub, *dst, b);
@@ -121,7 +121,7 @@ pub(super) fn binary<const MEM: bool>(op: &Op, m: &mut Machine<'_>) -> Result<Ou
 }
 
 /// The same with XMM0 as an implicit operand.
-pub(super) fn ternary<const MEM: bool>(op: &Op, m: &mut Machine<'_>) -> Result<Outcome, Fault> {
+pub(super) fn ternary<const MEM: bool>(op: &Op, m: &mut UnitContext<'_>) -> Result<Outcome, Fault> {
     let b = source::<MEM>(op, m);
     let implicit = m.state.xmm[0];
     let dst = reg(op, m);
@@ -130,28 +130,28 @@ pub(super) fn ternary<const MEM: bool>(op: &Op, m: &mut Machine<'_>) -> Result<O
 }
 
 /// A shift by an immediate, run as the shift by the count in a register.
-pub(super) fn shift(op: &Op, m: &mut Machine<'_>) -> Result<Outcome, Fault> {
+pub(super) fn shift(op: &Op, m: &mut UnitContext<'_>) -> Result<Outcome, Fault> {
     let dst = reg(op, m);
     *dst = host::binary(op.stub, *dst, u128::from(op.imm));
     Ok(Outcome::Done)
 }
 
 /// PSLLDQ.
-pub(super) fn pslldq(op: &Op, m: &mut Machine<'_>) -> Result<Outcome, Fault> {
+pub(super) fn pslldq(op: &Op, m: &mut UnitContext<'_>) -> Result<Outcome, Fault> {
     let dst = reg(op, m);
     *dst = dst.checked_shl(u32::from(op.imm) * 8).unwrap_or(0);
     Ok(Outcome::Done)
 }
 
 /// PSRLDQ.
-pub(super) fn psrldq(op: &Op, m: &mut Machine<'_>) -> Result<Outcome, Fault> {
+pub(super) fn psrldq(op: &Op, m: &mut UnitContext<'_>) -> Result<Outcome, Fault> {
     let dst = reg(op, m);
     *dst = dst.checked_shr(u32::from(op.imm) * 8).unwrap_or(0);
     Ok(Outcome::Done)
 }
 
 /// A floating point `xmm = op(xmm, xmm/m)`.
-pub(super) fn float<const MEM: bool>(op: &Op, m: &mut Machine<'_>) -> Result<Outcome, Fault> {
+pub(super) fn float<const MEM: bool>(op: &Op, m: &mut UnitContext<'_>) -> Result<Outcome, Fault> {
     let b = source::<MEM>(op, m);
     let a = *reg(op, m);
     let value = guarded(&mut m.state.mxcsr, |csr| host::float(op.stub, a, b, csr))?;
@@ -160,7 +160,7 @@ pub(super) fn float<const MEM: bool>(op: &Op, m: &mut Machine<'_>) -> Result<Out
 }
 
 /// COMISS and its kind: flags.
-pub(super) fn compare<const MEM: bool>(op: &Op, m: &mut Machine<'_>) -> Result<Outcome, Fault> {
+pub(super) fn compare<const MEM: bool>(op: &Op, m: &mut UnitContext<'_>) -> Result<Outcome, Fault> {
     let b = source::<MEM>(op, m);
     let a = *reg(op, m);
     let flags = guarded(&mut m.state.mxcsr, |csr| host::compare(op.stub, a, b, csr))?;
@@ -169,7 +169,7 @@ pub(super) fn compare<const MEM: bool>(op: &Op, m: &mut Machine<'_>) -> Result<O
 }
 
 /// PTEST.
-pub(super) fn test<const MEM: bool>(op: &Op, m: &mut Machine<'_>) -> Result<Outcome, Fault> {
+pub(super) fn test<const MEM: bool>(op: &Op, m: &mut UnitContext<'_>) -> Result<Outcome, Fault> {
     let b = source::<MEM>(op, m);
     let flags = host::test(op.stub, *reg(op, m), b);
     *m.rflags = *m.rflags & !ARITHMETIC | flags & ARITHMETIC;
@@ -177,13 +177,16 @@ pub(super) fn test<const MEM: bool>(op: &Op, m: &mut Machine<'_>) -> Result<Outc
 }
 
 /// MOVMSKPS, MOVMSKPD and PMOVMSKB.
-pub(super) fn signs(op: &Op, m: &mut Machine<'_>) -> Result<Outcome, Fault> {
+pub(super) fn signs(op: &Op, m: &mut UnitContext<'_>) -> Result<Outcome, Fault> {
     m.gprs[usize::from(op.reg & 15)] = host::signs(op.stub, source::<false>(op, m));
     Ok(Outcome::Done)
 }
 
 /// `r = op(xmm/m)`: CVTSS2SI and its kind.
-pub(super) fn to_general<const MEM: bool>(op: &Op, m: &mut Machine<'_>) -> Result<Outcome, Fault> {
+pub(super) fn to_general<const MEM: bool>(
+    op: &Op,
+    m: &mut UnitContext<'_>,
+) -> Result<Outcome, Fault> {
     let b = source::<MEM>(op, m);
     let value = guarded(&mut m.state.mxcsr, |csr| host::to_general(op.stub, b, csr))?;
     m.gprs[usize::from(op.reg & 15)] = value;
@@ -193,7 +196,7 @@ pub(super) fn to_general<const MEM: bool>(op: &Op, m: &mut Machine<'_>) -> Resul
 /// `xmm = op(xmm, r/m)`: CVTSI2SS and CVTSI2SD.
 pub(super) fn from_general<const MEM: bool>(
     op: &Op,
-    m: &mut Machine<'_>,
+    m: &mut UnitContext<'_>,
 ) -> Result<Outcome, Fault> {
     let b = general_source::<MEM>(op, m);
     let a = *reg(op, m);
@@ -206,7 +209,7 @@ pub(super) fn from_general<const MEM: bool>(
 
 /// An `rm` operand that is a general register.
 #[inline]
-fn general_source<const MEM: bool>(op: &Op, m: &Machine<'_>) -> u64 {
+fn general_source<const MEM: bool>(op: &Op, m: &UnitContext<'_>) -> u64 {
     if MEM {
         m.memory.load8()
     } else {
@@ -215,7 +218,7 @@ fn general_source<const MEM: bool>(op: &Op, m: &Machine<'_>) -> u64 {
 }
 
 /// CRC32. [`Op::imm`] is 8 for AH, CH, DH and BH, the shift to their byte.
-pub(super) fn crc32<const MEM: bool>(op: &Op, m: &mut Machine<'_>) -> Result<Outcome, Fault> {
+pub(super) fn crc32<const MEM: bool>(op: &Op, m: &mut UnitContext<'_>) -> Result<Outcome, Fault> {
     let b = general_source::<MEM>(op, m) >> (op.imm & 63);
     let dst = &mut m.gprs[usize::from(op.reg & 15)];
     *dst = host::general(op.stub, *dst, b);
@@ -226,7 +229,7 @@ pub(super) fn crc32<const MEM: bool>(op: &Op, m: &mut Machine<'_>) -> Result<Out
 /// is XMM0, not ECX.
 pub(super) fn strings<const MEM: bool, const WIDE: bool, const MASK: bool>(
     op: &Op,
-    m: &mut Machine<'_>,
+    m: &mut UnitContext<'_>,
 ) -> Result<Outcome, Fault> {
     /// Beyond any length that makes a difference, as lengths saturate at 16.
     const FAR: i64 = 1 << 16;
@@ -254,41 +257,47 @@ pub(super) fn strings<const MEM: bool, const WIDE: bool, const MASK: bool>(
 }
 
 /// `xmm = xmm/m` of 16 bytes.
-pub(super) fn move_load<const MEM: bool>(op: &Op, m: &mut Machine<'_>) -> Result<Outcome, Fault> {
+pub(super) fn move_load<const MEM: bool>(
+    op: &Op,
+    m: &mut UnitContext<'_>,
+) -> Result<Outcome, Fault> {
     let value = source::<MEM>(op, m);
     *reg(op, m) = value;
     Ok(Outcome::Done)
 }
 
 /// `m = xmm` of up to 16 bytes, the low ones.
-pub(super) fn store(op: &Op, m: &mut Machine<'_>) -> Result<Outcome, Fault> {
+pub(super) fn store(op: &Op, m: &mut UnitContext<'_>) -> Result<Outcome, Fault> {
     let value = *reg(op, m);
     m.memory.store16(value);
     Ok(Outcome::Done)
 }
 
 /// `m = xmm`'s high half.
-pub(super) fn store_high(op: &Op, m: &mut Machine<'_>) -> Result<Outcome, Fault> {
+pub(super) fn store_high(op: &Op, m: &mut UnitContext<'_>) -> Result<Outcome, Fault> {
     let value = *reg(op, m);
     m.memory.store8((value >> 64) as u64);
     Ok(Outcome::Done)
 }
 
 /// `xmm = m`, the rest zero.
-pub(super) fn load_zero<const N: usize>(op: &Op, m: &mut Machine<'_>) -> Result<Outcome, Fault> {
+pub(super) fn load_zero<const N: usize>(
+    op: &Op,
+    m: &mut UnitContext<'_>,
+) -> Result<Outcome, Fault> {
     *reg(op, m) = u128::from(m.memory.load::<N>());
     Ok(Outcome::Done)
 }
 
 /// MOVQ between XMM registers: the high half becomes zero.
-pub(super) fn move_quad(op: &Op, m: &mut Machine<'_>) -> Result<Outcome, Fault> {
+pub(super) fn move_quad(op: &Op, m: &mut UnitContext<'_>) -> Result<Outcome, Fault> {
     let value = source::<false>(op, m);
     *reg(op, m) = value & u128::from(u64::MAX);
     Ok(Outcome::Done)
 }
 
 /// MOVSS and MOVSD between registers: the rest stays.
-pub(super) fn merge<const N: usize>(op: &Op, m: &mut Machine<'_>) -> Result<Outcome, Fault> {
+pub(super) fn merge<const N: usize>(op: &Op, m: &mut UnitContext<'_>) -> Result<Outcome, Fault> {
     let mask = u128::from(low_mask(N));
     let value = source::<false>(op, m) & mask;
     let dst = reg(op, m);
@@ -297,7 +306,7 @@ pub(super) fn merge<const N: usize>(op: &Op, m: &mut Machine<'_>) -> Result<Outc
 }
 
 /// MOVLPS and MOVLPD from memory.
-pub(super) fn load_low(op: &Op, m: &mut Machine<'_>) -> Result<Outcome, Fault> {
+pub(super) fn load_low(op: &Op, m: &mut UnitContext<'_>) -> Result<Outcome, Fault> {
     let value = u128::from(m.memory.load8());
     let dst = reg(op, m);
     *dst = *dst & !u128::from(u64::MAX) | value;
@@ -305,7 +314,7 @@ pub(super) fn load_low(op: &Op, m: &mut Machine<'_>) -> Result<Outcome, Fault> {
 }
 
 /// MOVHPS and MOVHPD from memory.
-pub(super) fn load_high(op: &Op, m: &mut Machine<'_>) -> Result<Outcome, Fault> {
+pub(super) fn load_high(op: &Op, m: &mut UnitContext<'_>) -> Result<Outcome, Fault> {
     let value = u128::from(m.memory.load8());
     let dst = reg(op, m);
     *dst = *dst & u128::from(u64::MAX) | value << 64;
@@ -313,7 +322,10 @@ pub(super) fn load_high(op: &Op, m: &mut Machine<'_>) -> Result<Outcome, Fault> 
 }
 
 /// `xmm = r`, the rest zero.
-pub(super) fn load_general<const N: usize>(op: &Op, m: &mut Machine<'_>) -> Result<Outcome, Fault> {
+pub(super) fn load_general<const N: usize>(
+    op: &Op,
+    m: &mut UnitContext<'_>,
+) -> Result<Outcome, Fault> {
     let value = m.gprs[usize::from(op.rm & 15)] & low_mask(N);
     *reg(op, m) = u128::from(value);
     Ok(Outcome::Done)
@@ -322,7 +334,7 @@ pub(super) fn load_general<const N: usize>(op: &Op, m: &mut Machine<'_>) -> Resu
 /// PINSRB, PINSRW, PINSRD and PINSRQ.
 pub(super) fn insert<const MEM: bool, const N: usize>(
     op: &Op,
-    m: &mut Machine<'_>,
+    m: &mut UnitContext<'_>,
 ) -> Result<Outcome, Fault> {
     let shift = lane_shift::<N>(op.imm);
     let mask = low_mask(N);
@@ -335,7 +347,7 @@ pub(super) fn insert<const MEM: bool, const N: usize>(
 /// PEXTRB, PEXTRW, PEXTRD, PEXTRQ and EXTRACTPS, and with an immediate of zero MOVD and MOVQ to the `rm` operand.
 pub(super) fn extract<const MEM: bool, const N: usize>(
     op: &Op,
-    m: &mut Machine<'_>,
+    m: &mut UnitContext<'_>,
 ) -> Result<Outcome, Fault> {
     let value = (*reg(op, m) >> lane_shift::<N>(op.imm)) as u64 & low_mask(N);
     if MEM {
@@ -352,7 +364,7 @@ const fn lane_shift<const N: usize>(imm: u8) -> u32 {
 }
 
 /// MASKMOVDQU.
-pub(super) fn maskmovdqu(op: &Op, m: &mut Machine<'_>) -> Result<Outcome, Fault> {
+pub(super) fn maskmovdqu(op: &Op, m: &mut UnitContext<'_>) -> Result<Outcome, Fault> {
     let value = reg(op, m).to_le_bytes();
     let mask = source::<false>(op, m).to_le_bytes();
     masked(&mut m.memory.bytes, &value, &mask);
@@ -369,19 +381,19 @@ pub(super) fn masked(bytes: &mut [u8], value: &[u8], mask: &[u8]) {
 }
 
 /// MOVNTI.
-pub(super) fn movnti(op: &Op, m: &mut Machine<'_>) -> Result<Outcome, Fault> {
+pub(super) fn movnti(op: &Op, m: &mut UnitContext<'_>) -> Result<Outcome, Fault> {
     m.memory.store8(m.gprs[usize::from(op.reg & 15)]);
     Ok(Outcome::Done)
 }
 
 /// LDMXCSR.
-pub(super) fn ldmxcsr(_: &Op, m: &mut Machine<'_>) -> Result<Outcome, Fault> {
+pub(super) fn ldmxcsr(_: &Op, m: &mut UnitContext<'_>) -> Result<Outcome, Fault> {
     m.state.set_mxcsr(m.memory.load::<4>() as u32)?;
     Ok(Outcome::Done)
 }
 
 /// STMXCSR.
-pub(super) fn stmxcsr(_: &Op, m: &mut Machine<'_>) -> Result<Outcome, Fault> {
+pub(super) fn stmxcsr(_: &Op, m: &mut UnitContext<'_>) -> Result<Outcome, Fault> {
     m.memory.store8(u64::from(m.state.mxcsr));
     Ok(Outcome::Done)
 }

@@ -47,10 +47,10 @@ impl Form {
 /// The registers of the x87, MMX and SSE units.
 ///
 /// It is laid out as FXSAVE's 64-bit image, so that the host can load and store it; what the guest sees of it goes through
-/// [`State::fxsave`] and its kin.
+/// [`FpuState::fxsave`] and its kin.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[repr(C, align(64))]
-pub struct State {
+pub struct FpuState {
     /// The x87 control word.
     pub(super) cw: u16,
     /// The x87 status word, with TOP and ES as they are.
@@ -73,10 +73,10 @@ pub struct State {
     pub(super) reserved1: [u8; 96],
 }
 
-const _: () = assert!(size_of::<State>() == 512);
-const _: () = assert!(core::mem::offset_of!(State, xmm) == 160);
+const _: () = assert!(size_of::<FpuState>() == 512);
+const _: () = assert!(core::mem::offset_of!(FpuState, xmm) == 160);
 
-impl Default for State {
+impl Default for FpuState {
     /// The state after a reset.
     fn default() -> Self {
         Self {
@@ -96,7 +96,7 @@ impl Default for State {
     }
 }
 
-impl State {
+impl FpuState {
     /// The state after a reset.
     #[must_use]
     pub fn new() -> Self {

@@ -10,21 +10,21 @@ const CR0: u64 = cr0::NE | cr0::MP;
 const CR4: u64 = cr4::OSFXSR | cr4::OSXMMEXCPT;
 
 struct Bench {
-    state: State,
+    state: FpuState,
     gprs: [u64; 16],
     rflags: u64,
-    memory: Memory,
+    memory: OperandMemory,
 }
 
 impl Bench {
     fn new() -> Self {
-        let mut state = State::new();
+        let mut state = FpuState::new();
         state.fninit();
         Self {
             state,
             gprs: [0; 16],
             rflags: 2,
-            memory: Memory::new(),
+            memory: OperandMemory::new(),
         }
     }
 
@@ -115,7 +115,7 @@ fn mmx_aliases_the_physical_registers() {
 
 #[test]
 fn checks_come_in_the_processors_order() {
-    let state = State::new();
+    let state = FpuState::new();
     assert_eq!(check(Class::Sse, CR0, 0, &state), Err(Fault::Ud));
     assert_eq!(
         check(Class::Sse, CR0 | cr0::TS, CR4, &state),
@@ -135,9 +135,9 @@ fn checks_come_in_the_processors_order() {
         Err(Fault::Nm)
     );
     assert_eq!(check(Class::Integer, cr0::EM | cr0::TS, 0, &state), Ok(()));
-    let pending = State {
+    let pending = FpuState {
         sw: 0x8081,
-        ..State::new()
+        ..FpuState::new()
     };
     assert_eq!(check(Class::Mmx, CR0, CR4, &pending), Err(Fault::Mf));
     assert_eq!(check(Class::X87, 0, CR4, &pending), Err(Fault::Ferr));
@@ -146,8 +146,8 @@ fn checks_come_in_the_processors_order() {
 }
 
 /// A state in which every field differs from its neighbours.
-fn busy() -> State {
-    let mut state = State::new();
+fn busy() -> FpuState {
+    let mut state = FpuState::new();
     state.cw = 0x27f;
     state.sw = 0x3000;
     state.tags = 0xa5;
@@ -169,7 +169,7 @@ fn fxsave_and_fxrstor_return_what_they_were_given() {
     let state = busy();
     let mut image = [0xee; 512];
     state.fxsave(&mut image, Form::Long64);
-    let mut back = State::new();
+    let mut back = FpuState::new();
     back.fxrstor(&image, Form::Long64).unwrap();
     assert_eq!(back, state);
     assert!(
@@ -186,7 +186,7 @@ fn legacy_fxsave_leaves_the_upper_xmm_registers_alone() {
     let mut image = [0xee; 512];
     busy().fxsave(&mut image, Form::Legacy);
     assert!(image[288..].iter().all(|&byte| byte == 0xee));
-    let mut back = State::new();
+    let mut back = FpuState::new();
     back.fxrstor(&image, Form::Legacy).unwrap();
     assert_eq!((back.fip, back.fdp), (0x6789_abcd, 0xba98_7654));
     assert_eq!(back.xmm[8], 0);

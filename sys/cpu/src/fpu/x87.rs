@@ -5,9 +5,9 @@
 //! Most run on the host in the guest's whole x87 m.state. What would show the host's own addresses, or needs more than the
 //! state, is done here: the environment and state images, FSTSW AX and WAIT.
 
-use super::op::{Machine, Op};
+use super::op::{Op, UnitContext};
 use super::state::{SW_ES, SW_FLAGS};
-use super::{Access, Class, Fault, Memory, Outcome, State, host};
+use super::{Class, Fault, FpuState, OperandAccess, OperandMemory, Outcome, host};
 
 /// The arithmetic flags: CF, PF, AF, ZF, SF and OF.
 pub(super) const ARITHMETIC: u64 = 0x8d5;
@@ -24,7 +24,7 @@ const ENV32: usize = 28;
 pub(super) const CONTROL: u8 = 1;
 
 /// An instruction that runs on the host.
-pub(super) fn run(op: &Op, m: &mut Machine<'_>) -> Result<Outcome, Fault> {
+pub(super) fn run(op: &Op, m: &mut UnitContext<'_>) -> Result<Outcome, Fault> {
     if m.state.x87_pending() && op.class != Class::X87NoWait {
         // The caller skipped `check`. The host must not take the exception in its place.
         return Err(Fault::Mf);
@@ -44,34 +44,34 @@ pub(super) fn run(op: &Op, m: &mut Machine<'_>) -> Result<Outcome, Fault> {
     }
     m.state.fop = op.fop;
     m.state.fip = m.memory.rip;
-    if op.access != Access::None {
+    if op.access != OperandAccess::None {
         m.state.fdp = m.memory.offset;
     }
-    if matches!(op.access, Access::Write(_)) && m.state.sw & !m.state.cw & SUPPRESSING != 0 {
+    if matches!(op.access, OperandAccess::Write(_)) && m.state.sw & !m.state.cw & SUPPRESSING != 0 {
         return Ok(Outcome::NoStore);
     }
     Ok(Outcome::Done)
 }
 
 /// FNINIT.
-pub(super) fn fninit(_: &Op, m: &mut Machine<'_>) -> Result<Outcome, Fault> {
+pub(super) fn fninit(_: &Op, m: &mut UnitContext<'_>) -> Result<Outcome, Fault> {
     m.state.fninit();
     Ok(Outcome::Done)
 }
 
 /// WAIT: [`super::check`] did everything.
-pub(super) fn wait(_: &Op, _: &mut Machine<'_>) -> Result<Outcome, Fault> {
+pub(super) fn wait(_: &Op, _: &mut UnitContext<'_>) -> Result<Outcome, Fault> {
     Ok(Outcome::Done)
 }
 
 /// FNSTSW AX.
-pub(super) fn fnstsw_ax(_: &Op, m: &mut Machine<'_>) -> Result<Outcome, Fault> {
+pub(super) fn fnstsw_ax(_: &Op, m: &mut UnitContext<'_>) -> Result<Outcome, Fault> {
     m.gprs[0] = m.gprs[0] & !0xffff | u64::from(m.state.sw);
     Ok(Outcome::Done)
 }
 
 /// FNSTENV, which masks all exceptions afterwards.
-pub(super) fn fnstenv<const WIDE: bool>(_: &Op, m: &mut Machine<'_>) -> Result<Outcome, Fault> {
+pub(super) fn fnstenv<const WIDE: bool>(_: &Op, m: &mut UnitContext<'_>) -> Result<Outcome, Fault> {
     store_environment::<WIDE>(m.state, &mut m.memory.bytes);
     m.state.cw |= SW_FLAGS;
     m.state.summarise();
@@ -79,13 +79,13 @@ pub(super) fn fnstenv<const WIDE: bool>(_: &Op, m: &mut Machine<'_>) -> Result<O
 }
 
 /// FLDENV.
-pub(super) fn fldenv<const WIDE: bool>(_: &Op, m: &mut Machine<'_>) -> Result<Outcome, Fault> {
+pub(super) fn fldenv<const WIDE: bool>(_: &Op, m: &mut UnitContext<'_>) -> Result<Outcome, Fault> {
     load_environment::<WIDE>(m.state, &m.memory.bytes);
     Ok(Outcome::Done)
 }
 
 /// FNSAVE, which initialises the unit afterwards.
-pub(super) fn fnsave<const WIDE: bool>(_: &Op, m: &mut Machine<'_>) -> Result<Outcome, Fault> {
+pub(super) fn fnsave<const WIDE: bool>(_: &Op, m: &mut UnitContext<'_>) -> Result<Outcome, Fault> {
     store_environment::<WIDE>(m.state, &mut m.memory.bytes);
     let registers = &mut m.memory.bytes[if WIDE { ENV32 } else { ENV16 }..];
     for (slot, st) in registers
@@ -101,7 +101,7 @@ pub(super) fn fnsave<const WIDE: bool>(_: &Op, m: &mut Machine<'_>) -> Result<Ou
 }
 
 /// FRSTOR.
-pub(super) fn frstor<const WIDE: bool>(_: &Op, m: &mut Machine<'_>) -> Result<Outcome, Fault> {
+pub(super) fn frstor<const WIDE: bool>(_: &Op, m: &mut UnitContext<'_>) -> Result<Outcome, Fault> {
     load_environment::<WIDE>(m.state, &m.memory.bytes);
     let registers = &m.memory.bytes[if WIDE { ENV32 } else { ENV16 }..];
     for (st, slot) in m.state.st.iter_mut().zip(registers.as_chunks::<10>().0) {
@@ -112,7 +112,7 @@ pub(super) fn frstor<const WIDE: bool>(_: &Op, m: &mut Machine<'_>) -> Result<Ou
 
 /// The environment in protected mode's format. The upper halves of the 32-bit format's first three doublewords, and of the
 /// last, are ones.
-fn store_environment<const WIDE: bool>(state: &State, bytes: &mut [u8; Memory::LEN]) {
+fn store_environment<const WIDE: bool>(state: &FpuState, bytes: &mut [u8; OperandMemory::LEN]) {
     let (cw, sw, tags) = (state.cw, state.sw, full_tags(state));
     if WIDE {
         let high = 0xffff_0000;
@@ -137,7 +137,7 @@ fn store_environment<const WIDE: bool>(state: &State, bytes: &mut [u8; Memory::L
 }
 
 /// Loads an environment in protected mode's format. The data registers stay where they physically are.
-fn load_environment<const WIDE: bool>(state: &mut State, bytes: &[u8; Memory::LEN]) {
+fn load_environment<const WIDE: bool>(state: &mut FpuState, bytes: &[u8; OperandMemory::LEN]) {
     let word = |index: usize| {
         let at = index * if WIDE { 4 } else { 2 };
         u16::from_le_bytes([bytes[at], bytes[at + 1]])
@@ -163,12 +163,12 @@ fn load_environment<const WIDE: bool>(state: &mut State, bytes: &[u8; Memory::LE
 }
 
 /// The upper half of a doubleword of the 32-bit environment.
-fn high(bytes: &[u8; Memory::LEN], index: usize) -> u16 {
+fn high(bytes: &[u8; OperandMemory::LEN], index: usize) -> u16 {
     u16::from_le_bytes([bytes[index * 4 + 2], bytes[index * 4 + 3]])
 }
 
 /// The tag word: for each physical register 0 valid, 1 zero, 2 special, 3 empty.
-fn full_tags(state: &State) -> u16 {
+fn full_tags(state: &FpuState) -> u16 {
     (0..8).fold(0, |tags, physical| {
         let tag = if state.tags & 1 << physical == 0 {
             3

@@ -2,6 +2,8 @@
 
 //! XCHG with memory, XADD, CMPXCHG, CMPXCHG8B and CMPXCHG16B.
 
+#![expect(unsafe_code, reason = "guest memory, by address")]
+
 use crate::cpu::Cpu;
 use crate::host;
 use crate::interp::by_size;

@@ -2,8 +2,13 @@
 
 //! The x87, MMX and SSE instructions, whose semantics are `crate::fpu`'s: checks, operand traffic, and FXSAVE and its kin.
 
+#![expect(
+    unsafe_code,
+    reason = "operations of the host's x87, MMX and SSE units"
+)]
+
 use crate::cpu::Cpu;
-use crate::fpu::{self, Access, Fault, Form, Memory, Outcome, XSAVE_LEN};
+use crate::fpu::{self, Fault, Form, OperandAccess, OperandMemory, Outcome, XSAVE_LEN};
 use crate::host;
 use crate::ir::Gpr;
 use crate::op::{Handler, Op, OpRef, Status, go_on, next};
@@ -214,10 +219,10 @@ impl Cpu {
         };
         let aligned = operation.aligned();
         let (read, write) = match operation.access() {
-            Access::None => (0, 0),
-            Access::Read(n) => (n, 0),
-            Access::Write(n) => (0, n),
-            Access::ReadWrite(n) => (n, n),
+            OperandAccess::None => (0, 0),
+            OperandAccess::Read(n) => (n, 0),
+            OperandAccess::Write(n) => (0, n),
+            OperandAccess::ReadWrite(n) => (n, n),
         };
         let size = usize::from(read.max(write));
         let offset = self.offset(op);
@@ -228,7 +233,7 @@ impl Cpu {
         if write != 0 && self.write_pointer(la, size as u64).is_none() {
             self.prepare_write(la, size as u64, op)?;
         }
-        let mut bytes = [0; Memory::LEN];
+        let mut bytes = [0; OperandMemory::LEN];
         if read != 0 {
             let bytes = bytes.get_mut(..size).unwrap_or_default();
             self.load_bytes(la, bytes, op)?;

@@ -361,7 +361,7 @@ fn handler(insn: &Insn, op: &Op) -> Handler {
         MovAligned | MovUnaligned if from_memory => float::load_xmm,
         MovAligned | MovUnaligned => float::move_xmm,
         XorXmm => float::xor_xmm,
-        Float(unit) => float::handler(unit.access() != fpu::Access::None, insn.touches_flags()),
+        Float(unit) => float::handler(unit.access() != fpu::OperandAccess::None, insn.touches_flags()),
         Undefined => misc::undefined,
         Forbidden => misc::forbidden,
     }

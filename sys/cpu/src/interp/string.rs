@@ -5,6 +5,8 @@
 //! With a REP prefix, a chunk ends when the count is used up (or the condition met), or when an operand's next element begins in
 //! another page; what is left is executed as the next instruction. Where a chunk ends thus depends on the registers alone.
 
+#![expect(unsafe_code, reason = "guest memory, by address")]
+
 use crate::bus::Reply;
 use crate::cpu::Cpu;
 use crate::exit::{Exit, StringIo};

@@ -2,6 +2,8 @@
 
 //! Accesses to memory: quick ones through the TLB, the rest with everything that can happen on the way.
 
+#![expect(unsafe_code, reason = "guest memory, by address")]
+
 use core::ptr::NonNull;
 
 use super::tlb::{Place, Target, table};

@@ -6,6 +6,8 @@
 //! set and the page holds no decoded code, so everything that must see a write takes the slow path, once. Tags carry a
 //! generation in their low bits; flushing is taking a new generation. There is one table for each way of checking privilege.
 
+#![expect(unsafe_code, reason = "guest memory, by address")]
+
 use core::ptr::NonNull;
 
 use crate::cpu::Cpu;

@@ -261,6 +261,10 @@ impl Cpu {
     }
 
     /// Translates a guest-linear address with the given paging registers. With `side_effects`, accessed and dirty bits are set.
+    ///
+    /// # Errors
+    ///
+    /// [`PageFault`] with the error code that the processor would push.
     pub fn translate(
         &self,
         paging: &Paging,

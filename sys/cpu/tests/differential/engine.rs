@@ -3,6 +3,8 @@
 //! The whole processor: long mode, privilege level 3, the case's pages at the same addresses as on the host. Every exception
 //! is delivered through the IDT to a HLT of its own in privilege level 0, so that delivery is under test, too.
 
+#![expect(unsafe_code, reason = "memory for the guest, by address")]
+
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ptr;
 use std::sync::Arc;

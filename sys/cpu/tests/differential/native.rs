@@ -6,6 +6,11 @@
 //! exception ends the case arrives as a signal, whose handler copies the interrupted context and sends the thread back to
 //! where the trampoline was called. One thread at a time may do this.
 
+#![expect(
+    unsafe_code,
+    reason = "executes generated instructions in a child process"
+)]
+
 use std::arch::naked_asm;
 use std::ffi::{c_int, c_void};
 use std::mem::{offset_of, zeroed};
@@ -101,14 +106,18 @@ impl Native {
                 ss_flags: 0,
                 ss_size: ALT_STACK,
             };
-            assert_eq!(libc::sigaltstack(&stack, ptr::null_mut()), 0, "sigaltstack");
+            assert_eq!(
+                libc::sigaltstack(&raw const stack, ptr::null_mut()),
+                0,
+                "sigaltstack"
+            );
             for signal in SIGNALS {
                 let mut action: libc::sigaction = zeroed();
                 action.sa_sigaction = handler as *const () as usize;
                 action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
-                libc::sigfillset(&mut action.sa_mask);
+                libc::sigfillset(&raw mut action.sa_mask);
                 assert_eq!(
-                    libc::sigaction(signal, &action, ptr::null_mut()),
+                    libc::sigaction(signal, &raw const action, ptr::null_mut()),
                     0,
                     "sigaction"
                 );
@@ -120,7 +129,11 @@ impl Native {
             event.sigev_notify_thread_id = libc::gettid();
             let mut watchdog = ptr::null_mut();
             assert_eq!(
-                libc::timer_create(libc::CLOCK_THREAD_CPUTIME_ID, &mut event, &mut watchdog),
+                libc::timer_create(
+                    libc::CLOCK_THREAD_CPUTIME_ID,
+                    &raw mut event,
+                    &raw mut watchdog
+                ),
                 0,
                 "timer_create"
             );
@@ -133,7 +146,7 @@ impl Native {
                 it_value: tick,
             };
             assert_eq!(
-                libc::timer_settime(watchdog, 0, &times, ptr::null_mut()),
+                libc::timer_settime(watchdog, 0, &raw const times, ptr::null_mut()),
                 0,
                 "timer_settime"
             );

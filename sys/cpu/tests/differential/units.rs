@@ -3,7 +3,7 @@
 //! The crate's floating point and vector units alone, driven instruction by instruction without the integer core.
 
 use iced_x86::{Decoder, DecoderOptions, Register};
-use vmm_cpu::fpu::{self, Access, Fault, Form, Memory, State};
+use vmm_cpu::fpu::{self, Fault, Form, FpuState, OperandAccess, OperandMemory};
 
 use crate::case::{CODE, CODE_LEN, Case, DATA, DATA_LEN, DATA_RW, Outcome, PF_VECTOR};
 
@@ -34,14 +34,14 @@ fn translate(at: u64, size: u64, write: bool, stack: bool) -> Result<(), (u8, u3
 
 /// Runs a case of nothing but the units' instructions.
 pub fn run(case: &Case) -> Outcome {
-    let mut state = State::new();
+    let mut state = FpuState::new();
     state
         .fxrstor(&case.fx, Form::Long64)
         .expect("the image's MXCSR is valid");
     let mut gprs = case.regs;
     let mut rflags = case.rflags;
     let mut data = case.data.clone();
-    let mut memory = Memory::new();
+    let mut memory = OperandMemory::new();
     let mut decoder = Decoder::with_ip(64, &case.code, CODE, DecoderOptions::NONE);
     let (vector, error, address, rip) = loop {
         let rip = decoder.ip();
@@ -60,10 +60,10 @@ pub fn run(case: &Case) -> Outcome {
             break (vector(fault), 0, 0, rip);
         }
         let (size, read, write) = match op.access() {
-            Access::None => (0, false, false),
-            Access::Read(size) => (usize::from(size), true, false),
-            Access::Write(size) => (usize::from(size), false, true),
-            Access::ReadWrite(size) => (usize::from(size), true, true),
+            OperandAccess::None => (0, false, false),
+            OperandAccess::Read(size) => (usize::from(size), true, false),
+            OperandAccess::Write(size) => (usize::from(size), false, true),
+            OperandAccess::ReadWrite(size) => (usize::from(size), true, true),
         };
         let mut at = 0;
         if size != 0 {

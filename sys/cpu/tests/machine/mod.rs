@@ -2,6 +2,7 @@
 
 //! A minimal machine around a `Cpu` for tests: RAM, a bus that logs, and programs from iced's assembler.
 
+#![expect(unsafe_code, reason = "memory for the guest, by address")]
 #![allow(
     dead_code,
     reason = "the tests and the bench of the interpreter each use a part of it"

@@ -2,6 +2,8 @@
 
 //! What is refused, and how.
 
+#![expect(unsafe_code, reason = "requests with addresses of variables")]
+
 use super::*;
 
 #[test]

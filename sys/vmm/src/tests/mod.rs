@@ -2,6 +2,11 @@
 
 //! Small guests, run through the requests that userland makes.
 
+#![expect(
+    unsafe_code,
+    reason = "requests with addresses of variables, and guest memory by address"
+)]
+
 mod checkpoint;
 mod errors;
 mod features;

@@ -1,5 +1,7 @@
 //! What the table says, held against the kernel's, and what the dispatcher makes of it.
 
+#![expect(unsafe_code, reason = "requests without pointers")]
+
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;

@@ -193,7 +193,7 @@ fn parse(reader: &mut Reader<'_>, vm: &Vm, id: usize) -> Result<VcpuState, State
     let number = reader.u32();
     reader.check(number as usize == id, "number of a virtual CPU")?;
     let image = reader.array();
-    let fits = vmm_cpu::fpu::State::new()
+    let fits = vmm_cpu::fpu::FpuState::new()
         .xrstor(&image, XCR0_ALLOWED, XCR0_ALLOWED, Form::Long64)
         .is_ok();
     reader.check(fits, "FPU state")?;

@@ -141,7 +141,7 @@ pub struct World {
 
 struct Halts(CpuSet);
 
-impl Machine for Halts {
+impl TurnHost for Halts {
     fn runnable(&self, cpu: usize) -> bool {
         !self.0.contains(cpu)
     }
@@ -271,7 +271,7 @@ impl World {
                 next.go(thread, At::Guest);
             }
             At::Leaving => match next.change(|states, _| states.leave_suspended(thread)) {
-                crate::vmm_vm::Suspended::Told => next.come_out(thread, At::Done),
+                crate::vmm_vm::Suspended::Reported => next.come_out(thread, At::Done),
                 crate::vmm_vm::Suspended::Asked => next.come_out(thread, At::Userland),
             },
         }
@@ -438,7 +438,7 @@ impl World {
     fn serve(&mut self, thread: usize) {
         let cpus = match self.threads[thread].todo[0] {
             Op::Freeze(id) => only(id),
-            Op::Reinit if self.states.all_told() => {
+            Op::Reinit if self.states.all_reported() => {
                 let processors = &self.threads[..self.programs.len()];
                 assert!(processors.iter().all(|other| other.at == At::Done));
                 self.change(|states, _| states.reinit());
@@ -539,7 +539,8 @@ impl World {
     fn check(&self) {
         let states = &self.states;
         assert!(
-            states.suspended.is_subset(&states.active) && states.told.is_subset(&states.suspended)
+            states.suspended.is_subset(&states.active)
+                && states.reported.is_subset(&states.suspended)
         );
         assert!(
             self.by_instructions() || !(self.clock && states.all_held()),

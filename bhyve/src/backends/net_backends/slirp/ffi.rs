@@ -2,6 +2,8 @@
 
 //! libslirp's interface, version 1 of its configuration (libslirp.h), opened at run time so that bhyve starts without it.
 
+#![expect(unsafe_code, reason = "a C library that is opened at run time")]
+
 use libc::{c_char, c_int, c_void, in_addr, in6_addr, size_t, ssize_t};
 use libloading::{Library, Symbol};
 

@@ -3,6 +3,8 @@
 //! The process that makes a guest's connections (`usr.sbin/bhyve/slirp/slirp-helper.c`): it has no guest memory and no VM, gives up
 //! root's rights, and without `open` everything that is not open yet. It is this same program, started anew.
 
+#![expect(unsafe_code, reason = "close_range(2)")]
+
 use super::forward;
 use super::service::Service;
 use crate::process::signals;

@@ -2,6 +2,8 @@
 
 //! What has libslirp to itself, which is not safe for threads: an event loop over the device's socket, the library's sockets and its timers.
 
+#![expect(unsafe_code, reason = "calls of a C library, and its calls back")]
+
 use super::ffi::{self, Api, Callbacks, Config, Instance, TimerCb};
 use super::forward::Forward;
 use libc::{c_char, c_int, c_void, in_addr, in6_addr, pollfd, size_t, ssize_t};
@@ -13,6 +15,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::ptr;
+use std::rc::Rc;
 use std::time::Instant;
 
 const NETWORK: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 0);
@@ -94,8 +97,9 @@ impl Context {
 pub struct Service {
     api: Api,
     instance: *mut Instance,
-    // The library has a pointer to it, so it must not move and outlives the instance.
-    context: Box<Context>,
+    // The library has a pointer to it as well. It is shared and not owned: a Box that moves claims its contents for itself alone, which
+    // would end the library's right to look at them.
+    context: Rc<Context>,
     polls: Vec<pollfd>,
     frame: Vec<u8>,
 }
@@ -126,7 +130,7 @@ impl Service {
         forwards: &[Forward],
     ) -> Result<Self, StartError> {
         let api = Api::load()?;
-        let context = Box::new(Context {
+        let context = Rc::new(Context {
             socket: socket.into(),
             start: Instant::now(),
             timers: RefCell::default(),
@@ -158,9 +162,9 @@ impl Service {
             disable_host_loopback: false,
             enable_emu: false,
         };
-        let opaque = ptr::from_ref(&*context).cast_mut().cast();
-        // SAFETY: configuration and callbacks have the layout of version 1; `context` lives until after the cleanup, and the
-        // callbacks use it only through a shared reference.
+        let opaque = Rc::as_ptr(&context).cast_mut().cast();
+        // SAFETY: configuration and callbacks have the layout of version 1; `context` is dropped after the cleanup, and all that look at
+        // it, the callbacks and the service, do so through shared references.
         let instance = unsafe { (api.new)(&raw const config, &raw const CALLBACKS, opaque) };
         if instance.is_null() {
             return Err(StartError::Refused);

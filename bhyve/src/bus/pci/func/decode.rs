@@ -4,7 +4,7 @@
 //! `pci_emul_mem_handler` of `usr.sbin/bhyve/pci_emul.c`).
 
 use super::space::{CMD_IO, CMD_MEM, reg};
-use super::{Inner, PciFunc};
+use super::{FuncRegs, PciFunc};
 use crate::bus::inout::PortHandler;
 use crate::bus::mem::MmioHandler;
 use crate::bus::pci::bar::{Bar, BarType};
@@ -66,7 +66,7 @@ impl PciFunc {
         self.update_decoding(&mut inner);
     }
 
-    pub(super) fn update_decoding(self: &Arc<Self>, inner: &mut Inner) {
+    pub(super) fn update_decoding(self: &Arc<Self>, inner: &mut FuncRegs) {
         let command = inner.command();
         let bars = inner.bars.iter_mut().zip(&inner.memory).enumerate();
         for (index, (bar, memory)) in bars {
@@ -142,7 +142,7 @@ impl PciFunc {
     /// Takes the function off the bus: nothing answers at its BARs any more.
     pub(in crate::bus::pci) fn detach(&self) {
         let mut inner = self.inner();
-        let Inner { bars, memory, .. } = &mut *inner;
+        let FuncRegs { bars, memory, .. } = &mut *inner;
         for (bar, memory) in bars.iter_mut().zip(memory) {
             if let Some(bar) = bar
                 && let Some(addr) = bar.decoded.take()

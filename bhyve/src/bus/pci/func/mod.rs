@@ -44,7 +44,7 @@ struct Capability {
     len: usize,
 }
 
-struct Inner {
+struct FuncRegs {
     config: [u8; CONFIG_SIZE],
     bars: [Option<Bar>; BARS],
     /// What is behind those BARs that are memory.
@@ -77,7 +77,7 @@ pub struct PciFunc {
     name: String,
     host: FuncHost,
     device: OnceLock<Weak<dyn PciDevice>>,
-    inner: Mutex<Inner>,
+    inner: Mutex<FuncRegs>,
 }
 
 impl PciFunc {
@@ -87,7 +87,7 @@ impl PciFunc {
             name: format!("{model}@pci.{}.{}.{}", bdf.bus, bdf.slot, bdf.func),
             host,
             device: OnceLock::new(),
-            inner: Mutex::new(Inner {
+            inner: Mutex::new(FuncRegs {
                 config: [0; CONFIG_SIZE],
                 bars: [const { None }; BARS],
                 memory: [const { None }; BARS],
@@ -101,7 +101,7 @@ impl PciFunc {
         })
     }
 
-    fn inner(&self) -> MutexGuard<'_, Inner> {
+    fn inner(&self) -> MutexGuard<'_, FuncRegs> {
         self.inner.lock()
     }
 
@@ -125,7 +125,7 @@ impl PciFunc {
     }
 
     /// Tells the router if what the guest has just written turns the pin on or off.
-    fn update_intx(&self, inner: &mut Inner) {
+    fn update_intx(&self, inner: &mut FuncRegs) {
         let Some(route) = inner.route else { return };
         match inner.level {
             IntxLevel::Asserted if !inner.intx_allowed() => {

@@ -3,7 +3,7 @@
 //! A function's configuration space: what the registers show, and which bits a guest may write (`pci_cfgrw`,
 //! `pci_emul_capwrite` and `pci_emul_cmdsts_write` of `usr.sbin/bhyve/pci_emul.c`).
 
-use super::{Inner, PciFunc};
+use super::{FuncRegs, PciFunc};
 use crate::bus::mem::all_ones;
 use crate::bus::pci::bar::BarType;
 use crate::bus::pci::msi::{MSI_ENABLE, MSI_MME, MSIX_ENABLE, MSIX_MASK_ALL, Message};
@@ -42,7 +42,7 @@ pub(super) const STATUS_INTX: u16 = 1 << 3;
 pub(super) const STATUS_CAPS: u16 = 1 << 4;
 pub(super) const CONFIG_SIZE: usize = 256;
 
-impl Inner {
+impl FuncRegs {
     pub(super) fn get(&self, offset: usize, size: u8) -> u32 {
         (0..usize::from(size).min(4)).rev().fold(0, |value, n| {
             value << 8 | u32::from(self.config.get(offset + n).copied().unwrap_or(0xff))
@@ -166,7 +166,7 @@ impl PciFunc {
         }
     }
 
-    fn write_command(self: &Arc<Self>, inner: &mut Inner, at: usize, size: u8, value: u32) {
+    fn write_command(self: &Arc<Self>, inner: &mut FuncRegs, at: usize, size: u8, value: u32) {
         let old = inner.get(usize::from(reg::COMMAND), 4);
         let shift = (at - usize::from(reg::COMMAND)) * 8;
         let mask = (all_ones(size) as u32) << shift & u32::from(CMD_WRITABLE);
@@ -180,7 +180,7 @@ impl PciFunc {
         self.update_intx(inner);
     }
 
-    fn write_bar(self: &Arc<Self>, inner: &mut Inner, at: usize, size: u8, value: u32) {
+    fn write_bar(self: &Arc<Self>, inner: &mut FuncRegs, at: usize, size: u8, value: u32) {
         if size != 4 {
             return;
         }
@@ -209,7 +209,7 @@ impl PciFunc {
     /// Capabilities are read-only except for the control words, and for MSI its address and data.
     fn write_capability(
         self: &Arc<Self>,
-        inner: &mut Inner,
+        inner: &mut FuncRegs,
         at: usize,
         size: u8,
         value: u32,

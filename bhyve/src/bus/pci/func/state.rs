@@ -3,7 +3,7 @@
 //! What a checkpoint keeps of a function (`pci_snapshot_pci_dev` of `usr.sbin/bhyve/pci_emul.c`).
 
 use super::space::CONFIG_SIZE;
-use super::{BARS, Inner, IntxLevel, PciFunc};
+use super::{BARS, FuncRegs, IntxLevel, PciFunc};
 use crate::bus::pci::bar::{Bar, BarType};
 use crate::bus::pci::intx::IntxRoute;
 use crate::bus::pci::msi::{Msix, MsixEntry};
@@ -45,7 +45,7 @@ impl PciFunc {
     /// The function's generic state.
     pub(in crate::bus::pci) fn save(&self) -> Result<SavedState, SaveError> {
         let inner = self.inner();
-        let Inner {
+        let FuncRegs {
             config,
             bars,
             memory: _,

@@ -17,7 +17,7 @@ use vmm_abi::{
 };
 use zerocopy::FromBytes;
 
-use super::deputy::Unasked;
+use super::helper::Unasked;
 use super::system::{Later, Node, System};
 use super::{HostMapping, Soft};
 use node::{DevmemNode, VmNode};
@@ -81,7 +81,7 @@ impl StandIn {
     /// A system of this release; its VMs are made with these options, and do what a kernel does.
     pub fn new(release: Release, options: ::vmm::Options) -> Self {
         let options = ::vmm::Options {
-            as_kernel: Some(::vmm::Kernel {
+            as_kernel: Some(::vmm::KernelTraits {
                 saves_mtrrs: release >= Release::Fifteen,
             }),
             ..options

@@ -27,7 +27,7 @@ use vmm_abi::{VM_SUSPEND_DESTROY, VM_SUSPEND_LAST, VM_SUSPEND_NONE};
 
 use crate::cpuset::CpuSet;
 use crate::errno::Errno;
-use crate::turn::{Machine, Next, Turns};
+use crate::turn::{Next, TurnHost, Turns};
 
 /// What virtual CPUs are wanted for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -63,7 +63,7 @@ pub struct Wake {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Suspended {
     /// With `VM_EXITCODE_SUSPENDED`: all have seen it.
-    Told,
+    Reported,
     /// With `VM_EXITCODE_REQIDLE`, to be called again.
     Asked,
 }
@@ -93,8 +93,8 @@ pub struct States {
     active: CpuSet,
     /// Have seen that the VM is suspended.
     suspended: CpuSet,
-    /// Of those, the ones that userland has been told so: VM_RUN refuses them.
-    told: CpuSet,
+    /// Of those, the ones of which VM_RUN has reported it to userland: it refuses them from then on.
+    reported: CpuSet,
     /// Held by a debugger or a checkpoint, or not started by the guest.
     debug: CpuSet,
     /// Not idle.
@@ -114,7 +114,7 @@ impl States {
             destroyed: false,
             active: CpuSet::EMPTY,
             suspended: CpuSet::EMPTY,
-            told: CpuSet::EMPTY,
+            reported: CpuSet::EMPTY,
             debug: CpuSet::EMPTY,
             owned: CpuSet::EMPTY,
             queue: VecDeque::new(),
@@ -207,7 +207,7 @@ impl States {
         if self.owned.intersects(&cpus) || ahead.any(|waiter| waiter.cpus.intersects(&cpus)) {
             return Ok(false);
         }
-        if want == Want::Run && (!cpus.is_subset(&self.active) || cpus.intersects(&self.told)) {
+        if want == Want::Run && (!cpus.is_subset(&self.active) || cpus.intersects(&self.reported)) {
             return Err(Errno::EINVAL);
         }
         self.owned = self.owned.union(&cpus);
@@ -266,16 +266,16 @@ impl States {
     /// VM_RUN waits no longer. Who has seen that the VM is suspended is counted on, also while a request has it.
     pub fn leave_suspended(&mut self, id: usize) -> Suspended {
         if self.all_suspended() || self.destroyed {
-            self.told.insert(id);
-            Suspended::Told
+            self.reported.insert(id);
+            Suspended::Reported
         } else {
             Suspended::Asked
         }
     }
 
-    /// Whether userland has been told of all active virtual CPUs that the VM is suspended, as `vm_reinit` demands.
-    pub fn all_told(&self) -> bool {
-        self.told == self.active
+    /// Whether VM_RUN has reported of all active virtual CPUs that the VM is suspended, as `vm_reinit` demands.
+    pub fn all_reported(&self) -> bool {
+        self.reported == self.active
     }
 
     /// `vm_reinit`, by the owner of all virtual CPUs: as after creation.
@@ -284,7 +284,7 @@ impl States {
         self.how = VM_SUSPEND_NONE;
         self.active = CpuSet::EMPTY;
         self.suspended = CpuSet::EMPTY;
-        self.told = CpuSet::EMPTY;
+        self.reported = CpuSet::EMPTY;
         self.debug = CpuSet::EMPTY;
     }
 
@@ -303,7 +303,7 @@ impl States {
 impl States {
     /// `vm_suspend_cpu` of one: `EINVAL` if it is not active. When time is counted in instructions, the others take turns
     /// without it.
-    pub fn hold(&mut self, id: usize, machine: &dyn Machine) -> Result<(), Errno> {
+    pub fn hold(&mut self, id: usize, machine: &dyn TurnHost) -> Result<(), Errno> {
         if !self.active.contains(id) {
             return Err(Errno::EINVAL);
         }
@@ -318,7 +318,7 @@ impl States {
 
     /// `vm_suspend_cpu` of all active ones. When time is counted in instructions, they go on until their turns have come to a
     /// point where all can be held.
-    pub fn hold_all(&mut self, machine: &dyn Machine) {
+    pub fn hold_all(&mut self, machine: &dyn TurnHost) {
         self.debug = self.active;
         self.wake.cpus = self.wake.cpus.union(&self.active);
         if self.by_instructions && !self.turns.pause() {
@@ -327,7 +327,7 @@ impl States {
     }
 
     /// `vm_resume_cpu` of one, or of all: `EINVAL` for one that is not held.
-    pub fn resume(&mut self, id: Option<usize>, machine: &dyn Machine) -> Result<(), Errno> {
+    pub fn resume(&mut self, id: Option<usize>, machine: &dyn TurnHost) -> Result<(), Errno> {
         let resumed = match id {
             Some(id) if !self.debug.contains(id) => return Err(Errno::EINVAL),
             Some(id) => CpuSet::from_iter([id]),
@@ -351,7 +351,7 @@ impl States {
 /// The turns, when time is counted in instructions.
 impl States {
     /// What VM_RUN does next.
-    pub fn turn(&mut self, id: usize, machine: &dyn Machine) -> Turn {
+    pub fn turn(&mut self, id: usize, machine: &dyn TurnHost) -> Turn {
         self.turns.step_aside(id);
         if !self.turns.is_holder(id) {
             self.choose(machine);
@@ -377,7 +377,7 @@ impl States {
 
     /// Userland may let those that are held together go one by one. They start when the last of them is let go, or is held alone;
     /// otherwise the order would show in the guest.
-    fn go_on(&mut self, machine: &dyn Machine) {
+    fn go_on(&mut self, machine: &dyn TurnHost) {
         if !self.turns.members().intersects(&self.debug) {
             self.turns.unpause();
         }
@@ -385,13 +385,13 @@ impl States {
     }
 
     /// The virtual CPU that has the turn has used it up, or has halted.
-    pub fn end_turn(&mut self, machine: &dyn Machine) {
+    pub fn end_turn(&mut self, machine: &dyn TurnHost) {
         let next = self.turns.end(machine);
         self.pass(next);
     }
 
     /// All are halted, and something has happened outside: one may be able to go on.
-    pub fn choose(&mut self, machine: &dyn Machine) {
+    pub fn choose(&mut self, machine: &dyn TurnHost) {
         let next = self.turns.choose(machine);
         self.pass(next);
     }

@@ -1,7 +1,12 @@
 // SPDX-License-Identifier: BSD-2-Clause
 
-//! A process that does one thing for this one, later, when this one has given up the means to do it: FreeBSD 14 destroys VMs by a
+//! A privileged helper: a process that does one thing for this one, later, when this one has given up the means to do it: FreeBSD 14 destroys VMs by a
 //! sysctl, which is out of reach in capability mode. Upstream's bhyve has no such process, and leaves its VMs behind there.
+
+#![expect(
+    unsafe_code,
+    reason = "fork(2) in a process with threads, and system calls without nix in the child"
+)]
 
 use parking_lot::Mutex;
 use std::io::{self, Read, Write};
@@ -12,11 +17,11 @@ use ::vmm::Errno;
 use nix::sys::signal::SigSet;
 use nix::unistd::{ForkResult, fork};
 
-/// The process's end of the line to its deputy, which ends when this does.
+/// The process's end of the line to its helper, which ends when this does.
 #[derive(Debug)]
-pub struct Deputy(Mutex<UnixStream>);
+pub struct PrivilegedHelper(Mutex<UnixStream>);
 
-/// What a deputy does when nobody is left to ask it.
+/// What a helper does when nobody is left to ask it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unasked {
     /// Nothing.
@@ -25,10 +30,14 @@ pub enum Unasked {
     Act,
 }
 
-impl Deputy {
+impl PrivilegedHelper {
     /// Makes one that is to do `work`, which answers with an errno or 0.
     ///
     /// This process may have other threads, so `work` must do with what a signal's handler may: above all, it allocates nothing.
+    ///
+    /// # Errors
+    ///
+    /// What pipe(2) or fork(2) fails with.
     pub fn new(unasked: Unasked, work: impl FnOnce() -> i32) -> io::Result<Self> {
         let (ours, theirs) = UnixStream::pair()?;
         // SAFETY: the child calls nothing but what may be called after a fork in a process with threads: `serve` only makes
@@ -39,7 +48,11 @@ impl Deputy {
         }
     }
 
-    /// Has it done. A second time there is nobody to ask: `ESRCH`.
+    /// Has it done, once.
+    ///
+    /// # Errors
+    ///
+    /// The errno that the work answers with; `ESRCH` if it has been asked before, or has ended.
     pub fn act(&self) -> Result<(), Errno> {
         let mut stream = self.0.lock();
         let mut errno = [0; size_of::<i32>()];
@@ -54,7 +67,7 @@ impl Deputy {
     }
 }
 
-/// The deputy's life.
+/// What the helper does from its start to its end.
 fn serve(stream: &UnixStream, unasked: Unasked, work: impl FnOnce() -> i32) -> ! {
     // It goes when the other process does, whatever is sent to both; should this fail, a signal ends it early.
     let _ = SigSet::all().thread_block();
@@ -94,23 +107,24 @@ mod tests {
     #[test]
     fn another_process_does_it_and_tells_what_came_of_it() {
         // SAFETY: no arguments.
-        let deputy = Deputy::new(Unasked::Nothing, || unsafe { libc::getpid() }).expect("a child");
-        let Err(Errno(pid)) = deputy.act() else {
+        let helper =
+            PrivilegedHelper::new(Unasked::Nothing, || unsafe { libc::getpid() }).expect("a child");
+        let Err(Errno(pid)) = helper.act() else {
             panic!("its process ID is not 0")
         };
         assert_ne!(u32::try_from(pid), Ok(std::process::id()));
-        assert_eq!(deputy.act(), Err(Errno(libc::ESRCH)), "it is gone");
-        let good = Deputy::new(Unasked::Nothing, || 0).expect("a child");
+        assert_eq!(helper.act(), Err(Errno(libc::ESRCH)), "it is gone");
+        let good = PrivilegedHelper::new(Unasked::Nothing, || 0).expect("a child");
         assert_eq!(good.act(), Ok(()));
     }
 
-    /// Makes a deputy that makes a file, and lets go of it.
+    /// Makes a helper that makes a file, and lets go of it.
     fn forsaken(unasked: Unasked, file: &Path) {
         let name = CString::new(file.as_os_str().as_bytes()).expect("no NUL");
         // SAFETY: the name is NUL-terminated.
         let make =
             move || unsafe { libc::open(name.as_ptr(), libc::O_CREAT | libc::O_RDWR, 0o600) };
-        drop(Deputy::new(unasked, make).expect("a child"));
+        drop(PrivilegedHelper::new(unasked, make).expect("a child"));
     }
 
     #[test]
