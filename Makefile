@@ -9,8 +9,10 @@ INSTALL = install
 # Where `make install` puts the programs: /usr/local here and in FreeBSD's ports. DESTDIR is put in front of it.
 PREFIX = /usr/local
 DESTDIR =
+# Where the programs are that are installed.
+BUILT = target/release
 
-.PHONY: all demo test freebsd check-freebsd-host soak matrix fuzz bench goldens lint doc miri guest headers deps install
+.PHONY: all demo test freebsd check-freebsd-host soak matrix fuzz bench goldens lint doc miri guest headers deps install install-built
 
 all: deps
 	$(CARGO) build --release --workspace
@@ -28,12 +30,20 @@ headers:
 deps:
 	@tests/install.sh
 
-# The programs, their manual pages and the rc(8) script, which only FreeBSD has a place for.
-install: all
-	$(INSTALL) -d $(DESTDIR)$(PREFIX)/sbin $(DESTDIR)$(PREFIX)/share/man/man5 $(DESTDIR)$(PREFIX)/share/man/man8
-	$(INSTALL) -m 555 target/release/bhyve target/release/bhyvectl $(DESTDIR)$(PREFIX)/sbin
-	$(INSTALL) -m 444 man/*.5 $(DESTDIR)$(PREFIX)/share/man/man5
-	$(INSTALL) -m 444 man/*.8 $(DESTDIR)$(PREFIX)/share/man/man8
+# The programs, their manual pages, what shells complete their options by, and the rc(8) script, which only FreeBSD has a place for.
+install: all install-built
+
+SHARE = $(DESTDIR)$(PREFIX)/share
+install-built:
+	$(INSTALL) -d $(DESTDIR)$(PREFIX)/sbin $(SHARE)/man/man5 $(SHARE)/man/man8
+	$(INSTALL) -m 555 $(BUILT)/bhyve $(BUILT)/bhyvectl $(DESTDIR)$(PREFIX)/sbin
+	$(INSTALL) -m 444 man/*.5 $(SHARE)/man/man5
+	$(INSTALL) -m 444 man/*.8 $(SHARE)/man/man8
+	$(INSTALL) -d $(SHARE)/bash-completion/completions $(SHARE)/zsh/site-functions $(SHARE)/fish/vendor_completions.d
+	$(INSTALL) -m 444 share/completion/bhyve.bash $(SHARE)/bash-completion/completions/bhyve
+	$(INSTALL) -m 444 share/completion/bhyvectl.bash $(SHARE)/bash-completion/completions/bhyvectl
+	$(INSTALL) -m 444 share/completion/_* $(SHARE)/zsh/site-functions
+	$(INSTALL) -m 444 share/completion/*.fish $(SHARE)/fish/vendor_completions.d
 	[ "$$(uname)" != FreeBSD ] || { $(INSTALL) -d $(DESTDIR)$(PREFIX)/etc/rc.d && \
 	    $(INSTALL) -m 555 share/rc.d/* $(DESTDIR)$(PREFIX)/etc/rc.d; }
 

@@ -2,7 +2,9 @@
 
 //! The port: what portlint(1) and the Porter's Handbook ask for, as far as that can be seen without FreeBSD.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
@@ -79,25 +81,61 @@ fn texts_are_of_the_length_and_form() {
     assert!(read("Cargo.toml").contains(&version), "{version}");
 }
 
+/// The files in `folder`, at any depth, as paths within it.
+fn files(folder: &Path) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let entry = entry.unwrap();
+        let name = entry.file_name().into_string().unwrap();
+        if entry.file_type().unwrap().is_dir() {
+            let inside = files(&entry.path()).into_iter();
+            found.extend(inside.map(|path| format!("{name}/{path}")));
+        } else {
+            found.insert(name);
+        }
+    }
+    found
+}
+
+/// The port packs what `make install` installs; its manual pages are packed, and the rc(8) script is an example there.
 #[test]
 fn what_is_installed_is_packed() {
+    let (built, installed) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    for program in ["bhyve", "bhyvectl"] {
+        std::fs::write(built.path().join(program), "").unwrap();
+    }
+    let made = Command::new("make")
+        .args(["install-built", "PREFIX="])
+        .arg(format!("BUILT={}", built.path().display()))
+        .arg(format!("DESTDIR={}", installed.path().display()))
+        .current_dir(root())
+        .output()
+        .expect("make");
+    assert!(made.status.success(), "{made:?}");
+    let mut installed = files(installed.path());
+    installed.remove("etc/rc.d/bhyve_guests");
     let plist = read("port/pkg-plist");
-    let mut pages: Vec<_> = std::fs::read_dir(root().join("man"))
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect();
-    pages.sort();
+    let (example, packed): (Vec<_>, Vec<_>) =
+        plist.lines().partition(|line| line.starts_with("%%"));
+    let packed = packed.into_iter().map(|line| {
+        let path = line.strip_suffix(".gz");
+        path.filter(|path| path.contains("/man/"))
+            .unwrap_or(line)
+            .to_owned()
+    });
+    assert_eq!(packed.collect::<BTreeSet<_>>(), installed);
+    let example = example[0].rsplit('/').next().unwrap();
+    assert!(root().join("share/rc.d").join(example).is_file());
+    // Each file that the port installs by name is there, and none is forgotten.
     let makefile = read("port/Makefile");
-    for page in pages {
-        let section = page.rsplit('.').next().unwrap();
-        let packed = format!("share/man/man{section}/{page}.gz");
-        assert!(plist.lines().any(|line| line == packed), "{packed}");
+    for page in files(&root().join("man")) {
         assert!(makefile.contains(&page), "{page}");
     }
-    for program in ["bhyve", "bhyvectl"] {
-        assert!(plist.lines().any(|line| line == format!("sbin/{program}")));
+    for script in files(&root().join("share/completion")) {
+        let form = script
+            .replace("bhyvectl", "bhyve")
+            .replace("bhyve", "${program}");
+        let form = format!("share/completion/{form}");
+        assert!(makefile.contains(&form), "{form}");
     }
-    let example = plist.lines().last().unwrap().rsplit('/').next().unwrap();
-    assert!(root().join("share/rc.d").join(example).is_file());
-    assert_eq!(plist.lines().count(), 7);
 }
