@@ -216,7 +216,7 @@ fn closed_streams_are_no_panics() {
         ]
     };
     for (n, mut command) in programs().into_iter().enumerate() {
-        // Nobody reads it: the other end is closed before the program starts.
+        // The other end is closed before the program starts.
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);
         let output = command

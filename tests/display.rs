@@ -57,7 +57,7 @@ fn installer(bench: &Bench) -> Option<(PathBuf, PathBuf)> {
         .current_dir(bench.path("."))
         .status();
     if !status.is_ok_and(|status| status.success()) {
-        eprintln!("skipped: there is no Debian installer to be had here");
+        eprintln!("skipped: there is no Debian installer on this machine");
         return None;
     }
     let files = bench

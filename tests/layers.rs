@@ -214,7 +214,7 @@ fn words(text: &str) -> impl Iterator<Item = &str> {
     text.split(|c: char| !c.is_alphanumeric() && c != '_')
 }
 
-/// A constant that nothing uses is a number that nobody has looked at. Of the bits of a register and the registers of a device
+/// A constant that nothing uses is a number that no test has looked at. Of the bits of a register and the registers of a device
 /// one has to be used: they are described whole.
 #[test]
 fn the_constants_of_x86_are_used() {
@@ -317,7 +317,7 @@ fn head(text: &str) -> Vec<&str> {
         .collect()
 }
 
-/// Whoever takes a file out of its tree still sees under which licence it is. Manifests name it as cargo has it, data and documents
+/// A file that is taken out of its tree still says under which licence it is. Manifests name it as cargo has it, data and documents
 /// have none, and a port's Makefile begins with PORTNAME.
 #[test]
 fn every_source_names_its_licence() {

@@ -656,7 +656,7 @@ impl Drop for Loop {
     }
 }
 
-/// A device does not tell when it was written: whoever goes on with it says so beside the checkpoint.
+/// A device does not tell when it was written: a bhyve that goes on with it says so beside the checkpoint.
 #[cfg(target_os = "linux")]
 fn devices_that_a_guest_has_gone_on_with(bench: &Bench) {
     let image = bench.text("disk");

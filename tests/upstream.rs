@@ -79,7 +79,7 @@ impl Upstream {
                 }
             }
             if fate == Fate::Written {
-                // Meanwhile it answers like a VM that is there; nobody is to think that it is not.
+                // Meanwhile it answers like a VM that is there; no client is to think that it is not.
                 let end = Instant::now() + GOING;
                 listener.set_nonblocking(true).expect("a mode");
                 while Instant::now() < end {
@@ -120,7 +120,7 @@ fn receive(mut stream: &UnixStream) -> Option<NvList> {
             let ControlMessageOwned::ScmRights(fds) = rights else {
                 panic!("{rights:?}")
             };
-            // SAFETY: the kernel has just made these descriptors for this process, and nobody else knows them.
+            // SAFETY: the kernel has just made these descriptors for this process, and no other owner has their numbers.
             descriptors.extend(
                 fds.into_iter()
                     .map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }),

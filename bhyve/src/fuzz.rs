@@ -4,7 +4,7 @@
 //! file or a peer does, and panics when that has an effect that it must not have. `cargo fuzz` looks for such strings for
 //! as long as it is let (the folder `fuzz`, `make fuzz`); the tests below try a fixed number of them.
 //!
-//! Guest memory lies between pages that nobody may touch (`sys/vmm/src/segment.rs`), so whatever leaves it ends the
+//! Guest memory lies between pages without access (`sys/vmm/src/segment.rs`), so whatever leaves it ends the
 //! process, here and there. Under cargo fuzz AddressSanitizer watches over all other memory, too.
 
 pub use crate::amd64::vmexit::fuzz::{guest, ioctl};

@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io;
 use vmmapi::{GuestIovec, GuestMemory};
 
-/// A piece of guest memory. Nothing says that it exists: whoever touches it finds out.
+/// A piece of guest memory. It need not exist: an access finds out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Seg {
     /// Guest-physical address of the first byte.

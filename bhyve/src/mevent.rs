@@ -369,7 +369,7 @@ mod tests {
         assert_eq!(rx.recv_timeout(Duration::from_secs(10)).unwrap(), 66);
         mevent.disable(id).unwrap();
         mevent.disable(id).unwrap();
-        // A hang-up is no exception: nobody is called, and deleting what is disabled is no error.
+        // A hang-up is no exception: no callback runs, and deleting what is disabled is no error.
         drop(near);
         assert!(rx.recv_timeout(Duration::from_millis(30)).is_err());
         mevent.delete(id);

@@ -86,7 +86,7 @@ struct Known<'a> {
     has_ended: &'a dyn Fn() -> bool,
     /// How much memory it has, in bytes; 0 if even that is not known.
     memory: &'a dyn Fn() -> u64,
-    /// How long it may do nothing that can be seen.
+    /// How long the files may stay as they are before bhyvectl gives up.
     patience: Duration,
 }
 
@@ -286,7 +286,7 @@ fn description(checkpoint: &Checkpoint) -> String {
         ));
     }
     for record in &meta.kern_structs {
-        // How it was had; older checkpoints had nothing but structs, and did not say so.
+        // How it was obtained; older checkpoints had nothing but structs, and did not say so.
         let way = record.way.as_deref().unwrap_or("struct");
         lines.push((
             way.into(),

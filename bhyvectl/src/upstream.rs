@@ -109,8 +109,8 @@ impl Files {
         lengths(&serde_json::from_str(&text).ok()?)
     }
 
-    /// Whether there is nothing more to come of a peer that is silent: the files are complete and nobody writes to them any
-    /// more, or nobody has for a long time.
+    /// Whether there is nothing more to come of a peer that is silent: the files are complete and are not being written any
+    /// more, or have not been for a long time.
     pub fn are_settled(&mut self) -> bool {
         self.look();
         let quiet = self.changed.elapsed();

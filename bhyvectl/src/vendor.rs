@@ -60,7 +60,7 @@ pub struct Field {
 
 /// An option that shows fields.
 pub struct Group {
-    /// Its name.
+    /// The option's name, without dashes.
     pub option: &'static str,
     /// One line about it.
     pub help: &'static str,

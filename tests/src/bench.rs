@@ -58,7 +58,7 @@ macro_rules! on_each_vmm {
 pub enum Once {
     /// No guest is started: what is shown is said before there is a VM.
     NoGuest,
-    /// `vmm.clock=instructions` is the software vmm's. A kernel's guests run on the host's processor, which nobody can stop after a
+    /// `vmm.clock=instructions` is the software vmm's. A kernel's guests run on the host's processor, which cannot be stopped after a
     /// given number of instructions, and by the host's clock.
     InstructionClock,
     /// It is about this very vmm, by what bhyve(8) calls it.

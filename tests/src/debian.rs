@@ -25,7 +25,7 @@ pub struct Debian {
 
 impl Debian {
     /// The cloud kernel, which boots fast and knows virtio devices only. The files are made if they are not there yet;
-    /// none where Debian's packages cannot be had.
+    /// none where Debian's packages cannot be fetched.
     pub fn get() -> Option<Debian> {
         Self::make("cloud", "")
     }
@@ -48,7 +48,7 @@ impl Debian {
             .status()
             .expect("run debian.sh");
         if status.code() == Some(3) {
-            eprintln!("skipped: there is no Debian guest to be had here");
+            eprintln!("skipped: there is no Debian guest on this machine");
             return None;
         }
         assert!(status.success(), "debian.sh: {status}");

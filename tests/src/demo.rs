@@ -17,7 +17,7 @@ fn main() {
     match Debian::get() {
         Some(debian) => debian_guest(&bench, &debian),
         None => {
-            println!("No Debian guest is to be had here, so a guest of our own shows it.");
+            println!("There is no Debian guest on this machine, so a guest of our own shows it.");
             own_guest(&bench);
         }
     }

@@ -35,7 +35,7 @@ pub fn ext4(bench: &Bench, name: &str, size: u64) -> String {
     path
 }
 
-/// A TCP port that nobody listens at just now.
+/// A TCP port without a listener.
 pub fn free_port() -> u16 {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
         .and_then(|listener| listener.local_addr())

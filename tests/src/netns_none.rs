@@ -4,7 +4,7 @@
 
 use std::convert::Infallible;
 
-/// A value that cannot be had here.
+/// A value that does not exist on this system.
 pub struct Namespace(Infallible);
 
 impl Namespace {

@@ -40,7 +40,7 @@ impl Screen {
         pairs.filter(|(one, other)| one != other).count()
     }
 
-    /// Writes it to a PNG file, for whoever wants to look.
+    /// Writes it to a PNG file.
     pub fn write_png(&self, path: &Path) -> io::Result<()> {
         let file = std::fs::File::create(path)?;
         let mut encoder = png::Encoder::new(file, self.width.into(), self.height.into());
@@ -65,7 +65,7 @@ trait Stream: Read + Write + Send {}
 
 impl<T: Read + Write + Send> Stream for T {}
 
-/// Connects as soon as somebody listens.
+/// Connects as soon as there is a listener.
 fn patiently<T>(connect: impl Fn() -> io::Result<T>) -> T {
     let end = Instant::now() + PATIENCE;
     loop {
@@ -78,7 +78,7 @@ fn patiently<T>(connect: impl Fn() -> io::Result<T>) -> T {
 }
 
 impl Viewer {
-    /// Connects to a port of this host, as soon as somebody listens there.
+    /// Connects to a port of this host, as soon as there is a listener.
     pub fn connect(port: u16) -> Viewer {
         let stream = patiently(|| TcpStream::connect(("127.0.0.1", port)));
         stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");

@@ -67,7 +67,7 @@ impl OnTerminal {
         }
     }
 
-    /// Waits for the end of the process. Somebody has to read, or what it still writes keeps it from ending.
+    /// Waits for the end of the process. It is read from meanwhile, or what it still writes keeps it from ending.
     pub fn wait(&mut self) -> ExitStatus {
         let mut master = self.master.try_clone().expect("a descriptor");
         std::thread::spawn(move || while matches!(master.read(&mut [0; 4096]), Ok(n) if n > 0) {});

@@ -386,8 +386,8 @@ impl GuestMemoryBackend for GuestMemory {
 
 /// A device memory segment that is mapped into this process (`vm_create_devmem`): a boot ROM or a frame buffer.
 ///
-/// Where the guest sees it is another matter (`mmap_memseg`). Writes here are not reported to the processors; whoever
-/// changes code that a guest may have run says so with [`crate::Vm::memory_written`].
+/// Where the guest sees it is another matter (`mmap_memseg`). Writes here are not reported to the processors; a
+/// device that changes code that a guest may have run calls [`crate::Vm::memory_written`].
 pub struct DeviceMemory {
     mapping: HostMapping,
 }

@@ -29,7 +29,7 @@ pub fn die_of(signal: Signal) -> ! {
     std::process::exit(128 + signal as i32);
 }
 
-/// As [`die_of`] of SIGPIPE: what Unix programs do whose output nobody reads any more.
+/// As [`die_of`] of SIGPIPE: what a Unix program does when the reader of its output has gone.
 pub fn die_of_closed_pipe() -> ! {
     die_of(Signal::SIGPIPE)
 }

@@ -360,7 +360,7 @@ fn saved_structs_have_the_kernels_sizes() {
         }
         let short = vm.snapshot_save(STRUCT_VHPET, 10);
         assert_eq!(short.map_err(|error| error.errno), Err(Errno::E2BIG));
-        // The software vmm's own structs are not to be had where a kernel is stood in for.
+        // A stand-in for a kernel does not give the software vmm's own structs.
         let own = vm.snapshot_save(soft::SOFT_STRUCT_VM, 1 << 16);
         assert_eq!(own.is_ok(), backend == Choice::Soft, "{backend:?}");
     }

@@ -170,7 +170,7 @@ impl Input {
     }
 }
 
-/// Whether somebody looks.
+/// Whether a viewer has come.
 #[derive(Default)]
 struct FirstViewer {
     /// The guest is not to start before.
@@ -216,12 +216,12 @@ impl Console {
         self.viewer.lock()
     }
 
-    /// The guest is not to start before somebody looks.
+    /// The guest is not to start before a viewer has come.
     pub fn await_viewer(&self) {
         self.viewer().awaited = true;
     }
 
-    /// Whether the guest is not to start before somebody looks.
+    /// Whether the guest is not to start before a viewer has come.
     pub fn awaits_viewer(&self) -> bool {
         self.viewer().awaited
     }
@@ -238,7 +238,7 @@ impl Console {
         }
     }
 
-    /// Has `action` called once when somebody looks, which may have been the case for long.
+    /// Has `action` called once a viewer has come, at once if one has.
     pub fn on_viewer(&self, action: impl FnOnce() + Send + 'static) {
         let came = {
             let mut viewer = self.viewer();
@@ -252,7 +252,7 @@ impl Console {
 
     /// Makes `picture` what viewers see, if nothing is yet.
     pub fn set_picture(&self, picture: Weak<dyn Picture>) {
-        // Whoever builds a picture has asked whether there is one.
+        // The builder of a picture has asked whether there is one.
         let _ = self.picture.set(picture);
     }
 

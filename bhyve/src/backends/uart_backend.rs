@@ -294,7 +294,7 @@ impl TtySink for Tty {
         let mut guard = self.output.lock();
         let Some(output) = guard.as_mut() else { return };
         if output.blocking {
-            // There is nobody to tell when the standard output is gone.
+            // When the standard output is gone there is no one left to be told.
             let _ = output.writer.write_all(&[byte]);
             return;
         }
@@ -331,7 +331,7 @@ fn raw_mode(fd: std::os::fd::BorrowedFd<'_>) -> io::Result<()> {
     termios::cfmakeraw(&mut raw);
     termios::tcsetattr(&fd, SetArg::TCSANOW, &raw)?;
     cleanup::at_exit(Left::Terminal, move || {
-        // The process ends; there is nobody left to tell.
+        // The process ends; the error has no reader.
         let _ = termios::tcsetattr(&fd, SetArg::TCSANOW, &original);
     });
     Ok(())

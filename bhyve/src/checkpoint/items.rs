@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: BSD-2-Clause
 
-//! What is saved of the vmm: a list of named items, each with the way in which it is had and given back
+//! What is saved of the vmm: a list of named items, each with the way in which it is obtained and given back
 //! (`snapshot_kern_structs` of `usr.sbin/bhyve/snapshot.c`).
 //!
-//! Who writes and reads the files sees names and bytes only, so that an item may come to be had in another way where the
+//! Who writes and reads the files sees names and bytes only, so that an item may be obtained in another way where the
 //! vmm does not give it.
 
 use super::guest::{GuestError, Part, Processors};
@@ -18,7 +18,7 @@ const STRUCT_LIMIT: usize = 16 << 20;
 /// The shortest of the kernel's structs.
 const SHORTEST: u32 = abi::STRUCT_VPMTMR;
 
-/// How an item is had and given back.
+/// How an item is obtained and given back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
     /// VM_SNAPSHOT_REQ with this number.
@@ -80,7 +80,7 @@ const KERNEL: [Item; 9] = [
     kernel("vrtc", abi::STRUCT_VRTC),
 ];
 
-/// What the kernel's structs leave out, and what has to be had before them and given back before and after them.
+/// What the kernel's structs leave out, and what has to be obtained before them and given back before and after them.
 const GUEST_FIRST: Item = guest("fpu", Part::Fpu);
 const GUEST_LAST: Item = guest("events", Part::Events);
 
@@ -126,7 +126,7 @@ fn save_struct(vm: &Vm, number: u32) -> Result<Vec<u8>, SnapshotError> {
 }
 
 impl Item {
-    /// What the files call the way in which it is had.
+    /// What the files call the way in which it is obtained.
     pub fn way(&self) -> &'static str {
         match self.way {
             Way::Struct(_) => "struct",

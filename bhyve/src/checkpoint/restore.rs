@@ -115,7 +115,7 @@ pub enum RestoreError {
         /// Why.
         source: ItemError,
     },
-    /// An item that was had in a way in which it is not had here.
+    /// An item that was obtained in a way that this bhyve does not know for it.
     #[error("the checkpoint's {name} was had by way of \"{found}\", known is \"{known}\"")]
     Way {
         /// Which.
@@ -182,7 +182,7 @@ pub struct ResumeMark {
 }
 
 impl ResumeMark {
-    /// Says so durably.
+    /// Writes the mark to stable storage.
     pub fn set(&self) -> Result<(), RestoreError> {
         checkpoint::mark_resumed(&*self.directory, &self.base, &self.uuid).map_err(|source| {
             RestoreError::Files {

@@ -92,9 +92,9 @@ pub enum OptError {
     /// A configuration file that cannot be read.
     #[error("cannot read configuration file {path}")]
     File {
-        /// Its name.
+        /// The name of the file.
         path: String,
-        /// Why not.
+        /// Why it failed.
         source: std::io::Error,
     },
 }

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Once;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Threads that the targets have others start. Nobody hears of their panics otherwise.
+/// Threads that the targets have others start. Their panics go unnoticed otherwise.
 const THREADS: [&str; 4] = ["control", "rfb", "vcpu", "blk"];
 static PANICS: AtomicUsize = AtomicUsize::new(0);
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 
-//! Software breakpoints: INT3s in the guest's memory, which nobody but the processors gets to see (the breakpoint half of
+//! Software breakpoints: INT3s in the guest's memory, which only the processors see (the breakpoint half of
 //! `usr.sbin/bhyve/gdb.c`).
 
 use std::collections::BTreeMap;

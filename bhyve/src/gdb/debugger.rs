@@ -140,7 +140,7 @@ impl Debugger {
         &self.vcpus
     }
 
-    /// Nobody executes anything until the debugger says so.
+    /// No processor executes anything until the debugger says so.
     pub fn hold(&self) -> Result<(), vmmapi::Error> {
         self.vcpus.debug_hold()
     }
@@ -412,7 +412,7 @@ impl Debugger {
         Ok(())
     }
 
-    /// Where a linear address leads for the kernel, whoever the processor is executing.
+    /// Where a linear address leads for the kernel, whatever the processor is executing.
     fn translate(&self, vcpu: &Vcpu, gla: u64) -> Result<u64, DebugError> {
         let paging = VmGuestPaging {
             cpl: 0,

@@ -50,7 +50,7 @@ pub fn gdb(input: &[u8]) {
             flow = session.receive().expect("it was sent");
         }
     }
-    // What it was told does not matter, but somebody has to be there to be told.
+    // The answers do not matter, but a peer has to read them.
     peer.shutdown(Shutdown::Write).expect("it is connected");
     drop(session);
     vcpus.end(End::Checkpointed);

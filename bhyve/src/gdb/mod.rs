@@ -66,7 +66,7 @@ pub enum GdbError {
         address: String,
         /// gdb.port.
         port: u16,
-        /// Why not.
+        /// Why it failed.
         source: io::Error,
     },
 }

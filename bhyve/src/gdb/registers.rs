@@ -14,7 +14,7 @@ pub struct Register {
     bits: usize,
     /// gdb's name for the type of its value.
     kind: &'static str,
-    /// Where the vmm has it, one of `VM_REG_GUEST_*`; nowhere if it cannot be had.
+    /// Where the vmm has it, one of `VM_REG_GUEST_*`; nowhere if no request of vmm(4) returns it.
     pub vmm: Option<i32>,
 }
 
@@ -68,7 +68,7 @@ const X87: [&str; 16] = [
     "fioff", "foseg", "fooff", "fop",
 ];
 
-/// The rest of what matters to a kernel, to be had one by one only.
+/// The other registers that matter to a kernel; the debugger asks for them one by one only.
 const SYSTEM: [Register; 6] = [
     register("cr0", 64, "int64", abi::VM_REG_GUEST_CR0),
     register("cr2", 64, "int64", abi::VM_REG_GUEST_CR2),

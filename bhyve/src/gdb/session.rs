@@ -249,7 +249,7 @@ impl Session {
         Ok(Flow::Open)
     }
 
-    /// The actions of `vCont`: for each thread, the first that names it or nobody counts.
+    /// The actions of `vCont`: for each thread, the first that names it or no thread counts.
     fn actions(&self, text: &str) -> Option<Vec<Option<Action>>> {
         let mut actions = vec![None; self.debugger.vcpus().count()];
         for part in text.split(';') {
@@ -416,7 +416,7 @@ fn set_all(vcpu: &Vcpu, digits: &str) -> Option<String> {
 fn one_register(vcpu: &Vcpu, number: &str) -> Option<String> {
     let register = registers::by_number(packet::number(number)?)?;
     let Some(vmm) = register.vmm else {
-        // It is there, but its value is not to be had.
+        // The register exists, but no request of vmm(4) returns its value.
         return Some("xx".repeat(register.size()));
     };
     let bytes = vcpu.get_register(vmm).ok()?.to_le_bytes();

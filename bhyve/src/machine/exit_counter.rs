@@ -42,7 +42,7 @@ impl ExitCounter {
         // While one is being done, the processors are about to rest, and must not wait for anything else.
         exits % self.every == 0
             && !self.busy.swap(true, Ordering::AcqRel)
-            // Nobody to send it to: the machine has come to its end.
+            // The receiver is gone: the machine has come to its end.
             && self.due.send(()).is_ok()
     }
 }

@@ -78,7 +78,7 @@ pub enum MachineError {
     Memory {
         /// As it was asked for.
         size: String,
-        /// Why not.
+        /// Why it failed.
         source: vmmapi::Error,
     },
     /// The guest's memory, which was to be wired.
@@ -88,7 +88,7 @@ pub enum MachineError {
         size: String,
         /// How much this process may lock.
         limit: String,
-        /// Why not.
+        /// Why it failed.
         source: vmmapi::Error,
     },
     /// snapshot.file.
@@ -96,7 +96,7 @@ pub enum MachineError {
     SuspendFile {
         /// What it says.
         path: PathBuf,
-        /// Why not.
+        /// Why it failed.
         source: std::io::Error,
     },
     /// The control socket.
@@ -158,7 +158,7 @@ impl Machine {
                 // The devices that there are keep each other through these, and the host's resources with them.
                 space.0.clear();
                 space.1.clear();
-                // Nobody else knows of it yet; a half-built VM must not stay in the kernel.
+                // A half-built VM must not stay in the kernel, where other processes would find it.
                 if let Err(error) = vm.destroy() {
                     log::debug!("{error}");
                 }
@@ -398,7 +398,7 @@ impl Machine {
         Ok(self.vcpus.start()?)
     }
 
-    /// Has the guest started as soon as somebody looks.
+    /// Has the guest started as soon as a viewer comes.
     fn start_with_viewer(self: &Arc<Self>) -> Result<(), MachineError> {
         let vcpus = Arc::clone(&self.vcpus);
         let machine = Arc::clone(self);

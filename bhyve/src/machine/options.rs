@@ -172,7 +172,7 @@ pub enum OptionError {
 /// What the machine is.
 #[derive(Debug, Clone)]
 pub struct MachineOptions {
-    /// Its name.
+    /// The name of the VM.
     pub name: String,
     /// Who runs it.
     pub backend: Choice,
@@ -395,7 +395,7 @@ pub fn pin_this_thread(cpus: &[usize]) {
     }
 }
 
-/// See above.
+/// Other systems are not asked: a warning says that the thread stays free.
 #[cfg(not(any(target_os = "linux", target_os = "freebsd")))]
 pub fn pin_this_thread(cpus: &[usize]) {
     if !cpus.is_empty() {

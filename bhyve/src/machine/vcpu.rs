@@ -55,11 +55,11 @@ struct RunStates {
     stopping: bool,
     /// The VM is suspended, and those that rest go on to see it.
     ending: bool,
-    /// Held by the debugger, whoever else holds them or lets them go.
+    /// Held by the debugger, whatever else holds them or lets them go.
     debugged: Vec<bool>,
-    /// The guest does not start before somebody looks at its screen.
+    /// The guest does not start before a viewer has come.
     awaits_viewer: bool,
-    /// Somebody does.
+    /// A viewer has come.
     viewer_came: bool,
     end: Option<End>,
     /// There is no VM any more.
@@ -69,7 +69,7 @@ struct RunStates {
 }
 
 impl RunStates {
-    /// Whether somebody holds it, be it parked or not.
+    /// Whether it is held, be it parked or not.
     fn is_held(&self, id: usize) -> bool {
         self.hold.is_some() && !self.ending || self.debugged.get(id).copied().unwrap_or(false)
     }
@@ -236,7 +236,7 @@ impl Vcpus {
             (*resting, *let_go) = (false, true);
         }
         match self.vm.vcpu(id as i32).resume_cpu() {
-            // Not in the debug set: somebody else has let it go.
+            // Not in the debug set: another thread has let it go.
             Err(error) if error.errno.0 == libc::EINVAL => Ok(()),
             other => other,
         }
@@ -256,7 +256,7 @@ impl Vcpus {
         self.state().on_stop = Some(Box::new(action));
     }
 
-    /// The vmm has stopped a processor: if that was waited for, nobody goes on, and the last one to come calls.
+    /// The vmm has stopped a processor: if that was waited for, none goes on, and the last one to come makes the call.
     fn stopped(&self, state: &mut RunStates) {
         if state.hold.is_none() && state.on_stop.is_some() {
             state.hold = Some(Hold::Checkpoint);
@@ -423,7 +423,7 @@ impl Vcpus {
         self.vm.suspend_all_cpus()
     }
 
-    /// Somebody looks at the guest's screen.
+    /// A viewer has come.
     pub fn viewer_came(&self) {
         self.state().viewer_came = true;
         self.changed.notify_all();
@@ -443,7 +443,7 @@ impl Vcpus {
         self.release()
     }
 
-    /// Lets those go on that nobody holds. The state stays locked until it is done, or the debugger could stop a processor
+    /// Lets those go on that are not held. The state stays locked until it is done, or the debugger could stop a processor
     /// that is then resumed.
     fn resume_cpus(&self, state: &mut RunStates) -> Result<(), vmmapi::Error> {
         let going: Vec<_> = (0..state.parked.len())
@@ -463,7 +463,7 @@ impl Vcpus {
         self.vm.suspend_all_cpus()
     }
 
-    /// The debugger lets a set of processors go on as soon as nobody else holds them.
+    /// The debugger lets a set of processors go on as soon as nothing else holds them.
     pub fn debug_release(&self, ids: &[usize]) -> Result<(), vmmapi::Error> {
         let mut state = self.state();
         for id in ids {
@@ -747,7 +747,7 @@ mod tests {
         }
     }
 
-    /// What pausing costs on an exit is not to include a lock: a guest's exits go on while somebody has the one by which
+    /// What pausing costs on an exit is not to include a lock: a guest's exits go on while another thread has the one by which
     /// all pausing goes.
     #[test]
     fn exits_take_no_lock_of_those_who_pause() {

@@ -22,10 +22,10 @@ const DEADLY: [Signal; 6] = [
     Signal::SIGUSR2,
 ];
 
-/// The signals that are held back until somebody watches them.
+/// The signals that are held back until [`Blocked::watch`].
 pub struct Blocked(SigSet);
 
-/// Holds the signals back in this thread and all that it starts. Deadly ones that whoever started the process has it ignore, as
+/// Holds the signals back in this thread and all that it starts. Deadly ones that the parent has it ignore, as
 /// nohup(1) does, stay ignored. A write beyond RLIMIT_FSIZE fails with EFBIG from then on, instead of ending the process: neither a
 /// checkpoint nor a disk is worth the guest.
 pub fn block() -> io::Result<Blocked> {

@@ -19,7 +19,7 @@ pub(crate) const LIMITS: &[Constant] =
     constants!(SOFT_SNAPSHOT_REQ_FIRST, SOFT_STRUCT_VM, SOFT_STRUCT_VMCX);
 
 /// Takes a `u64`: hold all vCPUs, as VM_SUSPEND_CPU of all does, at the first possible point where that many instructions
-/// have retired; 0 takes the wish back. EINVAL unless time is counted in instructions.
+/// have retired; 0 cancels that. EINVAL unless time is counted in instructions.
 pub const VM_SOFT_STOP_AT: u64 = iow::<u64>(VMM_IOC_GROUP, 200);
 /// Returns a `u64`: how many instructions all vCPUs have retired, when time is counted in instructions.
 pub const VM_SOFT_INSTRUCTIONS: u64 = ior::<u64>(VMM_IOC_GROUP, 201);

@@ -346,7 +346,7 @@ impl PhysMem {
         ))
     }
 
-    /// Somebody other than a vCPU (a device, the debugger) has written this range: decoded code goes, dirty bits are set.
+    /// A device, the debugger or another writer that is no vCPU has written this range: decoded code goes, dirty bits are set.
     pub fn mark_written(&self, gpa: u64, len: u64) {
         let map = self.snapshot();
         let mut at = gpa & PAGE_MASK;
@@ -435,7 +435,7 @@ mod tests {
         const PAGES: u64 = 4;
         let mem = PhysMem::new();
         let host = std::ptr::without_provenance_mut(0x1000);
-        // SAFETY: nobody accesses the memory.
+        // SAFETY: no processor accesses the memory.
         unsafe {
             let huge = mem.map(0, host, 1 << 62, true);
             assert_eq!(huge, Err(MapError::NoMemory));

@@ -161,7 +161,7 @@ impl Bus for RunBus<'_> {
                 Reply::Done(())
             }
             MSR_APICBASE => {
-                // The kernel lets nobody move the APIC or change its mode, and asks userland.
+                // The kernel does not let a guest move the APIC or change its mode, and asks userland.
                 let same = self.chipset(now, |chipset, _| chipset.apicbase(id)) == value;
                 if same { Reply::Done(()) } else { Reply::Exit }
             }

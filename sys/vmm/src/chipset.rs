@@ -477,7 +477,7 @@ impl Chipset {
     }
 
     /// Which vectors are level triggered follows from the I/O APIC's entries and the local APICs' destinations, and
-    /// from nothing else: whoever changes either calls this.
+    /// from nothing else: each change of either calls this.
     fn update_tmr(&mut self) {
         self.lapics.cpus.iter_mut().for_each(Vlapic::reset_tmr);
         for message in self.ioapic.level_messages() {
@@ -653,7 +653,7 @@ impl Chipset {
         }
     }
 
-    /// IA32_APIC_BASE, which nobody can change.
+    /// IA32_APIC_BASE, which the guest cannot change.
     pub fn apicbase(&self, vcpu: usize) -> u64 {
         self.lapics.cpus.get(vcpu).map_or(0, Vlapic::apicbase)
     }

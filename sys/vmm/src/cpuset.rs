@@ -17,7 +17,7 @@ impl CpuSet {
     /// The empty set.
     pub const EMPTY: Self = Self([0; 4]);
 
-    /// Whether nobody is in it.
+    /// Whether it is empty.
     pub fn is_empty(&self) -> bool {
         *self == Self::EMPTY
     }
@@ -29,7 +29,7 @@ impl CpuSet {
             .is_some_and(|word| word & 1 << (cpu % 64) != 0)
     }
 
-    /// Adds `cpu`; numbers that a set cannot hold are nobody.
+    /// Adds `cpu`; a number that a set cannot hold changes nothing.
     pub fn insert(&mut self, cpu: usize) {
         if let Some(word) = self.0.get_mut(cpu / 64) {
             *word |= 1 << (cpu % 64);
@@ -98,7 +98,7 @@ impl CpuSet {
         bytes
     }
 
-    /// A `cpuset_t`, if it holds nobody that a VM cannot have.
+    /// A `cpuset_t`, if each number in it can be a vCPU of a VM.
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
         let mut set = Self::EMPTY;
         for (index, byte) in bytes.iter().enumerate() {

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: BSD-2-Clause
 
 //! The VM objects behind memory segments (`sys/dev/vmm/vmm_mem.c`): memory that the processors, the devices and
-//! whoever maps `/dev/vmm/NAME` all share.
+//! the processes that map `/dev/vmm/NAME` all share.
 //!
-//! A segment is a memory file mapped shared: pages that nobody has touched are holes in it, so that a checkpoint
-//! can step over them without looking at them. On both sides of the mapping are pages that nobody may touch.
+//! A segment is a memory file mapped shared: pages that were never touched are holes in it, so that a checkpoint
+//! can step over them without looking at them. On both sides of the mapping are pages without access.
 
 #![expect(
     unsafe_code,
@@ -59,7 +59,7 @@ impl Segment {
             len: size,
             file,
         };
-        // SAFETY: the range is in the middle of what was just reserved, which nobody else knows of.
+        // SAFETY: the range is in the middle of what was just reserved, whose address no other code has.
         let base = unsafe {
             libc::mmap(
                 segment.base.as_ptr().cast(),
@@ -191,7 +191,7 @@ impl Segment {
         found
     }
 
-    /// Shows `[offset, offset + len)` to the processors at `gpa`, at once or `lazily`, each page at its first access. Whoever does this keeps the segment for as long as
+    /// Shows `[offset, offset + len)` to the processors at `gpa`, at once or `lazily`, each page at its first access. The caller keeps the segment for as long as
     /// `phys` and its processors exist.
     pub(crate) fn show(
         &self,
@@ -203,7 +203,7 @@ impl Segment {
         lazily: bool,
     ) -> Result<(), Errno> {
         let (host, _) = self.part(offset, len)?;
-        // SAFETY: the range was checked to lie in the mapping, which nobody borrows from and which lives as long as
+        // SAFETY: the range was checked to lie in the mapping, from which no reference is made and which lives as long as
         // this segment: a VM keeps its segments until its processors are gone.
         let shown = unsafe {
             if lazily {
@@ -220,7 +220,7 @@ impl Segment {
 
     fn seek(&self, at: u64, whence: libc::c_int) -> Option<u64> {
         let at = libc::off_t::try_from(at).ok()?;
-        // SAFETY: plain system call; nobody reads or writes through the descriptor's position.
+        // SAFETY: plain system call; nothing reads or writes through the descriptor's position.
         let found = unsafe { libc::lseek(self.file.as_raw_fd(), at, whence) };
         u64::try_from(found).ok()
     }
@@ -229,7 +229,7 @@ impl Segment {
 impl Drop for Segment {
     fn drop(&mut self) {
         let start = self.base.as_ptr().wrapping_sub(GUARD);
-        // SAFETY: the mapping and what is around it are ours, and whoever uses its address holds a reference to this
+        // SAFETY: the mapping and what is around it are ours, and each user of its address holds a reference to this
         // segment.
         unsafe { libc::munmap(start.cast(), self.len + 2 * GUARD) };
     }

@@ -95,11 +95,11 @@ impl Saved {
 pub enum Next {
     /// This virtual CPU has it.
     Cpu(usize),
-    /// Nobody, until something happens outside.
+    /// No virtual CPU, until something happens outside.
     Nobody,
-    /// Nobody: all are held now, as was asked for.
+    /// No virtual CPU: all are held now, as was asked for.
     Paused,
-    /// Nobody: all are held now, because so many instructions have retired ([`Turns::stop_at`]).
+    /// No virtual CPU: all are held now, because so many instructions have retired ([`Turns::stop_at`]).
     Stopped,
 }
 
@@ -242,7 +242,7 @@ impl Turns {
             .then_some(if reached { Next::Stopped } else { Next::Paused })
     }
 
-    /// Gives the turn to somebody if nobody has it.
+    /// Gives the turn to a virtual CPU if none has it.
     pub fn choose(&mut self, machine: &dyn TurnHost) -> Next {
         if let Some(holder) = self.holder {
             return Next::Cpu(holder);

@@ -9,7 +9,7 @@
 
 use crate::errno::Errno;
 
-/// The address space of whoever issued a request.
+/// The address space that a request comes from.
 ///
 /// The arguments of some requests hold pointers (`vm_run.vm_exit`, register sets, CPU sets, the snapshot
 /// buffer). They are followed only through this, so that a request may come from another process: a server
@@ -40,7 +40,7 @@ impl ProcessMemory {
     /// # Safety
     ///
     /// Every pointer and length in the arguments of requests made with this value must denote memory of this
-    /// process that stays valid, and is touched by nobody else, for the length of the request.
+    /// process that stays valid, and is touched by no other thread, for the length of the request.
     pub const unsafe fn new() -> Self {
         Self(())
     }

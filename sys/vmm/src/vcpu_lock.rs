@@ -180,7 +180,7 @@ pub(crate) struct Frozen<'a> {
 }
 
 impl<'a> Frozen<'a> {
-    /// Which one.
+    /// The virtual CPU.
     pub fn vcpu(&self) -> &'a Vcpu {
         self.vcpu
     }

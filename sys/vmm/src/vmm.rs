@@ -266,7 +266,7 @@ impl Vm {
         }
     }
 
-    /// A virtual CPU has something to look at. Those that wait for their turn are woken by whoever passes it on.
+    /// A virtual CPU has something to look at. Those that wait for their turn are woken by the one that passes it on.
     fn notify(&self, vcpu: &Vcpu) {
         match self.options.clock {
             Clock::Host => vcpu.kick(),
@@ -437,7 +437,7 @@ impl Vm {
         Ok(())
     }
 
-    /// The VM is gone from the registry: whoever is in a request comes out, and no new ones are served.
+    /// The VM is gone from the registry: requests that are under way end, and no new ones are served.
     pub(crate) fn destroy(&self) {
         self.states(States::destroy);
         self.devices.shut_down();

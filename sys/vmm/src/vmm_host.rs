@@ -65,7 +65,7 @@ fn nanoseconds(duration: std::time::Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// Guest time of a VM whose clock is the number of retired instructions: published by whoever has the turn.
+/// Guest time of a VM whose clock is the number of retired instructions: published by the virtual CPU that has the turn.
 #[derive(Debug, Default)]
 pub struct Published(AtomicU64);
 

@@ -486,7 +486,7 @@ mod tests {
         memory.alloc(SYSMEM, 1 << 24, "").unwrap();
         memory.map(map(0, 0, 0, 1 << 24)).unwrap();
         let mapping = memory.mmap_sysmem(0x1000, (1 << 24) - 0x1000).unwrap();
-        // SAFETY: the byte lies inside the mapping, and nobody else knows of it.
+        // SAFETY: the byte lies inside the mapping, and no other code has its address.
         unsafe { mapping.as_ptr().add(0x10_0000).write(1) };
         let found = mapping.populated(0, mapping.len());
         assert!(found.iter().any(|range| range.contains(&0x10_0000)));

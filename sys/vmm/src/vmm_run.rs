@@ -286,7 +286,7 @@ fn count(turns: &mut Turns, core: &mut Core) {
 fn enter(vm: &Vm, core: &mut Core) -> bool {
     let alive = core.enter_events();
     if !alive {
-        // Suspended already is as good.
+        // If the VM is suspended already, this vCPU sees that instead.
         let _ = vm.suspend(VM_SUSPEND_TRIPLEFAULT);
     }
     alive
@@ -363,7 +363,7 @@ fn digest(vm: &Vm, core: &mut Frozen<'_>, exit: Exit) -> After {
             VmExit::new(VM_EXITCODE_WRMSR, rip, i32::from(len), msr)
         }
         Exit::Shutdown => {
-            // Suspended already is as good.
+            // If the VM is suspended already, this vCPU sees that instead.
             let _ = vm.suspend(VM_SUSPEND_TRIPLEFAULT);
             return After::Continue;
         }

@@ -104,7 +104,7 @@ const FEATURES: Features = SHARED
     .union(Features::XMM)
     .union(Features::SSE2)
     .union(Features::HTT);
-// With TSC_ADJUST guests can see that nobody has tampered with the counter, and need no watchdog that compares it with slower
+// TSC_ADJUST shows a guest that the counter has not been changed, and need no watchdog that compares it with slower
 // clocks.
 const STDEXT: StdExt = StdExt::FSGSBASE
     .union(StdExt::TSC_ADJUST)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 
-//! All that this crate declares, as a table. The tests hold it against FreeBSD's headers and look for what nobody uses.
+//! All that this crate declares, as a table. The tests hold it against FreeBSD's headers and look for what nothing uses.
 
 use crate::{acpi, apicreg, hpet, i8042, i8253, i8259, isa, ns16550, rtc, segments, specialreg};
 

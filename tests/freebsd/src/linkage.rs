@@ -44,7 +44,7 @@ pub enum Error {
     Read {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// What the system says.
         source: io::Error,
     },
     /// The file is not a well-formed ELF file for 64 bits.
@@ -52,7 +52,7 @@ pub enum Error {
     Elf {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// What is wrong with it.
         source: object::Error,
     },
 }

@@ -9,7 +9,7 @@ use vmm_abi::table;
 /// A member of a record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Member {
-    /// Its name.
+    /// The member's name in C.
     pub name: String,
     /// Its first bit, from the start of the record.
     pub bit: u64,
@@ -46,7 +46,7 @@ pub struct Reference {
 /// A field of a struct of an ABI.
 #[derive(Debug, Clone)]
 pub struct Field {
-    /// Its name.
+    /// The field's name in C.
     pub name: String,
     /// In bytes.
     pub offset: u64,

@@ -21,7 +21,7 @@ use nix::unistd::{ForkResult, fork};
 #[derive(Debug)]
 pub struct PrivilegedHelper(Mutex<UnixStream>);
 
-/// What a helper does when nobody is left to ask it.
+/// What a helper does when the process that made it has ended without asking.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unasked {
     /// Nothing.
@@ -87,7 +87,7 @@ fn serve(stream: &UnixStream, unasked: Unasked, work: impl FnOnce() -> i32) -> !
     };
     if asked || unasked == Unasked::Act {
         let errno = work().to_ne_bytes();
-        // Whoever asked may be gone by now.
+        // The process that asked may have ended by now.
         // SAFETY: the buffer is as long as is said, and lives.
         let _ = unsafe { libc::write(0, errno.as_ptr().cast(), errno.len()) };
     }

@@ -45,10 +45,10 @@ pub struct Kernel {
     system: Arc<dyn System>,
     name: String,
     node: Box<dyn Node>,
-    /// /dev/vmmctl, kept by whoever made the VM: a sandbox lets nobody open it later, and closing it destroys a VM of
+    /// /dev/vmmctl, kept by the handle that made the VM: in a sandbox it cannot be opened later, and closing it destroys a VM of
     /// [`Lifetime::Maker`].
     ctl: Option<Box<dyn Node>>,
-    /// What destroys the VM where there is no /dev/vmmctl, had by whoever made it, for the same reason.
+    /// What destroys the VM where there is no /dev/vmmctl. The handle that made the VM has it, for the same reason.
     destroyer: Option<Later>,
     abi: Abi,
     /// Asked for at once: a sandbox has no such variables.
@@ -58,7 +58,7 @@ pub struct Kernel {
 /// When a VM in the kernel comes to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lifetime {
-    /// When somebody destroys it.
+    /// When a process destroys it.
     Destroyed,
     /// When its maker closes it, too, however that comes to pass. (The kernel of FreeBSD 15.0 does not do that; that of 14 does
     /// not either, but there is a `helper.rs` for it.)

@@ -17,7 +17,7 @@ pub struct HostMapping {
     _owner: Box<dyn Any + Send + Sync>,
 }
 
-// SAFETY: the mapping stays at its address until the owner is dropped, and whoever dereferences the pointer answers for
+// SAFETY: the mapping stays at its address until the owner is dropped, and the code that dereferences the pointer answers for
 // doing so; the pointer itself may travel between threads.
 unsafe impl Send for HostMapping {}
 // SAFETY: as above; no method touches the memory.

@@ -34,7 +34,7 @@ pub enum Kind {
     Remote,
 }
 
-/// One VM, as whoever runs it sees it.
+/// One VM, as its user sees it.
 pub trait Backend: Send + Sync {
     /// Which back end it is.
     fn kind(&self) -> Kind;

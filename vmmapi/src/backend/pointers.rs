@@ -94,7 +94,7 @@ pub fn pointers(request: u64) -> &'static [Pointer] {
     }
 }
 
-/// Pointers that are always null: what they could tell, nobody here has to say.
+/// Pointers that are always null: this project has nothing to pass through them.
 fn unused_pointers(request: u64) -> &'static [usize] {
     const SNAPSHOT_UNUSED: [usize; 2] = [
         offset_of!(VmSnapshotMeta, dev_data),

@@ -72,7 +72,7 @@ impl Backend for Remote {
         Err(Errno(libc::EOPNOTSUPP))
     }
 
-    /// Nobody asks from another process.
+    /// Not known here: a client has no use for it.
     fn tsc_hz(&self) -> Option<u64> {
         None
     }

@@ -200,7 +200,7 @@ struct HostNode {
     file: File,
 }
 
-/// Guest memory is of no use in a core file, unless somebody says so ([`HostMapping::keep_in_core`]).
+/// Core files leave guest memory out, unless [`HostMapping::keep_in_core`] is called.
 #[cfg(target_os = "freebsd")]
 const MAP_FLAGS: libc::c_int = libc::MAP_SHARED | libc::MAP_NOCORE;
 #[cfg(not(target_os = "freebsd"))]

@@ -3,7 +3,7 @@
 //! `P.resumed`: the mark that a guest has gone on from the checkpoint P. Upstream has no counterpart.
 //!
 //! A disk that is a device has no time of change, so that nothing about it tells whether it is still the disk of the
-//! checkpoint. Whoever continues with such a disk sets this mark first. It holds the image's UUID: a mark of an older
+//! checkpoint. A bhyve that continues with such a disk sets this mark first. It holds the image's UUID: a mark of an older
 //! image of the same name says nothing about a newer one, so the two need not change in one step.
 
 use std::io;
@@ -15,7 +15,7 @@ use super::{Error, Names, Storage, io_error, ours, reader};
 const MAX_SIZE: u64 = 64;
 
 /// Says durably that a guest goes on from the image `uuid`, the checkpoint named `base` in `storage`. When this has
-/// returned, whoever opens the checkpoint finds it resumed ([`super::Checkpoint::is_resumed`]).
+/// returned, every later reader of the checkpoint finds it resumed ([`super::Checkpoint::is_resumed`]).
 ///
 /// # Errors
 ///

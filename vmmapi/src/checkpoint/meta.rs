@@ -167,7 +167,7 @@ pub struct Record {
     pub kind: String,
     /// Version of that layout.
     pub version: u32,
-    /// The way in which it was had, in `P.kern` from version 2 of the format on.
+    /// The way in which it was obtained, in `P.kern` from version 2 of the format on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub way: Option<String>,
     /// Length in bytes.

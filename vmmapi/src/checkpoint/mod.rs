@@ -14,7 +14,7 @@
 //! They come and go together. A new checkpoint is written beside an older one of the same name, as `P.new.meta`, `P.new`,
 //! `P.new.kern` and `P.new.dev`, and brought to stable storage. Then `P.new.meta` is renamed to `P.commit`: that is the commit
 //! point. Before it the older checkpoint is whole, after it the new one is. What follows, renaming the four to their own names,
-//! can be interrupted anywhere: whoever sees a `P.commit` takes each file that still has its `new` name under that
+//! can be interrupted anywhere: a program that sees a `P.commit` takes each file that still has its `new` name under that
 //! name. A fifth file, `P.resumed`, says that a guest has gone on from the checkpoint with a disk that is a device
 //! ([`mark_resumed`]); a new checkpoint takes it away. Nothing but these names is ever made, and all of them begin with P, so tools that move or delete `P*` get it all.
 //! What has one of these names and is no checkpoint's is refused before anything is written (`ours.rs`).

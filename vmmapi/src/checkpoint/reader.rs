@@ -21,7 +21,7 @@ use super::{
 
 /// What error texts call the file of the vmm's items.
 const KERN: &str = "P.kern";
-/// The format version from which on items say how they were had.
+/// The format version from which on items say how they were obtained.
 const WAYS_SINCE: u32 = 2;
 
 /// `P.kern` and `P.dev` are read whole; larger ones than this are refused.
@@ -331,7 +331,7 @@ struct FilePiece<'a> {
     extent: Option<(u64, &'a str)>,
 }
 
-/// Whether the numbers in `meta` are consistent, so that whoever uses them need not check again.
+/// Whether the numbers in `meta` are consistent, so that their users need not check again.
 pub(super) fn check(file: &str, meta: &Meta) -> Result<(), Error> {
     let bad = |why: String| Error::Meta {
         file: file.into(),
@@ -376,7 +376,7 @@ pub(super) fn check(file: &str, meta: &Meta) -> Result<(), Error> {
             let has_way = name == KERN && meta.version >= WAYS_SINCE && record.device != IMAGE;
             if record.way.is_some() != has_way {
                 return Err(bad(format!(
-                    "the way in which the state of {} in {name} was had should {}be there",
+                    "the way in which the state of {} in {name} was obtained should {}be there",
                     record.device,
                     if has_way { "" } else { "not " }
                 )));
@@ -490,7 +490,7 @@ fn next_data(file: &File, from: u64, end: u64) -> io::Result<Option<(u64, u64)>>
     }
 }
 
-/// Goes on with `crc` over `len` zeroes.
+/// The checksum of what `crc` is the checksum of, followed by `len` zeroes.
 fn crc_of_zeroes(mut crc: u32, mut len: u64) -> u32 {
     static ZEROES: [u8; 16 * PAGE] = [0; 16 * PAGE];
     while len > 0 {

@@ -109,7 +109,7 @@ pub trait Storage: Send + Sync {
 pub struct Directory(OwnedFd);
 
 impl Directory {
-    /// A directory that somebody else has opened, as bhyvectl(8) does for bhyve(8).
+    /// A directory that another process has opened, as bhyvectl(8) does for bhyve(8).
     pub fn from_fd(fd: OwnedFd) -> Directory {
         Directory(fd)
     }

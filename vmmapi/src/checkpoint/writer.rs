@@ -131,7 +131,7 @@ impl<'a> Writer<'a> {
         create_all().inspect_err(|_| discard(storage, &names))
     }
 
-    /// Appends an item of the vmm's to `P.kern`, with the way in which it was had.
+    /// Appends an item of the vmm's to `P.kern`, with the way in which it was obtained.
     ///
     /// # Errors
     ///
@@ -397,7 +397,7 @@ pub(super) fn finish_commit(storage: &dyn Storage, names: &Names) -> Result<(), 
     storage
         .sync()
         .map_err(io_error("sync the directory of", &names.base))?;
-    // Where there is no thread to be had, it is closed here.
+    // If no thread can be made, it is closed here.
     let close = std::thread::Builder::new().name("old checkpoint".into());
     let _ = close.spawn(move || drop(old));
     Ok(())

@@ -79,7 +79,7 @@ fn check(path: &Path, metadata: &Metadata) -> Result<(), ControlError> {
     if !metadata.is_dir() {
         return Err(unfit("not a directory", Errno(libc::ENOTDIR)));
     }
-    // Whoever owns the directory can put another socket in our socket's place.
+    // The owner of the directory can put another socket in our socket's place.
     if metadata.uid() != geteuid().as_raw() && metadata.uid() != 0 {
         return Err(unfit("belongs to another user", Errno::EPERM));
     }
@@ -111,7 +111,7 @@ pub fn running(rundir: &Path) -> Result<Vec<String>, ControlError> {
     // A name that is no text is none of a VM's.
     let sockets = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
     let name_of = |socket: String| {
-        // One that nobody listens at is left over from a VM that is gone.
+        // A socket without a listener is left over from a VM that is gone.
         let mut client = ControlClient::connect(rundir, &socket).ok()?;
         if Uuid::try_parse(&socket).is_err() {
             return Some(socket);

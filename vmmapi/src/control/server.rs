@@ -99,7 +99,7 @@ impl ControlServer {
         &self.path
     }
 
-    /// The socket's name, for whoever has to remove it when the process ends without dropping this.
+    /// The socket's name, for the code that removes it when the process ends without dropping this.
     pub fn socket(&self) -> &Arc<SocketName> {
         &self.socket
     }
@@ -147,7 +147,7 @@ fn bind(rundir: &Path, path: &Path) -> Result<UnixListener, ControlError> {
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
                 std::fs::remove_file(path).map_err(|error| system("unlink", &error))?;
             }
-            // Connected, or refused for lack of permission or of room in the queue: somebody listens.
+            // Connected, or refused for lack of permission or of room in the queue: a process listens.
             Ok(_) => return Err(ControlError::InUse(path.to_owned())),
             Err(error)
                 if [io::ErrorKind::PermissionDenied, io::ErrorKind::WouldBlock]

@@ -119,7 +119,7 @@ fn recv_descriptors(
         let before = descriptors.len();
         for control in message.cmsgs()? {
             if let ControlMessageOwned::ScmRights(rights) = control {
-                // SAFETY: the kernel has just installed these descriptors for this process, and nobody else knows them.
+                // SAFETY: the kernel has just installed these descriptors for this process, and no other owner has their numbers.
                 descriptors.extend(
                     rights
                         .into_iter()

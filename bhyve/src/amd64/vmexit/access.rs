@@ -20,7 +20,7 @@ pub struct LinearAccess<'a> {
 }
 
 impl LinearAccess<'_> {
-    /// Instruction bytes at `gla`, as many as can be had; at least one.
+    /// Instruction bytes at `gla`, as many as are known; at least one.
     pub fn fetch(&self, gla: u64, buffer: &mut [u8]) -> Result<usize, EmulError> {
         let first = buffer.len().min((PAGE - gla % PAGE) as usize);
         for len in [buffer.len(), first] {

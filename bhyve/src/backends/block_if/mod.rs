@@ -57,7 +57,7 @@ pub enum Op {
 /// One thing to do.
 #[derive(Debug)]
 pub struct Request<T> {
-    /// What.
+    /// What is to be done.
     pub op: Op,
     /// Where, in bytes.
     pub offset: u64,

@@ -8,7 +8,7 @@ use crate::device::BuildError;
 use crate::mevent::{EventId, Interest, Mevent};
 use std::io;
 
-/// A watched back end. Whoever has it holds a lock under which room is found and given up, so that a driver that makes room
+/// A watched back end. Its user holds a lock under which room is found and given up, so that a driver that makes room
 /// and a device that runs out of it cannot cross.
 #[derive(Default)]
 pub struct Watch {

@@ -22,7 +22,7 @@ enum Version {
     V38,
 }
 
-/// Goes through the handshake up to the viewer's ClientInit. Whoever does not know the password gets an error.
+/// Goes through the handshake up to the viewer's ClientInit. A viewer that does not know the password gets an error.
 pub fn handshake(stream: &mut (impl Read + Write), password: Option<&str>) -> io::Result<()> {
     stream.write_all(OUR_VERSION)?;
     let mut version = [0; VERSION_LEN];

@@ -45,7 +45,7 @@ pub enum Message {
     Key(KeyEvent),
     /// The pointer.
     Ptr(PtrEvent),
-    /// Something that is of no use here: text that nobody can paste, colours that somebody has.
+    /// Something without use here: text for the clipboard, and colour map entries.
     Nothing,
 }
 

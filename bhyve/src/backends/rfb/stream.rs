@@ -55,7 +55,7 @@ impl Endpoint {
         Ok(Self::Tcp(SocketAddr::new(address, port)))
     }
 
-    /// Listens there, without blocking whoever accepts.
+    /// Listens there, without blocking the thread that accepts.
     pub fn listen(&self) -> io::Result<Listener> {
         match self {
             Self::Tcp(address) => {

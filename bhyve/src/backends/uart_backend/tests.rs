@@ -64,7 +64,7 @@ fn tcp(
 fn one_connection_at_a_time() {
     let port = Arc::new(Port::default());
     let (tty, address, mevent, thread) = tcp(&port);
-    // Nobody listens: lost.
+    // No client is there: lost.
     tty.send(b'?');
     let mut first = TcpStream::connect(address).unwrap();
     until("the connection", || tty.line.lock().is_some());

@@ -24,7 +24,7 @@ const PCI_PINS: u8 = 8;
 const ISA_IRQS: u8 = 16;
 const KIND: &str = "pci-irq";
 
-/// Timer, keyboard, cascade, clock and coprocessor cannot be had.
+/// Timer, keyboard, cascade, clock and coprocessor have theirs, and no device of PCI gets them.
 fn permitted(irq: u8) -> bool {
     const TAKEN: [u8; 5] = [IRQ_TIMER, KBD_DEV_IRQ, ICU_SLAVEID, IRQ_RTC, IRQ_NPX];
     irq < ISA_IRQS && !TAKEN.contains(&irq)
@@ -50,7 +50,7 @@ struct Links {
     boot: [Option<u8>; PIRQS],
     /// Lines of each PIRQ.
     lines: [u32; PIRQS],
-    /// Users of each IRQ; `None` for those that cannot be had.
+    /// Users of each IRQ; `None` for those that no device of PCI gets.
     irq_users: [Option<u32>; ISA_IRQS as usize],
     next_ioapic: u8,
     bridge: Option<Bdf>,

@@ -122,7 +122,7 @@ impl Syntax {
 
 /// A model that `-s` can name.
 pub struct PciModel {
-    /// Its name.
+    /// The word behind the slot in `-s`.
     pub name: &'static str,
     /// The model that it really is; its parser then sets what differs.
     pub alias_of: Option<&'static str>,

@@ -28,7 +28,7 @@ pub enum SlotError {
     /// The model does not take these options.
     #[error("pci slot {bdf}: {source}")]
     Options {
-        /// Where.
+        /// The slot and function.
         bdf: Bdf,
         /// What is wrong.
         source: OptionsError,

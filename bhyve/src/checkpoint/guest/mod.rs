@@ -113,7 +113,7 @@ pub struct Processors<'a> {
     vcpus: &'a Vcpus,
     stub: Option<&'a Stub>,
     vendor: Vendor,
-    /// Both items are had at once.
+    /// Both items are obtained at once.
     saved: OnceCell<Saved>,
 }
 

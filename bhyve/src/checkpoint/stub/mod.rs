@@ -38,7 +38,7 @@ pub enum StubError {
     /// The segment is not what was made.
     #[error("the stub's memory: {0}")]
     Memory(#[from] OutOfRange),
-    /// The guest has everything.
+    /// No address is free: the guest has something everywhere.
     #[error("there is no free guest physical address below 4 GiB")]
     NoAddress,
     /// It executes something else, or nothing.
@@ -71,7 +71,7 @@ pub enum StubError {
         /// Where.
         offset: u64,
     },
-    /// A processor of the future.
+    /// The processor saves more than the stub has room for.
     #[error(
         "vcpu {vcpu} has {bytes} bytes of FPU state, {} are known",
         at::AREA_SIZE
@@ -284,7 +284,7 @@ fn run_to_exit(vcpu: &Vcpu) -> Result<VmExit, StubError> {
         match vcpu.run(&mut exit, &mut cpuset) {
             Err(error) if error.errno.0 == libc::EINTR => {}
             Err(error) => return Err(error.into()),
-            // Of a debugger that steps; all of it is over soon.
+            // A debugger steps this processor; it comes out after an instruction.
             Ok(()) if matches!(exit.exitcode, VM_EXITCODE_MTRAP | VM_EXITCODE_DB) => {}
             Ok(()) if matches!(exit.exitcode, VM_EXITCODE_BOGUS | VM_EXITCODE_REQIDLE) => {}
             Ok(()) => return Ok(exit),

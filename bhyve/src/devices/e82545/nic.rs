@@ -18,7 +18,7 @@ use vmmapi::GuestMemory;
 pub const DESCRIPTOR: u64 = 16;
 /// The longest frame, as the manual has it.
 pub const LONGEST_FRAME: usize = 16384;
-/// What the cable has at least, without the checksum.
+/// The shortest frame on a cable, in bytes, without the checksum.
 pub const SHORTEST_FRAME: usize = 60;
 const ADDRESSES: usize = 16;
 const FILTER_WORDS: usize = 128;

@@ -142,7 +142,7 @@ impl Vga {
         chip.draw(blink, image);
     }
 
-    /// As at power-on.
+    /// Puts every register to its value at power-on.
     pub fn reset(&self) {
         *self.chip() = bios::power_on(self.extent == Extent::Full);
     }

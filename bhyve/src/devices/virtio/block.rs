@@ -256,7 +256,7 @@ enum Parsed {
         status: u32,
         written: u32,
     },
-    /// Not even a place for the status.
+    /// The chain has no byte for the status.
     Hopeless,
 }
 

@@ -136,7 +136,7 @@ impl Modern {
         };
     }
 
-    /// As at power-on.
+    /// Puts every register to its value at power-on.
     pub fn close_window(&self) {
         self.lock().window = Window::default();
     }

@@ -51,7 +51,7 @@ pub struct Chain {
 }
 
 impl Chain {
-    /// By what it is given back.
+    /// The index of its first descriptor, by which it is given back.
     pub fn head(&self) -> u16 {
         self.head
     }

@@ -45,7 +45,7 @@ const VERSION_1: u64 = 1 << VIRTIO_F_VERSION_1;
 /// Buffers may be cut in any way; goes without saying in virtio 1.x.
 const ANY_LAYOUT: u64 = 1 << VIRTIO_F_ANY_LAYOUT;
 
-/// What tells one virtio device from another.
+/// The identity of a virtio device: its numbers, features and queues.
 pub struct Model<'a> {
     /// PCI device id, 0x1000 to 0x103f.
     pub device: u16,

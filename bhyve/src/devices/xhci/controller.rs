@@ -144,7 +144,7 @@ impl Controller {
         }
     }
 
-    /// As at power-on.
+    /// Puts every register to its value at power-on.
     pub fn reset(&mut self) {
         self.usbcmd = 0;
         self.usbsts = sts::HALTED;

@@ -8,7 +8,7 @@ use crate::fuzz::{Chance, scratch};
 
 const MIB: u64 = 1 << 20;
 
-/// Files that somebody took for a kernel and its initrd.
+/// Files that are given as a kernel and its initrd.
 pub fn boot(input: &[u8]) {
     let mut chance = Chance::new(input);
     let layout = MemoryLayout {

@@ -75,9 +75,9 @@ pub enum LoadError {
     /// A file cannot be read.
     #[error("cannot read {}", path.display())]
     Read {
-        /// Which.
+        /// The path of the file.
         path: PathBuf,
-        /// Why.
+        /// What the system says.
         source: io::Error,
     },
     /// Not a kernel at all.
@@ -86,7 +86,7 @@ pub enum LoadError {
     /// An ELF file, but a bad one.
     #[error("{} cannot be booted: {source}", path.display())]
     Elf {
-        /// Which.
+        /// The path of the file.
         path: PathBuf,
         /// What is wrong with it.
         source: ElfError,
@@ -94,7 +94,7 @@ pub enum LoadError {
     /// A kernel of a kind that is known, but which cannot be used.
     #[error("{} cannot be booted: {reason}", path.display())]
     Kernel {
-        /// Which.
+        /// The path of the file.
         path: PathBuf,
         /// What is wrong with it.
         reason: String,
@@ -120,7 +120,7 @@ pub enum LoadError {
     /// The initrd does not fit anywhere.
     #[error("{} ({size} bytes) does not fit into the guest's memory below {limit:#x}", path.display())]
     InitrdTooLarge {
-        /// Which.
+        /// The path of the file.
         path: PathBuf,
         /// Its size.
         size: u64,

@@ -157,7 +157,7 @@ impl BootState {
     /// 64-bit mode, the first 4 GiB mapped one to one.
     pub(super) fn long_mode(rip: u64) -> Self {
         Self {
-            // Below the boot parameters' pages and above what is at INFO: nobody is meant to use it, but it is there.
+            // Below the boot parameters' pages and above what is at INFO: reserved, but there.
             rsp: place::PAGE_TABLES,
             cr0: (CR0_PROTECTED | Cr0::PG).bits(),
             cr3: place::PAGE_TABLES,

@@ -359,7 +359,7 @@ impl Vhpet {
         }
     }
 
-    /// `STRUCT_VHPET`. The times of its timers, uptimes in the kernel that nobody reads, count from `now`.
+    /// `STRUCT_VHPET`. The times of its timers, uptimes in the kernel that it does not read, count from `now`.
     pub fn save(&self, now: Sbt) -> Vec<u8> {
         let Self {
             config,

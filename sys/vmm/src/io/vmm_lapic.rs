@@ -16,7 +16,7 @@ use crate::io::Refused;
 use crate::io::ticks::Heard;
 use crate::io::vlapic::{Event, Vlapic};
 
-/// What the devices did to the virtual CPUs since the last time somebody looked.
+/// What the devices did to the virtual CPUs since they were last collected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Effects {
     /// vCPUs that may have an interrupt to take: wake them if they sleep, make them look if they run.

@@ -137,7 +137,7 @@ const CLOCK_VERSION: u32 = 1;
 const CLOCK_BYTES: usize = 4 + 4 + 8 + 4 * 8 + 4 + CPUSET_BYTES;
 /// What the guest's time stamp counter counts in a second.
 const TSC_HZ: u64 = 1_000_000_000;
-/// So many instructions or nanoseconds nobody will see; nothing wraps below.
+/// More instructions or nanoseconds than any VM lives; nothing below wraps.
 const FOREVER: u64 = 1 << 62;
 
 /// Version, kind of clock, TSC rate, and the turns (zeros when the clock is the host's).

@@ -526,7 +526,7 @@ impl World {
         worlds
     }
 
-    /// An instruction that concerns nobody else.
+    /// An instruction without effect on others.
     fn retire(&mut self, thread: usize) {
         self.states.turns.retire(1);
         if self.states.turns.is_over() {

@@ -296,7 +296,7 @@ fn the_format_before_this_one_is_read() {
     let mut meta = write(&storage, "p", 1).unwrap();
     assert_eq!(meta.kern_structs[0].way.as_deref(), Some("struct"));
     let rewrite = |meta: &Meta| fs::write(dir.path().join("p.meta"), meta.to_text()).unwrap();
-    let why = "the way in which the state of vhpet in P.kern was had should";
+    let why = "the way in which the state of vhpet in P.kern was obtained should";
     meta.version = 1;
     rewrite(&meta);
     let error = read(&storage, "p").unwrap_err().to_string();

@@ -92,7 +92,7 @@ pub fn main() -> u8 {
 fn serve() -> io::Result<()> {
     // It ends when the device's end is closed, and not by what is sent to the whole group of processes.
     let _held = signals::block()?;
-    // Nor does it keep what whoever started bhyve has left open.
+    // Nor does it keep the descriptors that bhyve's parent has left open.
     // SAFETY: nothing but the standard streams is in use yet. If it fails, they stay open, as they are in bhyve.
     unsafe { libc::close_range(3, libc::c_uint::MAX, 0) };
     let socket = io::stdin().as_fd().try_clone_to_owned()?;

@@ -115,7 +115,7 @@ impl Drop for Slirp {
         if let Err(error) = shutdown(self.pipe.fd.as_raw_fd(), Shutdown::Both) {
             log::debug!("slirp: cannot tell the helper to end: {error}");
         }
-        // In capability mode nobody can wait for a process, but then this one ends, too.
+        // In capability mode a process cannot be waited for, but then this one ends, too.
         if let Err(error) = self.helper.wait() {
             log::debug!("slirp: {error}");
         }

@@ -474,7 +474,7 @@ impl VirtioDevice for Net {
     }
 
     fn reset(&self) {
-        // Whoever is delivering holds it.
+        // The event loop holds it while it delivers frames.
         let queue = self.inner.transport.queue(RX);
         self.inner.watch(&self.mevent, false);
         drop(queue);
@@ -533,7 +533,7 @@ impl VirtioDevice for Net {
     }
 
     fn restart(&self) {
-        // Wanted or not, the first frame finds out.
+        // The first frame that comes finds out whether there is room for it.
         self.kick(RX);
         let status = self.inner.transport.features() & 1 << VIRTIO_NET_F_STATUS != 0;
         if self.inner.link_changed.swap(false, Ordering::AcqRel) && status {
