@@ -193,6 +193,24 @@ fn systems_differ_in_few_places() {
     assert_eq!(differing, listed, "which sources ask for the system");
 }
 
+/// A module with modules of its own is the `mod.rs` of its folder. A file beside a folder of its name has tests there, and no more.
+#[test]
+fn a_folders_module_is_its_mod_rs() {
+    let mut beside = Vec::new();
+    for package in [
+        "sys/abi", "sys/x86", "sys/cpu", "sys/vmm", "vmmapi", "bhyve", "bhyvectl",
+    ] {
+        for path in sources(&format!("{package}/src")) {
+            let folder = path.trim_end_matches(".rs");
+            let only_tests = |inside: &String| inside.starts_with(&format!("{folder}/tests"));
+            if workspace().join(folder).is_dir() && !sources(folder).iter().all(only_tests) {
+                beside.push(path);
+            }
+        }
+    }
+    assert!(beside.is_empty(), "{beside:?} have folders with modules");
+}
+
 /// The sources of all crates but sys/x86, without their tests, with the names of the files.
 fn users_of_x86() -> Vec<(String, String)> {
     const INLINE_TESTS: &str = "#[cfg(test)]\nmod tests {";
