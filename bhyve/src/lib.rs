@@ -11,6 +11,7 @@ mod cli;
 mod config;
 mod device;
 mod devices;
+mod external;
 mod firmware;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;

@@ -4,9 +4,10 @@
 //! clock, and at a cold start the firmware tables and the kernel.
 
 use crate::backends::console::BootScreen;
-use crate::bus::pci::{PciBus, States};
+use crate::bus::pci::PciBus;
+use crate::bus::pci::irq::PciIrq;
 use crate::config::{Var, variables};
-use crate::device::{BuildCtx, BuildError, Clock, Device, StateError};
+use crate::device::{BuildCtx, BuildError, Checkpointed, Clock};
 use crate::devices::atkbdc::Atkbdc;
 use crate::devices::pm::{NullPort, Pm, PowerRequest};
 use crate::devices::rtc;
@@ -56,8 +57,9 @@ const NO_FIRMWARE: &str = "boot ROMs are not supported; set boot.kernel";
 
 /// The fixed devices of a machine.
 pub struct Platform {
+    pirq: Arc<PciIrq>,
     pm: Arc<Pm>,
-    devices: Vec<Arc<dyn Device>>,
+    atkbdc: Arc<Atkbdc>,
 }
 
 /// How much memory the VM has, and where.
@@ -75,15 +77,8 @@ fn write(ctx: &BuildCtx<'_>, gpa: u64, bytes: &[u8]) -> Result<(), BuildError> {
 }
 
 impl Platform {
-    /// Builds the devices, before those of PCI: they have the first choice of interrupts. With `states` every device must
-    /// have one.
-    pub fn build(ctx: &BuildCtx<'_>, states: Option<States<'_>>) -> Result<Self, BuildError> {
-        let saved = |name: &str| match states {
-            None => Ok(None),
-            Some(states) => states(name).map(Some).ok_or_else(|| {
-                StateError::Invalid(format!("the checkpoint has no state of {name}"))
-            }),
-        };
+    /// Builds the devices, before those of PCI: they have the first choice of interrupts.
+    pub fn build(ctx: &BuildCtx<'_>) -> Result<Self, BuildError> {
         let chip: Arc<dyn IrqChip> = Arc::new(ctx.vm.clone());
         ctx.intx.reserve(SCI_INT);
         let vm = ctx.vm.clone();
@@ -97,28 +92,24 @@ impl Platform {
                 log::debug!("power management: {error}");
             }
         });
-        let pm = Arc::new(Pm::new(
-            Arc::clone(&chip),
-            Arc::clone(&power),
-            saved("pm")?.as_ref(),
-        )?);
+        let pm = Arc::new(Pm::new(Arc::clone(&chip), Arc::clone(&power)));
         pm.register(ctx.inout)?;
         ctx.intx.reserve(AUX_DEV_IRQ);
-        let atkbdc = Arc::new(Atkbdc::new(chip, power, saved("atkbdc")?.as_ref())?);
+        let atkbdc = Arc::new(Atkbdc::new(chip, power));
         atkbdc.register(ctx.inout)?;
         atkbdc.listen(ctx.console);
         NullPort::register(ctx.inout)?;
-        if states.is_none() {
-            rtc::init(ctx.vm, ctx.config, ctx.clock, memory_layout(ctx.mem))?;
-        }
-        let devices: Vec<Arc<dyn Device>> =
-            vec![Arc::clone(ctx.intx) as _, Arc::clone(&pm) as _, atkbdc];
-        Ok(Self { pm, devices })
+        Ok(Self {
+            pirq: Arc::clone(ctx.intx),
+            pm,
+            atkbdc,
+        })
     }
 
     /// The devices, for checkpoints.
-    pub fn devices(&self) -> &[Arc<dyn Device>] {
-        &self.devices
+    pub fn devices(&self) -> [Arc<dyn Checkpointed>; 3] {
+        let Self { pirq, pm, atkbdc } = self;
+        [pirq.clone(), pm.clone(), atkbdc.clone()]
     }
 
     /// Presses the power button. False if the guest would not notice.
@@ -151,10 +142,11 @@ fn write_smbios(ctx: &BuildCtx<'_>, memory: MemoryLayout) -> Result<(), BuildErr
     write(ctx, SMBIOS_BASE, &tables)
 }
 
-/// Leaves the tables in memory that firmware would, and loads the kernel that the configuration names; only at a cold start,
-/// when all devices are there. `None` without a kernel.
+/// Sets the clock, leaves the tables in memory that firmware would, and loads the kernel that the configuration names; only at a
+/// cold start, when all devices are there. `None` without a kernel.
 pub fn boot(ctx: &BuildCtx<'_>, bus: &PciBus, cpus: u32) -> Result<Option<BootState>, BuildError> {
     let memory = memory_layout(ctx.mem);
+    rtc::init(ctx.vm, ctx.config, ctx.clock, memory)?;
     if ctx.config.get(&MPTABLE)? {
         match mptbl::build(cpus, bus.routes()) {
             Ok(table) => write(ctx, MPTABLE_BASE, &table)?,

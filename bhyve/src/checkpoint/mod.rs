@@ -17,11 +17,11 @@ pub mod restore;
 pub mod stub;
 mod vlapic;
 
-use crate::backends::block_if::DiskIdentity;
-use crate::device::{Clock, Device, SaveError, SavedState, StateError};
+use crate::device::{Clock, SaveError, SavedState};
+use crate::external::External;
 use crate::gdb::DebugError;
 use crate::machine::vcpu::{Hold, RestError};
-use crate::machine::{Machine, Rest};
+use crate::machine::{Machine, Rest, RestoreStateError};
 use crate::point;
 use guest::{GuestError, Processors};
 use image::VmImage;
@@ -30,7 +30,7 @@ use items::{Item, ItemError, items};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use vmmapi::abi::soft;
 use vmmapi::checkpoint::{
-    self, Basic, CpuContract, DEVICE_IDENTITY, Description, FileId, Progress, Storage, Writer,
+    self, Basic, CpuContract, Description, FileId, Progress, Storage, Writer,
 };
 
 /// Version of the kernel's structs: FreeBSD 15's layouts.
@@ -50,9 +50,9 @@ pub enum SnapshotError {
         /// Why.
         source: SaveError,
     },
-    /// A disk that no restore could have as the guest knows it.
+    /// Something outside of the checkpoint that no restore could have as the guest knows it.
     #[error("{device}: {source}")]
-    Disk {
+    External {
         /// Which.
         device: String,
         /// Why.
@@ -81,13 +81,8 @@ pub enum SnapshotError {
     #[error(transparent)]
     Files(#[from] checkpoint::Error),
     /// A device does not take its own state.
-    #[error("{device} does not take its own state back: {source}")]
-    DeviceBack {
-        /// Which.
-        device: String,
-        /// Why.
-        source: StateError,
-    },
+    #[error("the machine does not take its own state back")]
+    DevicesBack(#[from] RestoreStateError),
     /// The vmm does not take its own struct.
     #[error("the vmm does not take its own {name} back: {source}")]
     StructBack {
@@ -182,14 +177,7 @@ fn save_kernel(processors: &Processors<'_>) -> Result<Vec<(Item, Vec<u8>)>, Snap
 /// The states of everything else, by record name.
 fn save_devices(machine: &Machine) -> Result<Vec<(String, SavedState)>, SnapshotError> {
     let failed = |(device, source)| SnapshotError::Device { device, source };
-    let vcpus = machine.vcpus();
-    let name = vcpus.name().to_owned();
-    let state = vcpus
-        .save()
-        .map_err(|error| failed((name.clone(), error)))?;
-    let mut states = vec![(name, state)];
-    states.extend(machine.devices().save().map_err(failed)?);
-    Ok(states)
+    machine.devices().save().map_err(failed)
 }
 
 fn describe(machine: &Machine, afterwards: Afterwards) -> Result<Description, SnapshotError> {
@@ -220,57 +208,28 @@ fn describe(machine: &Machine, afterwards: Afterwards) -> Result<Description, Sn
     })
 }
 
-/// The disks for whoever looks at the files, if a restore can have every one of them ([`crate::backends::block_if::BlockIf::identity`]).
-/// What a restore goes by is in the devices' own states, but for devices that the guest goes on with.
+/// What the machine has outside of the checkpoint, for whoever looks at the files, if a restore can have every one of them
+/// ([`External::identity`]). What a restore goes by is in the devices' own states, but for devices that the guest goes on with.
 fn disks(
     machine: &Machine,
     afterwards: Afterwards,
 ) -> Result<Vec<checkpoint::Disk>, SnapshotError> {
-    let disks = machine.devices().disks().into_iter();
-    disks
-        .map(|(device, identity)| {
-            let identity = match identity {
-                Ok(identity) => identity,
-                Err(source) => return Err(SnapshotError::Disk { device, source }),
-            };
-            let DiskIdentity {
-                path,
-                canonical: _,
-                device: is_device,
-                dev,
-                inode,
-                size,
-                mtime_ns,
-                read_only,
-            } = identity;
-            Ok(checkpoint::Disk {
-                device,
-                path,
-                identity: if is_device {
-                    format!("{DEVICE_IDENTITY}{dev}")
-                } else {
-                    format!("file:{dev}:{inode}")
-                },
-                size,
-                changed: if is_device {
-                    checkpoint::Disk::changed_device(!read_only && afterwards == Afterwards::Resume)
-                } else {
-                    mtime_ns.to_string()
-                },
-                writable: !read_only,
-            })
-        })
-        .collect()
+    let resumes = afterwards == Afterwards::Resume;
+    let describe = |(device, external): (&str, &dyn External)| {
+        let device = device.to_owned();
+        match external.identity() {
+            Ok(identity) => Ok(identity.describe(device, resumes)),
+            Err(source) => Err(SnapshotError::External { device, source }),
+        }
+    };
+    machine.devices().externals().map(describe).collect()
 }
 
-/// The files that are the machine's disks.
+/// The files that the machine has outside of the checkpoint.
 fn disk_files(machine: &Machine) -> Vec<FileId> {
-    let known = |(_, identity): (String, std::io::Result<DiskIdentity>)| identity.ok();
-    let disks = machine.devices().disks().into_iter().filter_map(known);
-    disks
-        .filter(|disk| !disk.device)
-        .map(|disk| (disk.dev, disk.inode))
-        .collect()
+    let externals = machine.devices().externals();
+    let identities = externals.flat_map(|(_, external)| external.identity());
+    identities.filter_map(|identity| identity.file()).collect()
 }
 
 /// What has to be the same on the machine that restores.

@@ -4,7 +4,7 @@
 //! for guest memory, at as many moments as one likes. Upstream has no such thing.
 
 use super::{SnapshotError, save_devices, save_kernel};
-use crate::device::{Device, SavedBytes};
+use crate::device::SavedBytes;
 use crate::machine::exit_counter::{Due, ExitCounter};
 use crate::machine::vcpu::{End, Hold, RestError};
 use crate::machine::{Machine, Rest};
@@ -63,17 +63,9 @@ fn pulse(rest: &Rest<'_>) -> Result<(), SnapshotError> {
         .iter()
         .map(|(name, state)| (name.clone(), state.clone().into()))
         .collect();
-    let back = |(device, source)| SnapshotError::DeviceBack { device, source };
-    let vcpus = machine.vcpus();
-    if let Some(saved) = states.get(vcpus.name()) {
-        vcpus
-            .restore(saved)
-            .map_err(|error| back((vcpus.name().to_owned(), error)))?;
-    }
     machine
         .devices()
-        .restore(&|name| states.get(name).cloned())
-        .map_err(back)?;
+        .restore(&|name| states.get(name).cloned())?;
     if let Some((_, (name, _))) = devices
         .iter()
         .zip(save_devices(machine)?)

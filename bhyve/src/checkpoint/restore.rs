@@ -14,9 +14,8 @@ use crate::amd64::xmsr::Vendor;
 use crate::backends::block_if::options::{CHANGED_DISKS, ChangedDisks};
 use crate::cli::{Topology, TopologyError};
 use crate::config::{Business, Config, ConfigError};
-use crate::device::{Clock, SavedBytes, StateError};
-use crate::machine::MachineOptions;
-use crate::machine::vcpu::Vcpus;
+use crate::device::{Clock, SavedBytes};
+use crate::machine::{Devices, MachineOptions, RestoreStateError};
 use crate::vars::{self, Declared};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -128,9 +127,9 @@ pub enum RestoreError {
     /// The vmm cannot do it for any guest.
     #[error(transparent)]
     Unsupported(SnapshotError),
-    /// A state of the machine's own.
+    /// The states of the devices.
     #[error(transparent)]
-    State(#[from] StateError),
+    Devices(#[from] RestoreStateError),
 }
 
 /// The name of a clock in the files.
@@ -311,26 +310,18 @@ impl Restore {
             })
     }
 
-    /// A device's state.
-    pub fn device(&self, name: &str) -> Option<SavedBytes> {
+    /// The devices' states, which they take over as they do in place.
+    pub fn load_devices(&self, devices: &Devices) -> Result<(), RestoreError> {
+        Ok(devices.restore(&|name| self.device(name))?)
+    }
+
+    fn device(&self, name: &str) -> Option<SavedBytes> {
         let (record, bytes) = self.checkpoint.device(name)?;
         Some(SavedBytes {
             kind: record.kind.clone(),
             version: record.version,
             bytes: bytes.to_vec(),
         })
-    }
-
-    /// A device's state, which has to be there.
-    pub fn required_device(&self, name: &str) -> Result<SavedBytes, RestoreError> {
-        self.device(name)
-            .ok_or_else(|| RestoreError::Missing(name.to_owned()))
-    }
-
-    /// Which processors were started.
-    pub fn load_vcpus(&self, vcpus: &Vcpus) -> Result<(), RestoreError> {
-        use crate::device::Device;
-        Ok(vcpus.restore(&self.required_device(vcpus.name())?)?)
     }
 
     /// An item of the vmm's, which has to be there.

@@ -10,14 +10,13 @@ use super::ps2kbd::{KbdState, Ps2Kbd};
 use super::ps2mouse::{MouseState, Ps2Mouse};
 use crate::backends::console::{Console, KeyEvent, Keyboard, PS2_PRIORITY, Pointer, PtrEvent};
 use crate::bus::inout::{Inout, PortHandler};
-use crate::device::{
-    BuildError, Device, SaveError, SavedBytes, SavedLayout, SavedState, StateError,
-};
+use crate::device::{BuildError, Device, Persist, SaveError, SavedLayout, StateError};
 use crate::machine::irqchip::IrqChip;
 use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Instant;
 use vmm_x86::i8042::*;
 use vmm_x86::isa::{IO_KBD, IO_KBD_STATUS};
 
@@ -76,7 +75,7 @@ impl Fifo {
     }
 
     /// From bytes of a checkpoint.
-    pub fn restore(bytes: Vec<u8>) -> Result<Self, StateError> {
+    pub fn of(bytes: Vec<u8>) -> Result<Self, StateError> {
         if bytes.len() > FIFO_SIZE {
             return Err(StateError::Invalid(
                 "a PS/2 device has more output than it has room for".into(),
@@ -116,7 +115,7 @@ struct Controller {
 
 /// What a checkpoint keeps.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct ControllerState {
+pub struct ControllerState {
     ram: [u8; RAM_SIZE],
     outport: u8,
     command: Option<u8>,
@@ -295,7 +294,7 @@ impl Controller {
         None
     }
 
-    fn save(&self) -> ControllerState {
+    fn capture(&self) -> ControllerState {
         let Self {
             ram,
             outport,
@@ -317,12 +316,13 @@ impl Controller {
             last_output: *last_output,
             answers: answers.to_vec(),
             release: *release,
-            kbd: kbd.save(),
-            mouse: mouse.save(),
+            kbd: kbd.capture(),
+            mouse: mouse.capture(),
         }
     }
 
-    fn restore(state: ControllerState) -> Result<Self, StateError> {
+    /// A controller in this state.
+    fn of(state: ControllerState) -> Result<Self, StateError> {
         let ControllerState {
             ram,
             outport,
@@ -350,10 +350,10 @@ impl Controller {
             last_was_command,
             output,
             last_output,
-            answers: Fifo::restore(answers)?,
+            answers: Fifo::of(answers)?,
             release,
-            kbd: Ps2Kbd::restore(kbd)?,
-            mouse: Ps2Mouse::restore(mouse)?,
+            kbd: Ps2Kbd::of(kbd)?,
+            mouse: Ps2Mouse::of(mouse)?,
         })
     }
 }
@@ -366,22 +366,13 @@ pub struct Atkbdc {
 }
 
 impl Atkbdc {
-    /// A controller as firmware leaves it, or as it was saved.
-    pub fn new(
-        chip: Arc<dyn IrqChip>,
-        power: Arc<dyn Fn(PowerRequest) + Send + Sync>,
-        saved: Option<&SavedBytes>,
-    ) -> Result<Self, StateError> {
-        let controller = match saved {
-            // The interrupt controllers have states of their own.
-            Some(saved) => Controller::restore(saved.decode()?)?,
-            None => Controller::new(),
-        };
-        Ok(Self {
+    /// A controller as firmware leaves it.
+    pub fn new(chip: Arc<dyn IrqChip>, power: Arc<dyn Fn(PowerRequest) + Send + Sync>) -> Self {
+        Self {
             chip,
             power,
-            controller: Mutex::new(controller),
-        })
+            controller: Mutex::new(Controller::new()),
+        }
     }
 
     /// Makes the controller answer at its ports.
@@ -480,19 +471,30 @@ impl Device for Atkbdc {
         "atkbdc"
     }
     fn pause(&self) {}
-    fn quiesced(&self) -> bool {
+    fn quiesce(&self, _deadline: Instant) -> bool {
         true
-    }
-    fn save(&self) -> Result<SavedState, SaveError> {
-        SavedState::encode(&self.controller().save())
-    }
-    fn restore(&self, saved: &SavedBytes) -> Result<(), StateError> {
-        *self.controller() = Controller::restore(saved.decode()?)?;
-        Ok(())
     }
     fn resume(&self) {}
     fn reset(&self) {
         self.with(|controller| *controller = Controller::new());
+    }
+}
+
+impl Persist for Atkbdc {
+    type State = ControllerState;
+
+    fn capture(&self) -> Result<ControllerState, SaveError> {
+        let Self {
+            chip: _,
+            power: _,
+            controller,
+        } = self;
+        Ok(controller.lock().capture())
+    }
+
+    fn apply(&self, state: ControllerState) -> Result<(), StateError> {
+        *self.controller() = Controller::of(state)?;
+        Ok(())
     }
 }
 

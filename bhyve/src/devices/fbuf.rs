@@ -16,13 +16,12 @@ use crate::bus::pci::bar::BarType;
 use crate::bus::pci::func::{BarMemory, PciFunc, PciIds};
 use crate::bus::pci::{PciDevice, PciModel, Syntax};
 use crate::config::{Group, Node, Var, Words, variables};
-use crate::device::{
-    BuildCtx, BuildError, Device, SaveError, SavedBytes, SavedLayout, SavedState, StateError,
-};
+use crate::device::{BuildCtx, BuildError, Device, Persist, SaveError, SavedLayout, StateError};
 use crate::devices::vga::{Extent, Vga, VgaState, bios};
 use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 use vmmapi::abi::VM_FRAMEBUFFER;
 use vmmapi::{DeviceMemory, Vm};
 use zerocopy::IntoBytes;
@@ -144,7 +143,7 @@ const DEPTH: u16 = 32;
 
 /// What a checkpoint keeps.
 #[derive(Serialize, Deserialize)]
-pub(crate) struct FbufState {
+pub struct FbufState {
     regs: Vec<u8>,
     /// Pages of the picture's memory by number, ascending; those that are missing are zero.
     pages: Vec<(u32, Vec<u8>)>,
@@ -372,7 +371,6 @@ fn build(
     ctx: &BuildCtx<'_>,
     func: Arc<PciFunc>,
     node: &Node,
-    saved: Option<&SavedBytes>,
 ) -> Result<Arc<dyn PciDevice>, BuildError> {
     let Parts(extent) = node.get(&VGA)?;
     let initial = Geometry {
@@ -390,7 +388,7 @@ fn build(
     if let Some(vga) = &vga {
         vga.register(ctx)?;
     }
-    let fbuf = assemble(func, frame, vga, initial, saved)?;
+    let fbuf = assemble(func, frame, vga, initial)?;
     let picture = Arc::downgrade(&fbuf.screen);
     ctx.console.set_picture(picture);
     if node.get(&WAIT)? {
@@ -408,7 +406,6 @@ fn assemble(
     frame: Arc<Frame>,
     vga: Option<Arc<Vga>>,
     initial: Geometry,
-    saved: Option<&SavedBytes>,
 ) -> Result<Fbuf, BuildError> {
     func.set_ids(IDS);
     func.add_bar(REGS_BAR, BarType::Mem32, REGS_SIZE as u64)?;
@@ -419,9 +416,6 @@ fn assemble(
         regs: Mutex::new(initial_regs(initial)),
         vga,
     });
-    if let Some(saved) = saved {
-        restore(&screen, saved)?;
-    }
     Ok(Fbuf {
         func,
         screen,
@@ -430,58 +424,14 @@ fn assemble(
     })
 }
 
-fn restore(screen: &Screen, saved: &SavedBytes) -> Result<(), StateError> {
-    let FbufState { regs, pages, vga } = saved.decode()?;
-    let regs = regs
-        .try_into()
-        .map_err(|_| StateError::Invalid("the registers have another size".to_owned()))?;
-    match (&screen.vga, vga) {
-        (Some(vga), Some(state)) => vga.restore(state)?,
-        (None, None) => {}
-        (Some(_), None) => {
-            let what = "it was saved with vga=off";
-            return Err(StateError::Invalid(what.to_owned()));
-        }
-        (None, Some(_)) => {
-            let what = "it was saved with another vga than off";
-            return Err(StateError::Invalid(what.to_owned()));
-        }
-    }
-    screen.frame.fill(&pages)?;
-    *screen.regs() = regs;
-    Ok(())
-}
-
 impl Device for Fbuf {
     fn name(&self) -> &str {
         self.func.name()
     }
     // Viewers only look; what they type is the console's business.
     fn pause(&self) {}
-    fn quiesced(&self) -> bool {
+    fn quiesce(&self, _deadline: Instant) -> bool {
         true
-    }
-    fn save(&self) -> Result<SavedState, SaveError> {
-        let Self {
-            func: _,
-            screen,
-            initial: _,
-            server: _,
-        } = self;
-        let Screen {
-            frame,
-            regs: _,
-            vga,
-        } = &**screen;
-        let state = FbufState {
-            regs: screen.regs().to_vec(),
-            pages: frame.pages()?,
-            vga: vga.as_deref().map(Vga::save),
-        };
-        SavedState::encode(&state)
-    }
-    fn restore(&self, saved: &SavedBytes) -> Result<(), StateError> {
-        restore(&self.screen, saved)
     }
     fn resume(&self) {}
     fn reset(&self) {
@@ -492,6 +442,48 @@ impl Device for Fbuf {
         if let Some(vga) = &self.screen.vga {
             vga.reset();
         }
+    }
+}
+
+impl Persist for Fbuf {
+    type State = FbufState;
+
+    fn capture(&self) -> Result<FbufState, SaveError> {
+        let Self {
+            func: _,
+            screen,
+            initial: _,
+            server: _,
+        } = self;
+        let Screen { frame, regs, vga } = &**screen;
+        Ok(FbufState {
+            regs: regs.lock().to_vec(),
+            pages: frame.pages()?,
+            vga: vga.as_deref().map(Vga::state),
+        })
+    }
+
+    fn apply(&self, state: FbufState) -> Result<(), StateError> {
+        let FbufState { regs, pages, vga } = state;
+        let screen = &*self.screen;
+        let regs = regs
+            .try_into()
+            .map_err(|_| StateError::Invalid("the registers have another size".to_owned()))?;
+        match (&screen.vga, vga) {
+            (Some(vga), Some(state)) => vga.apply(state)?,
+            (None, None) => {}
+            (Some(_), None) => {
+                let what = "it was saved with vga=off";
+                return Err(StateError::Invalid(what.to_owned()));
+            }
+            (None, Some(_)) => {
+                let what = "it was saved with another vga than off";
+                return Err(StateError::Invalid(what.to_owned()));
+            }
+        }
+        screen.frame.fill(&pages)?;
+        *screen.regs() = regs;
+        Ok(())
     }
 }
 
@@ -537,16 +529,6 @@ impl PciDevice for Fbuf {
                 _ => {}
             }
         }
-    }
-
-    fn cfg_read(&self, _offset: u16, _size: u8) -> Option<u32> {
-        None
-    }
-    fn cfg_write(&self, _offset: u16, _size: u8, _value: u32) -> bool {
-        false
-    }
-    fn disks(&self) -> Vec<std::io::Result<crate::backends::block_if::DiskIdentity>> {
-        Vec::new()
     }
 }
 

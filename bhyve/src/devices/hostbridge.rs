@@ -5,11 +5,10 @@
 use crate::bus::pci::func::{PciFunc, PciIds};
 use crate::bus::pci::{OptionsError, PciDevice, PciModel, Syntax, parse_options};
 use crate::config::{Group, Hex, Node, Var, variables};
-use crate::device::{
-    BuildCtx, BuildError, Device, SaveError, SavedBytes, SavedLayout, SavedState, StateError,
-};
+use crate::device::{BuildCtx, BuildError, Device, Persist, SaveError, SavedLayout, StateError};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
+use std::time::Instant;
 
 /// The bridge with upstream's invented numbers.
 pub const HOSTBRIDGE: PciModel = PciModel {
@@ -34,7 +33,7 @@ const SUBCLASS_HOST: u8 = 0x00;
 
 /// What a checkpoint keeps: a bridge has nothing of its own beyond its function.
 #[derive(Serialize, Deserialize)]
-pub(crate) struct HostbridgeState;
+pub struct HostbridgeState;
 
 impl SavedLayout for HostbridgeState {
     const KIND: &'static str = "hostbridge";
@@ -76,7 +75,6 @@ fn build(
     _ctx: &BuildCtx<'_>,
     func: Arc<PciFunc>,
     node: &Node,
-    saved: Option<&SavedBytes>,
 ) -> Result<Arc<dyn PciDevice>, BuildError> {
     let (Hex(vendor), Hex(device)) = (node.get(&VENDOR)?, node.get(&DEVICE)?);
     func.set_ids(PciIds {
@@ -86,9 +84,6 @@ fn build(
         subclass: SUBCLASS_HOST,
         ..PciIds::default()
     });
-    if let Some(saved) = saved {
-        saved.decode::<HostbridgeState>()?;
-    }
     Ok(Arc::new(Hostbridge { func }))
 }
 
@@ -97,31 +92,24 @@ impl Device for Hostbridge {
         self.func.name()
     }
     fn pause(&self) {}
-    fn quiesced(&self) -> bool {
+    fn quiesce(&self, _deadline: Instant) -> bool {
         true
-    }
-    fn save(&self) -> Result<SavedState, SaveError> {
-        SavedState::encode(&HostbridgeState)
-    }
-    fn restore(&self, saved: &SavedBytes) -> Result<(), StateError> {
-        saved.decode().map(|HostbridgeState| ())
     }
     fn resume(&self) {}
     fn reset(&self) {}
 }
 
-impl PciDevice for Hostbridge {
-    fn disks(&self) -> Vec<std::io::Result<crate::backends::block_if::DiskIdentity>> {
-        Vec::new()
+impl Persist for Hostbridge {
+    type State = HostbridgeState;
+
+    fn capture(&self) -> Result<HostbridgeState, SaveError> {
+        let Self { func: _ } = self;
+        Ok(HostbridgeState)
     }
-    fn bar_read(&self, _bar: usize, _offset: u64, _size: u8) -> u64 {
-        u64::MAX
-    }
-    fn bar_write(&self, _bar: usize, _offset: u64, _size: u8, _value: u64) {}
-    fn cfg_read(&self, _offset: u16, _size: u8) -> Option<u32> {
-        None
-    }
-    fn cfg_write(&self, _offset: u16, _size: u8, _value: u32) -> bool {
-        false
+
+    fn apply(&self, HostbridgeState: HostbridgeState) -> Result<(), StateError> {
+        Ok(())
     }
 }
+
+impl PciDevice for Hostbridge {}

@@ -4,18 +4,17 @@
 //! (`usr.sbin/bhyve/amd64/pci_lpc.c`).
 
 use crate::backends::uart_backend::Tty;
-use crate::bus::inout::{PortHandler, all_ones};
+use crate::bus::inout::PortHandler;
 use crate::bus::pci::func::{PciFunc, PciIds};
 use crate::bus::pci::irq::PciIrq;
 use crate::bus::pci::{OptionsError, PciDevice, PciModel, Syntax};
 use crate::config::{Config, ConfigError, Group, Hex, Node, Var, variables};
-use crate::device::{
-    BuildCtx, BuildError, Device, SaveError, SavedBytes, SavedLayout, SavedState, StateError,
-};
+use crate::device::{BuildCtx, BuildError, Device, Persist, SaveError, SavedLayout, StateError};
 use crate::devices::uart::{IrqLine, UART_PORTS, Uart, UartState};
 use crate::machine::irqchip::IrqChip;
 use serde::{Deserialize, Serialize};
 use std::sync::{Arc, Weak};
+use std::time::Instant;
 use vmm_x86::isa::{IO_COM1, IO_COM2, IO_COM3, IO_COM4};
 
 /// The model.
@@ -244,7 +243,7 @@ impl PortHandler for ComPorts {
 
 /// What a checkpoint keeps. The PIRQ registers are the router's.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct LpcState {
+pub struct LpcState {
     uarts: [UartState; COM_PORTS.len()],
 }
 
@@ -256,14 +255,13 @@ impl SavedLayout for LpcState {
 struct Lpc {
     func: Arc<PciFunc>,
     pirq: Arc<PciIrq>,
-    uarts: Vec<Arc<Uart>>,
+    uarts: [Arc<Uart>; COM_PORTS.len()],
 }
 
 fn build(
     ctx: &BuildCtx<'_>,
     func: Arc<PciFunc>,
     _node: &Node,
-    saved: Option<&SavedBytes>,
 ) -> Result<Arc<dyn PciDevice>, BuildError> {
     if func.bdf().bus != 0 {
         return Err(BuildError::Invalid(
@@ -290,22 +288,19 @@ fn build(
         ..PciIds::default()
     });
 
-    let saved: Option<LpcState> = saved.map(|saved| saved.decode()).transpose()?;
     let chip: Arc<dyn IrqChip> = Arc::new(ctx.vm.clone());
-    let mut uarts = Vec::with_capacity(COM_PORTS.len());
-    for (n, com) in COM_PORTS.iter().enumerate() {
+    let uarts = COM_PORTS.map(|com| {
         ctx.intx.reserve(com.irq);
         let line = IsaLine {
             chip: Arc::clone(&chip),
             irq: com.irq,
         };
-        let state = saved.as_ref().and_then(|saved| saved.uarts.get(n));
-        let uart = Uart::new(Box::new(line), state)
-            .map_err(|error| StateError::Invalid(format!("{}: {error}", com.name)))
-            .map(Arc::new)?;
+        Arc::new(Uart::new(Box::new(line)))
+    });
+    for (com, uart) in COM_PORTS.iter().zip(&uarts) {
         let ports = ComPorts {
             base: com.base,
-            uart: Arc::clone(&uart),
+            uart: Arc::clone(uart),
         };
         ctx.inout
             .register(
@@ -315,10 +310,9 @@ fn build(
             )
             .map_err(|conflict| BuildError::Invalid(conflict.to_string()))?;
         if let Some(path) = config.node(com.name).get(&PATH)? {
-            let client: Weak<Uart> = Arc::downgrade(&uart);
+            let client: Weak<Uart> = Arc::downgrade(uart);
             uart.connect(Tty::open(&path, com.name, ctx.mevent, client)?);
         }
-        uarts.push(uart);
     }
     Ok(Arc::new(Lpc {
         func,
@@ -345,32 +339,8 @@ impl Device for Lpc {
     fn pause(&self) {
         self.uarts.iter().for_each(|uart| uart.pause());
     }
-    fn quiesced(&self) -> bool {
-        // Every byte goes out, or into the receiver, within one access.
-        true
-    }
-    fn save(&self) -> Result<SavedState, SaveError> {
-        let Self {
-            func: _,
-            pirq: _,
-            uarts,
-        } = self;
-        let states: Vec<_> = uarts.iter().map(|uart| uart.save()).collect();
-        let uarts = states
-            .try_into()
-            .map_err(|_| SaveError::Unsupported("the LPC bridge has lost a serial port".into()))?;
-        SavedState::encode(&LpcState { uarts })
-    }
-    fn restore(&self, saved: &SavedBytes) -> Result<(), StateError> {
-        let LpcState { uarts: states } = saved.decode()?;
-        self.uarts
-            .iter()
-            .zip(&states)
-            .zip(&COM_PORTS)
-            .try_for_each(|((uart, state), com)| {
-                uart.restore(state)
-                    .map_err(|error| StateError::Invalid(format!("{}: {error}", com.name)))
-            })
+    fn quiesce(&self, _deadline: Instant) -> bool {
+        true // every byte goes out, or into the receiver, within one access
     }
     fn resume(&self) {
         self.uarts.iter().for_each(|uart| uart.resume());
@@ -380,14 +350,31 @@ impl Device for Lpc {
     }
 }
 
+impl Persist for Lpc {
+    type State = LpcState;
+
+    fn capture(&self) -> Result<LpcState, SaveError> {
+        let Self {
+            func: _,
+            pirq: _,
+            uarts,
+        } = self;
+        Ok(LpcState {
+            uarts: uarts.each_ref().map(|uart| uart.capture()),
+        })
+    }
+
+    fn apply(&self, state: LpcState) -> Result<(), StateError> {
+        let LpcState { uarts: states } = state;
+        let uarts = self.uarts.iter().zip(states).zip(&COM_PORTS);
+        uarts.into_iter().try_for_each(|((uart, state), com)| {
+            uart.apply(state)
+                .map_err(|error| StateError::Invalid(format!("{}: {error}", com.name)))
+        })
+    }
+}
+
 impl PciDevice for Lpc {
-    fn disks(&self) -> Vec<std::io::Result<crate::backends::block_if::DiskIdentity>> {
-        Vec::new()
-    }
-    fn bar_read(&self, _bar: usize, _offset: u64, size: u8) -> u64 {
-        all_ones(size).into()
-    }
-    fn bar_write(&self, _bar: usize, _offset: u64, _size: u8, _value: u64) {}
     fn cfg_read(&self, offset: u16, size: u8) -> Option<u32> {
         pirq_at(offset)?;
         (0..u16::from(size)).try_fold(0, |value, n| {

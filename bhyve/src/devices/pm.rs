@@ -4,13 +4,12 @@
 //! (`usr.sbin/bhyve/amd64/pm.c`).
 
 use crate::bus::inout::{Inout, PortHandler};
-use crate::device::{
-    BuildError, Device, SaveError, SavedBytes, SavedLayout, SavedState, StateError,
-};
+use crate::device::{BuildError, Device, Persist, SaveError, SavedLayout, StateError};
 use crate::machine::irqchip::IrqChip;
 use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
+use std::time::Instant;
 use vmm_x86::acpi::*;
 
 /// What resets at [`IO_RESET`].
@@ -54,7 +53,7 @@ struct Registers {
 
 /// What a checkpoint keeps.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct PmState {
+pub struct PmState {
     status: u16,
     enable: u16,
     control: u16,
@@ -82,25 +81,13 @@ pub struct Pm {
 }
 
 impl Pm {
-    /// Registers as at power-on, or as they were saved.
-    pub fn new(
-        chip: Arc<dyn IrqChip>,
-        power: Arc<dyn Fn(PowerRequest) + Send + Sync>,
-        saved: Option<&SavedBytes>,
-    ) -> Result<Self, StateError> {
-        let registers = match saved {
-            // The interrupt controllers have states of their own.
-            Some(saved) => restore(saved)?,
-            None => {
-                chip.isa_level_triggered(SCI_INT, true);
-                Registers::default()
-            }
-        };
-        Ok(Self {
+    /// Registers as at power-on.
+    pub fn new(chip: Arc<dyn IrqChip>, power: Arc<dyn Fn(PowerRequest) + Send + Sync>) -> Self {
+        Self {
             chip,
             power,
-            registers: Mutex::new(registers),
-        })
+            registers: Mutex::default(),
+        }
     }
 
     /// Makes the registers answer at their ports.
@@ -246,34 +233,6 @@ impl Port {
     }
 }
 
-fn restore(saved: &SavedBytes) -> Result<Registers, StateError> {
-    let PmState {
-        status,
-        enable,
-        control,
-        reset,
-        system_control,
-    } = saved.decode()?;
-    let registers = Registers {
-        status: Pm1Events::from_bits_retain(status),
-        enable: Pm1Events::from_bits_retain(enable),
-        control: Pm1Control::from_bits_retain(control),
-        reset: ResetControl::from_bits_retain(reset),
-        system_control: SystemControl::from_bits_retain(system_control),
-    };
-    let sane = STATUS_CLEARABLE.contains(registers.status)
-        && ENABLE_WRITABLE.contains(registers.enable)
-        && (CONTROL_STORED | Pm1Control::SCI_EN).contains(registers.control)
-        && !registers.reset.contains(ResetControl::CPU);
-    if sane {
-        Ok(registers)
-    } else {
-        Err(StateError::Invalid(
-            "the power management registers cannot be in the saved state".into(),
-        ))
-    }
-}
-
 impl PortHandler for Pm {
     fn read(&self, port: u16, size: u8) -> u32 {
         (0..u16::from(size)).fold(0, |value, n| {
@@ -297,18 +256,33 @@ impl Device for Pm {
         "pm"
     }
     fn pause(&self) {}
-    fn quiesced(&self) -> bool {
+    fn quiesce(&self, _deadline: Instant) -> bool {
         true
     }
-    fn save(&self) -> Result<SavedState, SaveError> {
+    fn resume(&self) {}
+    fn reset(&self) {
+        self.chip.isa_level_triggered(SCI_INT, true);
+        self.with(|registers| *registers = Registers::default());
+    }
+}
+
+impl Persist for Pm {
+    type State = PmState;
+
+    fn capture(&self) -> Result<PmState, SaveError> {
+        let Self {
+            chip: _,
+            power: _,
+            registers,
+        } = self;
         let Registers {
             status,
             enable,
             control,
             reset,
             system_control,
-        } = *self.registers();
-        SavedState::encode(&PmState {
+        } = *registers.lock();
+        Ok(PmState {
             status: status.bits(),
             enable: enable.bits(),
             control: control.bits(),
@@ -316,13 +290,33 @@ impl Device for Pm {
             system_control: system_control.bits(),
         })
     }
-    fn restore(&self, saved: &SavedBytes) -> Result<(), StateError> {
-        *self.registers() = restore(saved)?;
+
+    fn apply(&self, state: PmState) -> Result<(), StateError> {
+        let PmState {
+            status,
+            enable,
+            control,
+            reset,
+            system_control,
+        } = state;
+        let registers = Registers {
+            status: Pm1Events::from_bits_retain(status),
+            enable: Pm1Events::from_bits_retain(enable),
+            control: Pm1Control::from_bits_retain(control),
+            reset: ResetControl::from_bits_retain(reset),
+            system_control: SystemControl::from_bits_retain(system_control),
+        };
+        let possible = STATUS_CLEARABLE.contains(registers.status)
+            && ENABLE_WRITABLE.contains(registers.enable)
+            && (CONTROL_STORED | Pm1Control::SCI_EN).contains(registers.control)
+            && !registers.reset.contains(ResetControl::CPU);
+        if !possible {
+            return Err(StateError::Invalid(
+                "the power management registers cannot be in the saved state".into(),
+            ));
+        }
+        *self.registers() = registers;
         Ok(())
-    }
-    fn resume(&self) {}
-    fn reset(&self) {
-        self.with(|registers| *registers = Registers::default());
     }
 }
 
@@ -353,26 +347,24 @@ impl PortHandler for NullPort {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::{Checkpointed, SavedBytes};
     use crate::machine::irqchip::mock::MockChip;
     use proptest::prelude::*;
 
     type Requests = Arc<Mutex<Vec<PowerRequest>>>;
 
-    fn pm(saved: Option<&SavedBytes>) -> (Arc<Pm>, Arc<MockChip>, Requests) {
+    fn pm() -> (Arc<Pm>, Arc<MockChip>, Requests) {
         let chip = Arc::new(MockChip::default());
         let requests = Requests::default();
         let log = Arc::clone(&requests);
         let power = Arc::new(move |request| log.lock().push(request));
-        (
-            Arc::new(Pm::new(chip.clone(), power, saved).unwrap()),
-            chip,
-            requests,
-        )
+        (Arc::new(Pm::new(chip.clone(), power)), chip, requests)
     }
 
     #[test]
     fn power_button() {
-        let (pm, chip, _) = pm(None);
+        let (pm, chip, _) = pm();
+        pm.reset();
         assert_eq!(*chip.level.lock(), [SCI_INT]);
         assert!(!pm.power_button(), "ACPI is off");
         pm.write(PM1A_EVT_ADDR, 2, 0xffff);
@@ -399,7 +391,7 @@ mod tests {
 
     #[test]
     fn sleep_and_reset() {
-        let (pm, _, requests) = pm(None);
+        let (pm, _, requests) = pm();
         pm.write(PM1A_CNT_ADDR, 2, 4 << 10 | 1 << 13);
         assert!(requests.lock().is_empty(), "S4 is not there");
         pm.write(PM1A_CNT_ADDR, 2, 5 << 10);
@@ -445,12 +437,14 @@ mod tests {
                 }
                 0
             };
-            let (first, chip, requests) = pm(None);
+            let (first, chip, requests) = pm();
             for access in before {
                 apply(&first, access);
             }
             let saved = SavedBytes::from(first.save().unwrap());
-            let (twin, twin_chip, twin_requests) = pm(Some(&saved));
+            let (twin, twin_chip, twin_requests) = pm();
+            twin.restore(&saved).unwrap();
+            prop_assert!(twin_chip.level.lock().is_empty());
             let offset = chip.isa_count(SCI_INT);
             requests.lock().clear();
             for access in after {
@@ -471,7 +465,6 @@ mod tests {
             reset: 0,
             system_control: 0,
         };
-        let bad = SavedBytes::from(SavedState::encode(&bad).unwrap());
-        assert!(restore(&bad).is_err());
+        assert!(pm().0.apply(bad).is_err());
     }
 }

@@ -263,7 +263,7 @@ impl Ps2Mouse {
     }
 
     /// What a checkpoint keeps.
-    pub fn save(&self) -> MouseState {
+    pub fn capture(&self) -> MouseState {
         let Self {
             fifo,
             command,
@@ -293,7 +293,7 @@ impl Ps2Mouse {
     }
 
     /// The mouse that was saved.
-    pub fn restore(state: MouseState) -> Result<Self, StateError> {
+    pub fn of(state: MouseState) -> Result<Self, StateError> {
         let MouseState {
             fifo,
             command,
@@ -318,7 +318,7 @@ impl Ps2Mouse {
             ));
         }
         Ok(Self {
-            fifo: Fifo::restore(fifo)?,
+            fifo: Fifo::of(fifo)?,
             command,
             status,
             resolution,

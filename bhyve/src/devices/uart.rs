@@ -286,7 +286,7 @@ impl Registers {
         None
     }
 
-    fn save(&self) -> UartState {
+    fn capture(&self) -> UartState {
         let Self {
             ier,
             fcr,
@@ -313,7 +313,8 @@ impl Registers {
         }
     }
 
-    fn restore(state: &UartState) -> Result<Self, StateError> {
+    /// Registers in this state.
+    fn of(state: UartState) -> Result<Self, StateError> {
         let UartState {
             ier,
             fcr,
@@ -325,7 +326,7 @@ impl Registers {
             divisor,
             rx,
             tx_pending,
-        } = state.clone();
+        } = state;
         let registers = Self {
             ier: Ier::from_bits_retain(ier),
             fcr: Fcr::from_bits_retain(fcr),
@@ -368,17 +369,16 @@ pub struct Uart {
 }
 
 impl Uart {
-    /// A port as after power-on, or as it was saved. The interrupt controllers remember a saved port's line themselves.
-    pub fn new(irq: Box<dyn IrqLine>, saved: Option<&UartState>) -> Result<Self, StateError> {
-        let registers = saved.map_or_else(|| Ok(Registers::new()), Registers::restore)?;
-        Ok(Self {
+    /// A port as after power-on.
+    pub fn new(irq: Box<dyn IrqLine>) -> Self {
+        Self {
             irq,
             sink: OnceLock::new(),
             inner: Mutex::new(Inner {
-                registers,
+                registers: Registers::new(),
                 paused: false,
             }),
-        })
+        }
     }
 
     /// Plugs the cable in; what the guest sends without one is lost.
@@ -435,9 +435,9 @@ impl Uart {
         }
     }
 
-    /// Takes over a saved state in place. The line is left alone, as by [`Uart::new`].
-    pub fn restore(&self, state: &UartState) -> Result<(), StateError> {
-        self.inner().registers = Registers::restore(state)?;
+    /// Takes over a state. The line is left alone: the interrupt controllers remember it themselves.
+    pub fn apply(&self, state: UartState) -> Result<(), StateError> {
+        self.inner().registers = Registers::of(state)?;
         Ok(())
     }
 
@@ -455,13 +455,18 @@ impl Uart {
     }
 
     /// The registers and the FIFO.
-    pub fn save(&self) -> UartState {
-        let inner = self.inner();
+    pub fn capture(&self) -> UartState {
+        let Self {
+            irq: _,
+            sink: _,
+            inner,
+        } = self;
+        let inner = inner.lock();
         let Inner {
             registers,
             paused: _,
         } = &*inner;
-        registers.save()
+        registers.capture()
     }
 
     /// As after power-on.

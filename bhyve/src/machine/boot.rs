@@ -5,7 +5,6 @@
 
 use super::{Machine, MachineError};
 use crate::amd64::bhyverun_machdep;
-use crate::device::Device;
 use crate::firmware::direct::{BootState, SegmentState, TableState};
 use vmmapi::Vcpu;
 use vmmapi::abi::{self, SegDesc};
@@ -15,7 +14,6 @@ pub(super) fn cold_start(machine: &Machine) -> Result<(), MachineError> {
     let vm = machine.vm();
     // What a device is at power-on has one definition, whether it was just built or not.
     machine.devices().reset();
-    machine.vcpus().reset();
     for id in 0..machine.options().topology.cpus {
         let vcpu = vm.vcpu(id.into());
         vcpu.reset()?;

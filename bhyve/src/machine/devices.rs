@@ -3,31 +3,27 @@
 //! All devices of a machine, and how they are paused, saved and let go on together
 //! (`vm_pause_devices`, `vm_snapshot_devices` and `vm_resume_devices` of `usr.sbin/bhyve/snapshot.c`).
 
-use super::vcpu::RestError;
-use super::{LOWMEM_LIMIT, MachineError, MachineOptions};
+use super::vcpu::{RestError, Vcpus};
+use super::{LOWMEM_LIMIT, MachineOptions};
 use crate::amd64::bhyverun_machdep::Platform;
-use crate::backends::block_if::DiskIdentity;
 use crate::backends::console::Console;
 use crate::bus::inout::Inout;
 use crate::bus::mem::Mmio;
+use crate::bus::pci::PciBus;
 use crate::bus::pci::cfg::PciConfigSpace;
 use crate::bus::pci::func::FuncHost;
 use crate::bus::pci::intx::MsiSink;
 use crate::bus::pci::irq::PciIrq;
 use crate::bus::pci::windows::Windows;
-use crate::bus::pci::{PciBus, States};
-use crate::checkpoint::restore::Restore;
 use crate::config::Config;
-use crate::device::{BuildCtx, Device, SaveError, SavedBytes, SavedState, StateError};
+use crate::device::{
+    BuildCtx, BuildError, Checkpointed, SaveError, SavedState, StateError, States, Unit,
+};
+use crate::external::External;
 use crate::mevent::Mevent;
-use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use vmmapi::Vm;
-
-/// The router's record in a checkpoint.
-const PCI_IRQ: &str = "pci-irq";
-const PCI_CONFIG: &str = "pci-config";
 
 impl MsiSink for Vm {
     fn msi(&self, address: u64, data: u32) {
@@ -36,6 +32,22 @@ impl MsiSink for Vm {
             log::debug!("{error}");
         }
     }
+}
+
+/// Why the devices do not take over the states of a checkpoint.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreStateError {
+    /// A record that must be there.
+    #[error("the checkpoint has no state of {0}")]
+    Missing(String),
+    /// A state that is refused.
+    #[error("{device}")]
+    Refused {
+        /// The device's name.
+        device: String,
+        /// What is wrong with it.
+        source: StateError,
+    },
 }
 
 /// The devices of a machine.
@@ -47,29 +59,23 @@ pub struct Devices {
     pirq: Arc<PciIrq>,
     console: Arc<Console>,
     platform: Platform,
+    /// Every device, in the order of the records of a checkpoint.
+    units: Vec<Unit>,
+    /// The PCI functions, whose records follow.
+    functions: Vec<Unit>,
 }
 
 impl Devices {
-    /// Builds what the configuration names. With a checkpoint every device gets its state and stays paused.
+    /// Builds what the configuration names, as it is at power-on. The processors' record is the first of the devices'.
     pub fn build(
         vm: &Vm,
         config: &Config,
         options: &MachineOptions,
         mevent: &Arc<Mevent>,
-        inout: &Arc<Inout>,
-        mmio: &Arc<Mmio>,
-        restore: Option<&Restore>,
-    ) -> Result<Self, MachineError> {
-        let lookup = |name: &str| restore.and_then(|restore| restore.device(name));
-        let required = |name: &str| -> Result<Option<SavedBytes>, MachineError> {
-            Ok(restore
-                .map(|restore| restore.required_device(name))
-                .transpose()?)
-        };
-        let pirq = Arc::new(
-            PciIrq::new(Arc::new(vm.clone()), required(PCI_IRQ)?.as_ref())
-                .map_err(crate::device::BuildError::from)?,
-        );
+        (inout, mmio): (&Arc<Inout>, &Arc<Mmio>),
+        vcpus: &Arc<Vcpus>,
+    ) -> Result<Self, BuildError> {
+        let pirq = Arc::new(PciIrq::new(Arc::new(vm.clone())));
         let console = Arc::new(Console::new());
         let ctx = BuildCtx {
             mem: vm.memory(),
@@ -90,15 +96,14 @@ impl Devices {
             msi: Arc::new(vm.clone()),
         };
         let windows = Windows::new(LOWMEM_LIMIT, vm.memory().highmem_size());
-        let states: Option<States<'_>> = if restore.is_some() {
-            Some(&lookup)
-        } else {
-            None
-        };
-        let platform = Platform::build(&ctx, states)?;
-        let bus = Arc::new(PciBus::build(&ctx, &host, windows, states)?);
-        let config_state = required(PCI_CONFIG)?;
-        let space = PciConfigSpace::build(Arc::clone(&bus), inout, mmio, config_state.as_ref())?;
+        let platform = Platform::build(&ctx)?;
+        let bus = Arc::new(PciBus::build(&ctx, &host, windows)?);
+        let space = PciConfigSpace::build(Arc::clone(&bus), inout, mmio)?;
+        let mut devices: Vec<Arc<dyn Checkpointed>> = vec![Arc::clone(vcpus) as _];
+        devices.extend(platform.devices());
+        devices.push(space.clone());
+        devices.extend(bus.devices().map(|device| Arc::clone(device) as _));
+        let functions = bus.records().map(|record| Unit::new(record)).collect();
         Ok(Self {
             inout: Arc::clone(inout),
             mmio: Arc::clone(mmio),
@@ -107,6 +112,8 @@ impl Devices {
             pirq,
             console,
             platform,
+            units: devices.into_iter().map(Unit::new).collect(),
+            functions,
         })
     }
 
@@ -125,94 +132,73 @@ impl Devices {
         &self.console
     }
 
-    /// Every device, in the order of the records of a checkpoint.
-    fn all(&self) -> Vec<Arc<dyn Device>> {
-        let mut all = self.platform.devices().to_vec();
-        all.push(self.space.clone());
-        for device in self.bus.devices() {
-            all.push(device.clone());
-        }
-        all
+    /// Everything that has a record in a checkpoint, in the order of the records.
+    fn all(&self) -> impl Iterator<Item = &Unit> {
+        self.units.iter().chain(&self.functions)
     }
 
     /// Stops all devices and waits until nothing is in flight. After an error they are to be resumed.
     pub fn pause(&self, patience: Duration) -> Result<(), RestError> {
         self.console.pause();
-        let all = self.all();
-        all.iter().for_each(|device| device.pause());
+        self.all().for_each(Unit::pause);
         let deadline = Instant::now() + patience;
-        for device in &all {
-            while !device.quiesced() {
-                if Instant::now() >= deadline {
-                    return Err(RestError::Device(device.name().to_owned()));
-                }
-                std::thread::sleep(Duration::from_millis(1));
-            }
+        match self.all().find(|unit| !unit.quiesce(deadline)) {
+            Some(busy) => Err(RestError::Device(busy.name().to_owned())),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// Lets all devices go on.
     pub fn resume(&self) {
-        self.all().iter().for_each(|device| device.resume());
+        self.all().for_each(Unit::resume);
         self.console.resume();
     }
 
     /// Power-on.
     pub fn reset(&self) {
-        self.all().iter().for_each(|device| device.reset());
+        self.all().for_each(Unit::reset);
     }
 
-    /// The states of all devices and PCI functions, by record name. All must be paused.
+    /// The states of all, by record name. All must be paused.
     pub fn save(&self) -> Result<Vec<(String, SavedState)>, (String, SaveError)> {
-        let mut states = Vec::new();
-        for device in self.all() {
-            let name = device.name().to_owned();
-            let state = device.save().map_err(|error| (name.clone(), error))?;
-            states.push((name, state));
-        }
-        states.extend(
-            self.bus
-                .save_functions()
-                .map_err(|error| ("a PCI function".to_owned(), error))?,
-        );
-        Ok(states)
+        let save = |unit: &Unit| {
+            let name = unit.name().to_owned();
+            match unit.save() {
+                Ok(state) => Ok((name, state)),
+                Err(error) => Err((name, error)),
+            }
+        };
+        self.all().map(save).collect()
     }
 
-    /// Takes over the states of all devices and PCI functions in place. All must be paused.
-    pub fn restore(&self, states: States<'_>) -> Result<(), (String, StateError)> {
-        for device in self.all() {
-            let name = device.name();
-            let Some(saved) = states(name) else {
-                let missing = StateError::Invalid("it was not saved".to_owned());
-                return Err((name.to_owned(), missing));
-            };
-            device
-                .restore(&saved)
-                .map_err(|error| (name.to_owned(), error))?;
-        }
-        self.bus
-            .restore_functions(states)
-            .map_err(|error| ("a PCI function".to_owned(), error))
+    /// Has all take over their states. All must be paused, and stay so.
+    pub fn restore(&self, states: States<'_>) -> Result<(), RestoreStateError> {
+        let restore = |unit: &Unit| {
+            let device = unit.name().to_owned();
+            match states(&device).map(|saved| unit.restore(&saved)) {
+                Some(Ok(())) => Ok(()),
+                Some(Err(source)) => Err(RestoreStateError::Refused { device, source }),
+                None => Err(RestoreStateError::Missing(device)),
+            }
+        };
+        self.units.iter().try_for_each(restore)?;
+        // A BAR may now be where another one was a moment ago: all leave their places before any takes its new one.
+        self.bus.detach();
+        self.functions.iter().try_for_each(restore)
     }
 
-    /// Every disk by the name of its device, as it is now.
-    pub fn disks(&self) -> Vec<(String, io::Result<DiskIdentity>)> {
-        self.bus
-            .devices()
-            .flat_map(|device| {
-                let name = device.name().to_owned();
-                let disks = device.disks().into_iter();
-                disks.map(move |disk| (name.clone(), disk))
-            })
-            .collect()
+    /// What the devices have outside of the checkpoint, by the names of the devices.
+    pub fn externals(&self) -> impl Iterator<Item = (&str, &dyn External)> {
+        self.units.iter().flat_map(|unit| {
+            let externals = unit.externals().into_iter();
+            externals.map(|external| (unit.name(), external))
+        })
     }
 
-    /// Whether a disk that the guest can write is a device of the host.
-    pub fn has_writable_device(&self) -> bool {
-        let known = |(_, identity): (String, io::Result<DiskIdentity>)| identity.ok();
-        let mut disks = self.disks().into_iter().filter_map(known);
-        disks.any(|disk| disk.device && !disk.read_only)
+    /// Whether something is to say beside a checkpoint that the guest has gone on from it.
+    pub fn needs_mark(&self) -> bool {
+        let identities = self.externals().map(|(_, external)| external.identity());
+        identities.flatten().any(|identity| identity.needs_mark())
     }
 
     /// Presses the ACPI power button.
@@ -226,5 +212,50 @@ impl Devices {
     pub fn detach(&self) {
         self.space.detach(&self.inout, &self.mmio);
         self.bus.detach();
+        self.all().for_each(Unit::detached);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::SavedBytes;
+    use crate::machine::fuzz::Rig;
+    use std::collections::BTreeMap;
+
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    #[test]
+    fn a_record_that_is_missing_is_not_made_up() {
+        let rig = Rig::new();
+        rig.devices.pause(PATIENCE).unwrap();
+        let saved = rig.devices.save().unwrap().into_iter();
+        let states: BTreeMap<String, SavedBytes> =
+            saved.map(|(name, state)| (name, state.into())).collect();
+        rig.devices
+            .restore(&|name| states.get(name).cloned())
+            .unwrap();
+        for missing in states.keys() {
+            let all_but_one = |name: &str| states.get(name).filter(|_| name != missing).cloned();
+            let error = rig.devices.restore(&all_but_one).unwrap_err().to_string();
+            assert_eq!(error, format!("the checkpoint has no state of {missing}"));
+        }
+    }
+
+    #[test]
+    fn a_state_that_is_refused_names_its_device() {
+        let rig = Rig::new();
+        rig.devices.pause(PATIENCE).unwrap();
+        let other = SavedBytes {
+            kind: "other".to_owned(),
+            version: 1,
+            bytes: Vec::new(),
+        };
+        for unit in rig.devices.all() {
+            let error = unit.restore(&other).unwrap_err();
+            assert!(matches!(error, StateError::Kind { .. }), "{}", unit.name());
+        }
+        let error = rig.devices.restore(&|_| Some(other.clone())).unwrap_err();
+        assert_eq!(error.to_string(), "vcpus");
     }
 }

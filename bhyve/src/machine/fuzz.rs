@@ -8,7 +8,7 @@ use crate::amd64::bhyverun_machdep::memory_layout;
 use crate::amd64::vmexit::ExitPolicy;
 use crate::bus::pci::windows::ECAM_BASE;
 use crate::cli::{self, Request};
-use crate::device::{SavedBytes, StateError};
+use crate::device::SavedBytes;
 use crate::firmware::direct::{self, BootFiles, BootMachine};
 use crate::fuzz::{Chance, scratch, vm_name};
 use std::time::Duration;
@@ -108,8 +108,16 @@ impl Rig {
         let vm = Machine::create(&options).expect("a VM");
         Machine::equip(&vm, &options).expect("memory");
         let (inout, mmio) = (Arc::new(Inout::new()), Arc::new(Mmio::new()));
-        let devices =
-            Devices::build(&vm, &config, &options, &mevent, &inout, &mmio, None).expect("devices");
+        let processors = Arc::new(Vcpus::new(vm.clone(), Arc::clone(&mevent), cpus));
+        let devices = Devices::build(
+            &vm,
+            &config,
+            &options,
+            &mevent,
+            (&inout, &mmio),
+            &processors,
+        )
+        .expect("devices");
         let rig = Self {
             vm,
             mevent,
@@ -291,7 +299,7 @@ impl Rig {
             .collect()
     }
 
-    fn restore(&self, states: &[(String, SavedBytes)]) -> Result<(), (String, StateError)> {
+    fn restore(&self, states: &[(String, SavedBytes)]) -> Result<(), RestoreStateError> {
         self.devices.restore(&|name| {
             let state = states.iter().find(|(known, _)| known == name);
             state.map(|(_, saved)| saved.clone())

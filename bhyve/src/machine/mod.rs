@@ -15,7 +15,7 @@ mod rest;
 mod tests;
 pub mod vcpu;
 
-pub use devices::Devices;
+pub use devices::{Devices, RestoreStateError};
 pub use options::{MachineOptions, OptionError};
 pub use rest::Rest;
 
@@ -38,7 +38,7 @@ use parking_lot::Mutex;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
-use vcpu::{End, Vcpus};
+use vcpu::{End, RestError, Vcpus};
 use vmmapi::abi;
 use vmmapi::backend::{Kind, Lifetime};
 use vmmapi::control::ControlError;
@@ -63,6 +63,9 @@ pub enum MachineError {
     /// The checkpoint.
     #[error(transparent)]
     Restore(#[from] RestoreError),
+    /// The devices, which a checkpoint is to be loaded into.
+    #[error(transparent)]
+    Rest(#[from] RestError),
     /// More processors than the vmm lets a VM have.
     #[error("cannot have cpus={cpus} (-c): a VM has at most {most} here{tunable}")]
     Processors {
@@ -127,7 +130,7 @@ pub struct Machine {
     threads: Mutex<Vec<JoinHandle<()>>>,
     /// Set before the processors' threads are started, if their exits are counted.
     exit_counter: Mutex<Option<ExitCounter>>,
-    /// It is restored, and its clocks stand still until it goes on.
+    /// It is restored: its devices are paused and its clocks stand still until it goes on.
     restored: bool,
     /// Set when the guest goes on from a checkpoint with a disk that is a device.
     mark: Option<ResumeMark>,
@@ -246,14 +249,12 @@ impl Machine {
             restore.check_machine(vm, vendor(vm), &options)?;
             restore.load_memory(vm)?;
         }
-        let devices = Devices::build(vm, &config, &options, &mevent, &inout, &mmio, restore)?;
+        let devices = Devices::build(vm, &config, &options, &mevent, (&inout, &mmio), &vcpus)?;
         // As upstream, no error: but a misspelt option should not go unnoticed.
         for remark in vars::remarks(&config) {
             log::warn!("{remark}");
         }
-        let mark = restore
-            .filter(|_| devices.has_writable_device())
-            .map(Restore::mark);
+        let mark = restore.filter(|_| devices.needs_mark()).map(Restore::mark);
         let machine = Self {
             mark,
             stub: make_stub(vm),
@@ -272,7 +273,9 @@ impl Machine {
         };
         match restore {
             Some(restore) => {
-                restore.load_vcpus(&machine.vcpus)?;
+                // At rest until it goes on, as for a checkpoint.
+                machine.devices.pause(rest::PATIENCE)?;
+                restore.load_devices(&machine.devices)?;
                 restore.load_kernel(&machine.processors())?;
             }
             None => boot::cold_start(&machine)?,

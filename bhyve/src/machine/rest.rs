@@ -8,7 +8,7 @@ use crate::point;
 use std::time::{Duration, Instant};
 
 /// How long processors and devices may take to come to rest. Disks can be slow.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The permission to look at a machine that does not move: no processor is in the guest or in a device, and no device has anything in
 /// flight. There is one at a time. Dropping it lets devices and processors go on, whatever has happened meanwhile.

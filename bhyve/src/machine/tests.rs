@@ -141,6 +141,7 @@ fn process_that_panics() {
                     read_only: false,
                     no_delete: false,
                     sector_size: None,
+                    forced: false,
                 };
                 let disk = BlockIf::open(options, runs.vm.memory(), Clock::Host, "case").unwrap();
                 let flush = DiskRequest {

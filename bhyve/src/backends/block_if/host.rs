@@ -8,8 +8,8 @@
 )]
 
 use super::place;
+use crate::external::Identity;
 use nix::sys::stat::{FileStat, SFlag};
-use serde::{Deserialize, Serialize};
 use std::fs::{File, Metadata};
 use std::io;
 use std::os::fd::AsRawFd;
@@ -27,73 +27,10 @@ pub struct Geometry {
     pub physical: u32,
 }
 
-/// By what a checkpoint knows a disk again. Fields say what they held when the disk was quiet.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DiskIdentity {
-    /// The path as it was configured.
-    pub path: String,
-    /// The same without symbolic links, when the disk was opened; empty where that could not be resolved.
-    pub canonical: String,
-    /// Whether it is a device; a device has no meaningful time of change.
-    pub device: bool,
-    /// Number of the file system, or of the device itself.
-    pub dev: u64,
-    /// The file's number in its file system.
-    pub inode: u64,
-    /// Size in bytes.
-    pub size: u64,
-    /// Last change, in nanoseconds since 1970; 0 for a device.
-    pub mtime_ns: i64,
-    /// Whether the guest cannot write it.
-    pub read_only: bool,
-}
-
-impl DiskIdentity {
-    /// Why `now` is not the disk that it was when this was taken down, if it is not. A faithful copy, which has size and time
-    /// of change of the original, will do: what must not be is old memory over newer blocks. A disk that the guest cannot
-    /// write is only asked for its size.
-    pub fn moved_on(&self, now: &DiskIdentity) -> Option<String> {
-        let Self {
-            path,
-            canonical: _,
-            device,
-            dev,
-            inode,
-            size,
-            mtime_ns,
-            read_only,
-        } = self;
-        let what = if device != &now.device {
-            "become another kind of file"
-        } else if *size != now.size {
-            "changed its size"
-        } else if *read_only {
-            return None;
-        } else if now.read_only {
-            "become read-only"
-        } else if *device && *dev != now.dev {
-            "become another device"
-        } else if *mtime_ns != now.mtime_ns && (*dev, *inode) != (now.dev, now.inode) {
-            "been replaced by another file"
-        } else if *mtime_ns != now.mtime_ns {
-            "been written"
-        } else {
-            return None;
-        };
-        let now_path = &now.path;
-        let moved = if path == now_path {
-            String::new()
-        } else {
-            format!(" (saved as {path})")
-        };
-        Some(format!(
-            "disk {now_path}{moved} has {what} since the checkpoint"
-        ))
-    }
-
+impl Identity {
     /// Compares the open disk with what its path leads to now, which is what a restore will open. The guest has its blocks in
     /// the open one, so it must be the same; of a disk that the guest cannot write another copy will do, as in
-    /// [`DiskIdentity::moved_on`].
+    /// [`Identity::difference`].
     pub(super) fn check_place(&self, now: io::Result<FileStat>) -> io::Result<()> {
         let path = &self.path;
         let now = now.map_err(|error| match error.kind() {
@@ -142,14 +79,14 @@ pub fn identity(
     path: &Path,
     canonical: &str,
     read_only: bool,
-) -> io::Result<DiskIdentity> {
+) -> io::Result<Identity> {
     let metadata = file.metadata()?;
     let device = is_device(&metadata);
     let mtime_ns = metadata
         .mtime()
         .saturating_mul(1_000_000_000)
         .saturating_add(metadata.mtime_nsec());
-    Ok(DiskIdentity {
+    Ok(Identity {
         path: path.to_string_lossy().into_owned(),
         canonical: canonical.to_owned(),
         device,

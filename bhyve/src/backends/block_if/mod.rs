@@ -10,10 +10,10 @@ pub mod host;
 pub mod options;
 mod place;
 
-pub use host::DiskIdentity;
 pub use options::Options;
 
 use crate::device::{BuildError, Clock};
+use crate::external::{External, Identity};
 use crate::iov::{self, Direction, Seg};
 use host::Geometry;
 use parking_lot::{Condvar, Mutex, MutexGuard};
@@ -26,7 +26,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use vmmapi::sandbox::{self, Purpose};
 
 /// Threads of one disk, as BLOCKIF_NUMTHR.
@@ -221,10 +221,40 @@ impl<T: Send + 'static> BlockIf<T> {
         self.queue.disk.can_discard
     }
 
-    /// By what a checkpoint recognises the disk. Ask when it is idle.
-    ///
-    /// An error if no restore could have the disk as the guest knows it: it is not at its path any more, or has shrunk.
-    pub fn identity(&self) -> io::Result<DiskIdentity> {
+    /// Waits until nothing is being done. The caller must hold no lock that a completion takes.
+    pub fn drain(&self) {
+        if let Some(shared) = &self.queue.shared {
+            let mut state = shared.lock();
+            shared
+                .idle
+                .wait_while(&mut state, |state| state.outstanding > 0);
+        }
+    }
+
+    /// Waits for the same until `deadline`; whether nothing is being done any more.
+    pub fn quiesce(&self, deadline: Instant) -> bool {
+        let Some(shared) = &self.queue.shared else {
+            return true;
+        };
+        let mut state = shared.lock();
+        let busy = |state: &mut PoolState<T>| state.outstanding > 0;
+        shared.idle.wait_while_until(&mut state, busy, deadline);
+        state.outstanding == 0
+    }
+
+    /// Has `requests` carried out, in any order; `done` hears of each. The vector is left empty.
+    pub fn submit(&self, requests: &mut Vec<Request<T>>, done: &Arc<dyn Completion<T>>) {
+        self.queue.submit(requests, done);
+    }
+}
+
+impl<T> External for BlockIf<T> {
+    fn noun(&self) -> &'static str {
+        "disk"
+    }
+
+    /// An error if the disk is not at its path any more, or has shrunk.
+    fn identity(&self) -> io::Result<Identity> {
         let disk = &*self.queue.disk;
         let identity = host::identity(
             &disk.file,
@@ -239,26 +269,7 @@ impl<T: Send + 'static> BlockIf<T> {
         Ok(identity)
     }
 
-    /// Whether nothing is being done.
-    pub fn is_idle(&self) -> bool {
-        self.queue
-            .shared
-            .as_ref()
-            .is_none_or(|shared| shared.lock().outstanding == 0)
-    }
-
-    /// Waits until nothing is being done. The caller must hold no lock that a completion takes.
-    pub fn drain(&self) {
-        if let Some(shared) = &self.queue.shared {
-            let mut state = shared.lock();
-            while state.outstanding > 0 {
-                shared.idle.wait(&mut state);
-            }
-        }
-    }
-
-    /// Brings everything written so far to stable storage, in the calling thread.
-    pub fn flush(&self) -> io::Result<()> {
+    fn sync(&self) -> io::Result<()> {
         if self.queue.disk.read_only {
             Ok(())
         } else {
@@ -266,9 +277,8 @@ impl<T: Send + 'static> BlockIf<T> {
         }
     }
 
-    /// Has `requests` carried out, in any order; `done` hears of each. The vector is left empty.
-    pub fn submit(&self, requests: &mut Vec<Request<T>>, done: &Arc<dyn Completion<T>>) {
-        self.queue.submit(requests, done);
+    fn is_forced(&self) -> bool {
+        self.queue.disk.options.forced
     }
 }
 
@@ -501,4 +511,70 @@ pub fn default_serial(path: &Path) -> String {
     let sum = Md5::digest(path.as_os_str().as_bytes());
     let [a, b, c, d, e, f, ..] = <[u8; 16]>::from(sum);
     format!("BHYVE-{a:02X}{b:02X}-{c:02X}{d:02X}-{e:02X}{f:02X}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc::{self, Receiver, Sender};
+    use vmmapi::{Choice, CreateOptions, Vm};
+
+    /// A completion that takes as long as the test wants.
+    struct Slow {
+        begun: Sender<()>,
+        end: Mutex<Receiver<()>>,
+    }
+
+    impl Completion<()> for Slow {
+        fn complete(&self, _request: Request<()>, _result: io::Result<()>, _more: bool) {
+            self.begun.send(()).unwrap();
+            self.end.lock().recv().unwrap();
+        }
+    }
+
+    #[test]
+    fn who_waits_for_the_last_request_is_told() {
+        let image = tempfile::NamedTempFile::new().unwrap();
+        image.as_file().set_len(4096).unwrap();
+        let create = CreateOptions {
+            backend: Choice::Soft,
+            ..CreateOptions::default()
+        };
+        let vm = Vm::create("block-if-quiesce", &create).unwrap();
+        let options = Options {
+            path: image.path().to_owned(),
+            nocache: false,
+            sync: false,
+            read_only: false,
+            no_delete: false,
+            sector_size: None,
+            forced: false,
+        };
+        let disk = BlockIf::open(options, vm.memory(), Clock::Host, "test").unwrap();
+        let soon = |milliseconds| Instant::now() + Duration::from_millis(milliseconds);
+        assert!(disk.quiesce(soon(0)), "nothing was asked for");
+        let (begun, begins) = mpsc::channel();
+        let (end, ends) = mpsc::channel();
+        let done: Arc<dyn Completion<()>> = Arc::new(Slow {
+            begun,
+            end: Mutex::new(ends),
+        });
+        let flush = Request {
+            op: Op::Flush,
+            offset: 0,
+            len: 0,
+            segs: Vec::new(),
+            token: (),
+        };
+        disk.submit(&mut vec![flush], &done);
+        begins.recv().unwrap();
+        // Its completion is not over.
+        assert!(!disk.quiesce(soon(20)));
+        std::thread::scope(|scope| {
+            let waits = scope.spawn(|| disk.quiesce(soon(20_000)));
+            end.send(()).unwrap();
+            assert!(waits.join().unwrap());
+        });
+        vm.destroy().unwrap();
+    }
 }

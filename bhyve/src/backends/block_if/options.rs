@@ -84,6 +84,8 @@ pub struct Options {
     pub no_delete: bool,
     /// Logical and physical sector size in bytes, where the host's answer is not wanted.
     pub sector_size: Option<(u32, u32)>,
+    /// A restored guest takes the disk as it is, even if it has changed since the checkpoint.
+    pub forced: bool,
 }
 
 impl Options {
@@ -102,6 +104,7 @@ impl Options {
             sector_size: node
                 .get(&SECTORSIZE)?
                 .map(|SectorSizes(logical, physical)| (logical, physical)),
+            forced: node.config().get(&CHANGED_DISKS)? == ChangedDisks::Force,
         })
     }
 }

@@ -7,12 +7,11 @@ use super::windows::{ECAM_BASE, ECAM_SIZE};
 use super::{Bdf, PciBus};
 use crate::bus::inout::{Inout, PortHandler, all_ones};
 use crate::bus::mem::{Mmio, MmioHandler};
-use crate::device::{
-    BuildError, Device, SaveError, SavedBytes, SavedLayout, SavedState, StateError,
-};
+use crate::device::{BuildError, Device, Persist, SaveError, SavedLayout, StateError};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Instant;
 use vmm_x86::isa::{IO_PCI_CFG_ADDRESS, IO_PCI_CFG_DATA};
 
 const ENABLE: u32 = 1 << 31;
@@ -22,7 +21,7 @@ const KIND: &str = "pci-config";
 
 /// What a checkpoint keeps: the address register.
 #[derive(Serialize, Deserialize)]
-pub(crate) struct ConfigState(u32);
+pub struct ConfigState(u32);
 
 impl SavedLayout for ConfigState {
     const KIND: &'static str = KIND;
@@ -37,19 +36,11 @@ pub struct PciConfigSpace {
 
 impl PciConfigSpace {
     /// Makes the configuration space of `bus` accessible.
-    pub fn build(
-        bus: Arc<PciBus>,
-        inout: &Inout,
-        mmio: &Mmio,
-        saved: Option<&SavedBytes>,
-    ) -> Result<Arc<Self>, BuildError> {
+    pub fn build(bus: Arc<PciBus>, inout: &Inout, mmio: &Mmio) -> Result<Arc<Self>, BuildError> {
         let space = Arc::new(Self {
             bus,
             address: AtomicU32::new(0),
         });
-        if let Some(saved) = saved {
-            space.restore(saved)?;
-        }
         inout
             // One port: 0xcf9 is the reset control register's.
             .register(
@@ -162,20 +153,27 @@ impl Device for PciConfigSpace {
         KIND
     }
     fn pause(&self) {}
-    fn quiesced(&self) -> bool {
+    fn quiesce(&self, _deadline: Instant) -> bool {
         true
-    }
-    fn save(&self) -> Result<SavedState, SaveError> {
-        SavedState::encode(&ConfigState(self.address.load(Ordering::Acquire)))
-    }
-    fn restore(&self, saved: &SavedBytes) -> Result<(), StateError> {
-        let ConfigState(address) = saved.decode()?;
-        self.address
-            .store(address & ADDRESS_MASK, Ordering::Release);
-        Ok(())
     }
     fn resume(&self) {}
     fn reset(&self) {
         self.address.store(0, Ordering::Release);
+    }
+}
+
+impl Persist for PciConfigSpace {
+    type State = ConfigState;
+
+    fn capture(&self) -> Result<ConfigState, SaveError> {
+        let Self { bus: _, address } = self;
+        Ok(ConfigState(address.load(Ordering::Acquire)))
+    }
+
+    fn apply(&self, state: ConfigState) -> Result<(), StateError> {
+        let ConfigState(address) = state;
+        self.address
+            .store(address & ADDRESS_MASK, Ordering::Release);
+        Ok(())
     }
 }

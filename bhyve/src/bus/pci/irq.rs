@@ -5,11 +5,12 @@
 
 use super::Bdf;
 use super::intx::{IntxRoute, IntxRouter};
-use crate::device::{Device, SaveError, SavedBytes, SavedLayout, SavedState, StateError};
+use crate::device::{Device, Persist, SaveError, SavedLayout, StateError};
 use crate::machine::irqchip::IrqChip;
 use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
+use std::time::Instant;
 use vmm_x86::i8042::KBD_DEV_IRQ;
 use vmm_x86::isa::{ICU_SLAVEID, IRQ_NPX, IRQ_RTC, IRQ_TIMER};
 
@@ -58,7 +59,7 @@ struct Links {
 
 /// What a checkpoint keeps: the rest follows from the configuration.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct RouterState {
+pub struct RouterState {
     regs: [u8; PIRQS],
     active: [u32; PIRQS],
 }
@@ -68,53 +69,30 @@ impl SavedLayout for RouterState {
     const VERSION: u32 = 1;
 }
 
-fn restore(saved: &SavedBytes) -> Result<[Pirq; PIRQS], StateError> {
-    let RouterState { regs, active } = saved.decode()?;
-    let wrong = |reg: &&u8| **reg & !(PIRQ_DISABLED | PIRQ_IRQ) != 0;
-    if let Some(reg) = regs.iter().find(wrong) {
-        return Err(StateError::Invalid(format!(
-            "a PIRQ register cannot have the value {reg:#x}"
-        )));
-    }
-    Ok(std::array::from_fn(|n| Pirq {
-        reg: regs[n],
-        active: active[n],
-    }))
-}
-
 /// The router.
 pub struct PciIrq {
     chip: Arc<dyn IrqChip>,
-    restored: bool,
     inner: Mutex<Links>,
 }
 
 impl PciIrq {
-    /// A router without lines. `saved` is its record of a checkpoint; the lines are then still to be allocated, as at a
-    /// cold start, but nothing is said to the interrupt controllers, which have states of their own.
-    pub fn new(chip: Arc<dyn IrqChip>, saved: Option<&SavedBytes>) -> Result<Self, StateError> {
-        let pirqs = match saved {
-            Some(saved) => restore(saved)?,
-            None => {
-                [Pirq {
-                    reg: PIRQ_DISABLED,
-                    active: 0,
-                }; PIRQS]
-            }
-        };
+    /// A router without lines.
+    pub fn new(chip: Arc<dyn IrqChip>) -> Self {
         let inner = Links {
-            pirqs,
+            pirqs: [Pirq {
+                reg: PIRQ_DISABLED,
+                active: 0,
+            }; PIRQS],
             boot: [None; PIRQS],
             lines: [0; PIRQS],
             irq_users: std::array::from_fn(|irq| permitted(irq as u8).then_some(0)),
             next_ioapic: 0,
             bridge: None,
         };
-        Ok(Self {
+        Self {
             chip,
-            restored: saved.is_some(),
             inner: Mutex::new(inner),
-        })
+        }
     }
 
     fn inner(&self) -> MutexGuard<'_, Links> {
@@ -178,10 +156,7 @@ impl IntxRouter for PciIrq {
             if let Some((users, irq)) = least {
                 inner.irq_users[usize::from(irq)] = Some(users + 1);
                 inner.boot[index] = Some(irq);
-                if !self.restored {
-                    inner.pirqs[index].reg = irq;
-                    self.chip.isa_level_triggered(irq, true);
-                }
+                inner.pirqs[index].reg = irq;
             }
         }
         let ioapic = FIRST_PCI_PIN + inner.next_ioapic;
@@ -234,11 +209,28 @@ impl Device for PciIrq {
         "pci-irq"
     }
     fn pause(&self) {}
-    fn quiesced(&self) -> bool {
+    fn quiesce(&self, _deadline: Instant) -> bool {
         true
     }
-    fn save(&self) -> Result<SavedState, SaveError> {
-        let inner = self.inner();
+    fn resume(&self) {}
+    fn reset(&self) {
+        let boot = self.inner().boot;
+        for (index, irq) in boot.into_iter().enumerate() {
+            if let Some(irq) = irq {
+                // Lines that several devices drive are levels.
+                self.chip.isa_level_triggered(irq, true);
+            }
+            self.pirq_write(index, irq.unwrap_or(PIRQ_DISABLED));
+        }
+    }
+}
+
+impl Persist for PciIrq {
+    type State = RouterState;
+
+    fn capture(&self) -> Result<RouterState, SaveError> {
+        let Self { chip: _, inner } = self;
+        let inner = inner.lock();
         let Links {
             pirqs,
             boot: _,
@@ -247,34 +239,39 @@ impl Device for PciIrq {
             next_ioapic: _,
             bridge: _,
         } = &*inner;
-        let state = RouterState {
+        Ok(RouterState {
             regs: pirqs.map(|Pirq { reg, active: _ }| reg),
             active: pirqs.map(|Pirq { reg: _, active }| active),
-        };
-        SavedState::encode(&state)
+        })
     }
-    fn restore(&self, saved: &SavedBytes) -> Result<(), StateError> {
-        self.inner().pirqs = restore(saved)?;
-        Ok(())
-    }
-    fn resume(&self) {}
-    fn reset(&self) {
-        let boot = self.inner().boot;
-        for (index, irq) in boot.into_iter().enumerate() {
-            self.pirq_write(index, irq.unwrap_or(PIRQ_DISABLED));
+
+    /// The lines were allocated when the devices were built, as at a cold start.
+    fn apply(&self, state: RouterState) -> Result<(), StateError> {
+        let RouterState { regs, active } = state;
+        let wrong = |reg: &&u8| **reg & !(PIRQ_DISABLED | PIRQ_IRQ) != 0;
+        if let Some(reg) = regs.iter().find(wrong) {
+            return Err(StateError::Invalid(format!(
+                "a PIRQ register cannot have the value {reg:#x}"
+            )));
         }
+        self.inner().pirqs = std::array::from_fn(|n| Pirq {
+            reg: regs[n],
+            active: active[n],
+        });
+        Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::{Checkpointed, SavedBytes};
     use crate::machine::irqchip::mock::MockChip;
 
     #[test]
     fn lines_are_spread() {
         let chip = Arc::new(MockChip::default());
-        let router = PciIrq::new(chip.clone(), None).unwrap();
+        let router = PciIrq::new(chip.clone());
         for irq in [3, 4, 9, 12] {
             router.reserve(irq);
         }
@@ -285,13 +282,15 @@ mod tests {
         assert_eq!(routes[8].ioapic, 16);
         let lines: Vec<_> = routes.iter().map(|route| router.irq_line(*route)).collect();
         assert_eq!(lines, [5, 6, 7, 10, 11, 14, 15, 5, 5, 6]);
+        assert!(chip.level.lock().is_empty());
+        router.reset();
         assert_eq!(*chip.level.lock(), [5, 6, 7, 10, 11, 14, 15, 5]);
     }
 
     #[test]
     fn shared_lines_are_counted_and_follow_the_register() {
         let chip = Arc::new(MockChip::default());
-        let router = PciIrq::new(chip.clone(), None).unwrap();
+        let router = PciIrq::new(chip.clone());
         let a = router.alloc();
         let b = IntxRoute { ioapic: 17, ..a };
         let irq = router.irq_line(a);
@@ -323,16 +322,20 @@ mod tests {
 
     #[test]
     fn a_restored_router_is_the_same() {
-        let router = PciIrq::new(Arc::new(MockChip::default()), None).unwrap();
+        let router = PciIrq::new(Arc::new(MockChip::default()));
         let route = router.alloc();
         router.assert(route);
         router.pirq_write(0, 11);
         router.pirq_write(3, 7);
         let saved = SavedBytes::from(router.save().unwrap());
         let chip = Arc::new(MockChip::default());
-        let twin = PciIrq::new(chip.clone(), Some(&saved)).unwrap();
+        let twin = PciIrq::new(chip.clone());
         assert_eq!(twin.alloc(), route);
-        assert!(chip.level.lock().is_empty());
+        twin.restore(&saved).unwrap();
+        assert!(
+            chip.level.lock().is_empty(),
+            "the controllers have states of their own"
+        );
         assert!((0..PIRQS).all(|n| router.pirq_read(n) == twin.pirq_read(n)));
         twin.deassert(route);
         assert_eq!(
@@ -344,7 +347,6 @@ mod tests {
             regs: [0x40; PIRQS],
             active: [0; PIRQS],
         };
-        let bad = SavedBytes::from(SavedState::encode(&bad).unwrap());
-        assert!(PciIrq::new(Arc::new(MockChip::default()), Some(&bad)).is_err());
+        assert!(twin.apply(bad).is_err());
     }
 }

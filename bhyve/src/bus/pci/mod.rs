@@ -12,14 +12,12 @@ pub mod msi;
 pub mod slot;
 pub mod windows;
 
-use crate::backends::block_if::DiskIdentity;
 use crate::config::{ConfigError, Group, Node};
-use crate::device::{BuildCtx, BuildError, Device, SaveError, SavedBytes, SavedState, StateError};
-use func::{FuncHost, PciFunc};
+use crate::device::{BuildCtx, BuildError, Checkpointed};
+use func::{FuncHost, FuncRecord, PciFunc};
 use intx::IntxRoute;
 use std::collections::BTreeMap;
 use std::fmt;
-use std::io;
 use std::sync::Arc;
 use windows::{BusWindows, Windows};
 
@@ -40,27 +38,26 @@ impl fmt::Display for Bdf {
     }
 }
 
-/// What is behind a PCI function.
-pub trait PciDevice: Device {
+/// What is behind a PCI function: a device, and the accesses that the bus has for it. A device implements those that it has.
+pub trait PciDevice: Checkpointed {
     /// A load from a BAR, other than the one with the MSI-X table. `size` is 1, 2, 4 or 8.
-    fn bar_read(&self, bar: usize, offset: u64, size: u8) -> u64;
+    fn bar_read(&self, _bar: usize, _offset: u64, _size: u8) -> u64 {
+        u64::MAX
+    }
     /// A store to a BAR.
-    fn bar_write(&self, bar: usize, offset: u64, size: u8, value: u64);
+    fn bar_write(&self, _bar: usize, _offset: u64, _size: u8, _value: u64) {}
     /// A read of the configuration space; `None` leaves it to the generic function.
-    fn cfg_read(&self, offset: u16, size: u8) -> Option<u32>;
+    fn cfg_read(&self, _offset: u16, _size: u8) -> Option<u32> {
+        None
+    }
     /// A write to the configuration space; false leaves it to the generic function.
-    fn cfg_write(&self, offset: u16, size: u8, value: u32) -> bool;
-    /// The disks behind it, as they are now.
-    fn disks(&self) -> Vec<io::Result<DiskIdentity>>;
+    fn cfg_write(&self, _offset: u16, _size: u8, _value: u32) -> bool {
+        false
+    }
 }
 
-/// What builds a device, and with a state restores one.
-pub type BuildFn = fn(
-    &BuildCtx<'_>,
-    Arc<PciFunc>,
-    &Node,
-    Option<&SavedBytes>,
-) -> Result<Arc<dyn PciDevice>, BuildError>;
+/// What builds a device, as it is at power-on.
+pub type BuildFn = fn(&BuildCtx<'_>, Arc<PciFunc>, &Node) -> Result<Arc<dyn PciDevice>, BuildError>;
 
 /// Why the options of a model are refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -170,32 +167,21 @@ pub struct PciBus {
     routes: Vec<SlotRoute>,
 }
 
-/// Looks up the saved states of a checkpoint by record name.
-pub type States<'a> = &'a dyn Fn(&str) -> Option<SavedBytes>;
-
-/// A function's own record is named after the device's, so that the device's name stays what upstream calls it.
-pub fn function_record(name: &str) -> String {
-    format!("{name}/function")
-}
-
 impl PciBus {
     /// Builds every function that the configuration names, gives it addresses and interrupt routes and lets it answer.
-    /// With `states` every device and function must have one.
     pub fn build(
         ctx: &BuildCtx<'_>,
         host: &FuncHost,
         mut windows: Windows,
-        states: Option<States<'_>>,
     ) -> Result<Self, BuildError> {
         let mut bus = Self {
             functions: BTreeMap::new(),
             windows: BTreeMap::new(),
             routes: Vec::new(),
         };
-        let result = bus.build_functions(ctx, host, states).and_then(|()| {
+        let result = bus.build_functions(ctx, host).and_then(|()| {
             bus.route_interrupts(host);
-            bus.assign_bars(&mut windows)?;
-            states.map_or(Ok(()), |states| Ok(bus.restore_functions(states)?))
+            bus.assign_bars(&mut windows)
         });
         match result {
             Ok(()) => Ok(bus),
@@ -206,12 +192,7 @@ impl PciBus {
         }
     }
 
-    fn build_functions(
-        &mut self,
-        ctx: &BuildCtx<'_>,
-        host: &FuncHost,
-        states: Option<States<'_>>,
-    ) -> Result<(), BuildError> {
+    fn build_functions(&mut self, ctx: &BuildCtx<'_>, host: &FuncHost) -> Result<(), BuildError> {
         for (bdf, node) in slot::configured(ctx.config)? {
             let Some(wanted) = node.get(&slot::DEVICE)? else {
                 continue;
@@ -225,19 +206,12 @@ impl PciBus {
                 .ok_or_else(unknown)?;
             let func = PciFunc::new(bdf, model.name, host.clone());
             let name = func.name().to_owned();
-            let saved = match states {
-                None => None,
-                Some(states) => Some(states(&name).ok_or_else(|| {
-                    StateError::Invalid(format!("the checkpoint has no state of {name}"))
-                })?),
-            };
-            let device =
-                (model.build)(ctx, Arc::clone(&func), &node, saved.as_ref()).map_err(|source| {
-                    BuildError::Device {
-                        device: name,
-                        source: Box::new(source),
-                    }
-                })?;
+            let device = (model.build)(ctx, Arc::clone(&func), &node).map_err(|source| {
+                BuildError::Device {
+                    device: name,
+                    source: Box::new(source),
+                }
+            })?;
             func.attach(&device);
             self.functions.insert(bdf, Function { func, device });
         }
@@ -329,22 +303,6 @@ impl PciBus {
         Ok(())
     }
 
-    /// Takes over the generic state of every function, all of which must be in `states`.
-    pub fn restore_functions(&self, states: States<'_>) -> Result<(), StateError> {
-        // A BAR may now be where another one was a moment ago: all leave their places before any takes its new one.
-        for function in self.functions.values() {
-            function.func.detach();
-        }
-        for function in self.functions.values() {
-            let record = function_record(function.func.name());
-            let saved = states(&record).ok_or_else(|| {
-                StateError::Invalid(format!("the checkpoint has no state of {record}"))
-            })?;
-            function.func.restore(&saved)?;
-        }
-        Ok(())
-    }
-
     /// The function at `bdf`.
     pub fn function(&self, bdf: Bdf) -> Option<&Arc<PciFunc>> {
         self.functions.get(&bdf).map(|function| &function.func)
@@ -355,12 +313,11 @@ impl PciBus {
         self.functions.values().map(|function| &function.device)
     }
 
-    /// The generic state of every function, by record name.
-    pub fn save_functions(&self) -> Result<Vec<(String, SavedState)>, SaveError> {
+    /// The generic state of every function, in the same order.
+    pub fn records(&self) -> impl Iterator<Item = Arc<FuncRecord>> {
         self.functions
             .values()
-            .map(|function| Ok((function_record(function.func.name()), function.func.save()?)))
-            .collect()
+            .map(|function| FuncRecord::of(&function.func))
     }
 
     /// The root buses and what each decodes; bus 0 is always there.

@@ -4,17 +4,20 @@
 
 use super::bar::BarType;
 use super::func::space::reg;
-use super::func::{FuncHost, PciFunc, PciIds};
+use super::func::{FuncHost, FuncRecord, PciFunc, PciIds};
 use super::intx::{IntxRoute, IntxRouter, MsiSink};
 use super::{Bdf, PciDevice};
 use crate::bus::inout::Inout;
 use crate::bus::mem::Mmio;
-use crate::device::{Device, SaveError, SavedBytes, SavedLayout, SavedState, StateError};
+use crate::device::{
+    Checkpointed, Device, Persist, SaveError, SavedBytes, SavedLayout, StateError,
+};
 use parking_lot::Mutex;
 use proptest::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
+use std::time::Instant;
 
 const BDF: Bdf = Bdf {
     bus: 0,
@@ -72,32 +75,28 @@ impl Device for Echo {
         "echo"
     }
     fn pause(&self) {}
-    fn quiesced(&self) -> bool {
+    fn quiesce(&self, _deadline: Instant) -> bool {
         true
-    }
-    fn save(&self) -> Result<SavedState, SaveError> {
-        SavedState::encode(&EchoState)
-    }
-    fn restore(&self, saved: &SavedBytes) -> Result<(), StateError> {
-        saved.decode().map(|EchoState| ())
     }
     fn resume(&self) {}
     fn reset(&self) {}
 }
 
-impl PciDevice for Echo {
-    fn disks(&self) -> Vec<std::io::Result<crate::backends::block_if::DiskIdentity>> {
-        Vec::new()
+impl Persist for Echo {
+    type State = EchoState;
+
+    fn capture(&self) -> Result<EchoState, SaveError> {
+        let Self = self;
+        Ok(EchoState)
     }
+    fn apply(&self, EchoState: EchoState) -> Result<(), StateError> {
+        Ok(())
+    }
+}
+
+impl PciDevice for Echo {
     fn bar_read(&self, bar: usize, offset: u64, _size: u8) -> u64 {
         (bar as u64) << 8 | offset
-    }
-    fn bar_write(&self, _bar: usize, _offset: u64, _size: u8, _value: u64) {}
-    fn cfg_read(&self, _offset: u16, _size: u8) -> Option<u32> {
-        None
-    }
-    fn cfg_write(&self, _offset: u16, _size: u8, _value: u32) -> bool {
-        false
     }
 }
 
@@ -180,7 +179,11 @@ impl Bench {
     }
 
     fn save(&self) -> SavedBytes {
-        self.func.save().unwrap().into()
+        FuncRecord::of(&self.func).save().unwrap().into()
+    }
+
+    fn restore(&self, saved: &SavedBytes) -> Result<(), StateError> {
+        FuncRecord::of(&self.func).restore(saved)
     }
 }
 
@@ -305,13 +308,13 @@ fn states_of_other_functions_are_refused() {
         class: 2,
         ..PciIds::default()
     });
-    assert!(other.restore(&saved).is_err());
+    assert!(FuncRecord::of(&other).restore(&saved).is_err());
     for cut in [0, 1, saved.bytes.len() / 2, saved.bytes.len() - 1] {
         let mut bad = saved.clone();
         bad.bytes.truncate(cut);
-        assert!(Bench::new().func.restore(&bad).is_err());
+        assert!(Bench::new().restore(&bad).is_err());
     }
-    assert!(Bench::new().func.restore(&saved).is_ok());
+    assert!(Bench::new().restore(&saved).is_ok());
 }
 
 #[derive(Debug, Clone)]
@@ -375,7 +378,7 @@ proptest! {
         let first = Bench::new();
         before.iter().for_each(|action| first.act(action));
         let second = Bench::new();
-        second.func.restore(&first.save()).unwrap();
+        second.restore(&first.save()).unwrap();
         // The router has a state of its own.
         second.wires.line.store(first.line(), Ordering::Relaxed);
         first.messages();

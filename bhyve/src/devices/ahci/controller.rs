@@ -9,15 +9,17 @@
 use super::port::{Port, Token};
 use super::regs::*;
 use super::state::AhciState;
-use crate::backends::block_if::{BlockIf, Completion, DiskIdentity, Queue, Request};
+use crate::backends::block_if::{BlockIf, Completion, Queue, Request};
 use crate::bus::mem::all_ones;
 use crate::bus::pci::PciDevice;
 use crate::bus::pci::func::PciFunc;
-use crate::device::{Device, SaveError, SavedBytes, SavedState, StateError};
+use crate::device::{Device, Persist, SaveError, StateError};
+use crate::external::External;
 use parking_lot::{Mutex, MutexGuard};
 use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::Instant;
 use vmmapi::GuestMemory;
 
 /// The BAR with the registers.
@@ -49,8 +51,6 @@ struct Hba {
 pub struct Ahci {
     hba: Arc<Hba>,
     disks: Vec<Option<BlockIf<Token>>>,
-    /// A disk that has changed since the checkpoint is taken as it is.
-    forced: bool,
 }
 
 impl State {
@@ -310,7 +310,6 @@ impl Ahci {
         mem: &GuestMemory,
         ports: Vec<Port>,
         disks: Vec<Option<BlockIf<Token>>>,
-        forced: bool,
     ) -> Arc<Self> {
         let queues = disks
             .iter()
@@ -329,7 +328,7 @@ impl Ahci {
             }),
             complaints: AtomicU32::new(0),
         });
-        Arc::new(Self { hba, disks, forced })
+        Arc::new(Self { hba, disks })
     }
 
     fn set_paused(&self, paused: bool) {
@@ -345,12 +344,6 @@ impl Ahci {
         }
         hba.pass_on(state);
     }
-
-    fn identities(&self) -> impl Iterator<Item = Option<io::Result<DiskIdentity>>> {
-        self.disks
-            .iter()
-            .map(|disk| disk.as_ref().map(BlockIf::identity))
-    }
 }
 
 impl Device for Ahci {
@@ -362,46 +355,13 @@ impl Device for Ahci {
         self.set_paused(true);
     }
 
-    fn quiesced(&self) -> bool {
-        !self.hba.lock().is_busy() && self.disks.iter().flatten().all(BlockIf::is_idle)
-    }
-
-    fn save(&self) -> Result<SavedState, SaveError> {
-        let unsaved = |error: io::Error| {
-            SaveError::Unsupported(format!("a disk cannot be brought to rest: {error}"))
-        };
-        for disk in self.disks.iter().flatten() {
-            disk.flush().map_err(unsaved)?;
-        }
-        let identities: Vec<_> = self
-            .identities()
-            .map(Option::transpose)
-            .collect::<Result<_, _>>()
-            .map_err(unsaved)?;
-        let state = AhciState::save(&self.hba.lock(), identities);
-        SavedState::encode(&state)
-    }
-
-    fn restore(&self, saved: &SavedBytes) -> Result<(), StateError> {
-        let state: AhciState = saved.decode()?;
-        let now: Vec<_> = self
-            .identities()
-            .map(Option::transpose)
-            .collect::<Result<_, _>>()
-            .map_err(|error| {
-                StateError::Invalid(format!("a disk does not say who it is: {error}"))
-            })?;
-        let mut guard = self.hba.lock();
-        state.restore(&mut guard, now, self.forced)?;
-        for (port, disk) in guard.ports.iter().zip(&self.disks) {
-            if let (Some(drive), Some(disk)) = (&port.drive, disk) {
-                disk.set_told(drive.size());
-            }
-        }
-        for port in &mut guard.ports {
-            port.set_paused(true, &self.hba.mem);
-        }
-        Ok(())
+    fn quiesce(&self, deadline: Instant) -> bool {
+        // A command is with a disk until the disk has answered, so none is when all disks have.
+        self.disks
+            .iter()
+            .flatten()
+            .all(|disk| disk.quiesce(deadline))
+            && !self.hba.lock().is_busy()
     }
 
     fn resume(&self) {
@@ -413,6 +373,43 @@ impl Device for Ahci {
         self.disks.iter().flatten().for_each(BlockIf::drain);
         self.hba.lock().reset();
         self.hba.func.intx_deassert();
+    }
+
+    fn externals(&self) -> Vec<&dyn External> {
+        let disks = self.disks.iter().flatten();
+        disks.map(|disk| disk as &dyn External).collect()
+    }
+}
+
+impl Persist for Ahci {
+    type State = AhciState;
+
+    fn capture(&self) -> Result<AhciState, SaveError> {
+        let Self { hba, disks } = self;
+        let Hba {
+            this: _,
+            func: _,
+            mem: _,
+            queues: _,
+            state,
+            complaints: _,
+        } = &**hba;
+        let identities = disks
+            .iter()
+            .map(|disk| disk.as_ref().map(External::capture).transpose())
+            .collect::<Result<_, _>>()?;
+        Ok(AhciState::of(&state.lock(), identities))
+    }
+
+    fn apply(&self, state: AhciState) -> Result<(), StateError> {
+        let mut guard = self.hba.lock();
+        state.apply(&mut guard, &self.disks)?;
+        for (port, disk) in guard.ports.iter().zip(&self.disks) {
+            if let (Some(drive), Some(disk)) = (&port.drive, disk) {
+                disk.set_told(drive.size());
+            }
+        }
+        Ok(())
     }
 }
 
@@ -429,17 +426,5 @@ impl PciDevice for Ahci {
         if bar == ABAR {
             self.hba.store(offset, size, value);
         }
-    }
-
-    fn cfg_read(&self, _offset: u16, _size: u8) -> Option<u32> {
-        None
-    }
-
-    fn cfg_write(&self, _offset: u16, _size: u8, _value: u32) -> bool {
-        false
-    }
-
-    fn disks(&self) -> Vec<io::Result<DiskIdentity>> {
-        self.identities().flatten().collect()
     }
 }

@@ -17,13 +17,14 @@ mod port;
 mod regs;
 pub(crate) mod state;
 
-use crate::backends::block_if::options::{self, CHANGED_DISKS, ChangedDisks, PATH};
+use crate::backends::block_if::options::{self, PATH};
 use crate::backends::block_if::{self, BlockIf, Options};
 use crate::bus::pci::bar::BarType;
 use crate::bus::pci::func::{PciFunc, PciIds};
 use crate::bus::pci::{OptionsError, PciDevice, PciModel, Syntax};
 use crate::config::{Group, Node, Var, Words, variables};
-use crate::device::{BuildCtx, BuildError, Device, SavedBytes};
+use crate::device::{BuildCtx, BuildError};
+use crate::external::External;
 use controller::{ABAR, Ahci};
 use drive::{Drive, Face, Kind};
 use port::{Port, Token};
@@ -152,7 +153,6 @@ fn build(
     ctx: &BuildCtx<'_>,
     func: Arc<PciFunc>,
     node: &Node,
-    saved: Option<&SavedBytes>,
 ) -> Result<Arc<dyn PciDevice>, BuildError> {
     let nodes = node.node("port").numbered(0..=MAX_PORTS - 1)?;
     let last = nodes.last_key_value();
@@ -171,12 +171,7 @@ fn build(
     func.add_msi(count.min(MOST_MESSAGES).next_power_of_two() as u8)?;
     func.add_bar(ABAR, BarType::Mem32, PORTS_AT + count as u64 * PORT_SIZE)?;
     func.set_intx();
-    let forced = ctx.config.get(&CHANGED_DISKS)? == ChangedDisks::Force;
-    let device = Ahci::new(func, ctx.mem, ports, disks, forced);
-    if let Some(saved) = saved {
-        Device::restore(&*device, saved)?;
-    }
-    Ok(device)
+    Ok(Ahci::new(func, ctx.mem, ports, disks))
 }
 
 fn build_port(
@@ -202,7 +197,7 @@ fn build_port(
         Some(disk) => {
             let identity = disk.identity();
             identity
-                .map_err(|error| BuildError::host("the disk does not say who it is", error))?
+                .map_err(|error| BuildError::host("the disk cannot be identified", error))?
                 .device
         }
         None => false,

@@ -4,10 +4,11 @@
 
 use super::controller::State;
 use super::drive::{Drive, ERROR_LOG, Face, Sense, Settings};
-use super::port::{Parts, Port, Registers};
+use super::port::{Parts, Port, Registers, Token};
 use super::regs::*;
-use crate::backends::block_if::DiskIdentity;
+use crate::backends::block_if::BlockIf;
 use crate::device::{SavedLayout, StateError};
+use crate::external::{External, Identity};
 use serde::{Deserialize, Serialize};
 
 /// The controller.
@@ -39,12 +40,16 @@ struct DriveState {
     sense: Sense,
     soft_reset: bool,
     /// None of a drive without a medium.
-    identity: Option<DiskIdentity>,
+    identity: Option<Identity>,
+}
+
+fn invalid(what: impl Into<String>) -> StateError {
+    StateError::Invalid(what.into())
 }
 
 impl AhciState {
     /// Takes the state down. No command may be with a disk.
-    pub(super) fn save(state: &State, identities: Vec<Option<DiskIdentity>>) -> Self {
+    pub(super) fn of(state: &State, identities: Vec<Option<Identity>>) -> Self {
         let State {
             interrupts,
             is,
@@ -89,11 +94,10 @@ impl AhciState {
     }
 
     /// Puts the state in place, if it is one of these ports and their disks are what they were.
-    pub(super) fn restore(
+    pub(super) fn apply(
         self,
         state: &mut State,
-        now: Vec<Option<DiskIdentity>>,
-        forced: bool,
+        disks: &[Option<BlockIf<Token>>],
     ) -> Result<(), StateError> {
         let Self {
             interrupts,
@@ -107,9 +111,10 @@ impl AhciState {
                 ports.len()
             )));
         }
-        for (n, ((port, saved), now)) in state.ports.iter_mut().zip(ports).zip(now).enumerate() {
-            let invalid = |what: String| StateError::Invalid(format!("port {n}: {what}"));
-            saved.restore(port, now, forced).map_err(invalid)?;
+        for (n, ((port, saved), disk)) in state.ports.iter_mut().zip(ports).zip(disks).enumerate() {
+            saved
+                .apply(port, disk.as_ref())
+                .map_err(|what| StateError::Invalid(format!("port {n}: {what}")))?;
         }
         let existing = state.ports.len() as u32;
         if u64::from(is) >> existing != 0 {
@@ -123,12 +128,7 @@ impl AhciState {
 }
 
 impl PortState {
-    fn restore(
-        self,
-        port: &mut Port,
-        now: Option<DiskIdentity>,
-        forced: bool,
-    ) -> Result<(), String> {
+    fn apply(self, port: &mut Port, disk: Option<&BlockIf<Token>>) -> Result<(), StateError> {
         let Self {
             regs,
             halted,
@@ -137,9 +137,9 @@ impl PortState {
         } = self;
         let drive = match (drive, &port.drive) {
             (None, None) => None,
-            (Some(saved), Some(drive)) => Some(saved.restore(drive, now, forced)?),
-            (None, Some(_)) => return Err("there was no drive".to_owned()),
-            (Some(_), None) => return Err("there was a drive".to_owned()),
+            (Some(saved), Some(drive)) => Some(saved.drive(drive, disk)?),
+            (None, Some(_)) => return Err(invalid("there was no drive")),
+            (Some(_), None) => return Err(invalid("there was a drive")),
         };
         let links = (1..=SPEED_GEN3).map(|speed| SSTS_UP | speed << SPEED_SHIFT);
         let possible = regs.clb.is_multiple_of(CLB_ALIGN)
@@ -153,7 +153,7 @@ impl PortState {
                     && (regs.ssts == SSTS_OFFLINE
                         || links.into_iter().any(|link| link == regs.ssts)));
         if !possible {
-            return Err("the saved registers cannot be".to_owned());
+            return Err(invalid("the saved registers cannot be"));
         }
         port.set(regs, halted, next, drive);
         Ok(())
@@ -161,12 +161,8 @@ impl PortState {
 }
 
 impl DriveState {
-    fn restore(
-        self,
-        drive: &Drive,
-        now: Option<DiskIdentity>,
-        forced: bool,
-    ) -> Result<Drive, String> {
+    /// The drive in this state, if `drive` and its disk are those that it was saved of.
+    fn drive(self, drive: &Drive, disk: Option<&BlockIf<Token>>) -> Result<Drive, StateError> {
         let Self {
             face,
             settings,
@@ -177,28 +173,22 @@ impl DriveState {
         } = self;
         let here = &drive.face;
         if face.kind != here.kind {
-            return Err("the drive was of another kind".to_owned());
+            return Err(invalid("the drive was of another kind"));
         }
         if face.medium != here.medium {
             let had = if face.medium { "a" } else { "no" };
-            return Err(format!("the drive had {had} medium"));
+            return Err(invalid(format!("the drive had {had} medium")));
         }
         // An image may have grown; the guest goes on with what it knows.
         if face.blocks > here.blocks || face.block != here.block {
-            return Err(
-                "the disk is smaller, or has another sector size, than the guest knows".to_owned(),
-            );
+            return Err(invalid(
+                "the disk is smaller, or has another sector size, than the guest knows",
+            ));
         }
-        match (&identity, &now) {
-            (Some(then), Some(now)) => {
-                if let Some(why) = then.moved_on(now).filter(|_| !forced) {
-                    return Err(format!(
-                        "{why}; \"-o snapshot.disks=force\" takes it as it is"
-                    ));
-                }
-            }
+        match (&identity, disk) {
+            (Some(saved), Some(disk)) => disk.accept(saved, &disk.here()?)?,
             (None, None) => {}
-            _ => return Err("the drive's medium was not told".to_owned()),
+            _ => return Err(invalid("the drive's medium was not told")),
         }
         let multiple = settings.multiple;
         let possible = face.model.len() == Face::MODEL_LEN
@@ -206,7 +196,7 @@ impl DriveState {
             && face.physical.is_power_of_two()
             && (multiple == 0 || multiple.is_power_of_two());
         if !possible {
-            return Err("the saved drive cannot be".to_owned());
+            return Err(invalid("the saved drive cannot be"));
         }
         Ok(Drive {
             face,

@@ -4,21 +4,18 @@
 
 use super::*;
 use crate::backends::console::{KeyEvent, PtrEvent};
+use crate::device::{Checkpointed, SavedBytes};
 use crate::machine::irqchip::mock::MockChip;
 use proptest::prelude::*;
 
 type Requests = Arc<Mutex<Vec<PowerRequest>>>;
 
-fn build(saved: Option<&SavedBytes>) -> (Arc<Atkbdc>, Arc<MockChip>, Requests) {
+fn build() -> (Arc<Atkbdc>, Arc<MockChip>, Requests) {
     let chip = Arc::new(MockChip::default());
     let requests = Requests::default();
     let log = Arc::clone(&requests);
     let power = Arc::new(move |request| log.lock().push(request));
-    (
-        Arc::new(Atkbdc::new(chip.clone(), power, saved).unwrap()),
-        chip,
-        requests,
-    )
+    (Arc::new(Atkbdc::new(chip.clone(), power)), chip, requests)
 }
 
 fn command(device: &Atkbdc, value: u8) {
@@ -46,7 +43,7 @@ fn drain(device: &Atkbdc) -> Vec<(u8, bool)> {
 
 #[test]
 fn what_linux_probes() {
-    let (device, chip, _) = build(None);
+    let (device, chip, _) = build();
     command(&device, 0x20);
     assert_eq!(drain(&device), [(COMMAND_BYTE_DEFAULT.bits(), false)]);
     // Interrupts off, as a driver does while it probes.
@@ -128,7 +125,7 @@ fn every_byte_has_its_edge() {
         fn ioapic_deassert(&self, _pin: u8) {}
     }
     let edges = Arc::new(Edges(Mutex::default()));
-    let device = Atkbdc::new(edges.clone(), Arc::new(|_| {}), None).unwrap();
+    let device = Atkbdc::new(edges.clone(), Arc::new(|_| {}));
     data(&device, 0xf2);
     assert_eq!(drain(&device).len(), 3);
     assert_eq!(*edges.0.lock(), [true, false, true, false, true, false]);
@@ -136,7 +133,7 @@ fn every_byte_has_its_edge() {
 
 #[test]
 fn resets() {
-    let (device, _, requests) = build(None);
+    let (device, _, requests) = build();
     command(&device, 0xd0);
     assert_eq!(drain(&device), [(OUTPORT_DEFAULT.bits(), false)]);
     command(&device, KBDC_WRITE_OUTPORT);
@@ -163,7 +160,7 @@ fn bytes(device: &Atkbdc) -> Vec<u8> {
 
 #[test]
 fn what_is_typed() {
-    let (device, chip, _) = build(None);
+    let (device, chip, _) = build();
     assert!(device.kbd_event(key('a'.into(), true)));
     assert_eq!(chip.isa_count(KBD_DEV_IRQ), 1);
     assert!(device.kbd_event(key('a'.into(), false)));
@@ -202,7 +199,7 @@ fn what_is_typed() {
 
 #[test]
 fn a_full_keyboard_loses_whole_keys() {
-    let (device, _, _) = build(None);
+    let (device, _, _) = build();
     for _ in 0..1000 {
         device.kbd_event(key(0xff51, true));
     }
@@ -225,7 +222,7 @@ fn ptr(buttons: u8, x: u16, y: u16) -> PtrEvent {
 
 #[test]
 fn how_the_mouse_moves() {
-    let (device, chip, _) = build(None);
+    let (device, chip, _) = build();
     assert!(!device.ptr_event(ptr(0, 100, 100)));
     assert!(bytes(&device).is_empty());
     assert_eq!(aux(&device, 0xf4), [0xfa]);
@@ -272,12 +269,13 @@ proptest! {
                 .into(),
             _ => device.read(IO_KBD, 1),
         };
-        let (first, chip, requests) = build(None);
+        let (first, chip, requests) = build();
         for access in before {
             apply(&first, access);
         }
         let saved = SavedBytes::from(first.save().unwrap());
-        let (twin, twin_chip, twin_requests) = build(Some(&saved));
+        let (twin, twin_chip, twin_requests) = build();
+        twin.restore(&saved).unwrap();
         let offsets = [KBD_DEV_IRQ, AUX_DEV_IRQ].map(|irq| chip.isa_count(irq));
         requests.lock().clear();
         for access in after {
@@ -292,13 +290,14 @@ proptest! {
 
     #[test]
     fn damaged_states_are_refused_or_harmless(at in any::<prop::sample::Index>(), value in any::<u8>()) {
-        let (device, _, _) = build(None);
+        let (device, _, _) = build();
         data(&device, 0xf2);
         command(&device, KBDC_WRITE_TO_AUX);
         let mut saved = SavedBytes::from(device.save().unwrap());
         let at = at.index(saved.bytes.len());
         saved.bytes[at] = value;
-        if let Ok(twin) = Atkbdc::new(Arc::new(MockChip::default()), Arc::new(|_| {}), Some(&saved)) {
+        let twin = Atkbdc::new(Arc::new(MockChip::default()), Arc::new(|_| {}));
+        if twin.restore(&saved).is_ok() {
             for byte in 0..=255 {
                 data(&twin, byte);
                 command(&twin, byte);

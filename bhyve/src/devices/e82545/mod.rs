@@ -23,9 +23,7 @@ use crate::bus::pci::bar::BarType;
 use crate::bus::pci::func::{PciFunc, PciIds};
 use crate::bus::pci::{PciDevice, PciModel, Syntax};
 use crate::config::Node;
-use crate::device::{
-    BuildCtx, BuildError, Clock, Device, SaveError, SavedBytes, SavedState, StateError,
-};
+use crate::device::{BuildCtx, BuildError, Clock, Device, Persist, SaveError, StateError};
 use crate::mevent::{Mevent, TimerId};
 use nic::{Nic, Port};
 use parking_lot::{Mutex, MutexGuard};
@@ -118,9 +116,8 @@ fn build(
     ctx: &BuildCtx<'_>,
     func: Arc<PciFunc>,
     node: &Node,
-    saved: Option<&SavedBytes>,
 ) -> Result<Arc<dyn PciDevice>, BuildError> {
-    build_on(net_backends::open(node)?, ctx, func, node, saved)
+    build_on(net_backends::open(node)?, ctx, func, node)
 }
 
 fn build_on(
@@ -128,7 +125,6 @@ fn build_on(
     ctx: &BuildCtx<'_>,
     func: Arc<PciFunc>,
     node: &Node,
-    saved: Option<&SavedBytes>,
 ) -> Result<Arc<dyn PciDevice>, BuildError> {
     let mac = node.get(&net_backends::MAC)?;
     if let Some(mtu) = node.get(&net_backends::MTU)? {
@@ -172,15 +168,10 @@ fn build_on(
         }),
     });
     inner.connect(ctx.mevent)?;
-    let device = E82545 {
+    Ok(Arc::new(E82545 {
         inner,
         mac_configured: mac.is_some(),
-    };
-    if let Some(saved) = saved {
-        device.pause();
-        device.restore(saved)?;
-    }
-    Ok(Arc::new(device))
+    }))
 }
 
 impl Inner {
@@ -319,25 +310,8 @@ impl Device for E82545 {
         }
     }
 
-    fn quiesced(&self) -> bool {
+    fn quiesce(&self, _deadline: Instant) -> bool {
         true // everything is done under the lock
-    }
-
-    fn save(&self) -> Result<SavedState, SaveError> {
-        let core = self.inner.core();
-        let mut state = core.nic.save();
-        if core.link_changed {
-            // The driver has not been told yet.
-            state.forget_link();
-        }
-        SavedState::encode(&state)
-    }
-
-    fn restore(&self, saved: &SavedBytes) -> Result<(), StateError> {
-        let state: NicState = saved.decode()?;
-        let mut core = self.inner.core();
-        core.link_changed = core.nic.restore(state, self.mac_configured)?;
-        Ok(())
     }
 
     fn resume(&self) {
@@ -360,11 +334,45 @@ impl Device for E82545 {
     }
 }
 
-impl PciDevice for E82545 {
-    fn disks(&self) -> Vec<std::io::Result<crate::backends::block_if::DiskIdentity>> {
-        Vec::new()
+impl Persist for E82545 {
+    type State = NicState;
+
+    fn capture(&self) -> Result<NicState, SaveError> {
+        let Self {
+            inner,
+            mac_configured: _,
+        } = self;
+        let Inner {
+            func: _,
+            port: _,
+            mevent: _,
+            core,
+        } = &**inner;
+        let core = core.lock();
+        let Core {
+            nic,
+            time: _, // the state says how far off its times are
+            link_changed,
+            frame: _,
+            watch: _,
+            timer: _, // set by whoever resumes
+        } = &*core;
+        let mut state = nic.capture();
+        if *link_changed {
+            // The driver has not been told yet.
+            state.forget_link();
+        }
+        Ok(state)
     }
 
+    fn apply(&self, state: NicState) -> Result<(), StateError> {
+        let mut core = self.inner.core();
+        core.link_changed = core.nic.apply(state, self.mac_configured)?;
+        Ok(())
+    }
+}
+
+impl PciDevice for E82545 {
     fn bar_read(&self, bar: usize, offset: u64, size: u8) -> u64 {
         // The registers are words and answer to nothing else.
         if size != 4 {
@@ -400,14 +408,6 @@ impl PciDevice for E82545 {
                 .with(|nic, port| register(nic, port, nic.io_addr.into())),
             _ => {}
         }
-    }
-
-    fn cfg_read(&self, _offset: u16, _size: u8) -> Option<u32> {
-        None
-    }
-
-    fn cfg_write(&self, _offset: u16, _size: u8, _value: u32) -> bool {
-        false
     }
 }
 

@@ -51,7 +51,7 @@ impl NicState {
 
 impl Nic {
     /// Takes the controller apart.
-    pub fn save(&self) -> NicState {
+    pub fn capture(&self) -> NicState {
         let Self {
             mac,
             link_up,
@@ -102,7 +102,7 @@ impl Nic {
 
     /// Takes over a state; true if the driver knows another state of the link. `mac_configured` says that the address
     /// must stay what it is.
-    pub fn restore(&mut self, state: NicState, mac_configured: bool) -> Result<bool, StateError> {
+    pub fn apply(&mut self, state: NicState, mac_configured: bool) -> Result<bool, StateError> {
         let impossible =
             |what: &str| StateError::Invalid(format!("the saved {what} is impossible"));
         let NicState {

@@ -586,15 +586,15 @@ impl Bench {
 
     /// The same driver in another process, at another time of the host's clock.
     fn move_to_a_new_machine(&mut self) {
-        let saved = SavedState::encode(&self.nic.save()).unwrap();
+        let saved = SavedState::encode(&self.nic.capture()).unwrap();
         let state: NicState = crate::device::SavedBytes::from(saved).decode().unwrap();
         let mut fresh = Nic::new([2, 0, 0, 0, 0, 1], true, true);
         fresh.now = self.nic.now / 3 + 12_345;
         assert!(
-            !fresh.restore(state, false).unwrap(),
+            !fresh.apply(state, false).unwrap(),
             "the link has not changed"
         );
-        assert_eq!(fresh.save(), self.nic.save());
+        assert_eq!(fresh.capture(), self.nic.capture());
         self.nic = fresh;
     }
 }
@@ -639,13 +639,13 @@ fn a_restored_twin_is_no_other() {
 fn states_that_cannot_be_are_refused() {
     let mut bench = Bench::new();
     bench.start(0);
-    let saved = bench.nic.save();
+    let saved = bench.nic.capture();
     let mut other = Nic::new(PEER, true, true);
-    let error = other.restore(saved.clone(), true).unwrap_err().to_string();
+    let error = other.apply(saved.clone(), true).unwrap_err().to_string();
     assert!(error.contains("mac"), "{error}");
     // Another state of the link is noticed.
     let mut down = Nic::new(MAC, false, true);
-    assert!(down.restore(saved, true).unwrap());
+    assert!(down.apply(saved, true).unwrap());
     assert_eq!(down.read(STATUS) & STATUS_LU, 0);
     for (break_it, what) in [
         ((|nic| nic.rctl = 1) as fn(&mut Nic), "RCTL"),
@@ -656,7 +656,7 @@ fn states_that_cannot_be_are_refused() {
     ] {
         let mut broken = Nic::new(MAC, true, true);
         break_it(&mut broken);
-        let error = bench.nic.restore(broken.save(), true).unwrap_err();
+        let error = bench.nic.apply(broken.capture(), true).unwrap_err();
         assert!(error.to_string().contains(what), "{error}");
     }
 }

@@ -5,7 +5,7 @@
 use super::*;
 use crate::bus::inout::PortHandler;
 use crate::bus::mem::MmioHandler;
-use crate::device::Clock;
+use crate::device::{Clock, SavedBytes, SavedState};
 use crate::devices::virtio::testing::Bench;
 
 const DEFAULT: Geometry = Geometry {
@@ -29,9 +29,9 @@ fn device_with(
     let mut screen = None;
     let driver = bench
         .build_with(
-            |ctx, func, _, saved| {
+            |ctx, func, _| {
                 let frame = Arc::new(Frame::new(ctx.vm, SMALL)?);
-                let fbuf = assemble(func, frame, vga.clone(), DEFAULT, saved)?;
+                let fbuf = assemble(func, frame, vga.clone(), DEFAULT)?;
                 screen = Some(Arc::clone(&fbuf.screen));
                 Ok(Arc::new(fbuf))
             },

@@ -149,7 +149,7 @@ impl Ps2Kbd {
     }
 
     /// What a checkpoint keeps.
-    pub fn save(&self) -> KbdState {
+    pub fn capture(&self) -> KbdState {
         let Self {
             fifo,
             command,
@@ -169,7 +169,7 @@ impl Ps2Kbd {
     }
 
     /// The keyboard that was saved.
-    pub fn restore(state: KbdState) -> Result<Self, StateError> {
+    pub fn of(state: KbdState) -> Result<Self, StateError> {
         let KbdState {
             fifo,
             command,
@@ -186,7 +186,7 @@ impl Ps2Kbd {
             ));
         }
         Ok(Self {
-            fifo: Fifo::restore(fifo)?,
+            fifo: Fifo::of(fifo)?,
             command,
             enabled,
             scan_codes,

@@ -36,7 +36,7 @@ impl TtySink for Terminal {
 
 fn port() -> (Uart, Arc<AtomicBool>, Arc<Terminal>) {
     let line = Arc::new(AtomicBool::new(false));
-    let uart = Uart::new(Box::new(Line(Arc::clone(&line))), None).unwrap();
+    let uart = Uart::new(Box::new(Line(Arc::clone(&line))));
     let terminal = Arc::new(Terminal::default());
     uart.connect(terminal.clone());
     (uart, line, terminal)
@@ -167,9 +167,10 @@ proptest! {
         for access in &before {
             apply(&uart, access);
         }
-        let state = uart.save();
+        let state = uart.capture();
         let twin_line = Arc::new(AtomicBool::new(line.load(Ordering::Relaxed)));
-        let twin = Uart::new(Box::new(Line(Arc::clone(&twin_line))), Some(&state)).unwrap();
+        let twin = Uart::new(Box::new(Line(Arc::clone(&twin_line))));
+        twin.apply(state).unwrap();
         let twin_terminal = Arc::new(Terminal::default());
         twin.connect(twin_terminal.clone());
         terminal.sent.lock().clear();
@@ -179,17 +180,17 @@ proptest! {
             prop_assert_eq!(uart.room(), twin.room());
         }
         prop_assert_eq!(&*terminal.sent.lock(), &*twin_terminal.sent.lock());
-        prop_assert_eq!(uart.save(), twin.save());
+        prop_assert_eq!(uart.capture(), twin.capture());
     }
 }
 
 #[test]
 fn impossible_states_are_refused() {
-    let good = port().0.save();
+    let good = port().0.capture();
     let with = |change: fn(&mut UartState)| {
         let mut state = good.clone();
         change(&mut state);
-        Uart::new(Box::new(Line::default()), Some(&state)).is_ok()
+        Uart::new(Box::new(Line::default())).apply(state).is_ok()
     };
     assert!(with(|_| {}));
     assert!(!with(|state| state.ier = 0x10));

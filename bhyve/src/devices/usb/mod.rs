@@ -107,9 +107,9 @@ pub trait UsbDevice: Send {
     /// Somebody moves the pointer.
     fn pointer(&mut self, event: Pointer);
     /// The guest-visible state.
-    fn save(&self) -> DeviceState;
+    fn capture(&self) -> DeviceState;
     /// Takes such a state over.
-    fn restore(&mut self, state: DeviceState) -> Result<(), StateError>;
+    fn apply(&mut self, state: DeviceState) -> Result<(), StateError>;
 }
 
 /// What builds a device of some model for a port of some speed.

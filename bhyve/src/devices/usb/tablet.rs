@@ -378,7 +378,7 @@ impl UsbDevice for Tablet {
         }
     }
 
-    fn save(&self) -> DeviceState {
+    fn capture(&self) -> DeviceState {
         let Self {
             speed,
             configuration,
@@ -405,7 +405,7 @@ impl UsbDevice for Tablet {
         })
     }
 
-    fn restore(&mut self, state: DeviceState) -> Result<(), StateError> {
+    fn apply(&mut self, state: DeviceState) -> Result<(), StateError> {
         let DeviceState::Tablet(TabletState {
             super_speed,
             configuration,

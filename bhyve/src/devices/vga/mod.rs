@@ -74,12 +74,12 @@ struct DacState {
     colours: Vec<[u8; 3]>,
 }
 
-fn save_bank<const N: usize>(bank: Bank<N>) -> (u8, [u8; N]) {
+fn saved_bank<const N: usize>(bank: Bank<N>) -> (u8, [u8; N]) {
     let Bank { index, regs } = bank;
     (index, regs)
 }
 
-fn restored_bank<const N: usize>((index, regs): (u8, [u8; N])) -> Bank<N> {
+fn bank_of<const N: usize>((index, regs): (u8, [u8; N])) -> Bank<N> {
     Bank { index, regs }
 }
 
@@ -148,7 +148,12 @@ impl Vga {
     }
 
     /// What a checkpoint keeps.
-    pub fn save(&self) -> VgaState {
+    pub fn state(&self) -> VgaState {
+        let Self {
+            chip,
+            extent: _,
+            since: _,
+        } = self;
         let Chip {
             general,
             seq,
@@ -157,7 +162,7 @@ impl Vga {
             attr,
             dac,
             memory,
-        } = self.chip().clone();
+        } = chip.lock().clone();
         let Dac {
             mask,
             reading,
@@ -170,10 +175,10 @@ impl Vga {
         let pages = (0_u8..).zip(cells.chunks(PAGE_CELLS));
         VgaState {
             general,
-            seq: save_bank(seq),
-            crtc: save_bank(crtc),
-            gfx: save_bank(gfx),
-            attr: save_bank(attr),
+            seq: saved_bank(seq),
+            crtc: saved_bank(crtc),
+            gfx: saved_bank(gfx),
+            attr: saved_bank(attr),
             dac: DacState {
                 mask,
                 reading,
@@ -191,7 +196,7 @@ impl Vga {
     }
 
     /// Takes such a state over.
-    pub fn restore(&self, state: VgaState) -> Result<(), StateError> {
+    pub fn apply(&self, state: VgaState) -> Result<(), StateError> {
         let VgaState {
             general,
             seq,
@@ -214,10 +219,10 @@ impl Vga {
         let colours: [[u8; 3]; COLOURS] = colours.try_into().map_err(|_| broken("palette"))?;
         let chip = Chip {
             general,
-            seq: restored_bank(seq),
-            crtc: restored_bank(crtc),
-            gfx: restored_bank(gfx),
-            attr: restored_bank(attr),
+            seq: bank_of(seq),
+            crtc: bank_of(crtc),
+            gfx: bank_of(gfx),
+            attr: bank_of(attr),
             dac: Dac {
                 mask,
                 reading,

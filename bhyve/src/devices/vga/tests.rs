@@ -448,9 +448,9 @@ fn without_memory_there_are_registers_only() {
     poke(&vga, bios::TEXT, 1);
     assert_eq!(peek(&vga, bios::TEXT), 0xff);
     let twin = Vga::new(Extent::Registers);
-    twin.restore(vga.save()).unwrap();
-    let with_memory = full().save();
-    assert!(twin.restore(with_memory).is_err());
+    twin.apply(vga.state()).unwrap();
+    let with_memory = full().state();
+    assert!(twin.apply(with_memory).is_err());
 }
 
 /// SplitMix64.
@@ -543,7 +543,7 @@ fn a_restored_twin_behaves_the_same() {
         for _ in 0..chance.below(30) {
             act(&mut chance, &[&vga]);
         }
-        twin.restore(copied(&vga.save())).unwrap();
+        twin.apply(copied(&vga.state())).unwrap();
         for _ in 0..chance.below(30) {
             let read = act(&mut chance, &[&vga, &twin]);
             assert_eq!(read[0], read[1], "round {round}");
@@ -558,7 +558,7 @@ fn a_restored_twin_behaves_the_same() {
 
 #[test]
 fn broken_states_are_refused() {
-    let good = full().save();
+    let good = full().state();
     type Break = fn(&mut VgaState);
     let breaks: [(&str, Break); 10] = [
         ("registers", |state| state.seq.1[1] = 0x40),
@@ -576,11 +576,11 @@ fn broken_states_are_refused() {
     for (what, break_it) in breaks {
         let mut state = copied(&good);
         break_it(&mut state);
-        let error = vga.restore(state).unwrap_err().to_string();
+        let error = vga.apply(state).unwrap_err().to_string();
         assert!(error.contains(what), "{error}");
     }
     let mut state = copied(&good);
     state.pages.last_mut().unwrap().0 = 64;
-    assert!(vga.restore(state).is_err());
-    vga.restore(good).unwrap();
+    assert!(vga.apply(state).is_err());
+    vga.apply(good).unwrap();
 }

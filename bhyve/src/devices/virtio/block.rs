@@ -5,17 +5,19 @@
 use super::queue::{Chain, RingError, VirtQueue};
 use super::transport::{Model, Transport};
 use super::{VirtioDevice, VirtioPci, read_bytes};
-use crate::backends::block_if::options::{self, CHANGED_DISKS, ChangedDisks, PATH};
-use crate::backends::block_if::{self, BlockIf, Completion, DiskIdentity, Op, Options, Request};
+use crate::backends::block_if::options::{self, PATH};
+use crate::backends::block_if::{self, BlockIf, Completion, Op, Options, Request};
 use crate::bus::pci::func::PciFunc;
 use crate::bus::pci::{PciDevice, PciModel, Syntax};
 use crate::config::{Group, Node, Var, variables};
-use crate::device::{BuildCtx, BuildError, SaveError, SavedBytes, StateError};
+use crate::device::{BuildCtx, BuildError, SaveError, StateError};
+use crate::external::{External, Identity};
 use crate::iov::{self, Seg};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::sync::Arc;
+use std::time::Instant;
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO,
     VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_ID_BYTES,
@@ -105,7 +107,7 @@ struct Face {
 /// What a checkpoint keeps.
 #[derive(Serialize, Deserialize)]
 pub struct BlockState {
-    identity: DiskIdentity,
+    identity: Identity,
     config: Vec<u8>,
     serial: Vec<u8>,
 }
@@ -127,8 +129,6 @@ pub(crate) struct Block {
     front: Arc<Front>,
     done: Arc<dyn Completion<Token>>,
     disk: BlockIf<Token>,
-    // Whether a disk that has changed since the checkpoint is taken as it is.
-    forced: bool,
 }
 
 // What a finished request needs; the disk is not part of it, or the disk's threads would keep it alive.
@@ -142,11 +142,9 @@ fn build(
     ctx: &BuildCtx<'_>,
     func: Arc<PciFunc>,
     node: &Node,
-    saved: Option<&SavedBytes>,
 ) -> Result<Arc<dyn PciDevice>, BuildError> {
     let options = Options::from_node(node)?;
     let serial = serial(node, &options)?;
-    let forced = ctx.config.get(&CHANGED_DISKS)? == ChangedDisks::Force;
     let bdf = func.bdf();
     let disk = BlockIf::open(
         options,
@@ -185,15 +183,7 @@ fn build(
         batch: Mutex::default(),
     });
     let done = Arc::clone(&front) as Arc<dyn Completion<Token>>;
-    Ok(VirtioPci::start(
-        Block {
-            front,
-            done,
-            disk,
-            forced,
-        },
-        saved,
-    )?)
+    Ok(VirtioPci::new(Block { front, done, disk }))
 }
 
 fn serial(node: &Node, options: &Options) -> Result<[u8; ID_BYTES], BuildError> {
@@ -459,9 +449,6 @@ impl VirtioDevice for Block {
     const KIND: &'static str = "virtio-blk";
     const VERSION: u32 = 2;
 
-    fn disks(&self) -> Vec<std::io::Result<crate::backends::block_if::DiskIdentity>> {
-        vec![self.disk.identity()]
-    }
     fn transport(&self) -> &Transport {
         &self.front.transport
     }
@@ -517,19 +504,25 @@ impl VirtioDevice for Block {
         self.disk.drain();
     }
 
-    fn stop(&self) {}
+    fn pause(&self) {}
 
-    fn is_idle(&self) -> bool {
-        self.disk.is_idle()
+    fn quiesce(&self, deadline: Instant) -> bool {
+        self.disk.quiesce(deadline)
     }
 
-    fn save(&self) -> Result<BlockState, SaveError> {
-        let unsaved = |error: io::Error| {
-            SaveError::Unsupported(format!("the disk cannot be brought to rest: {error}"))
-        };
-        self.disk.flush().map_err(unsaved)?;
-        let identity = self.disk.identity().map_err(unsaved)?;
-        let face = self.front.face.lock();
+    fn capture(&self) -> Result<BlockState, SaveError> {
+        let Self {
+            front,
+            done: _,
+            disk,
+        } = self;
+        let Front {
+            transport: _,
+            face,
+            batch: _, // empty between kicks
+        } = &**front;
+        let identity = disk.capture()?;
+        let face = face.lock();
         let Face { config, serial } = &*face;
         Ok(BlockState {
             identity,
@@ -538,17 +531,15 @@ impl VirtioDevice for Block {
         })
     }
 
-    fn restore(&self, state: BlockState) -> Result<(), StateError> {
+    fn apply(&self, state: BlockState) -> Result<(), StateError> {
         let BlockState {
             identity,
             config,
             serial,
         } = state;
-        let now = self.disk.identity().map_err(|error| {
-            StateError::Invalid(format!("the disk does not say who it is: {error}"))
-        })?;
+        let here = self.disk.here()?;
         let mut face = self.front.face.lock();
-        let (Some((capacity, sector)), Some((here, sector_here))) =
+        let (Some((capacity, sector)), Some((capacity_here, sector_here))) =
             (told(&config), told(&face.config))
         else {
             return Err(StateError::Invalid(
@@ -556,28 +547,26 @@ impl VirtioDevice for Block {
             ));
         };
         // An image may have grown; the guest goes on with what it knows.
-        if capacity > here || sector != sector_here {
+        if capacity > capacity_here || sector != sector_here {
             return Err(StateError::Invalid(format!(
                 "{}: the disk is smaller, or has another sector size, than the guest knows",
-                now.path
+                here.path
             )));
         }
         let serial = serial
             .try_into()
             .map_err(|_| StateError::Invalid("the saved serial number is too long".to_owned()))?;
-        if let Some(why) = identity.moved_on(&now)
-            && !self.forced
-        {
-            return Err(StateError::Invalid(format!(
-                "{why}; \"-o snapshot.disks=force\" takes it as it is"
-            )));
-        }
+        self.disk.accept(&identity, &here)?;
         self.disk.set_told(capacity.saturating_mul(SECTOR));
         *face = Face { config, serial };
         Ok(())
     }
 
-    fn restart(&self) {}
+    fn resume(&self) {}
+
+    fn externals(&self) -> Vec<&dyn External> {
+        vec![&self.disk]
+    }
 }
 
 #[cfg(test)]

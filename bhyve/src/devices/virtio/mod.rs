@@ -21,15 +21,16 @@ pub mod transport;
 pub(crate) mod testing;
 
 use crate::bus::pci::PciDevice;
-use crate::device::{
-    BuildError, Device, SaveError, SavedBytes, SavedLayout, SavedState, StateError,
-};
+use crate::device::{Device, Persist, SaveError, SavedLayout, StateError};
+use crate::external::External;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
+use std::time::Instant;
 use transport::{Transport, TransportState};
 
-/// What one model of virtio device does. The rest is [`VirtioPci`]'s.
+/// What one model of virtio device does. The rest is [`VirtioPci`]'s. The steps of the life cycle are those of [`Device`] and
+/// [`Persist`], for what is the device's own.
 pub trait VirtioDevice: Send + Sync + 'static {
     /// The device's own part of its saved state.
     type State: Serialize + DeserializeOwned;
@@ -51,17 +52,19 @@ pub trait VirtioDevice: Send + Sync + 'static {
     /// Lets go of the queues and forgets the driver; waits for what is in flight.
     fn reset(&self);
     /// Stops back ends. The gate is closed already.
-    fn stop(&self);
-    /// Whether nothing is in flight.
-    fn is_idle(&self) -> bool;
-    /// The device's part of the state.
-    fn save(&self) -> Result<Self::State, SaveError>;
-    /// Takes it over, before the guest runs.
-    fn restore(&self, state: Self::State) -> Result<(), StateError>;
+    fn pause(&self);
+    /// See [`Device::quiesce`].
+    fn quiesce(&self, deadline: Instant) -> bool;
+    /// The device's part of the state. Takes `self` apart without a rest pattern.
+    fn capture(&self) -> Result<Self::State, SaveError>;
+    /// Takes it over; the transport has taken over its part.
+    fn apply(&self, state: Self::State) -> Result<(), StateError>;
     /// Starts back ends again. The gate is open already.
-    fn restart(&self);
-    /// The disks behind it, as they are now.
-    fn disks(&self) -> Vec<std::io::Result<crate::backends::block_if::DiskIdentity>>;
+    fn resume(&self);
+    /// See [`Device::externals`].
+    fn externals(&self) -> Vec<&dyn External> {
+        Vec::new()
+    }
 }
 
 /// Fills `out` from `space` at `offset`; a register space as bytes.
@@ -83,7 +86,7 @@ pub struct VirtioPci<D: VirtioDevice> {
 /// What a checkpoint keeps of a device: what all have, and what only it has.
 #[derive(Serialize, Deserialize)]
 #[serde(bound = "")]
-pub(crate) struct Record<D: VirtioDevice> {
+pub struct Record<D: VirtioDevice> {
     transport: TransportState,
     device: D::State,
 }
@@ -94,13 +97,9 @@ impl<D: VirtioDevice> SavedLayout for Record<D> {
 }
 
 impl<D: VirtioDevice> VirtioPci<D> {
-    /// A new device, or with a saved state one that is paused where it was saved.
-    pub fn start(device: D, saved: Option<&SavedBytes>) -> Result<Arc<Self>, BuildError> {
-        let device = Arc::new(Self { device });
-        if let Some(saved) = saved {
-            Device::restore(&*device, saved)?;
-        }
-        Ok(device)
+    /// Puts `device` on PCI.
+    pub fn new(device: D) -> Arc<Self> {
+        Arc::new(Self { device })
     }
 }
 
@@ -110,26 +109,10 @@ impl<D: VirtioDevice> Device for VirtioPci<D> {
     }
     fn pause(&self) {
         self.device.transport().pause();
-        self.device.stop();
+        self.device.pause();
     }
-    fn quiesced(&self) -> bool {
-        self.device.is_idle()
-    }
-    fn save(&self) -> Result<SavedState, SaveError> {
-        let record = Record::<D> {
-            device: self.device.save()?,
-            transport: self.device.transport().save(),
-        };
-        SavedState::encode(&record)
-    }
-    fn restore(&self, saved: &SavedBytes) -> Result<(), StateError> {
-        let Record::<D> {
-            transport,
-            device: state,
-        } = saved.decode()?;
-        self.device.transport().restore(transport)?;
-        self.device.stop();
-        self.device.restore(state)
+    fn quiesce(&self, deadline: Instant) -> bool {
+        self.device.quiesce(deadline)
     }
     fn resume(&self) {
         self.device.transport().resume(&self.device);
@@ -137,6 +120,27 @@ impl<D: VirtioDevice> Device for VirtioPci<D> {
     fn reset(&self) {
         reset(&self.device);
         self.device.transport().modern().close_window();
+    }
+    fn externals(&self) -> Vec<&dyn External> {
+        self.device.externals()
+    }
+}
+
+impl<D: VirtioDevice> Persist for VirtioPci<D> {
+    type State = Record<D>;
+
+    fn capture(&self) -> Result<Record<D>, SaveError> {
+        let Self { device } = self;
+        Ok(Record {
+            device: device.capture()?,
+            transport: device.transport().capture(),
+        })
+    }
+
+    fn apply(&self, state: Record<D>) -> Result<(), StateError> {
+        let Record { transport, device } = state;
+        self.device.transport().apply(transport)?;
+        self.device.apply(device)
     }
 }
 
@@ -147,9 +151,6 @@ fn reset<D: VirtioDevice>(device: &D) {
 }
 
 impl<D: VirtioDevice> PciDevice for VirtioPci<D> {
-    fn disks(&self) -> Vec<std::io::Result<crate::backends::block_if::DiskIdentity>> {
-        self.device.disks()
-    }
     fn bar_read(&self, bar: usize, offset: u64, size: u8) -> u64 {
         match bar {
             legacy::BAR => legacy::read(&self.device, offset, size),

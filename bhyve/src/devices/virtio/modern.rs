@@ -142,7 +142,7 @@ impl Modern {
     }
 
     /// For a checkpoint.
-    pub fn save(&self) -> ModernState {
+    pub fn capture(&self) -> ModernState {
         let Self {
             window_at: _, // where the device was built
             registers,
@@ -169,7 +169,7 @@ impl Modern {
     }
 
     /// From a checkpoint. A driver can have written anything into any of these, so there is nothing to refuse.
-    pub fn restore(&self, state: ModernState) {
+    pub fn apply(&self, state: ModernState) {
         let ModernState {
             device_feature_select,
             driver_feature_select,

@@ -357,7 +357,7 @@ impl VirtQueue {
     }
 
     /// For a checkpoint.
-    pub fn save(&self) -> QueueState {
+    pub fn capture(&self) -> QueueState {
         // Nothing is in flight, so no old generation can come back.
         let Self {
             ring,
@@ -391,7 +391,7 @@ impl VirtQueue {
     }
 
     /// From a checkpoint, for a queue that is as `new` made it.
-    pub fn restore<M: GuestMemory>(&mut self, mem: &M, state: QueueState) -> Result<(), RingError> {
+    pub fn apply<M: GuestMemory>(&mut self, mem: &M, state: QueueState) -> Result<(), RingError> {
         let QueueState {
             size,
             ready,

@@ -9,7 +9,7 @@ use super::{VirtioDevice, VirtioPci, read_bytes};
 use crate::bus::pci::func::PciFunc;
 use crate::bus::pci::{PciDevice, PciModel, Syntax};
 use crate::config::Node;
-use crate::device::{BuildCtx, BuildError, Clock, SaveError, SavedBytes, StateError};
+use crate::device::{BuildCtx, BuildError, Clock, SaveError, StateError};
 use crate::iov;
 use md5::{Digest, Md5};
 use parking_lot::Mutex;
@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::Read;
 use std::sync::Arc;
+use std::time::Instant;
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 
 /// The model.
@@ -90,7 +91,6 @@ fn build(
     ctx: &BuildCtx<'_>,
     func: Arc<PciFunc>,
     _node: &Node,
-    saved: Option<&SavedBytes>,
 ) -> Result<Arc<dyn PciDevice>, BuildError> {
     let source = match ctx.clock {
         Clock::Host => Source::Host(
@@ -120,13 +120,10 @@ fn build(
         chain: Chain::default(),
         bytes: Vec::new(),
     };
-    Ok(VirtioPci::start(
-        Rnd {
-            transport,
-            work: Mutex::new(work),
-        },
-        saved,
-    )?)
+    Ok(VirtioPci::new(Rnd {
+        transport,
+        work: Mutex::new(work),
+    }))
 }
 
 impl VirtioDevice for Rnd {
@@ -134,9 +131,6 @@ impl VirtioDevice for Rnd {
     const KIND: &'static str = "virtio-rnd";
     const VERSION: u32 = 2;
 
-    fn disks(&self) -> Vec<std::io::Result<crate::backends::block_if::DiskIdentity>> {
-        Vec::new()
-    }
     fn transport(&self) -> &Transport {
         &self.transport
     }
@@ -175,13 +169,13 @@ impl VirtioDevice for Rnd {
 
     fn reset(&self) {}
 
-    fn stop(&self) {}
+    fn pause(&self) {}
 
-    fn is_idle(&self) -> bool {
+    fn quiesce(&self, _deadline: Instant) -> bool {
         true // everything is done inside the gate
     }
 
-    fn save(&self) -> Result<RndState, SaveError> {
+    fn capture(&self) -> Result<RndState, SaveError> {
         let Self { transport: _, work } = self;
         let work = work.lock();
         let Work {
@@ -196,7 +190,7 @@ impl VirtioDevice for Rnd {
         Ok(RndState { generator })
     }
 
-    fn restore(&self, state: RndState) -> Result<(), StateError> {
+    fn apply(&self, state: RndState) -> Result<(), StateError> {
         let RndState { generator } = state;
         let mut work = self.work.lock();
         match (&mut work.source, generator) {
@@ -211,7 +205,7 @@ impl VirtioDevice for Rnd {
         Ok(())
     }
 
-    fn restart(&self) {}
+    fn resume(&self) {}
 }
 
 #[cfg(test)]

@@ -113,20 +113,19 @@ impl Bench {
         self.build_with(model.build, model.name, saved)
     }
 
-    /// Builds with a function of the test's own.
+    /// Builds with a function of the test's own. With a saved state the device is at rest, and has taken it over.
     pub fn build_with(
         &self,
         build: impl FnOnce(
             &BuildCtx<'_>,
             Arc<PciFunc>,
             &crate::config::Node,
-            Option<&SavedBytes>,
         ) -> Result<Arc<dyn PciDevice>, BuildError>,
         name: &str,
         saved: Option<&SavedBytes>,
     ) -> Result<Driver, BuildError> {
         let (inout, mmio) = (Arc::new(Inout::new()), Arc::new(Mmio::new()));
-        let intx = Arc::new(PciIrq::new(Arc::new(MockChip::default()), None).expect("a router"));
+        let intx = Arc::new(PciIrq::new(Arc::new(MockChip::default())));
         let host = FuncHost {
             inout: Arc::clone(&inout),
             mmio: Arc::clone(&mmio),
@@ -155,15 +154,20 @@ impl Bench {
             host,
         );
         let node = self.config.node("pci.0.3.0");
-        let device = build(&ctx, Arc::clone(&func), &node, saved)?;
+        let device = build(&ctx, Arc::clone(&func), &node)?;
         func.attach(&device);
-        Ok(Driver {
+        let driver = Driver {
             device,
             func,
             interface: self.interface,
             mem: self.mem.clone(),
             queues: Vec::new(),
-        })
+        };
+        if let Some(saved) = saved {
+            driver.pause();
+            driver.device.restore(saved)?;
+        }
+        Ok(driver)
     }
 }
 
@@ -177,14 +181,14 @@ impl Drop for Bench {
     }
 }
 
+/// How long a test waits.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// Waits until `condition` holds, for no longer than a test may take.
 pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
     while !condition() {
-        assert!(
-            start.elapsed() < Duration::from_secs(10),
-            "waited in vain: {what}"
-        );
+        assert!(start.elapsed() < PATIENCE, "waited in vain: {what}");
         std::thread::sleep(Duration::from_millis(1));
     }
 }
@@ -431,7 +435,8 @@ impl Driver {
     /// Pauses the device and waits for it.
     pub fn pause(&self) {
         self.device.pause();
-        until("the device to be quiet", || self.device.quiesced());
+        let deadline = Instant::now() + PATIENCE;
+        assert!(self.device.quiesce(deadline), "something stays in flight");
     }
 }
 

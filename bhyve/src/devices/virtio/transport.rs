@@ -534,7 +534,7 @@ impl Transport {
     pub fn resume<D: VirtioDevice>(&self, device: &D) {
         *self.gate.write() = false;
         self.closing.store(false, Ordering::Release);
-        device.restart();
+        device.resume();
         for (index, queue) in self.queues.iter().enumerate() {
             let kicked = queue.kicked.swap(false, Ordering::AcqRel);
             // With the host's clock a look too many does no harm. With the other it would serve a request earlier than the
@@ -546,7 +546,7 @@ impl Transport {
     }
 
     /// The state, when nothing is in flight.
-    pub fn save(&self) -> TransportState {
+    pub fn capture(&self) -> TransportState {
         let Self {
             func: _, // has its own record
             mem: _,
@@ -577,7 +577,7 @@ impl Transport {
             .iter()
             .zip(queue_vectors)
             .map(|(Queue { ring, kicked }, vector)| QueueRecord {
-                ring: ring.lock().save(),
+                ring: ring.lock().capture(),
                 vector: *vector,
                 kicked: kicked.load(Ordering::Acquire),
             })
@@ -587,15 +587,15 @@ impl Transport {
             status,
             queue_select,
             generation,
-            modern: modern.save(),
+            modern: modern.capture(),
             isr: *isr,
             config_vector: *config_vector,
             queues,
         }
     }
 
-    /// Takes over a state; the device stays paused until it is resumed.
-    pub fn restore(&self, state: TransportState) -> Result<(), StateError> {
+    /// Takes over a state. The device is paused.
+    pub fn apply(&self, state: TransportState) -> Result<(), StateError> {
         let TransportState {
             features,
             status,
@@ -628,9 +628,8 @@ impl Transport {
                 "the saved interrupt state is impossible".to_owned(),
             ));
         }
-        self.pause();
         self.features.store(features, Ordering::Release);
-        self.modern.restore(modern);
+        self.modern.apply(modern);
         *self.registers.lock() = Registers {
             status,
             queue_select,
@@ -651,7 +650,7 @@ impl Transport {
             queue
                 .ring
                 .lock()
-                .restore(&self.mem, ring)
+                .apply(&self.mem, ring)
                 .map_err(|error| StateError::Invalid(format!("queue {index}: {error}")))?;
         }
         Ok(())

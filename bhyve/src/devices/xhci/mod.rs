@@ -16,19 +16,19 @@ pub(crate) mod state;
 mod transfer;
 mod trb;
 
-use crate::backends::block_if::DiskIdentity;
 use crate::backends::console::{self, Console, PtrEvent, TABLET_PRIORITY};
 use crate::bus::pci::bar::BarType;
 use crate::bus::pci::func::{PciFunc, PciIds};
 use crate::bus::pci::{OptionsError, PciDevice, PciModel, Syntax};
 use crate::config::{Group, Node, Var, variables};
-use crate::device::{BuildCtx, BuildError, Device, SaveError, SavedBytes, SavedState, StateError};
+use crate::device::{BuildCtx, BuildError, Device, Persist, SaveError, StateError};
 use crate::devices::usb::{self, Pointer, UsbDevice};
 use controller::Controller;
 use parking_lot::{Mutex, MutexGuard};
 use regs::{BAR_SIZE, PORTS, PORTS_PER_KIND, SLOTS};
 use state::ControllerState;
 use std::sync::{Arc, Weak};
+use std::time::Instant;
 
 /// The model.
 pub const XHCI: PciModel = PciModel {
@@ -128,7 +128,6 @@ fn build(
     ctx: &BuildCtx<'_>,
     func: Arc<PciFunc>,
     node: &Node,
-    saved: Option<&SavedBytes>,
 ) -> Result<Arc<dyn PciDevice>, BuildError> {
     let devices = devices(node)?;
     func.set_ids(IDS);
@@ -141,10 +140,6 @@ fn build(
         console: Arc::clone(ctx.console),
         controller: Mutex::new(controller),
     });
-    if let Some(saved) = saved {
-        device.pause();
-        device.restore(saved)?;
-    }
     let pointer: Weak<dyn console::Pointer> = Arc::downgrade(&device) as _;
     ctx.console.register_pointer(TABLET_PRIORITY, pointer);
     Ok(device)
@@ -178,17 +173,8 @@ impl Device for Xhci {
         self.controller().pause();
     }
 
-    fn quiesced(&self) -> bool {
+    fn quiesce(&self, _deadline: Instant) -> bool {
         true // everything is done inside the access that asks for it
-    }
-
-    fn save(&self) -> Result<SavedState, SaveError> {
-        SavedState::encode(&self.controller().save())
-    }
-
-    fn restore(&self, saved: &SavedBytes) -> Result<(), StateError> {
-        let state: ControllerState = saved.decode()?;
-        self.controller().restore(state)
     }
 
     fn resume(&self) {
@@ -197,6 +183,23 @@ impl Device for Xhci {
 
     fn reset(&self) {
         self.controller().reset();
+    }
+}
+
+impl Persist for Xhci {
+    type State = ControllerState;
+
+    fn capture(&self) -> Result<ControllerState, SaveError> {
+        let Self {
+            func: _,
+            console: _,
+            controller,
+        } = self;
+        Ok(controller.lock().capture())
+    }
+
+    fn apply(&self, state: ControllerState) -> Result<(), StateError> {
+        self.controller().apply(state)
     }
 }
 
@@ -222,14 +225,6 @@ impl PciDevice for Xhci {
             (0x61, 1) => Some(frame),
             _ => None,
         }
-    }
-
-    fn cfg_write(&self, _offset: u16, _size: u8, _value: u32) -> bool {
-        false
-    }
-
-    fn disks(&self) -> Vec<std::io::Result<DiskIdentity>> {
-        Vec::new()
     }
 }
 

@@ -261,7 +261,7 @@ impl Port {
     }
 
     /// Takes registers over; what is wrong with them otherwise.
-    pub fn restore(&mut self, portsc: u32, portpmsc: u32) -> Result<(), &'static str> {
+    pub fn apply(&mut self, portsc: u32, portpmsc: u32) -> Result<(), &'static str> {
         let link = (portsc & LINK) >> LINK_SHIFT;
         let kept = match self.speed {
             Speed::High => PMSC_USB2,

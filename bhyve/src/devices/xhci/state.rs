@@ -78,7 +78,7 @@ fn is_position(position: Position) -> bool {
     position.segment < MAX_SEGMENTS && position.index < MAX_INDEX
 }
 
-fn save_interrupter(interrupter: &Interrupter) -> InterrupterState {
+fn capture_interrupter(interrupter: &Interrupter) -> InterrupterState {
     let Interrupter {
         iman,
         imod,
@@ -103,7 +103,7 @@ fn save_interrupter(interrupter: &Interrupter) -> InterrupterState {
     }
 }
 
-fn restore_interrupter(state: InterrupterState) -> Result<Interrupter, StateError> {
+fn interrupter_of(state: InterrupterState) -> Result<Interrupter, StateError> {
     let InterrupterState {
         iman,
         imod,
@@ -168,7 +168,7 @@ fn check_slot(number: usize, slot: &Slot) -> Result<(), StateError> {
 
 impl Controller {
     /// The guest-visible state.
-    pub fn save(&self) -> ControllerState {
+    pub fn capture(&self) -> ControllerState {
         let Self {
             mem: _,
             func: _,
@@ -198,13 +198,13 @@ impl Controller {
             config: *config,
             commands: *ring,
             commands_running: *commands_running,
-            interrupter: save_interrupter(interrupter),
+            interrupter: capture_interrupter(interrupter),
             ports: ports
                 .iter()
                 .map(|port| PortState {
                     portsc: port.portsc(),
                     portpmsc: port.portpmsc(),
-                    device: port.device().map(|device| device.save()),
+                    device: port.device().map(|device| device.capture()),
                 })
                 .collect(),
             slots: slots.to_vec(),
@@ -215,7 +215,7 @@ impl Controller {
     }
 
     /// Takes such a state over. The controller stays as it is, at rest.
-    pub fn restore(&mut self, state: ControllerState) -> Result<(), StateError> {
+    pub fn apply(&mut self, state: ControllerState) -> Result<(), StateError> {
         let ControllerState {
             usbcmd,
             usbsts,
@@ -251,7 +251,7 @@ impl Controller {
             shelved.is_none_or(is_position),
             "the controller's own saved state cannot be",
         )?;
-        let interrupter = restore_interrupter(interrupter)?;
+        let interrupter = interrupter_of(interrupter)?;
         let slots: [Option<Slot>; SLOTS] = slots
             .try_into()
             .map_err(|_| invalid("the number of slots differs"))?;
@@ -271,7 +271,7 @@ impl Controller {
         )?;
         check(ports.len() == PORTS, "the number of ports differs")?;
         for ((n, port), saved) in self.ports.iter_mut().enumerate().zip(ports) {
-            restore_port(n + 1, port, saved)?;
+            apply_port(n + 1, port, saved)?;
         }
         self.usbcmd = usbcmd;
         self.usbsts = usbsts;
@@ -295,14 +295,14 @@ impl Controller {
     }
 }
 
-fn restore_port(number: usize, port: &mut Port, saved: PortState) -> Result<(), StateError> {
+fn apply_port(number: usize, port: &mut Port, saved: PortState) -> Result<(), StateError> {
     let PortState {
         portsc,
         portpmsc,
         device,
     } = saved;
     match (port.device_mut(), device) {
-        (Some(own), Some(state)) => own.restore(state)?,
+        (Some(own), Some(state)) => own.apply(state)?,
         (None, None) => {}
         _ => {
             return Err(invalid(format!(
@@ -310,6 +310,6 @@ fn restore_port(number: usize, port: &mut Port, saved: PortState) -> Result<(), 
             )));
         }
     }
-    port.restore(portsc, portpmsc)
+    port.apply(portsc, portpmsc)
         .map_err(|what| invalid(format!("port {number}: {what}")))
 }

@@ -24,6 +24,7 @@ pub use decode::BarMemory;
 use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 use space::{CONFIG_SIZE, STATUS_INTX};
+pub use state::FuncRecord;
 use std::sync::{Arc, OnceLock, Weak};
 
 const BARS: usize = 6;

@@ -7,13 +7,14 @@ use super::{BARS, FuncRegs, IntxLevel, PciFunc};
 use crate::bus::pci::bar::{Bar, BarType};
 use crate::bus::pci::intx::IntxRoute;
 use crate::bus::pci::msi::{Msix, MsixEntry};
-use crate::device::{SaveError, SavedBytes, SavedLayout, SavedState, StateError};
+use crate::device::{Device, Persist, SaveError, SavedLayout, StateError};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
+use std::time::Instant;
 
 /// What a checkpoint keeps of a function.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct FuncState {
+pub struct FuncState {
     config: Vec<u8>,
     bars: [Option<BarState>; BARS],
     msix: Option<MsixState>,
@@ -41,10 +42,59 @@ struct MsixState {
     pending: Vec<bool>,
 }
 
+/// The generic state of a function, as one of the machine's devices: the device behind the function saves only what is its own.
+pub struct FuncRecord {
+    func: Arc<PciFunc>,
+    /// The name of the device's record with a suffix, so that the device's name stays what upstream calls it.
+    name: String,
+}
+
+impl FuncRecord {
+    /// That of `func`.
+    pub fn of(func: &Arc<PciFunc>) -> Arc<Self> {
+        Arc::new(Self {
+            func: Arc::clone(func),
+            name: format!("{}/function", func.name()),
+        })
+    }
+}
+
+impl Device for FuncRecord {
+    fn name(&self) -> &str {
+        &self.name
+    }
+    fn pause(&self) {}
+    fn quiesce(&self, _deadline: Instant) -> bool {
+        true
+    }
+    fn resume(&self) {}
+    // What firmware would leave was there when the bus had been built, and a machine that starts again is built anew.
+    fn reset(&self) {}
+}
+
+impl Persist for FuncRecord {
+    type State = FuncState;
+
+    fn capture(&self) -> Result<FuncState, SaveError> {
+        let Self { func, name: _ } = self;
+        Ok(func.capture())
+    }
+
+    fn apply(&self, state: FuncState) -> Result<(), StateError> {
+        self.func.apply(state)
+    }
+}
+
 impl PciFunc {
-    /// The function's generic state.
-    pub(in crate::bus::pci) fn save(&self) -> Result<SavedState, SaveError> {
-        let inner = self.inner();
+    fn capture(&self) -> FuncState {
+        let Self {
+            bdf: _,
+            name: _,
+            host: _,
+            device: _,
+            inner,
+        } = self;
+        let inner = inner.lock();
         let FuncRegs {
             config,
             bars,
@@ -56,7 +106,7 @@ impl PciFunc {
             route,
             level,
         } = &*inner;
-        let state = FuncState {
+        FuncState {
             config: config.to_vec(),
             bars: std::array::from_fn(|n| {
                 bars[n].as_ref().map(
@@ -87,18 +137,11 @@ impl PciFunc {
             pin: *pin,
             route: *route,
             level: *level,
-        };
-        drop(inner);
-        SavedState::encode(&state)
+        }
     }
 
-    /// Takes over a saved state. The function must have the shape that it had then: same identity, capabilities and BARs.
-    /// The interrupt controllers have their own states, so an asserted pin is not asserted again.
-    pub(in crate::bus::pci) fn restore(
-        self: &Arc<Self>,
-        saved: &SavedBytes,
-    ) -> Result<(), StateError> {
-        let state: FuncState = saved.decode()?;
+    /// The function must have the shape that it had then: same identity, capabilities and BARs.
+    fn apply(self: &Arc<Self>, state: FuncState) -> Result<(), StateError> {
         let differs = |what: &str| {
             StateError::Invalid(format!(
                 "{}: {what} differs from the configured device's",

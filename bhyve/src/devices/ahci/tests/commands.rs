@@ -3,6 +3,7 @@
 //! Commands one by one: what they answer, and what becomes of them when the controller is paused, reset or broken.
 
 use super::*;
+use std::time::Instant;
 
 #[test]
 fn a_disk_says_what_it_is() {
@@ -97,7 +98,7 @@ fn a_drive_may_be_empty() {
     let rig = rig(Clock::Instructions);
     let driver = rig.bench.build(&AHCI_CD, "", None).unwrap();
     begin(&driver);
-    assert!(driver.device.disks().is_empty());
+    assert!(driver.device.externals().is_empty());
     assert_eq!(
         rig.go(&driver, &[Issue::packet(0, &[0x12, 0, 0, 0, 36], 36)]),
         0x50
@@ -192,7 +193,7 @@ fn a_reset_waits_for_the_disk() {
             }
             _ => driver.device.reset(),
         }
-        assert!(driver.device.quiesced());
+        assert!(driver.device.quiesce(Instant::now()));
         assert_eq!(
             (read(&driver, 0, P_CI), read(&driver, 0, P_SSTS)),
             (0, 0x133)

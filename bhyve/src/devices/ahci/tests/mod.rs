@@ -10,6 +10,7 @@ use super::fis::FIS_SIZE;
 use super::regs::*;
 use super::*;
 use crate::device::Clock;
+use crate::device::SavedBytes;
 use crate::devices::virtio::testing::{Bench, Driver, MEMORY, until};
 use std::fs;
 use std::path::PathBuf;

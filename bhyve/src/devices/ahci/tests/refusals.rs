@@ -10,7 +10,7 @@ fn disks_that_have_moved_on_are_refused() {
     let opts = rig.both();
     let driver = rig.ready(&opts);
     let saved = save(&driver);
-    assert_eq!(driver.device.disks().len(), 2);
+    assert_eq!(driver.device.externals().len(), 2);
     drop(driver);
     drop(rig.start(&opts, Some(&saved)).unwrap());
     let refused = |opts: &str, wanted: &str| {

@@ -492,7 +492,7 @@ fn a_reset_forgets_what_was_going_on() {
     }
     driver.kick(0);
     driver.start(u64::MAX);
-    assert!(driver.device.quiesced());
+    assert!(driver.device.quiesce(Instant::now()));
     assert_eq!(driver.used(0), None);
     assert_eq!(
         request(&bench, &mut driver, VIRTIO_BLK_T_IN, 2, 512, 512).0,

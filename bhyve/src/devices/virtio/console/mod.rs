@@ -14,7 +14,7 @@ use super::{VirtioDevice, VirtioPci, read_bytes};
 use crate::bus::pci::func::PciFunc;
 use crate::bus::pci::{OptionsError, PciDevice, PciModel, Syntax};
 use crate::config::{Group, Node, Var, variables};
-use crate::device::{BuildCtx, BuildError, SaveError, SavedBytes, StateError};
+use crate::device::{BuildCtx, BuildError, SaveError, StateError};
 use crate::iov;
 use crate::mevent::{Interest, Mevent, Ready};
 use parking_lot::{Mutex, MutexGuard};
@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
+use std::time::Instant;
 use virtio_bindings::virtio_ids::VIRTIO_ID_CONSOLE;
 use zerocopy::little_endian::{U16, U32};
 use zerocopy::{Immutable, IntoBytes};
@@ -157,7 +158,6 @@ fn build(
     ctx: &BuildCtx<'_>,
     func: Arc<PciFunc>,
     node: &Node,
-    saved: Option<&SavedBytes>,
 ) -> Result<Arc<dyn PciDevice>, BuildError> {
     // Upstream takes any number.
     let ports = node.node("port").numbered(0..=usize::MAX)?;
@@ -202,7 +202,7 @@ fn build(
     inner
         .listen()
         .map_err(|error| BuildError::host("cannot watch a port's socket", error))?;
-    Ok(VirtioPci::start(Console { inner }, saved)?)
+    Ok(VirtioPci::new(Console { inner }))
 }
 
 impl Inner {
@@ -513,9 +513,6 @@ impl VirtioDevice for Console {
     const KIND: &'static str = "virtio-console";
     const VERSION: u32 = 2;
 
-    fn disks(&self) -> Vec<std::io::Result<crate::backends::block_if::DiskIdentity>> {
-        Vec::new()
-    }
     fn transport(&self) -> &Transport {
         &self.inner.transport
     }
@@ -562,7 +559,7 @@ impl VirtioDevice for Console {
         }
     }
 
-    fn stop(&self) {
+    fn pause(&self) {
         let mut state = self.inner.state();
         for port in &mut state.ports {
             port.watch_listener(&self.inner.mevent, false);
@@ -570,12 +567,18 @@ impl VirtioDevice for Console {
         }
     }
 
-    fn is_idle(&self) -> bool {
+    fn quiesce(&self, _deadline: Instant) -> bool {
         true // everything is done inside the gate
     }
 
-    fn save(&self) -> Result<ConsoleState, SaveError> {
-        let state = self.inner.state();
+    fn capture(&self) -> Result<ConsoleState, SaveError> {
+        let Self { inner } = self;
+        let Inner {
+            transport: _,
+            mevent: _,
+            state,
+        } = &**inner;
+        let state = state.lock();
         let State {
             ready,
             ports,
@@ -598,7 +601,7 @@ impl VirtioDevice for Console {
         })
     }
 
-    fn restore(&self, saved: ConsoleState) -> Result<(), StateError> {
+    fn apply(&self, saved: ConsoleState) -> Result<(), StateError> {
         let ConsoleState {
             ready,
             ports,
@@ -639,7 +642,7 @@ impl VirtioDevice for Console {
         Ok(())
     }
 
-    fn restart(&self) {
+    fn resume(&self) {
         let inner = &*self.inner;
         let mut state = inner.state();
         for n in 0..state.ports.len() {

@@ -4,6 +4,7 @@
 
 use super::*;
 use crate::device::Clock;
+use crate::device::SavedBytes;
 use crate::devices::virtio::testing::{BUFFERS, Bench, Driver, Interface, seg};
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;

@@ -14,13 +14,14 @@ use crate::backends::net_utils::MacAddr;
 use crate::bus::pci::func::PciFunc;
 use crate::bus::pci::{PciDevice, PciModel, Syntax};
 use crate::config::Node;
-use crate::device::{BuildCtx, BuildError, SaveError, SavedBytes, StateError};
+use crate::device::{BuildCtx, BuildError, SaveError, StateError};
 use crate::iov;
 use crate::mevent::Mevent;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_bindings::virtio_net::{
@@ -118,9 +119,8 @@ fn build(
     ctx: &BuildCtx<'_>,
     func: Arc<PciFunc>,
     node: &Node,
-    saved: Option<&SavedBytes>,
 ) -> Result<Arc<dyn PciDevice>, BuildError> {
-    build_on(net_backends::open(node)?, ctx, func, node, saved)
+    build_on(net_backends::open(node)?, ctx, func, node)
 }
 
 fn build_on(
@@ -128,7 +128,6 @@ fn build_on(
     ctx: &BuildCtx<'_>,
     func: Arc<PciFunc>,
     node: &Node,
-    saved: Option<&SavedBytes>,
 ) -> Result<Arc<dyn PciDevice>, BuildError> {
     let (mac, mtu) = (node.get(&net_backends::MAC)?, node.get(&net_backends::MTU)?);
     let link_up = net_backends::is_plugged(&*backend, ctx.clock, func.name());
@@ -164,7 +163,7 @@ fn build_on(
         mac_configured: mac.is_some(),
     };
     net.watch_backend()?;
-    Ok(VirtioPci::start(net, saved)?)
+    Ok(VirtioPci::new(net))
 }
 
 impl Net {
@@ -423,9 +422,6 @@ impl VirtioDevice for Net {
     const KIND: &'static str = "virtio-net";
     const VERSION: u32 = 2;
 
-    fn disks(&self) -> Vec<std::io::Result<crate::backends::block_if::DiskIdentity>> {
-        Vec::new()
-    }
     fn transport(&self) -> &Transport {
         &self.inner.transport
     }
@@ -480,18 +476,18 @@ impl VirtioDevice for Net {
         drop(queue);
     }
 
-    fn stop(&self) {
+    fn pause(&self) {
         let queue = self.inner.transport.queue(RX);
         self.inner.watch(&self.mevent, false);
         drop(queue);
     }
 
-    fn is_idle(&self) -> bool {
+    fn quiesce(&self, _deadline: Instant) -> bool {
         true // everything is done inside the gate
     }
 
-    fn save(&self) -> Result<NetState, SaveError> {
-        let Net {
+    fn capture(&self) -> Result<NetState, SaveError> {
+        let Self {
             inner,
             mevent: _,
             mac_configured: _,
@@ -514,7 +510,7 @@ impl VirtioDevice for Net {
         })
     }
 
-    fn restore(&self, state: NetState) -> Result<(), StateError> {
+    fn apply(&self, state: NetState) -> Result<(), StateError> {
         let NetState { mac, mtu, link_up } = state;
         let differs =
             |what| StateError::Invalid(format!("{what} differs from what the guest knows"));
@@ -532,7 +528,7 @@ impl VirtioDevice for Net {
         Ok(())
     }
 
-    fn restart(&self) {
+    fn resume(&self) {
         // The first frame that comes finds out whether there is room for it.
         self.kick(RX);
         let status = self.inner.transport.features() & 1 << VIRTIO_NET_F_STATUS != 0;

@@ -4,6 +4,7 @@
 
 use super::*;
 use crate::device::Clock;
+use crate::device::SavedBytes;
 use crate::devices::virtio::testing::{BUFFERS, Bench, Driver, Interface, seg};
 use proptest::prelude::*;
 use std::io::{Read, Write};
@@ -40,9 +41,8 @@ fn on_wire(bench: &Bench, saved: Option<&SavedBytes>) -> (Driver, UnixDatagram) 
     far.set_read_timeout(Some(std::time::Duration::from_secs(20)))
         .unwrap();
     let fd = Arc::new(OwnedFd::from(near.try_clone().unwrap()));
-    let build = |ctx: &BuildCtx<'_>, func, node: &Node, saved: Option<&SavedBytes>| {
-        build_on(Box::new(Wire(near, fd)), ctx, func, node, saved)
-    };
+    let build =
+        |ctx: &BuildCtx<'_>, func, node: &Node| build_on(Box::new(Wire(near, fd)), ctx, func, node);
     (
         bench.build_with(build, VIRTIO_NET.name, saved).unwrap(),
         far,

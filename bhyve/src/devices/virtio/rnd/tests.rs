@@ -3,6 +3,7 @@
 //! Repeatable numbers, and numbers that are not.
 
 use super::*;
+use crate::device::SavedBytes;
 use crate::devices::virtio::testing::{BUFFERS, Bench, Driver, Interface, seg};
 
 fn numbers(bench: &Bench, driver: &mut Driver) -> [u8; 64] {

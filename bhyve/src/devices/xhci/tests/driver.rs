@@ -10,6 +10,7 @@ use crate::bus::pci::PciDevice;
 use crate::device::{Clock, SavedBytes};
 use crate::devices::virtio::testing::Bench;
 use std::sync::Arc;
+use std::time::Instant;
 
 pub const DCBAA: u64 = 0x1_0000;
 pub const ERST: u64 = 0x1_1000;
@@ -348,7 +349,7 @@ impl Driver {
     pub fn checkpoint(&mut self) {
         self.console().pause();
         self.device.pause();
-        assert!(self.device.quiesced());
+        assert!(self.device.quiesce(Instant::now()));
         let saved = SavedBytes::from(self.device.save().unwrap());
         let device = self
             .bench

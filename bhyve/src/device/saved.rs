@@ -1,33 +1,10 @@
 // SPDX-License-Identifier: BSD-2-Clause
 
-//! The contract between the machine and its devices. It answers to `pci_emul.h`'s snapshot, pause and resume hooks,
-//! with the difference that nothing has a default: a device that forgets one of them does not compile.
+//! The form in which a device's state is written down: a plain struct with a kind and a version (the records of
+//! `usr.sbin/bhyve/snapshot.c`).
 
-use crate::backends::console::Console;
-use crate::bus::inout::Inout;
-use crate::bus::mem::Mmio;
-use crate::bus::pci::irq::PciIrq;
-use crate::config::{Config, ConfigError, Words};
-use crate::mevent::Mevent;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::sync::Arc;
-
-/// Where guest-visible time comes from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Clock {
-    /// The host's monotonic clock.
-    #[default]
-    Host,
-    /// Retired instructions. Whatever a guest asks of a device then completes inside the access, nothing may depend on the
-    /// host's timing, and generators of random numbers are seeded from the configuration.
-    Instructions,
-}
-
-impl Words for Clock {
-    const WORDS: &'static [(&'static str, Self)] =
-        &[("host", Self::Host), ("instructions", Self::Instructions)];
-}
 
 /// What a device hands over when it is saved. `bytes` is postcard of a plain struct that is not the runtime's.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -163,97 +140,8 @@ impl SavedBytes {
     }
 }
 
-/// Anything with guest-visible state outside the kernel.
-///
-/// A checkpoint calls `pause` on every device, waits until each is `quiesced`, calls `save`, and later `resume`.
-pub trait Device: Send + Sync {
-    /// The record's name in a checkpoint: `virtio-blk@pci.0.3.0`, `atkbdc`.
-    fn name(&self) -> &str;
-    /// Stops taking in new work. What the guest asks for meanwhile is remembered, not done.
-    fn pause(&self);
-    /// Whether nothing is in flight any more.
-    fn quiesced(&self) -> bool;
-    /// The guest-visible state. Legal only between `quiesced` and `resume`.
-    fn save(&self) -> Result<SavedState, SaveError>;
-    /// Takes such a state over in place, as a device that is built from it does. Legal when `save` is. After an error the
-    /// device is good for nothing any more.
-    fn restore(&self, saved: &SavedBytes) -> Result<(), StateError>;
-    /// Continues, and does what was remembered.
-    fn resume(&self);
-    /// As at power-on.
-    fn reset(&self);
-}
-
-/// Why a device could not be built.
-#[derive(Debug, thiserror::Error)]
-pub enum BuildError {
-    /// A variable of the configuration.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    /// Options of the command line.
-    #[cfg(test)]
-    #[error(transparent)]
-    Options(#[from] crate::bus::pci::OptionsError),
-    /// Something that the host did not give.
-    #[error("{what}")]
-    Host {
-        /// What was asked for, such as `open of tap device /dev/tap0 failed`.
-        what: String,
-        /// Why not.
-        source: std::io::Error,
-    },
-    /// An error of the virtual machine.
-    #[error(transparent)]
-    Vm(#[from] vmmapi::Error),
-    /// The saved state that was given.
-    #[error(transparent)]
-    State(#[from] StateError),
-    /// Anything else that is wrong with what was asked for.
-    #[error("{0}")]
-    Invalid(String),
-    /// An error inside the named device.
-    #[error("{device}")]
-    Device {
-        /// Its name.
-        device: String,
-        /// What happened.
-        source: Box<BuildError>,
-    },
-}
-
-impl BuildError {
-    /// Wraps an error of the host.
-    pub fn host(what: impl Into<String>, source: std::io::Error) -> Self {
-        Self::Host {
-            what: what.into(),
-            source,
-        }
-    }
-}
-
-/// What a device finds when it is built.
-pub struct BuildCtx<'a> {
-    /// The guest's memory; cheap to clone.
-    pub mem: &'a vmmapi::GuestMemory,
-    /// The virtual machine; cheap to clone.
-    pub vm: &'a vmmapi::Vm,
-    /// The whole configuration.
-    pub config: &'a Config,
-    /// The event loop of the back ends.
-    pub mevent: &'a Arc<Mevent>,
-    /// I/O ports.
-    pub inout: &'a Arc<Inout>,
-    /// Memory that devices answer for.
-    pub mmio: &'a Arc<Mmio>,
-    /// The routes of legacy PCI interrupts.
-    pub intx: &'a Arc<PciIrq>,
-    /// The graphical console.
-    pub console: &'a Arc<Console>,
-    /// Where time comes from.
-    pub clock: Clock,
-    /// The VM's name.
-    pub vm_name: &'a str,
-}
+/// Looks up the saved states of a checkpoint by record name.
+pub type States<'a> = &'a dyn Fn(&str) -> Option<SavedBytes>;
 
 #[cfg(test)]
 mod tests {
