@@ -5,9 +5,10 @@
 //! The parser, the usage text and the completion scripts all come from here.
 
 use super::{Listing, OptError, numa, topology};
-use crate::bus::pci::{models::MODELS, slot};
+use crate::bus::pci::slot;
 use crate::config::{Config, ConfigError};
 use crate::devices::lpc;
+use crate::devices::models::{Model, lpc_models, pci_models};
 use crate::machine::options::CPUSET;
 use crate::vars;
 
@@ -229,15 +230,10 @@ impl Listing {
 
     /// The list, a line for each entry.
     pub fn text(self) -> String {
+        let line = |model: &Model| format!("{}\n", model.name);
         match self {
-            Self::PciDevices => MODELS
-                .iter()
-                .map(|model| format!("{}\n", model.name))
-                .collect(),
-            Self::LpcDevices => lpc::LPC_DEVICES
-                .iter()
-                .map(|name| format!("{name}\n"))
-                .collect(),
+            Self::PciDevices => pci_models().map(line).collect(),
+            Self::LpcDevices => lpc_models().map(line).collect(),
             Self::Variables => vars::list(),
         }
     }

@@ -17,6 +17,7 @@ use crate::bus::pci::func::{BarMemory, PciFunc, PciIds};
 use crate::bus::pci::{PciDevice, PciModel, Syntax};
 use crate::config::{Group, Node, Var, Words, variables};
 use crate::device::{BuildCtx, BuildError, Device, Persist, SaveError, SavedLayout, StateError};
+use crate::devices::models::{Model, Place};
 use crate::devices::vga::{Extent, Vga, VgaState, bios};
 use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
@@ -27,12 +28,18 @@ use vmmapi::{DeviceMemory, Vm};
 use zerocopy::IntoBytes;
 
 /// The model.
-pub const FBUF: PciModel = PciModel {
+pub const FBUF: Model = Model {
     name: "fbuf",
-    alias_of: None,
-    syntax: Syntax::Named,
+    usage: "[,option]...",
+    help: "A frame buffer, with a VNC server through which up to 16 viewers at a time see the picture and use \
+           the guest's keyboard and pointer; at most one in a machine. A kernel that is booted directly is told \
+           of the frame buffer, so that Linux draws its console on it with `console=tty0` on its command line.",
     variables: &[&VARIABLES],
-    build,
+    place: Place::Pci(PciModel {
+        alias_of: None,
+        syntax: Syntax::Named,
+        build,
+    }),
 };
 
 const ADDRESSES: &[&str] = &["rfb", "tcp", "unix"];

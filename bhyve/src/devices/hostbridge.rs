@@ -6,26 +6,35 @@ use crate::bus::pci::func::{PciFunc, PciIds};
 use crate::bus::pci::{OptionsError, PciDevice, PciModel, Syntax, parse_options};
 use crate::config::{Group, Hex, Node, Var, variables};
 use crate::device::{BuildCtx, BuildError, Device, Persist, SaveError, SavedLayout, StateError};
+use crate::devices::models::{Model, Place};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::time::Instant;
 
 /// The bridge with upstream's invented numbers.
-pub const HOSTBRIDGE: PciModel = PciModel {
+pub const HOSTBRIDGE: Model = Model {
     name: "hostbridge",
-    alias_of: None,
-    syntax: Syntax::Named,
+    usage: "",
+    help: "A host bridge. Usual in slot 0.",
     variables: &[&VARIABLES],
-    build,
+    place: Place::Pci(PciModel {
+        alias_of: None,
+        syntax: Syntax::Named,
+        build,
+    }),
 };
 
 /// The same, with AMD's vendor number: some guests look for it before they use an AMD processor's features.
-pub const AMD_HOSTBRIDGE: PciModel = PciModel {
+pub const AMD_HOSTBRIDGE: Model = Model {
     name: "amd_hostbridge",
-    alias_of: Some("hostbridge"),
-    syntax: Syntax::Own(parse_amd),
+    usage: "",
+    help: "The same with the vendor number of AMD.",
     variables: &[&VARIABLES],
-    build,
+    place: Place::Pci(PciModel {
+        alias_of: Some("hostbridge"),
+        syntax: Syntax::Own(parse_amd),
+        build,
+    }),
 };
 
 const CLASS_BRIDGE: u8 = 0x06;

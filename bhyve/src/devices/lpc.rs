@@ -10,6 +10,7 @@ use crate::bus::pci::irq::PciIrq;
 use crate::bus::pci::{OptionsError, PciDevice, PciModel, Syntax};
 use crate::config::{Config, ConfigError, Group, Hex, Node, Var, variables};
 use crate::device::{BuildCtx, BuildError, Device, Persist, SaveError, SavedLayout, StateError};
+use crate::devices::models::{self, Model, Place};
 use crate::devices::uart::{IrqLine, UART_PORTS, Uart, UartState};
 use crate::machine::irqchip::IrqChip;
 use serde::{Deserialize, Serialize};
@@ -18,12 +19,17 @@ use std::time::Instant;
 use vmm_x86::isa::{IO_COM1, IO_COM2, IO_COM3, IO_COM4};
 
 /// The model.
-pub const LPC: PciModel = PciModel {
+pub const LPC: Model = Model {
     name: "lpc",
-    alias_of: None,
-    syntax: Syntax::Own(parse_model),
+    usage: "",
+    help: "The bridge to the ISA bus, with its four serial ports and the registers that route PCI interrupts. \
+           One at most, and on bus 0. Its options set variables below `lpc`.",
     variables: &[],
-    build,
+    place: Place::Pci(PciModel {
+        alias_of: None,
+        syntax: Syntax::Own(parse_model),
+        build,
+    }),
 };
 
 variables! {
@@ -54,7 +60,7 @@ variables! {
 
 variables! {
     /// A trusted platform module.
-    pub static TPM;
+    pub static TPM_VARIABLES;
     const _: Option<String> =
         Var::new("tpm.type", "A TPM.").not_built("there is no TPM device");
     const _: Option<String> = Var::new("tpm.path", "Where the TPM is.").host().no_effect();
@@ -91,45 +97,69 @@ pub struct ComPort {
     pub irq: u8,
 }
 
+const fn com_port(name: &'static str, base: u16, irq: u8) -> ComPort {
+    ComPort { name, base, irq }
+}
+
 /// All of them, in order.
 pub const COM_PORTS: [ComPort; 4] = [
-    ComPort {
-        name: "com1",
-        base: IO_COM1,
-        irq: 4,
-    },
-    ComPort {
-        name: "com2",
-        base: IO_COM2,
-        irq: 3,
-    },
-    ComPort {
-        name: "com3",
-        base: IO_COM3,
-        irq: 4,
-    },
-    ComPort {
-        name: "com4",
-        base: IO_COM4,
-        irq: 3,
-    },
+    com_port("com1", IO_COM1, 4),
+    com_port("com2", IO_COM2, 3),
+    com_port("com3", IO_COM3, 4),
+    com_port("com4", IO_COM4, 3),
 ];
+
+/// How a device of the ISA bus is named by `-l`. What is made of it follows from the variables.
+pub struct LpcModel {
+    /// Turns what follows the name and a comma, if anything does, into variables.
+    parse: fn(&Config, &Model, Option<&str>) -> Result<(), LpcError>,
+}
+
+const fn model(
+    name: &'static str,
+    usage: &'static str,
+    help: &'static str,
+    parse: fn(&Config, &Model, Option<&str>) -> Result<(), LpcError>,
+) -> Model {
+    Model {
+        name,
+        usage,
+        help,
+        variables: &[],
+        place: Place::Lpc(LpcModel { parse }),
+    }
+}
+
+const fn com(port: ComPort) -> Model {
+    let help =
+        "A 16550 serial port: at 0x3f8 with IRQ 4, 0x2f8 with 3, 0x3e8 with 4 or 0x2e8 with 3.";
+    model(port.name, ",backend", help, parse_com)
+}
+
+/// The first serial port.
+pub const COM1: Model = com(COM_PORTS[0]);
+/// The second one.
+pub const COM2: Model = com(COM_PORTS[1]);
+/// The third one.
+pub const COM3: Model = com(COM_PORTS[2]);
+/// The fourth one.
+pub const COM4: Model = com(COM_PORTS[3]);
+/// Firmware.
+pub const BOOTROM: Model = model(
+    "bootrom",
+    ",file[,vars]",
+    "Refused: no firmware is supported.",
+    parse_bootrom,
+);
+/// A trusted platform module.
+pub const TPM: Model = model("tpm", ",type,path", "Refused: there is no TPM.", parse_tpm);
+/// A device for tests of hypervisors.
+pub const PC_TESTDEV: Model = model("pc-testdev", "", "Refused.", parse_pc_testdev);
 
 const CLASS_BRIDGE: u8 = 0x06;
 const SUBCLASS_ISA: u8 = 0x01;
 /// PIRQA-D and PIRQE-H.
 const PIRQ_REGISTERS: [u16; 2] = [0x60, 0x68];
-
-/// What `-l help` prints.
-pub const LPC_DEVICES: [&str; 7] = [
-    "bootrom",
-    "com1",
-    "com2",
-    "com3",
-    "com4",
-    "tpm",
-    "pc-testdev",
-];
 
 /// Why an argument of `-l` is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -150,45 +180,67 @@ pub enum LpcError {
 /// # Errors
 /// There is no such device, or it wants other options.
 pub fn parse(config: &Config, argument: &str) -> Result<(), LpcError> {
-    let invalid = || LpcError::Invalid(argument.to_owned());
-    let (device, rest) = argument
+    let (name, options) = argument
         .split_once(',')
-        .map_or((argument, None), |(device, rest)| (device, Some(rest)));
-    match (device, rest) {
-        ("com1" | "com2" | "com3" | "com4", Some(path)) if !path.is_empty() => {
-            config.set(&format!("lpc.{device}.path"), path)?;
+        .map_or((argument, None), |(name, options)| (name, Some(options)));
+    // Not a device, but a variable of the bus.
+    if let Some(value) = argument.strip_prefix("fwcfg=") {
+        return Ok(config.set("lpc.fwcfg", value)?);
+    }
+    match models::lpc(name) {
+        Ok((model, lpc)) => (lpc.parse)(config, model, options),
+        Err(_) => Err(LpcError::Invalid(argument.to_owned())),
+    }
+}
+
+fn invalid(model: &Model, options: Option<&str>) -> LpcError {
+    let options = options.map_or(String::new(), |options| format!(",{options}"));
+    LpcError::Invalid(format!("{}{options}", model.name))
+}
+
+fn parse_com(config: &Config, model: &Model, options: Option<&str>) -> Result<(), LpcError> {
+    let path = options.filter(|path| !path.is_empty());
+    let path = path.ok_or_else(|| invalid(model, options))?;
+    Ok(config.set(&format!("lpc.{}.path", model.name), path)?)
+}
+
+fn parse_bootrom(config: &Config, model: &Model, options: Option<&str>) -> Result<(), LpcError> {
+    let given = options.unwrap_or_default();
+    let mut fields = given.split(',').filter(|field| !field.is_empty());
+    let Some(file) = fields.next() else {
+        let options = options.map_or(String::new(), |options| format!(",{options}"));
+        return Err(LpcError::Bootrom(format!("{}{options}", model.name)));
+    };
+    config.set("bootrom", file)?;
+    for (n, field) in fields.enumerate() {
+        match field.split_once('=') {
+            Some((name, value)) => config.set(&format!("lpc.{name}"), value)?,
+            None if n == 0 => config.set("bootvars", field)?,
+            None => return Err(invalid(model, options)),
         }
-        ("bootrom", Some(rest)) if !rest.is_empty() => {
-            let mut fields = rest.split(',').filter(|field| !field.is_empty());
-            config.set("bootrom", fields.next().ok_or_else(invalid)?)?;
-            for (n, field) in fields.enumerate() {
-                match field.split_once('=') {
-                    Some((name, value)) => config.set(&format!("lpc.{name}"), value)?,
-                    None if n == 0 => config.set("bootvars", field)?,
-                    None => return Err(invalid()),
-                }
-            }
-        }
-        ("bootrom", _) => return Err(LpcError::Bootrom(argument.to_owned())),
-        ("tpm", Some(rest)) => {
-            let mut fields = rest.split(',');
-            for path in ["tpm.type", "tpm.path"] {
-                let field = fields.next().filter(|field| !field.is_empty());
-                config.set(path, field.ok_or_else(invalid)?)?;
-            }
-            for field in fields.filter(|field| !field.is_empty()) {
-                let (name, value) = field.split_once('=').ok_or_else(invalid)?;
-                config.set(&format!("tpm.{name}"), value)?;
-            }
-        }
-        ("pc-testdev", None) => config.set("lpc.pc-testdev", "true")?,
-        (name, None) => {
-            let value = name.strip_prefix("fwcfg=").ok_or_else(invalid)?;
-            config.set("lpc.fwcfg", value)?;
-        }
-        _ => return Err(invalid()),
     }
     Ok(())
+}
+
+fn parse_tpm(config: &Config, model: &Model, options: Option<&str>) -> Result<(), LpcError> {
+    let invalid = || invalid(model, options);
+    let mut fields = options.unwrap_or_default().split(',');
+    for path in ["tpm.type", "tpm.path"] {
+        let field = fields.next().filter(|field| !field.is_empty());
+        config.set(path, field.ok_or_else(invalid)?)?;
+    }
+    for field in fields.filter(|field| !field.is_empty()) {
+        let (name, value) = field.split_once('=').ok_or_else(invalid)?;
+        config.set(&format!("tpm.{name}"), value)?;
+    }
+    Ok(())
+}
+
+fn parse_pc_testdev(config: &Config, model: &Model, options: Option<&str>) -> Result<(), LpcError> {
+    match options {
+        None => Ok(config.set("lpc.pc-testdev", "true")?),
+        Some(_) => Err(invalid(model, options)),
+    }
 }
 
 /// The options of `-s N,lpc,…` belong to the bus, not to the slot.

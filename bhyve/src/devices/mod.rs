@@ -8,6 +8,7 @@ pub mod e82545;
 pub mod fbuf;
 pub mod hostbridge;
 pub mod lpc;
+pub mod models;
 pub mod pm;
 pub mod ps2kbd;
 pub mod ps2mouse;

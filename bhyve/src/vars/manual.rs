@@ -41,6 +41,9 @@ fn macro_of(word: &str) -> Option<String> {
         }
     } else {
         let (page, section) = bare.strip_suffix(')')?.split_once('(')?;
+        if page.is_empty() {
+            return None;
+        }
         format!(".Xr {page} {section}")
     };
     let punctuation = punctuation.chars().map(|char| format!(" {char}"));
@@ -48,7 +51,7 @@ fn macro_of(word: &str) -> Option<String> {
 }
 
 /// A help text: a line for each sentence, and for each macro.
-fn paragraph(help: &str) -> String {
+pub fn paragraph(help: &str) -> String {
     let mut lines: Vec<String> = Vec::new();
     let mut line = String::new();
     for word in help.split_whitespace() {

@@ -7,11 +7,10 @@
 
 use crate::amd64::bhyverun_machdep;
 use crate::backends::block_if;
-use crate::bus::pci::models;
 use crate::bus::pci::slot::{self, DEVICE};
 use crate::cli;
 use crate::config::{Config, ConfigError, Declaration, Group, Status, join, names_match};
-use crate::devices::{lpc, rtc, virtio};
+use crate::devices::{lpc, models, rtc, virtio};
 use crate::firmware::smbiostbl;
 use crate::machine::options;
 use crate::{bhyverun, gdb};
@@ -30,7 +29,7 @@ static GROUPS: &[&Group] = &[
             bhyverun_machdep::TABLES,
             virtio::transport::VARIABLES,
             rtc::VARIABLES,
-            lpc::TPM,
+            lpc::TPM_VARIABLES,
         ],
     },
     &Group {
@@ -120,6 +119,14 @@ fn model_groups() -> Vec<&'static Group> {
     groups
 }
 
+/// The models of PCI devices that have this group of variables.
+fn models_with(group: &'static Group) -> impl Iterator<Item = &'static models::Model> {
+    models::pci_models().filter(move |model| {
+        let mut groups = model.variables.iter();
+        groups.any(|other| std::ptr::eq(*other, group))
+    })
+}
+
 /// Every group with its variables.
 fn by_group() -> impl Iterator<Item = (&'static Group, Vec<Declared>)> {
     let groups = GROUPS.iter().copied().chain(model_groups());
@@ -140,8 +147,8 @@ fn candidates(config: &Config, path: &str) -> Vec<Declared> {
     };
     if names_match(FUNCTION, &node.join(".")) {
         let device = config.node(&node.join(".")).raw(&DEVICE);
-        let model = device.and_then(|name| models::find(&name));
-        let groups = model.into_iter().flat_map(|model| model.variables);
+        let model = device.and_then(|name| models::pci(&name).ok());
+        let groups = model.into_iter().flat_map(|(model, _)| model.variables);
         found.extend(groups.copied().flat_map(declared));
     }
     found
@@ -290,11 +297,18 @@ fn is_of_a_known_node(path: &str) -> bool {
         .any(|known| known.contains('.') && first(&known) == wanted)
 }
 
-/// What `-o help` prints: every variable with its kind, its default and what it does, by paragraphs.
+/// What `-o help` prints: every variable with its kind, its default and what it does, by paragraphs. Those of PCI devices begin with
+/// the models.
 pub fn list() -> String {
     let mut out = String::new();
     for (group, section) in by_group() {
         let _ = writeln!(out, "# {}", group.title);
+        for model in models_with(group) {
+            let models::Model {
+                name, usage, help, ..
+            } = model;
+            let _ = writeln!(out, "-s slot,{name}{usage}: {help}");
+        }
         for declared in section {
             let Declaration {
                 kind, help, status, ..
@@ -326,6 +340,6 @@ pub fn names() -> Vec<String> {
 }
 
 #[cfg(test)]
-mod manual;
+pub mod manual;
 #[cfg(test)]
 mod tests;

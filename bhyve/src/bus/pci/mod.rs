@@ -7,13 +7,13 @@ pub mod cfg;
 pub mod func;
 pub mod intx;
 pub mod irq;
-pub mod models;
 pub mod msi;
 pub mod slot;
 pub mod windows;
 
-use crate::config::{ConfigError, Group, Node};
+use crate::config::{ConfigError, Node};
 use crate::device::{BuildCtx, BuildError, Checkpointed};
+use crate::devices::models;
 use func::{FuncHost, FuncRecord, PciFunc};
 use intx::IntxRoute;
 use std::collections::BTreeMap;
@@ -117,16 +117,12 @@ impl Syntax {
     }
 }
 
-/// A model that `-s` can name.
+/// How a PCI device of some model is made.
 pub struct PciModel {
-    /// The word behind the slot in `-s`.
-    pub name: &'static str,
     /// The model that it really is; its parser then sets what differs.
     pub alias_of: Option<&'static str>,
     /// How its options are written on the command line.
     pub syntax: Syntax,
-    /// The variables of its function.
-    pub variables: &'static [&'static Group],
     /// Builds it.
     pub build: BuildFn,
 }
@@ -197,16 +193,14 @@ impl PciBus {
             let Some(wanted) = node.get(&slot::DEVICE)? else {
                 continue;
             };
-            let unknown =
-                || BuildError::Invalid(format!("pci slot {bdf}: unknown device \"{wanted}\""));
-            let model = models::find(&wanted).ok_or_else(unknown)?;
-            let model = model
-                .alias_of
-                .map_or(Some(model), models::find)
-                .ok_or_else(unknown)?;
+            let unknown = |error| BuildError::Invalid(format!("pci slot {bdf}: {error}"));
+            let (mut model, mut pci) = models::pci(&wanted).map_err(unknown)?;
+            if let Some(real) = pci.alias_of {
+                (model, pci) = models::pci(real).map_err(unknown)?;
+            }
             let func = PciFunc::new(bdf, model.name, host.clone());
             let name = func.name().to_owned();
-            let device = (model.build)(ctx, Arc::clone(&func), &node).map_err(|source| {
+            let device = (pci.build)(ctx, Arc::clone(&func), &node).map_err(|source| {
                 BuildError::Device {
                     device: name,
                     source: Box::new(source),

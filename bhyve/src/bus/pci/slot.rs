@@ -2,8 +2,9 @@
 
 //! The argument of `-s` and the slots of the configuration (`pci_parse_slot` of `usr.sbin/bhyve/pci_emul.c`).
 
-use super::{Bdf, OptionsError, models};
+use super::{Bdf, OptionsError};
 use crate::config::{Config, ConfigError, Node, Var, variables};
+use crate::devices::models::{self, UnknownModel};
 use std::collections::BTreeMap;
 
 variables! {
@@ -23,8 +24,8 @@ pub enum SlotError {
     #[error("pci slot {0} already occupied!")]
     Occupied(Bdf),
     /// No such model.
-    #[error("pci slot {0}: unknown device \"{1}\"")]
-    Unknown(Bdf, String),
+    #[error("pci slot {0}: {1}")]
+    Unknown(Bdf, UnknownModel),
     /// The model does not take these options.
     #[error("pci slot {bdf}: {source}")]
     Options {
@@ -70,7 +71,7 @@ pub fn parse(config: &Config, argument: &str) -> Result<(), SlotError> {
     let (place, rest) = argument.split_once(',').ok_or_else(malformed)?;
     let bdf = parse_bdf(place).ok_or_else(malformed)?;
     let (name, options) = rest.split_once(',').unwrap_or((rest, ""));
-    let model = models::find(name).ok_or_else(|| SlotError::Unknown(bdf, name.to_owned()))?;
+    let (model, pci) = models::pci(name).map_err(|error| SlotError::Unknown(bdf, error))?;
     let node = config.node(&path(bdf));
     // `-o pci.0.3.0.x=…` may come before; only a device makes the slot occupied.
     if node.is_set(&DEVICE) {
@@ -78,9 +79,9 @@ pub fn parse(config: &Config, argument: &str) -> Result<(), SlotError> {
     }
     node.set(
         DEVICE.declaration().name,
-        model.alias_of.unwrap_or(model.name),
+        pci.alias_of.unwrap_or(model.name),
     )?;
-    let parsed = model.syntax.parse(&node, options);
+    let parsed = pci.syntax.parse(&node, options);
     parsed.map_err(|source| SlotError::Options { bdf, source })
 }
 

@@ -24,6 +24,7 @@ use crate::bus::pci::func::{PciFunc, PciIds};
 use crate::bus::pci::{OptionsError, PciDevice, PciModel, Syntax};
 use crate::config::{Group, Node, Var, Words, variables};
 use crate::device::{BuildCtx, BuildError};
+use crate::devices::models::{Model, Place};
 use crate::external::External;
 use controller::{ABAR, Ahci};
 use drive::{Drive, Face, Kind};
@@ -32,30 +33,43 @@ use regs::{MAX_PORTS, PORT_SIZE, PORTS_AT};
 use std::sync::Arc;
 
 /// A controller with any ports.
-pub const AHCI: PciModel = PciModel {
+pub const AHCI: Model = Model {
     name: "ahci",
-    alias_of: None,
-    syntax: Syntax::Own(parse_ports),
+    usage: "[,port[,options]]...",
+    help: "A SATA controller. A port is `hd:path` for a disk, or `cd:path` for a CD drive, which is empty \
+           without a path; the options that follow are those of the port. There are 32 ports at most.",
     variables: &[&VARIABLES],
-    build,
+    place: Place::Pci(PciModel {
+        alias_of: None,
+        syntax: Syntax::Own(parse_ports),
+        build,
+    }),
 };
 
 /// A controller with one disk.
-pub const AHCI_HD: PciModel = PciModel {
+pub const AHCI_HD: Model = Model {
     name: "ahci-hd",
-    alias_of: Some("ahci"),
-    syntax: Syntax::Own(|node, opts| parse_port(node, 0, "hd", opts)),
+    usage: ",path[,options]",
+    help: "The same with one disk.",
     variables: &[&VARIABLES],
-    build,
+    place: Place::Pci(PciModel {
+        alias_of: Some("ahci"),
+        syntax: Syntax::Own(|node, opts| parse_port(node, 0, "hd", opts)),
+        build,
+    }),
 };
 
 /// A controller with one CD drive.
-pub const AHCI_CD: PciModel = PciModel {
+pub const AHCI_CD: Model = Model {
     name: "ahci-cd",
-    alias_of: Some("ahci"),
-    syntax: Syntax::Own(|node, opts| parse_port(node, 0, "cd", opts)),
+    usage: "[,path[,options]]",
+    help: "The same with one CD drive, which is empty without a path.",
     variables: &[&VARIABLES],
-    build,
+    place: Place::Pci(PciModel {
+        alias_of: Some("ahci"),
+        syntax: Syntax::Own(|node, opts| parse_port(node, 0, "cd", opts)),
+        build,
+    }),
 };
 
 /// An Intel ICH8, as upstream.

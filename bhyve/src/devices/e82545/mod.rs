@@ -24,6 +24,7 @@ use crate::bus::pci::func::{PciFunc, PciIds};
 use crate::bus::pci::{PciDevice, PciModel, Syntax};
 use crate::config::Node;
 use crate::device::{BuildCtx, BuildError, Clock, Device, Persist, SaveError, StateError};
+use crate::devices::models::{Model, Place};
 use crate::mevent::{Mevent, TimerId};
 use nic::{Nic, Port};
 use parking_lot::{Mutex, MutexGuard};
@@ -33,12 +34,16 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 /// The model.
-pub const E1000: PciModel = PciModel {
+pub const E1000: Model = Model {
     name: "e1000",
-    alias_of: None,
-    syntax: Syntax::First(net_backends::FIRST_OPTION),
+    usage: "[,backend[,options]]",
+    help: "The same as an Intel 82545EM, for guests without a driver for virtio.",
     variables: &[&net_backends::VARIABLES],
-    build,
+    place: Place::Pci(PciModel {
+        alias_of: None,
+        syntax: Syntax::First(net_backends::FIRST_OPTION),
+        build,
+    }),
 };
 
 const VENDOR: u16 = 0x8086;

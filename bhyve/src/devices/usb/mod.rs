@@ -114,14 +114,3 @@ pub trait UsbDevice: Send {
 
 /// What builds a device of some model for a port of some speed.
 pub type NewDevice = fn(Speed) -> Box<dyn UsbDevice>;
-
-/// The models, by the names that the configuration knows.
-const MODELS: [(&str, NewDevice); 1] = [("tablet", |speed| Box::new(tablet::Tablet::new(speed)))];
-
-/// Looks a model up.
-pub fn find(name: &str) -> Option<NewDevice> {
-    MODELS
-        .iter()
-        .find(|(model, _)| *model == name)
-        .map(|(_, new)| *new)
-}

@@ -8,8 +8,18 @@
 use super::descriptors::{self, CONFIGURATION, MAX_COORDINATE, REPORT_ENDPOINT, kind};
 use super::{DeviceState, Pointer, Reply, Setup, Speed, Stall, UsbDevice};
 use crate::device::StateError;
+use crate::devices::models::{Model, Place};
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
+
+/// The model.
+pub const TABLET: Model = Model {
+    name: "tablet",
+    usage: "",
+    help: "Tells the guest where viewers of its picture point, in place of the PS/2 mouse that can only tell how they move.",
+    variables: &[],
+    place: Place::Usb(|speed| Box::new(Tablet::new(speed))),
+};
 
 /// Reports that wait for the guest. When there are more the last takes the newest state.
 const MAX_REPORTS: usize = 32;

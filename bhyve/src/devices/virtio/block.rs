@@ -3,7 +3,7 @@
 //! virtio-blk (`usr.sbin/bhyve/pci_virtio_block.c`), with write-zeroes beside what upstream has.
 
 use super::queue::{Chain, RingError, VirtQueue};
-use super::transport::{Model, Transport};
+use super::transport::{Description, Transport};
 use super::{VirtioDevice, VirtioPci, read_bytes};
 use crate::backends::block_if::options::{self, PATH};
 use crate::backends::block_if::{self, BlockIf, Completion, Op, Options, Request};
@@ -11,6 +11,7 @@ use crate::bus::pci::func::PciFunc;
 use crate::bus::pci::{PciDevice, PciModel, Syntax};
 use crate::config::{Group, Node, Var, variables};
 use crate::device::{BuildCtx, BuildError, SaveError, StateError};
+use crate::devices::models::{Model, Place};
 use crate::external::{External, Identity};
 use crate::iov::{self, Seg};
 use parking_lot::Mutex;
@@ -30,12 +31,16 @@ use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
 /// The model.
-pub const VIRTIO_BLK: PciModel = PciModel {
+pub const VIRTIO_BLK: Model = Model {
     name: "virtio-blk",
-    alias_of: None,
-    syntax: Syntax::First(PATH.declaration().name),
+    usage: ",path[,options]",
+    help: "A disk on a file or a device of the host.",
     variables: &[&VARIABLES],
-    build,
+    place: Place::Pci(PciModel {
+        alias_of: None,
+        syntax: Syntax::First(PATH.declaration().name),
+        build,
+    }),
 };
 
 const DEVICE_ID: u16 = 0x1001;
@@ -164,7 +169,7 @@ fn build(
     if disk.can_discard() {
         features |= 1 << VIRTIO_BLK_F_DISCARD;
     }
-    let model = Model {
+    let description = Description {
         device: DEVICE_ID,
         class: CLASS,
         kind: VIRTIO_ID_BLOCK as u16,
@@ -172,7 +177,7 @@ fn build(
         queues: &[QUEUE_SIZE],
         config_len: CONFIG_LEN,
     };
-    let transport = Transport::new(ctx, func, &model)?;
+    let transport = Transport::new(ctx, func, &description)?;
     let face = Mutex::new(Face {
         config: config_space(&disk),
         serial,

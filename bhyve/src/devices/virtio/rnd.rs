@@ -4,12 +4,13 @@
 //! generator that the machine's name seeds: such a run is meant to be repeated, not to keep secrets.
 
 use super::queue::Chain;
-use super::transport::{Model, Transport};
+use super::transport::{Description, Transport};
 use super::{VirtioDevice, VirtioPci, read_bytes};
 use crate::bus::pci::func::PciFunc;
 use crate::bus::pci::{PciDevice, PciModel, Syntax};
 use crate::config::Node;
 use crate::device::{BuildCtx, BuildError, Clock, SaveError, StateError};
+use crate::devices::models::{Model, Place};
 use crate::iov;
 use md5::{Digest, Md5};
 use parking_lot::Mutex;
@@ -21,12 +22,16 @@ use std::time::Instant;
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 
 /// The model.
-pub const VIRTIO_RND: PciModel = PciModel {
+pub const VIRTIO_RND: Model = Model {
     name: "virtio-rnd",
-    alias_of: None,
-    syntax: Syntax::Named,
+    usage: "",
+    help: "Random numbers of the host.",
     variables: &[],
-    build,
+    place: Place::Pci(PciModel {
+        alias_of: None,
+        syntax: Syntax::Named,
+        build,
+    }),
 };
 
 const DEVICE_ID: u16 = 0x1005;
@@ -106,7 +111,7 @@ fn build(
             )
         }
     };
-    let model = Model {
+    let description = Description {
         device: DEVICE_ID,
         class: CLASS,
         kind: VIRTIO_ID_RNG as u16,
@@ -114,7 +119,7 @@ fn build(
         queues: &[QUEUE_SIZE],
         config_len: 0,
     };
-    let transport = Transport::new(ctx, func, &model)?;
+    let transport = Transport::new(ctx, func, &description)?;
     let work = Work {
         source,
         chain: Chain::default(),

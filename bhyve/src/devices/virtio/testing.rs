@@ -9,9 +9,10 @@ use crate::bus::mem::Mmio;
 use crate::bus::pci::func::{FuncHost, PciFunc};
 use crate::bus::pci::intx::MsiSink;
 use crate::bus::pci::irq::PciIrq;
-use crate::bus::pci::{Bdf, PciDevice, PciModel};
+use crate::bus::pci::{Bdf, PciDevice};
 use crate::config::Config;
 use crate::device::{BuildCtx, BuildError, Clock, SavedBytes};
+use crate::devices::models::{Model, Place};
 use crate::iov::Seg;
 use crate::machine::irqchip::mock::MockChip;
 use crate::mevent::Mevent;
@@ -102,15 +103,18 @@ impl Bench {
     /// Builds `model` in slot 3 with the command line's options.
     pub fn build(
         &self,
-        model: &PciModel,
+        model: &Model,
         opts: &str,
         saved: Option<&SavedBytes>,
     ) -> Result<Driver, BuildError> {
         let node = self.config.node("pci.0.3.0");
         self.config.remove("pci.0.3.0");
         node.set("device", model.name).expect("a free name");
-        model.syntax.parse(&node, opts)?;
-        self.build_with(model.build, model.name, saved)
+        let Place::Pci(pci) = &model.place else {
+            panic!("{} is no PCI device", model.name);
+        };
+        pci.syntax.parse(&node, opts)?;
+        self.build_with(pci.build, model.name, saved)
     }
 
     /// Builds with a function of the test's own. With a saved state the device is at rest, and has taken it over.

@@ -46,7 +46,7 @@ const VERSION_1: u64 = 1 << VIRTIO_F_VERSION_1;
 const ANY_LAYOUT: u64 = 1 << VIRTIO_F_ANY_LAYOUT;
 
 /// The identity of a virtio device: its numbers, features and queues.
-pub struct Model<'a> {
+pub struct Description<'a> {
     /// PCI device id, 0x1000 to 0x103f.
     pub device: u16,
     /// PCI base class and subclass.
@@ -125,16 +125,16 @@ impl Transport {
     pub fn new(
         ctx: &BuildCtx<'_>,
         func: Arc<PciFunc>,
-        model: &Model<'_>,
+        description: &Description<'_>,
     ) -> Result<Self, BuildError> {
-        let Model {
+        let Description {
             device,
             class,
             kind,
             features,
             queues,
             config_len,
-        } = *model;
+        } = *description;
         func.set_ids(PciIds {
             vendor: VIRTIO_VENDOR,
             device,

@@ -22,6 +22,7 @@ use crate::bus::pci::func::{PciFunc, PciIds};
 use crate::bus::pci::{OptionsError, PciDevice, PciModel, Syntax};
 use crate::config::{Group, Node, Var, variables};
 use crate::device::{BuildCtx, BuildError, Device, Persist, SaveError, StateError};
+use crate::devices::models::{self, Model, Place};
 use crate::devices::usb::{self, Pointer, UsbDevice};
 use controller::Controller;
 use parking_lot::{Mutex, MutexGuard};
@@ -31,12 +32,17 @@ use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 /// The model.
-pub const XHCI: PciModel = PciModel {
+pub const XHCI: Model = Model {
     name: "xhci",
-    alias_of: None,
-    syntax: Syntax::Own(parse),
+    usage: "[,device[=option]]...",
+    help: "A USB controller with four USB 3 ports and four USB 2 ports, and the devices that are plugged in. A \
+           device is in a USB 3 port, with the option `usb=2` in a USB 2 port.",
     variables: &[&VARIABLES],
-    build,
+    place: Place::Pci(PciModel {
+        alias_of: None,
+        syntax: Syntax::Own(parse),
+        build,
+    }),
 };
 
 variables! {
@@ -94,8 +100,7 @@ fn devices(node: &Node) -> Result<Devices, BuildError> {
     for slot in node.node("slot").numbered(1..=SLOTS)?.values() {
         let invalid = |what: String| BuildError::Invalid(format!("{}: {what}", slot.path()));
         let model = slot.get(&DEVICE)?;
-        let new =
-            usb::find(&model).ok_or_else(|| invalid(format!("unknown device \"{model}\"")))?;
+        let new = models::usb(&model).map_err(|error| invalid(error.to_string()))?;
         let declared = |child: &String| SLOT.iter().any(|variable| variable.name == child);
         if let Some(unknown) = slot.children().iter().find(|child| !declared(child)) {
             let what = format!("device \"{model}\" has no option \"{unknown}\"");

@@ -167,7 +167,7 @@ fn wrong_options_are_named() {
             .unwrap();
         let error = rig
             .bench
-            .build_with(AHCI.build, "ahci", None)
+            .build_with(build, "ahci", None)
             .err()
             .unwrap()
             .to_string();

@@ -9,12 +9,13 @@
 mod port;
 
 use super::queue::Chain;
-use super::transport::{Model, Transport};
+use super::transport::{Description, Transport};
 use super::{VirtioDevice, VirtioPci, read_bytes};
 use crate::bus::pci::func::PciFunc;
 use crate::bus::pci::{OptionsError, PciDevice, PciModel, Syntax};
 use crate::config::{Group, Node, Var, variables};
 use crate::device::{BuildCtx, BuildError, SaveError, StateError};
+use crate::devices::models::{Model, Place};
 use crate::iov;
 use crate::mevent::{Interest, Mevent, Ready};
 use parking_lot::{Mutex, MutexGuard};
@@ -29,12 +30,17 @@ use zerocopy::little_endian::{U16, U32};
 use zerocopy::{Immutable, IntoBytes};
 
 /// The model.
-pub const VIRTIO_CONSOLE: PciModel = PciModel {
+pub const VIRTIO_CONSOLE: Model = Model {
     name: "virtio-console",
-    alias_of: None,
-    syntax: Syntax::Own(parse),
+    usage: "[,port=path]...",
+    help: "Up to 16 ports. Each has a name and a unix(4) socket at its path, which is made in place of one that a dead process \
+           has left behind, is removed in the end, and takes one client at a time.",
     variables: &[&VARIABLES],
-    build,
+    place: Place::Pci(PciModel {
+        alias_of: None,
+        syntax: Syntax::Own(parse),
+        build,
+    }),
 };
 
 variables! {
@@ -178,7 +184,7 @@ fn build(
         };
         opened.push(Port::open(&name, &path).map_err(failed)?);
     }
-    let model = Model {
+    let description = Description {
         device: DEVICE_ID,
         class: CLASS,
         kind: VIRTIO_ID_CONSOLE as u16,
@@ -186,7 +192,7 @@ fn build(
         queues: &[QUEUE_SIZE; QUEUES],
         config_len: CONFIG_LEN,
     };
-    let transport = Transport::new(ctx, func, &model)?;
+    let transport = Transport::new(ctx, func, &description)?;
     let state = State {
         ready: false,
         ports: opened,

@@ -7,7 +7,7 @@ mod offload;
 
 use self::offload::{MAX_PACKET, OffloadError, Wanted};
 use super::queue::{Chain, RingError, VirtQueue};
-use super::transport::{Model, Transport};
+use super::transport::{Description, Transport};
 use super::{VirtioDevice, VirtioPci, read_bytes};
 use crate::backends::net_backends::{self, MAX_FRAME, NetBackend, Watch};
 use crate::backends::net_utils::MacAddr;
@@ -15,6 +15,7 @@ use crate::bus::pci::func::PciFunc;
 use crate::bus::pci::{PciDevice, PciModel, Syntax};
 use crate::config::Node;
 use crate::device::{BuildCtx, BuildError, SaveError, StateError};
+use crate::devices::models::{Model, Place};
 use crate::iov;
 use crate::mevent::Mevent;
 use parking_lot::Mutex;
@@ -33,12 +34,16 @@ use zerocopy::little_endian::U16;
 use zerocopy::{Immutable, IntoBytes};
 
 /// The model.
-pub const VIRTIO_NET: PciModel = PciModel {
+pub const VIRTIO_NET: Model = Model {
     name: "virtio-net",
-    alias_of: None,
-    syntax: Syntax::First(net_backends::FIRST_OPTION),
+    usage: "[,backend[,options]]",
+    help: "A network interface.",
     variables: &[&net_backends::VARIABLES],
-    build,
+    place: Place::Pci(PciModel {
+        alias_of: None,
+        syntax: Syntax::First(net_backends::FIRST_OPTION),
+        build,
+    }),
 };
 
 const DEVICE_ID: u16 = 0x1000;
@@ -136,7 +141,7 @@ fn build_on(
     if mtu.is_some() {
         features |= 1 << VIRTIO_NET_F_MTU;
     }
-    let model = Model {
+    let description = Description {
         device: DEVICE_ID,
         class: CLASS,
         kind: VIRTIO_ID_NET as u16,
@@ -145,7 +150,7 @@ fn build_on(
         config_len: CONFIG_LEN,
     };
     let default_mac = MacAddr::generate(func.bdf(), ctx.vm_name);
-    let transport = Transport::new(ctx, func, &model)?;
+    let transport = Transport::new(ctx, func, &description)?;
     let inner = Arc::new(Inner {
         transport,
         backend,
