@@ -81,7 +81,7 @@ pub enum SnapshotError {
     #[error(transparent)]
     Files(#[from] checkpoint::Error),
     /// A device does not take its own state.
-    #[error("the machine does not take its own state back")]
+    #[error("the machine does not take its own state back: {0}")]
     DevicesBack(#[from] RestoreStateError),
     /// The vmm does not take its own struct.
     #[error("the vmm does not take its own {name} back: {source}")]
@@ -208,7 +208,7 @@ fn describe(machine: &Machine, afterwards: Afterwards) -> Result<Description, Sn
     })
 }
 
-/// What the machine has outside of the checkpoint, for whoever looks at the files, if a restore can have every one of them
+/// What the machine has outside of the checkpoint, for the readers of the description, if a restore can have every one of them
 /// ([`External::identity`]). What a restore goes by is in the devices' own states, but for devices that the guest goes on with.
 fn disks(
     machine: &Machine,

@@ -13,6 +13,9 @@
 //! | save, restore | quiesced | quiesced |
 //! | detach | any but detached | detached: the device is taken off its bus |
 //!
+//! A machine that ends while a checkpoint of it is taken is taken apart meanwhile, so the steps of a checkpoint may meet a device
+//! that is detached, which it stays.
+//!
 //! There is one way to restore: the device is built, paused and quiesced, and takes the state over. It is the same for a machine
 //! that continues a checkpoint (`-r`) and for one that is saved and restored in place (`snapshot.pulse`).
 
@@ -51,7 +54,7 @@ pub trait Device: Send + Sync {
     fn name(&self) -> &str;
     /// Stops taking in new work. What the guest asks for meanwhile is remembered, not done.
     fn pause(&self);
-    /// Waits until nothing is in flight, which whoever finishes the last request tells. False if that has not happened by
+    /// Waits until nothing is in flight: the thread that finishes the last request notifies. False if that has not happened by
     /// `deadline`. The caller holds no lock that a completion takes.
     fn quiesce(&self, deadline: Instant) -> bool;
     /// Continues, and does what was remembered.
@@ -71,7 +74,7 @@ pub trait Persist: Device {
     type State: SavedLayout;
 
     /// Takes down the guest-visible state. Implementations take `self` apart without a rest pattern, so that a new field does not
-    /// compile until somebody has decided about it.
+    /// compile until it is saved or named as not saved.
     fn capture(&self) -> Result<Self::State, SaveError>;
     /// Takes such a state over; nothing in it is trusted. Interrupt controllers have states of their own, so a line that is
     /// asserted is not asserted again. After an error the device is good for nothing until it takes over a state that is right.

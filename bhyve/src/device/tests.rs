@@ -28,8 +28,7 @@ fn functions<'a>(source: &'a str, head: &'a str) -> impl Iterator<Item = String>
     })
 }
 
-/// What is taken down is taken apart, without a rest pattern: a field that is new does not compile until somebody has decided
-/// about it.
+/// A device is taken apart without a rest pattern to be saved: a new field does not compile until it is saved or named as not saved.
 #[test]
 fn every_device_is_taken_apart_to_be_saved() {
     let mut found = Vec::new();

@@ -43,6 +43,8 @@ impl Phase {
             (Self::Built | Self::Running, Step::Pause) => Some(Self::Paused),
             (Self::Paused, Step::Quiesce) => Some(Self::Quiesced),
             (Self::Quiesced, Step::Save | Step::Restore) => Some(self),
+            // A rest may outlast the machine, which another thread takes apart: its checkpoint then fails for the VM that is gone.
+            (Self::Detached, Step::Pause | Step::Quiesce | Step::Save | Step::Resume) => Some(self),
             (Self::Built | Self::Running | Self::Paused | Self::Quiesced, Step::Detach) => {
                 Some(Self::Detached)
             }
@@ -232,7 +234,7 @@ mod tests {
             (&[Resume], &[Reset, Pause, Detach]),
             (&[Resume, Pause], &[Resume, Quiesce, Detach]),
             (&[Pause, Quiesce], &[Resume, Save, Restore, Detach]),
-            (&[Detach], &[]),
+            (&[Detach], &[Pause, Quiesce, Save, Resume]),
         ]
     };
     #[cfg(debug_assertions)]

@@ -41,7 +41,7 @@ pub enum RestoreStateError {
     #[error("the checkpoint has no state of {0}")]
     Missing(String),
     /// A state that is refused.
-    #[error("{device}")]
+    #[error("{device}: {source}")]
     Refused {
         /// The device's name.
         device: String,
@@ -159,7 +159,7 @@ impl Devices {
         self.all().for_each(Unit::reset);
     }
 
-    /// The states of all, by record name. All must be paused.
+    /// The states of all, by record name. All must be quiesced.
     pub fn save(&self) -> Result<Vec<(String, SavedState)>, (String, SaveError)> {
         let save = |unit: &Unit| {
             let name = unit.name().to_owned();
@@ -171,7 +171,7 @@ impl Devices {
         self.all().map(save).collect()
     }
 
-    /// Has all take over their states. All must be paused, and stay so.
+    /// Has all take over their states. All must be quiesced, and stay so.
     pub fn restore(&self, states: States<'_>) -> Result<(), RestoreStateError> {
         let restore = |unit: &Unit| {
             let device = unit.name().to_owned();
@@ -256,6 +256,7 @@ mod tests {
             assert!(matches!(error, StateError::Kind { .. }), "{}", unit.name());
         }
         let error = rig.devices.restore(&|_| Some(other.clone())).unwrap_err();
-        assert_eq!(error.to_string(), "vcpus");
+        let wanted = "vcpus: the saved state is of kind \"other\", not \"vcpus\"";
+        assert_eq!(error.to_string(), wanted);
     }
 }

@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 use vmmapi::{Vm, abi};
 
 const KIND: &str = "vcpus";
-/// How often a parked vCPU, and who waits for all to rest, looks whether the VM has ended. The vmm tells nobody outside of VM_RUN that
-/// the VM is suspended, whether the guest, the vmm itself or another process has done it.
+/// How often a parked vCPU, and who waits for all to rest, looks whether the VM has ended. That the VM is suspended, by the guest, the vmm
+/// itself or another process, is told to threads in VM_RUN only.
 const LOOK_IN: Duration = Duration::from_millis(10);
 
 /// Why the VM stops running.

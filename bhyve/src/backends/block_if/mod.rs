@@ -570,11 +570,14 @@ mod tests {
         begins.recv().unwrap();
         // Its completion is not over.
         assert!(!disk.quiesce(soon(20)));
+        let deadline = soon(20_000);
         std::thread::scope(|scope| {
-            let waits = scope.spawn(|| disk.quiesce(soon(20_000)));
+            let waits = scope.spawn(|| disk.quiesce(deadline));
+            std::thread::sleep(Duration::from_millis(20));
             end.send(()).unwrap();
             assert!(waits.join().unwrap());
         });
+        assert!(Instant::now() < deadline, "found out, and not told");
         vm.destroy().unwrap();
     }
 }

@@ -360,7 +360,7 @@ impl Persist for E82545 {
             link_changed,
             frame: _,
             watch: _,
-            timer: _, // set by whoever resumes
+            timer: _, // set by a resume
         } = &*core;
         let mut state = nic.capture();
         if *link_changed {
