@@ -10,13 +10,12 @@ use crate::process::cleanup;
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
-use vmmapi::abi::soft;
+use vmmapi::Errno;
 use vmmapi::backend::Backend;
 use vmmapi::checkpoint::Directory;
 use vmmapi::control::{
     CheckpointRequest, ControlHandler, ControlServer, Failure, Progress, Written, server_rundir,
 };
-use vmmapi::{Errno, Error};
 
 /// How often a client hears about progress.
 const TICK: Duration = Duration::from_millis(100);
@@ -60,12 +59,7 @@ fn arm(machine: &Arc<Machine>) -> Result<(), MachineError> {
             Err(error) => End::Failed(format!("{}: {error}", file.display())),
         });
     });
-    machine
-        .vm()
-        .backend()
-        .ioctl(soft::VM_SOFT_STOP_AT, &mut at.to_le_bytes(), &mut [])
-        .map_err(|errno| Error::new("stop_at", format!("{at} instructions"), errno))?;
-    Ok(())
+    Ok(machine.vm().stop_at(at)?)
 }
 
 impl ControlHandler for Control {

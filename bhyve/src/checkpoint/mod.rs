@@ -28,7 +28,6 @@ use image::VmImage;
 pub use items::check_support;
 use items::{Item, ItemError, items};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use vmmapi::abi::soft;
 use vmmapi::checkpoint::{
     self, Basic, CpuContract, Description, FileId, Progress, Storage, Writer,
 };
@@ -184,7 +183,7 @@ fn describe(machine: &Machine, afterwards: Afterwards) -> Result<Description, Sn
     let options = machine.options();
     let instructions = match options.clock {
         Clock::Host => 0,
-        Clock::Instructions => instructions(machine)?,
+        Clock::Instructions => machine.vm().instructions()?,
     };
     let clock = checkpoint::Clock {
         mode: restore::clock_name(options.clock).to_owned(),
@@ -242,15 +241,4 @@ fn contract(machine: &Machine) -> Result<CpuContract, vmmapi::Error> {
         tsc_hz: machine.vm().tsc_hz().unwrap_or(0),
         cpuid: cpuid::record(&machine.vm().vcpu(0))?,
     })
-}
-
-/// How many instructions the guest has executed, under the clock that counts them.
-fn instructions(machine: &Machine) -> Result<u64, vmmapi::Error> {
-    let mut count = [0; 8];
-    machine
-        .vm()
-        .backend()
-        .ioctl(soft::VM_SOFT_INSTRUCTIONS, &mut count, &mut [])
-        .map_err(|errno| vmmapi::Error::new("instructions", machine.name(), errno))?;
-    Ok(u64::from_le_bytes(count))
 }

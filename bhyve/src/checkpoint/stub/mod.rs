@@ -163,12 +163,10 @@ impl Stub {
 
 /// The start of a large page that nothing is mapped at.
 fn free_address(vm: &Vm) -> Result<u64, StubError> {
-    let mut taken = Vec::new();
-    let mut next = 0;
-    while let Ok(map) = vm.mmap_getnext(next) {
-        next = map.gpa.saturating_add(map.len.max(1));
-        taken.push(map.gpa..next);
-    }
+    let mappings = vm.mappings()?.into_iter();
+    let taken: Vec<_> = mappings
+        .map(|map| map.gpa..map.gpa.saturating_add(map.len))
+        .collect();
     (LOWMEM_LIMIT..SEARCH_END)
         .step_by(at::LARGE_PAGE as usize)
         .find(|gpa| {
