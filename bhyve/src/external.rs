@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! What belongs to a machine and is not in its checkpoints, such as the disks. A checkpoint keeps the identity of each, by which
 //! a restore finds out whether it still is what the guest knows. Upstream has no such check.
 

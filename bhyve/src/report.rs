@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! What bhyve says while a guest runs (`EPRINTLN` and `WPRINTF` of `usr.sbin/bhyve/debug.h`): who speaks, how often, and points for
 //! tracing.
 //!

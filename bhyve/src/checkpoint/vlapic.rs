@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! What a kernel's struct of the local APICs leaves open (`vlapic_snapshot` of `sys/amd64/vmm/io/vlapic.c`): whether a timer whose
 //! count is zero has raised its interrupt.
 //!

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! What a device finds when it is built, and why it cannot be.
 
 use super::Clock;

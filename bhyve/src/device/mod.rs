@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The contract between the machine and its devices, whatever bus they are on. It answers to the snapshot, pause and resume hooks of
 //! `usr.sbin/bhyve/pci_emul.h`.
 //!

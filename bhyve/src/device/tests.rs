@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! How devices keep the contract, as far as the source shows it.
 
 use std::path::{Path, PathBuf};

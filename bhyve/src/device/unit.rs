@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! A device in the hands of the machine, and where in its life cycle it is.
 
 use super::{Checkpointed, SaveError, SavedBytes, SavedState, StateError};

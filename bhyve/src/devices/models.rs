@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Every model of device that the command line can name, in one table (the linker sets `pci_devemu_set` and `usb_emu_set`, and the
 //! names in `amd64/pci_lpc.c`, of `usr.sbin/bhyve`).
 //!

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Instructions that access devices from the middle of a block: each access is made once, and what the device does in answer comes
 //! before the next instruction.
 

@@ -15,9 +15,9 @@ use crate::bus::pci::PciDevice;
 use crate::bus::pci::func::PciFunc;
 use crate::device::{Device, Persist, SaveError, StateError};
 use crate::external::External;
+use crate::report::Reporter;
 use parking_lot::{Mutex, MutexGuard};
 use std::io;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 use vmmapi::GuestMemory;
@@ -44,7 +44,7 @@ struct Hba {
     mem: GuestMemory,
     queues: Vec<Option<Queue<Token>>>,
     state: Mutex<State>,
-    complaints: AtomicU32,
+    report: Reporter,
 }
 
 /// The device.
@@ -267,17 +267,6 @@ impl Hba {
             }
         }
     }
-
-    // What a guest can cause is said ever more rarely.
-    fn complain(&self, what: std::fmt::Arguments<'_>) {
-        let count = self
-            .complaints
-            .fetch_add(1, Ordering::Relaxed)
-            .wrapping_add(1);
-        if count.is_power_of_two() {
-            log::warn!("{}: {what} (complaint {count})", self.func.name());
-        }
-    }
 }
 
 impl Completion<Token> for Hba {
@@ -287,7 +276,7 @@ impl Completion<Token> for Hba {
             let Request {
                 op, offset, len, ..
             } = &request;
-            self.complain(format_args!(
+            self.report.warn(format_args!(
                 "port {n}: {op:?} of {len} bytes at {offset:#x} failed: {error}"
             ));
         }
@@ -317,6 +306,7 @@ impl Ahci {
             .collect();
         let hba = Arc::new_cyclic(|this| Hba {
             this: Weak::clone(this),
+            report: Reporter::of_device(func.name()),
             func,
             mem: mem.clone(),
             queues,
@@ -326,7 +316,6 @@ impl Ahci {
                 resetting: false,
                 ports,
             }),
-            complaints: AtomicU32::new(0),
         });
         Arc::new(Self { hba, disks })
     }
@@ -392,7 +381,7 @@ impl Persist for Ahci {
             mem: _,
             queues: _,
             state,
-            complaints: _,
+            report: _,
         } = &**hba;
         let identities = disks
             .iter()

@@ -26,10 +26,10 @@ use crate::config::Node;
 use crate::device::{BuildCtx, BuildError, Clock, Device, Persist, SaveError, StateError};
 use crate::devices::models::{Model, Place};
 use crate::mevent::{Mevent, TimerId};
+use crate::report::Reporter;
 use nic::{Nic, Port};
 use parking_lot::{Mutex, MutexGuard};
 use state::NicState;
-use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -153,10 +153,9 @@ fn build_on(
     let MacAddr(address) = mac.unwrap_or_else(|| MacAddr::generate(func.bdf(), ctx.vm_name));
     let inner = Arc::new(Inner {
         port: Port {
-            name: func.name().to_owned(),
             mem: ctx.mem.clone(),
             backend,
-            complaints: AtomicU32::new(0),
+            report: Reporter::of_device(func.name()),
         },
         func,
         mevent: Arc::downgrade(ctx.mevent),
@@ -244,7 +243,8 @@ impl Inner {
     fn watch(&self, mevent: &Mevent, watch: &mut Watch, wanted: bool) {
         if let Err(error) = watch.set(mevent, wanted) {
             self.port
-                .complain(format_args!("cannot watch the network backend: {error}"));
+                .report
+                .warn(format_args!("cannot watch the network backend: {error}"));
         }
     }
 
@@ -263,7 +263,9 @@ impl Inner {
                 Ok(Some(len)) => nic.receive(&self.port, frame.get(..len).unwrap_or_default()),
                 Ok(None) => break,
                 Err(error) => {
-                    self.port.complain(format_args!("cannot receive: {error}"));
+                    self.port
+                        .report
+                        .warn(format_args!("cannot receive: {error}"));
                     failed = true;
                     break;
                 }

@@ -10,8 +10,8 @@ use super::regs::*;
 use super::stats::Stats;
 use super::tx::{Context, Packet};
 use crate::backends::net_backends::NetBackend;
+use crate::report::Reporter;
 use serde::{Deserialize, Serialize};
-use std::sync::atomic::{AtomicU32, Ordering};
 use vmmapi::GuestMemory;
 
 /// Bytes of a descriptor.
@@ -25,23 +25,10 @@ const FILTER_WORDS: usize = 128;
 
 /// What the controller reaches.
 pub struct Port {
-    pub name: String,
     pub mem: GuestMemory,
     pub backend: Box<dyn NetBackend>,
-    pub complaints: AtomicU32,
-}
-
-impl Port {
-    /// Logs what a guest or the host has done wrong, ever more rarely: the 1st time, the 2nd, 4th, 8th and so on.
-    pub fn complain(&self, what: std::fmt::Arguments<'_>) {
-        let count = self
-            .complaints
-            .fetch_add(1, Ordering::Relaxed)
-            .wrapping_add(1);
-        if count.is_power_of_two() {
-            log::warn!("{}: {what} (complaint {count})", self.name);
-        }
-    }
+    /// Says what is wrong with a driver or the host.
+    pub report: Reporter,
 }
 
 /// A ring of descriptors, as the driver has programmed it.

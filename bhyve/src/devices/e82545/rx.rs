@@ -214,7 +214,8 @@ impl Nic {
                 tag,
             ];
             if let Err(error) = self.fill(port, piece, words) {
-                port.complain(format_args!("a receive descriptor: {error}"));
+                port.report
+                    .warn(format_args!("a receive descriptor: {error}"));
             }
             self.rx.advance();
         }

@@ -9,6 +9,7 @@ use super::state::NicState;
 use super::tx::POPTS;
 use crate::backends::net_backends::NetBackend;
 use crate::device::SavedState;
+use crate::report::Reporter;
 use parking_lot::Mutex;
 use proptest::prelude::*;
 use std::collections::VecDeque;
@@ -67,10 +68,9 @@ impl Bench {
         vm.setup_memory(MEMORY).unwrap();
         let wire = Wire::default();
         let port = Port {
-            name: "e1000@pci.0.3.0".to_owned(),
             mem: vm.memory().clone(),
             backend: Box::new(wire.clone()),
-            complaints: AtomicU32::new(0),
+            report: Reporter::of_device("e1000@pci.0.3.0"),
         };
         Self {
             vm,

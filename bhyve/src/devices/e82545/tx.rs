@@ -146,7 +146,9 @@ impl Nic {
                         &mut budget,
                     );
                 }
-                Err(error) => port.complain(format_args!("a transmit descriptor: {error}")),
+                Err(error) => port
+                    .report
+                    .warn(format_args!("a transmit descriptor: {error}")),
             }
             self.tx.advance();
         }
@@ -183,7 +185,7 @@ impl Nic {
                 self.send(port, packet, lower, upper, budget);
             }
         } else {
-            port.complain(format_args!(
+            port.report.warn(format_args!(
                 "a transmit descriptor of type {}",
                 lower >> 20 & 0xf
             ));
@@ -191,7 +193,8 @@ impl Nic {
         if lower & TXD_CMD_RS != 0 {
             let status = upper as u8 | TXD_STAT_DD;
             if let Err(error) = port.mem.write(at.wrapping_add(12), &[status]) {
-                port.complain(format_args!("a transmit descriptor: {error}"));
+                port.report
+                    .warn(format_args!("a transmit descriptor: {error}"));
             }
             if self.moderated && lower & TXD_CMD_IDE != 0 {
                 self.intr.sent(self.now, self.plain.tidv, self.plain.tadv);
@@ -235,12 +238,13 @@ impl Nic {
             (self.ctrl & CTRL_VME != 0 && lower & TXD_CMD_VLE != 0).then_some((upper >> 16) as u16);
         let extended = lower & TXD_CMD_DEXT != 0;
         if broken {
-            port.complain(format_args!("a packet that is too long or not in memory"));
+            port.report
+                .warn(format_args!("a packet that is too long or not in memory"));
         } else if extended && lower & TXD_CMD_TSE != 0 {
             let done = self.segment(port, &data, options, tag, budget);
             self.stats.segmented(done);
             if !done {
-                port.complain(format_args!(
+                port.report.warn(format_args!(
                     "a packet of {} bytes cannot be segmented: header {}, segments {}",
                     data.len(),
                     self.context.header_len(),
@@ -336,7 +340,8 @@ impl Nic {
             return;
         };
         if !(14..=LONGEST_FRAME).contains(&frame.len()) {
-            port.complain(format_args!("a frame of {} bytes", frame.len()));
+            port.report
+                .warn(format_args!("a frame of {} bytes", frame.len()));
             return;
         }
         *budget = left;
@@ -346,7 +351,7 @@ impl Nic {
         } else if self.link_up
             && let Err(error) = port.backend.send(frame)
         {
-            port.complain(format_args!("cannot send: {error}"));
+            port.report.warn(format_args!("cannot send: {error}"));
         }
     }
 }

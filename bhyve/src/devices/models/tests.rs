@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The table of models, and the lists of bhyve(8) that are made of it: with `UPDATE=1` in its environment a test writes them.
 
 use super::*;

@@ -430,7 +430,7 @@ impl Completion<Token> for Front {
                 (VIRTIO_BLK_S_UNSUPP, 0)
             }
             Err(error) => {
-                self.transport.complain(format_args!(
+                self.transport.report.warn(format_args!(
                     "{op:?} of {len} bytes at {offset:#x} failed: {error}"
                 ));
                 (VIRTIO_BLK_S_IOERR, 0)
@@ -488,7 +488,8 @@ impl VirtioDevice for Block {
                     Parsed::Hopeless => {
                         front
                             .transport
-                            .complain(format_args!("a request without room for its status"));
+                            .report
+                            .warn(format_args!("a request without room for its status"));
                         answered = true;
                         queue.push_used(front.transport.mem(), chain.head(), 0)?;
                     }

@@ -11,10 +11,12 @@ use crate::bus::pci::bar::BarType;
 use crate::bus::pci::func::{PciFunc, PciIds};
 use crate::config::{Var, variables};
 use crate::device::{BuildCtx, BuildError, Clock, StateError};
+use crate::point;
+use crate::report::Reporter;
 use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_NEEDS_RESET, VIRTIO_F_ANY_LAYOUT, VIRTIO_F_VERSION_1,
 };
@@ -77,7 +79,8 @@ pub struct Transport {
     gate: RwLock<bool>,
     // Set before the gate is closed, so that a driver that adds faster than it is served cannot keep it open.
     closing: AtomicBool,
-    complaints: AtomicU32,
+    /// Says what is wrong with a driver or the host.
+    pub report: Reporter,
 }
 
 struct Queue {
@@ -169,6 +172,7 @@ impl Transport {
             })
             .collect::<Result<_, BuildError>>()?;
         Ok(Self {
+            report: Reporter::of_device(func.name()),
             func,
             mem: ctx.mem.clone(),
             clock: ctx.clock,
@@ -185,7 +189,6 @@ impl Transport {
             queues: rings,
             gate: RwLock::new(false),
             closing: AtomicBool::new(false),
-            complaints: AtomicU32::new(0),
         })
     }
 
@@ -408,6 +411,7 @@ impl Transport {
         let Some(queue) = self.queues.get(index) else {
             return;
         };
+        point!(doorbell, "{} queue={index}", self.name());
         let gate = self.gate.read();
         if *gate || !self.is_live() {
             queue.kicked.store(true, Ordering::Release);
@@ -506,20 +510,10 @@ impl Transport {
 
     /// A queue is beyond use: says so to the driver, which has to reset the device.
     pub fn fail(&self, index: usize, error: &RingError) {
-        self.complain(format_args!("queue {index}: {error}"));
+        point!(ring, "{} queue={index} {error}", self.name());
+        self.report.warn(format_args!("queue {index}: {error}"));
         self.registers.lock().status |= VIRTIO_CONFIG_S_NEEDS_RESET as u8;
         self.interrupt_config();
-    }
-
-    /// Logs what a guest has done wrong, ever more rarely: the 1st time, the 2nd, 4th, 8th and so on.
-    pub fn complain(&self, what: std::fmt::Arguments<'_>) {
-        let count = self
-            .complaints
-            .fetch_add(1, Ordering::Relaxed)
-            .wrapping_add(1);
-        if count.is_power_of_two() {
-            log::warn!("{}: {what} (complaint {count})", self.name());
-        }
     }
 
     // ---- checkpoints ----
@@ -560,7 +554,7 @@ impl Transport {
             queues,
             gate: _,
             closing: _,
-            complaints: _,
+            report: _,
         } = self;
         let Registers {
             status,

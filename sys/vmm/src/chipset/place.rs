@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Where the in-kernel devices are: the table of `vmm_ioport.c`, and the memory that `vmm.c` emulates.
 
 use vmm_x86::acpi::IO_PMTMR;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Ticks that periodic timers owe the guest. The kernel has nothing of the kind.
 //!
 //! On a busy host a virtual CPU's thread, or the thread of the timers, may get no time for several periods of a timer. The ticks of

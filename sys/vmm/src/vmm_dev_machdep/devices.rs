@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Requests to the in-kernel devices, and to passed-through ones, of which there are none.
 
 use std::sync::atomic::Ordering;

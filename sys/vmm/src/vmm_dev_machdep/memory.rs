@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! Memory segments and their mappings: the memory requests of `sys/dev/vmm/vmm_dev.c`, and VM_GET_GPA_PMAP.
 
 use vmm_abi::*;

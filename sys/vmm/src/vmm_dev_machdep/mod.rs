@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! `sys/amd64/vmm/vmm_dev_machdep.c` and the machine-independent requests of `sys/dev/vmm/vmm_dev.c`: what is asked
 //! of `/dev/vmm/NAME`.
 //!

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! One virtual CPU, by its owner: VM_RUN, registers, capabilities, events and translation.
 
 use vmm_abi::*;

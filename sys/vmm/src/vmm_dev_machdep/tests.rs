@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! What the table says, held against the kernel's, and what the dispatcher makes of it.
 
 #![expect(unsafe_code, reason = "requests without pointers")]

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: BSD-2-Clause
+
 //! The VM as a whole: its end, its virtual CPUs, topology, counters, and the clock of instructions.
 
 use std::time::{SystemTime, UNIX_EPOCH};

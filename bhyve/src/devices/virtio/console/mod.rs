@@ -246,7 +246,12 @@ impl Inner {
                 self.settle(&mut state, n);
             }
             Ok(false) => {}
-            Err(error) => log::warn!("{}: port {}: {error}", self.transport.name(), port.name),
+            Err(error) => {
+                let name = &port.name;
+                self.transport
+                    .report
+                    .warn(format_args!("port {name}: {error}"));
+            }
         }
     }
 
@@ -391,7 +396,8 @@ impl Inner {
             state.waiting.push_back(message);
         } else {
             self.transport
-                .complain(format_args!("the guest does not take control messages"));
+                .report
+                .warn(format_args!("the guest does not take control messages"));
         }
         self.tell_waiting(state);
     }
@@ -438,7 +444,8 @@ impl Inner {
                 }
                 _ => self
                     .transport
-                    .complain(format_args!("a control message that is too short")),
+                    .report
+                    .warn(format_args!("a control message that is too short")),
             }
             Some(0)
         });
@@ -467,7 +474,8 @@ impl Inner {
         }
         let Some(known) = state.ports.get_mut(n) else {
             self.transport
-                .complain(format_args!("message {event} for unknown port {port}"));
+                .report
+                .warn(format_args!("message {event} for unknown port {port}"));
             return;
         };
         match event {
@@ -486,7 +494,8 @@ impl Inner {
             }
             PORT_READY => self
                 .transport
-                .complain(format_args!("the guest cannot use port {port}")),
+                .report
+                .warn(format_args!("the guest cannot use port {port}")),
             PORT_OPEN => {
                 known.guest_open = value != 0;
                 known.input_waits = false;
@@ -494,7 +503,8 @@ impl Inner {
             }
             _ => self
                 .transport
-                .complain(format_args!("unknown message {event}")),
+                .report
+                .warn(format_args!("unknown message {event}")),
         }
     }
 }

@@ -4,6 +4,7 @@
 
 use crate::backends::local_socket;
 use crate::mevent::{EventId, Interest, Mevent, Ready};
+use crate::report::Reporter;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -18,6 +19,7 @@ const CHUNK: usize = 4096;
 pub struct Port {
     /// Its name.
     pub name: String,
+    report: Reporter,
     /// The guest has opened it.
     pub guest_open: bool,
     /// The guest has been told that there is a client.
@@ -66,6 +68,7 @@ impl Port {
         let (listener, _socket) = local_socket::listen(path)?;
         Ok(Self {
             name: name.to_owned(),
+            report: Reporter::of_device(&format!("console port {name}")),
             guest_open: false,
             host_open: false,
             input_waits: false,
@@ -157,7 +160,8 @@ impl Port {
 
     fn check(&self, result: io::Result<()>) {
         if let Err(error) = result {
-            log::warn!("port {}: cannot watch its socket: {error}", self.name);
+            self.report
+                .warn(format_args!("cannot watch its socket: {error}"));
         }
     }
 

@@ -255,7 +255,8 @@ impl Inner {
                     }
                     Err(error) => {
                         self.transport
-                            .complain(format_args!("cannot receive: {error}"));
+                            .report
+                            .warn(format_args!("cannot receive: {error}"));
                         // Until the guest kicks: asking again at once would bring the same answer.
                         room = false;
                         queue.unpop();
@@ -296,7 +297,7 @@ impl Inner {
         let written = match iov::scatter(self.transport.mem(), chain.writable(), 0, packet) {
             Ok(written) if written == packet.len() => written as u32,
             _ => {
-                self.transport.complain(format_args!(
+                self.transport.report.warn(format_args!(
                     "{} bytes received, room for {room}",
                     packet.len()
                 ));
@@ -323,7 +324,7 @@ impl Inner {
             if parts.is_empty() {
                 let room = iov::total(chain.writable());
                 if room < LONG_HEADER as u64 {
-                    self.transport.complain(format_args!(
+                    self.transport.report.warn(format_args!(
                         "a buffer of {room} bytes has no room for a header"
                     ));
                     queue.push_used(mem, chain.head(), 0)?;
@@ -344,7 +345,7 @@ impl Inner {
                 for _ in 0..parts.len() {
                     queue.unpop();
                 }
-                self.transport.complain(format_args!(
+                self.transport.report.warn(format_args!(
                     "{} bytes received, room for {done}",
                     packet.len()
                 ));
@@ -382,12 +383,14 @@ impl Inner {
                     let wanted = Wanted::parse(header).filter(|_| offloads);
                     if let Err(error) = self.send(wanted, frame, segment) {
                         self.transport
-                            .complain(format_args!("cannot send: {error}"));
+                            .report
+                            .warn(format_args!("cannot send: {error}"));
                     }
                 }
                 _ => self
                     .transport
-                    .complain(format_args!("a frame of {total} bytes with its header")),
+                    .report
+                    .warn(format_args!("a frame of {total} bytes with its header")),
             }
             Some(0)
         });
