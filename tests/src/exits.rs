@@ -19,8 +19,8 @@ const COUNTED: [u32; 2] = [10_000, 60_000];
 const PAUSING: [&str; 4] = [
     "vmm::vmm::Vm::is_debugged*",
     "vmm::vmm::Vm::start_clock*",
-    "bhyve::vcpu::*",
-    "bhyve::snapshot::*",
+    "bhyve::machine::vcpu::*",
+    "bhyve::checkpoint::*",
 ];
 
 /// Prints the table.

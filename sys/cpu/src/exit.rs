@@ -5,7 +5,7 @@
 //! Unless said otherwise RIP is still at the instruction and no architectural state has changed: the caller completes the
 //! instruction (writes its results) and calls `Cpu::skip` with the length given here.
 
-use crate::state::{Seg, Segment};
+use crate::state::{Reg, Seg, Segment};
 
 /// The reason for which `Cpu::run` returned.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -122,6 +122,30 @@ pub struct Mmio {
     pub bytes: [u8; 15],
     /// Instruction length in bytes: how many of `bytes` are valid.
     pub len: u8,
+    /// All that the instruction does, if that is no more than this access. Nothing if `bytes` have to be looked at.
+    pub transfer: Option<Transfer>,
+}
+
+/// A move between memory and a register, or of a value to memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transfer {
+    /// The memory gets this value, zero-extended.
+    Store(u64),
+    /// A general register gets the memory's.
+    Load(Load),
+}
+
+/// How a register is loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Load {
+    /// Which of the sixteen general registers.
+    pub register: Reg,
+    /// How many bits of it are below the part that is written: 0, or 8 for AH and its kin.
+    pub shift: u8,
+    /// Bytes of the part that is written. With 4 the upper half becomes zero.
+    pub size: u8,
+    /// Memory that is shorter is extended with its sign and not with zeros.
+    pub signed: bool,
 }
 
 /// Which events leave `run` rather than being handled inside.

@@ -43,7 +43,7 @@ mod trap;
 
 pub use bus::{Bus, CpuidInputs, Event, Poll, Reply, Window};
 pub use cpu::Cpu;
-pub use exit::{Exit, Mmio, StringIo, Traps};
+pub use exit::{Exit, Load, Mmio, StringIo, Transfer, Traps};
 pub use mem::{MapError, PAGE_SIZE, PhysMem};
 pub use mmu::{Access, PageFault, Paging};
 pub use signals::Signals;

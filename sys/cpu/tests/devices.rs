@@ -202,6 +202,55 @@ fn an_exit_from_the_middle_of_a_block_is_precise() {
     }
 }
 
+/// What an exit says of the instruction, and what it does not: where there is more to it, or only a part of the operand.
+#[test]
+fn an_exit_says_what_the_instruction_does_if_that_is_all() {
+    let store = |value| Some(Transfer::Store(value));
+    let load = |register, shift, size, signed| {
+        Some(Transfer::Load(Load {
+            register,
+            shift,
+            size,
+            signed,
+        }))
+    };
+    const CASES: &[Code] = &[
+        |a| a.mov(dword_ptr(rbx), eax),
+        |a| a.mov(byte_ptr(rbx), ah),
+        |a| a.mov(qword_ptr(rbx), -2),
+        |a| a.mov(cx, word_ptr(rbx)),
+        |a| a.mov(bh, byte_ptr(rbx)),
+        |a| a.movsx(r12, word_ptr(rbx)),
+        |a| a.movzx(esp, byte_ptr(rbx)),
+        // The device's page and another.
+        |a| a.mov(dword_ptr(rbx + 0xffe), eax),
+        |a| a.mov(eax, dword_ptr(rbx + 0xffe)),
+        |a| a.add(dword_ptr(rbx), eax),
+        |a| a.stosb(),
+        |a| a.pop(qword_ptr(rbx)),
+    ];
+    let told = [
+        store(0x89ab_cdef),
+        store(0xcd),
+        store(-2i64 as u64),
+        load(Reg::Rcx, 0, 2, false),
+        load(Reg::Rbx, 8, 1, false),
+        load(Reg::R12, 0, 8, true),
+        load(Reg::Rsp, 0, 4, false),
+    ];
+    let told = told.into_iter().chain(std::iter::repeat(None));
+    for (n, (access, told)) in CASES.iter().zip(told).enumerate() {
+        for step in [1, 1_000_000] {
+            let mut m = program(*access, false);
+            m.bus.mmio = false;
+            let Exit::Mmio(mmio) = m.run_by(step) else {
+                panic!("no exit of case {n}");
+            };
+            assert_eq!(mmio.transfer, told, "case {n}");
+        }
+    }
+}
+
 /// An instruction that accesses a device and then faults is left at itself, and the block is whole behind it.
 #[test]
 fn a_fault_after_an_access() {

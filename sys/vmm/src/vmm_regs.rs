@@ -44,6 +44,13 @@ pub fn guest_paging(core: &Core) -> VmGuestPaging {
     }
 }
 
+/// The number of a register that the processor has; `VM_REG_LAST` for one without.
+pub fn register_number(reg: Reg) -> i32 {
+    (0..VM_REG_LAST)
+        .find(|&number| plain(number) == Some(reg))
+        .unwrap_or(VM_REG_LAST)
+}
+
 /// How to translate with what userland says of the processor; `None` if that is no mode that exists here.
 pub fn engine_paging(core: &Core, paging: &VmGuestPaging) -> Option<Paging> {
     let now = core.cpu.paging();

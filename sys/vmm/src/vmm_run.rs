@@ -5,8 +5,9 @@
 
 use std::time::{Duration, Instant};
 
+use vmm_abi::soft::{SOFT_TRANSFER_LOAD, SOFT_TRANSFER_LOAD_SIGNED, SOFT_TRANSFER_STORE, VieSoft};
 use vmm_abi::*;
-use vmm_cpu::{Exit, Mmio, Reg, Seg, StringIo, flag};
+use vmm_cpu::{Exit, Mmio, Reg, Seg, StringIo, Transfer, flag};
 
 use crate::bus::RunBus;
 use crate::chipset::StartIpi;
@@ -16,7 +17,7 @@ use crate::vcpu::{Core, Halt, Vcpu};
 use crate::vcpu_lock::Frozen;
 use crate::vmm::Vm;
 use crate::vmm_caps::Stepped;
-use crate::vmm_regs::{descriptor, guest_paging, segment_name};
+use crate::vmm_regs::{descriptor, guest_paging, register_number, segment_name};
 use crate::vmm_stat::Stat;
 use crate::vmm_vm::{States, Suspended, Turn};
 
@@ -340,11 +341,13 @@ fn digest(vm: &Vm, core: &mut Frozen<'_>, exit: Exit) -> After {
         Exit::Mmio(mmio) => {
             stats.count(Stat::NestedFault);
             stats.count(Stat::InstEmul);
+            // A kernel says less of what it has decoded.
+            let transfer = mmio.transfer.filter(|_| vm.options().as_kernel.is_none());
             VmExit::new(
                 VM_EXITCODE_INST_EMUL,
                 rip,
                 i32::from(mmio.len),
-                inst_emul(core, &mmio),
+                inst_emul(core, &mmio, transfer),
             )
         }
         Exit::Rdmsr { index, len } => {
@@ -463,7 +466,7 @@ fn string_io(core: &Core, io: &StringIo) -> VmInoutStr {
     }
 }
 
-fn inst_emul(core: &Core, mmio: &Mmio) -> VmExitInstEmul {
+fn inst_emul(core: &Core, mmio: &Mmio, transfer: Option<Transfer>) -> VmExitInstEmul {
     let paging = guest_paging(core);
     let cs = core.cpu.segment(Seg::Cs);
     let (cs_base, cs_d) = match paging.cpu_mode {
@@ -479,6 +482,7 @@ fn inst_emul(core: &Core, mmio: &Mmio) -> VmExitInstEmul {
         segment_register: VM_REG_LAST,
         ..Vie::default()
     };
+    let vie = transfer.map_or(vie, |transfer| decoded(core, mmio, transfer));
     VmExitInstEmul {
         gpa: mmio.gpa,
         gla: mmio.gla,
@@ -488,6 +492,36 @@ fn inst_emul(core: &Core, mmio: &Mmio) -> VmExitInstEmul {
         vie,
         ..VmExitInstEmul::default()
     }
+}
+
+/// What the processor has decoded, so that userland need not do so again.
+fn decoded(core: &Core, mmio: &Mmio, transfer: Transfer) -> Vie {
+    let vie = VieSoft {
+        inst: mmio.bytes,
+        num_valid: mmio.len,
+        size: mmio.size,
+        ..VieSoft::default()
+    };
+    let vie = match transfer {
+        Transfer::Store(value) => VieSoft {
+            transfer: SOFT_TRANSFER_STORE,
+            value,
+            ..vie
+        },
+        Transfer::Load(load) => VieSoft {
+            transfer: if load.signed {
+                SOFT_TRANSFER_LOAD_SIGNED
+            } else {
+                SOFT_TRANSFER_LOAD
+            },
+            register: register_number(load.register),
+            width: load.size,
+            shift: load.shift,
+            value: core.cpu.get(load.register),
+            ..vie
+        },
+    };
+    zerocopy::transmute!(vie)
 }
 
 fn ipi_exit(core: &Core, ipi: StartIpi) -> VmExit {

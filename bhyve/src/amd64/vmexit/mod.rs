@@ -233,6 +233,11 @@ impl VcpuThread {
             mmio: &self.mmio,
             paging: &fault.paging,
         };
+        match emul::transfer(&access, fault.gpa, &zerocopy::transmute!(fault.vie)) {
+            Ok(true) => return Ok(()),
+            Ok(false) => {}
+            Err(error) => return Err(error.into()),
+        }
         let long = fault.paging.cpu_mode == abi::CPU_MODE_64BIT;
         let bitness = match (long, fault.cs_d != 0) {
             (true, _) => 64,

@@ -3,9 +3,16 @@
 //! Processors in front of a machine's devices.
 
 use super::*;
+use crate::bus::mem::MmioHandler;
 use crate::machine::fuzz::Rig;
+use iced_x86::IcedError;
+use iced_x86::code_asm::*;
+use parking_lot::Mutex;
 use std::sync::mpsc;
 use std::time::Duration;
+use vmm_x86::specialreg::{Cr0, Cr4, Efer};
+use vmmapi::abi::SegDesc;
+use vmmapi::abi::soft::{SOFT_TRANSFER_NONE, VieSoft};
 
 /// Where the processors of these tests are, in a jump to itself.
 const ENTRY: u64 = 0x8000;
@@ -72,4 +79,143 @@ fn the_first_reason_is_the_one_that_counts() {
         first.vcpus.vm_gone();
     });
     assert_eq!(end, Some(End::Suspended(abi::VM_SUSPEND_RESET)));
+}
+
+/// Emulated memory that remembers its accesses and reads as this value.
+struct Device(Mutex<Vec<(u64, u8, Option<u64>)>>);
+
+const READS_AS: u64 = 0x8182_8384_f5f6_f7f8;
+const DEVICE: u64 = 0xd000_0000;
+/// The page tables of these tests, which map 2 MiB of memory and 2 MiB of the device.
+const TABLES: u64 = 0x2000;
+
+impl MmioHandler for Device {
+    fn read(&self, offset: u64, size: u8) -> u64 {
+        self.0.lock().push((offset, size, None));
+        READS_AS
+    }
+
+    fn write(&self, offset: u64, size: u8, value: u64) {
+        self.0.lock().push((offset, size, Some(value)));
+    }
+}
+
+/// A processor of 64-bit code at [`ENTRY`], where one instruction is, and 0x1234 in RBX at the device.
+fn in_long_mode(rig: &Rig, code: &[u8]) -> VcpuThread {
+    let (thread, _) = rig.vcpus(ENTRY);
+    let memory = rig.vm.memory();
+    memory.write(ENTRY, code).unwrap();
+    let tables =
+        [(0, 1), (0x1000, 2), (0x2000, 0x83), (0x1018, 3)].map(|(at, entry)| match entry {
+            0x83 => (at, entry),
+            table => (at, (TABLES + table * 0x1000) | 3),
+        });
+    for (at, entry) in tables {
+        memory.write(TABLES + at, &u64::to_le_bytes(entry)).unwrap();
+    }
+    let device = (DEVICE >> 21) % 512 * 8;
+    let entry = u64::to_le_bytes(DEVICE | 0x83);
+    memory.write(TABLES + 0x3000 + device, &entry).unwrap();
+    let vcpu = &thread.vcpu;
+    let long = Efer::LME | Efer::LMA;
+    vcpu.set_registers(&[
+        (abi::VM_REG_GUEST_CR3, TABLES),
+        (abi::VM_REG_GUEST_CR4, Cr4::PAE.bits()),
+        (abi::VM_REG_GUEST_EFER, long.bits()),
+        (abi::VM_REG_GUEST_CR0, (Cr0::PE | Cr0::PG).bits()),
+        (abi::VM_REG_GUEST_RAX, 0x0102_0304_0506_0788),
+        (abi::VM_REG_GUEST_RCX, 2),
+        (abi::VM_REG_GUEST_RBX, DEVICE + 0x1234),
+        (abi::VM_REG_GUEST_RDI, DEVICE + 0x8),
+        (abi::VM_REG_GUEST_R9, 0xf1f2_f3f4_f5f6_f7f8),
+    ])
+    .unwrap();
+    let code = SegDesc::new(0, u32::MAX, 0xa09b);
+    vcpu.set_desc(abi::VM_REG_GUEST_CS, code).unwrap();
+    thread
+}
+
+type Code = fn(&mut CodeAssembler) -> Result<(), IcedError>;
+
+/// Instructions that do nothing but the access,
+const MOVES: &[(&str, Code)] = &[
+    ("store of a byte", |a| a.mov(byte_ptr(rbx), al)),
+    ("store of a high byte", |a| a.mov(byte_ptr(rbx), ah)),
+    ("store of a word", |a| a.mov(word_ptr(rbx), r9w)),
+    ("store of a doubleword", |a| a.mov(dword_ptr(rbx), eax)),
+    ("store of a quadword", |a| a.mov(qword_ptr(rbx), r9)),
+    ("store of an immediate", |a| a.mov(qword_ptr(rbx), -2)),
+    ("load of a byte", |a| a.mov(r9b, byte_ptr(rbx))),
+    ("load of a high byte", |a| a.mov(ah, byte_ptr(rbx))),
+    ("load of a word", |a| a.mov(ax, word_ptr(rbx))),
+    ("load of a doubleword", |a| a.mov(r9d, dword_ptr(rbx))),
+    ("load of a quadword", |a| a.mov(rax, qword_ptr(rbx))),
+    ("load into the stack pointer", |a| {
+        a.mov(rsp, qword_ptr(rbx))
+    }),
+    ("load of the address register", |a| {
+        a.mov(ebx, dword_ptr(rbx))
+    }),
+    ("load with zeros", |a| a.movzx(eax, byte_ptr(rbx))),
+    ("load with zeros into a word", |a| {
+        a.movzx(ax, byte_ptr(rbx))
+    }),
+    ("load with the sign", |a| a.movsx(r9, word_ptr(rbx))),
+    ("load with the sign into a word", |a| {
+        a.movsx(ax, byte_ptr(rbx))
+    }),
+    ("load of a doubleword with the sign", |a| {
+        a.movsxd(rax, dword_ptr(rbx))
+    }),
+];
+
+/// and instructions that do more.
+const OTHERS: &[(&str, Code)] = &[
+    ("addition", |a| a.add(dword_ptr(rbx), eax)),
+    ("exchange", |a| a.xchg(dword_ptr(rbx), eax)),
+    ("comparison", |a| a.cmp(rax, qword_ptr(rbx))),
+    ("string", |a| a.rep().stosb()),
+];
+
+/// One exit, handled with what the vmm says of the instruction or without it: whether it says anything, and all that is
+/// there afterwards.
+fn handled(code: Code, without: bool) -> (bool, Vec<(u64, u8, Option<u64>)>, Vec<u64>) {
+    let rig = Rig::with_cpus(1);
+    let device = Arc::new(Device(Mutex::default()));
+    let range = DEVICE..DEVICE + 0x2000;
+    rig.mmio.register("device", range, device.clone()).unwrap();
+    let mut a = CodeAssembler::new(64).unwrap();
+    code(&mut a).unwrap();
+    let thread = in_long_mode(&rig, &a.assemble(ENTRY).unwrap());
+    let (mut exit, mut cpuset) = (VmExit::default(), CpuSet::new());
+    rig.vm.stop_at(1).unwrap();
+    thread.vcpu.run(&mut exit, &mut cpuset).unwrap();
+    assert_eq!(exit.exitcode, abi::VM_EXITCODE_INST_EMUL, "{exit:?}");
+    let mut fault = exit.inst_emul();
+    let mut vie: VieSoft = zerocopy::transmute!(fault.vie);
+    let says = vie.transfer != SOFT_TRANSFER_NONE;
+    if without {
+        vie.transfer = SOFT_TRANSFER_NONE;
+        fault.vie = zerocopy::transmute!(vie);
+        exit.u.set(fault);
+    }
+    thread.handle(&exit, &cpuset).unwrap();
+    let registers = (abi::VM_REG_GUEST_RAX..=abi::VM_REG_GUEST_RFLAGS)
+        .map(|register| thread.vcpu.get_register(register).unwrap())
+        .collect();
+    let log = device.0.lock().clone();
+    (says, log, registers)
+}
+
+/// What the vmm says of an instruction comes to the same as decoding it.
+#[test]
+fn what_the_processor_has_decoded_is_what_the_instruction_does() {
+    for (said, instructions) in [(true, MOVES), (false, OTHERS)] {
+        for (name, code) in instructions {
+            let (says, log, registers) = handled(*code, false);
+            assert_eq!(says, said, "{name}");
+            assert!(!log.is_empty(), "{name}");
+            assert_eq!(handled(*code, true), (says, log, registers), "{name}");
+        }
+    }
 }

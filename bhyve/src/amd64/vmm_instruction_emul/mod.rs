@@ -14,6 +14,9 @@ use iced_x86::{
     CodeSize, Decoder, DecoderOptions, Instruction, MemorySize, Mnemonic, OpKind, Register,
 };
 use vmmapi::abi;
+use vmmapi::abi::soft::{
+    SOFT_TRANSFER_LOAD, SOFT_TRANSFER_LOAD_SIGNED, SOFT_TRANSFER_STORE, VieSoft,
+};
 
 /// The vCPU and the memory that an instruction works on.
 pub trait EmulContext {
@@ -75,6 +78,36 @@ pub fn decode(bytes: &[u8], rip: u64, bitness: u32) -> Option<Instruction> {
     let mut decoder = Decoder::with_ip(bitness, bytes, rip, DecoderOptions::NONE);
     let instruction = decoder.decode();
     (!instruction.is_invalid()).then_some(instruction)
+}
+
+/// Carries out an access of which the vmm says that the instruction does nothing else ([`VieSoft`]), without decoding anything.
+/// False if it says no such thing, as kernels do.
+pub fn transfer(cpu: &dyn EmulContext, gpa: u64, vie: &VieSoft) -> Result<bool, EmulError> {
+    let Some(size) = Size::new(vie.size.into()) else {
+        return Ok(false);
+    };
+    match vie.transfer {
+        SOFT_TRANSFER_STORE => {
+            cpu.mmio_store(gpa, size.bytes(), vie.value & size.mask());
+            Ok(true)
+        }
+        SOFT_TRANSFER_LOAD | SOFT_TRANSFER_LOAD_SIGNED => {
+            let Some(width) = Size::new(vie.width.into()) else {
+                return Ok(false);
+            };
+            let loaded = cpu.mmio_load(gpa, size.bytes()) & size.mask();
+            let loaded = if vie.transfer == SOFT_TRANSFER_LOAD_SIGNED {
+                size.sign_extend(loaded)
+            } else {
+                loaded
+            };
+            let old = vie.value.rotate_right(vie.shift.into());
+            let new = width.merge(old, loaded).rotate_left(vie.shift.into());
+            cpu.set_register(vie.register, new)?;
+            Ok(true)
+        }
+        _ => Ok(false),
+    }
 }
 
 fn unknown(instruction: &Instruction, bytes: &[u8]) -> EmulError {

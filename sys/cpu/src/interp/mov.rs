@@ -3,9 +3,12 @@
 //! Moves: MOV, MOVZX, MOVSX, LEA, CMOVcc, SETcc, XCHG of registers, BSWAP, MOVBE, CBW and their kin, XLAT.
 
 use crate::cpu::Cpu;
+use crate::exit::{Load, Transfer};
 use crate::interp::{by_condition, by_size, sext, zext};
 use crate::ir::{Cond, Gpr};
-use crate::op::{Handler, OpRef, Status, get, go_on, next};
+use crate::op::{HIGH_BYTE, Handler, OpRef, Status, get, go_on, next};
+use crate::state::Reg;
+use crate::trap::Trapped;
 
 fn rr<const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
     cpu.wr::<S>(op.r, cpu.rd::<S>(op.s));
@@ -28,9 +31,37 @@ fn rm<const PLAIN: bool, const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
 #[cold]
 #[inline(never)]
 fn rm_slow<const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
-    let v = get!(cpu, op, cpu.read::<S>(&op));
+    let read = cpu.read::<S>(&op);
+    let v = get!(cpu, op, load::<S>(cpu, read, op.r, S, false));
     cpu.wr::<S>(op.r, v);
     next(cpu, op)
+}
+
+/// A load of `1 << S` bytes that is all of its instruction: `log` is the size of what is written to register `r`.
+fn load<const S: u8>(
+    cpu: &mut Cpu,
+    read: Result<u64, Trapped>,
+    r: u8,
+    log: u8,
+    signed: bool,
+) -> Result<u64, Trapped> {
+    cpu.as_transfer::<S, _>(read, || {
+        Transfer::Load(Load {
+            register: Reg::GENERAL[usize::from(r & 15)],
+            shift: if r & HIGH_BYTE != 0 { 8 } else { 0 },
+            size: 1 << log,
+            signed,
+        })
+    })
+}
+
+/// A store of `1 << S` bytes that is all of its instruction.
+fn store<const S: u8>(
+    cpu: &mut Cpu,
+    write: Result<(), Trapped>,
+    value: u64,
+) -> Result<(), Trapped> {
+    cpu.as_transfer::<S, _>(write, || Transfer::Store(zext::<S>(value)))
 }
 
 fn mr<const PLAIN: bool, const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
@@ -45,7 +76,8 @@ fn mr<const PLAIN: bool, const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
 #[inline(never)]
 fn mr_slow<const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
     let v = cpu.rd::<S>(op.s);
-    go_on!(cpu, op, cpu.write::<S>(&op, v))
+    let write = cpu.write::<S>(&op, v);
+    go_on!(cpu, op, store::<S>(cpu, write, v))
 }
 
 fn mi<const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
@@ -59,7 +91,8 @@ fn mi<const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
 #[cold]
 #[inline(never)]
 fn mi_slow<const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
-    go_on!(cpu, op, cpu.write::<S>(&op, op.imm))
+    let write = cpu.write::<S>(&op, op.imm);
+    go_on!(cpu, op, store::<S>(cpu, write, op.imm))
 }
 
 pub(crate) fn rr_handler(s: u8) -> Handler {
@@ -114,7 +147,8 @@ fn extend_m<const PLAIN: bool, const SIGN: bool, const F: u8, const T: u8>(
 #[cold]
 #[inline(never)]
 fn extend_slow<const SIGN: bool, const F: u8, const T: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
-    let v = get!(cpu, op, cpu.read::<F>(&op));
+    let read = cpu.read::<F>(&op);
+    let v = get!(cpu, op, load::<F>(cpu, read, op.r, T, SIGN));
     cpu.wr::<T>(op.r, if SIGN { sext::<F>(v) } else { v });
     next(cpu, op)
 }
@@ -327,14 +361,13 @@ pub(crate) fn xlat(cpu: &mut Cpu, op: OpRef) -> Status {
 fn absolute<const LOAD: bool, const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
     let la = get!(cpu, op, cpu.operand_linear(&op, op.imm, 1 << S, !LOAD));
     if LOAD {
-        let v = get!(cpu, op, cpu.load::<S>(la, &op));
+        let read = cpu.load::<S>(la, &op);
+        let v = get!(cpu, op, load::<S>(cpu, read, Gpr::Rax as u8, S, false));
         cpu.wr::<S>(Gpr::Rax as u8, v);
     } else {
-        get!(
-            cpu,
-            op,
-            cpu.store::<S>(la, cpu.rd::<S>(Gpr::Rax as u8), &op)
-        );
+        let v = cpu.rd::<S>(Gpr::Rax as u8);
+        let write = cpu.store::<S>(la, v, &op);
+        get!(cpu, op, store::<S>(cpu, write, v));
     }
     next(cpu, op)
 }

@@ -9,7 +9,7 @@ use core::ptr::NonNull;
 use super::tlb::{Place, Target, table};
 use crate::bus::Reply;
 use crate::cpu::Cpu;
-use crate::exit::{Exit, Mmio};
+use crate::exit::{Exit, Mmio, Transfer};
 use crate::host;
 use crate::mem::{PAGE_MASK, PageMeta};
 use crate::op::{Op, am};
@@ -351,7 +351,24 @@ impl Cpu {
             size,
             bytes,
             len: op.len,
+            transfer: None,
         }))
+    }
+
+    /// Says, of an access of `1 << S` bytes that may be on its way out, that the instruction does nothing else.
+    pub(crate) fn as_transfer<const S: u8, T>(
+        &mut self,
+        access: Result<T, Trapped>,
+        transfer: impl FnOnce() -> Transfer,
+    ) -> Result<T, Trapped> {
+        if access.is_err()
+            && let Trap::Exit(Exit::Mmio(mmio)) = &mut self.trap
+            // Otherwise it is of one byte of an operand that straddles pages.
+            && mmio.size == 1 << S
+        {
+            mmio.transfer = Some(transfer());
+        }
+        access
     }
 
     /// A read by the processor itself (descriptors, TSS, IDT): always with supervisor privilege. What is not RAM reads as ones.

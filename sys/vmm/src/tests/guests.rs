@@ -106,6 +106,54 @@ fn mmio_comes_out_with_its_instruction() {
     assert_eq!(bench.next_out(0).0, 0x80);
 }
 
+/// A kernel says of an access that userland emulates what the instruction is; only the software vmm says what it does.
+#[test]
+fn an_access_comes_out_decoded_unless_a_kernel_is_stood_in_for() {
+    let code = assemble(16, |a| {
+        a.mov(ax, 0xffff)?;
+        a.mov(ds, ax)?;
+        a.mov(byte_ptr(0x4010), 7)
+    });
+    let vie = |as_kernel| {
+        let bench = Bench::with_options(Options {
+            as_kernel,
+            ..Options::default()
+        });
+        let bench = bench.loaded(1, &code);
+        let (gpa, len) = (0, MEMORY);
+        bench.set(VM_MUNMAP_MEMSEG, VmMunmap { gpa, len }).unwrap();
+        let map = VmMemmap {
+            len: 0x10_0000,
+            prot: VM_PROT_ALL,
+            ..Default::default()
+        };
+        bench.set(VM_MMAP_MEMSEG, map).unwrap();
+        let exit = bench.run(0).unwrap();
+        assert_eq!(exit.exitcode, VM_EXITCODE_INST_EMUL, "{exit:?}");
+        exit.inst_emul().vie
+    };
+    let kernels = vie(Some(crate::Kernel { saves_mtrrs: true }));
+    let undecoded = Vie {
+        inst: kernels.inst,
+        num_valid: 5,
+        base_register: VM_REG_LAST,
+        index_register: VM_REG_LAST,
+        segment_register: VM_REG_LAST,
+        ..Vie::default()
+    };
+    assert_eq!(kernels, undecoded);
+    let ours: soft::VieSoft = zerocopy::transmute!(vie(None));
+    let stores = soft::VieSoft {
+        inst: kernels.inst,
+        num_valid: 5,
+        transfer: soft::SOFT_TRANSFER_STORE,
+        size: 1,
+        value: 7,
+        ..Default::default()
+    };
+    assert_eq!(ours, stores);
+}
+
 /// The 8259s at vectors 20h and 28h with only the timer allowed, the 8254 as a rate generator of about 1 ms.
 fn timer(a: &mut CodeAssembler) -> Result<(), IcedError> {
     for (port, value) in [

@@ -49,16 +49,16 @@ fn assemble(
 
 impl Bench {
     fn new(clock: Clock) -> Self {
+        Self::with_options(Options {
+            clock,
+            ..Options::default()
+        })
+    }
+
+    fn with_options(options: Options) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let name = format!("test{}", NUMBER.fetch_add(1, Ordering::Relaxed));
-        let vm = crate::create(
-            &name,
-            Options {
-                clock,
-                ..Options::default()
-            },
-        )
-        .unwrap();
+        let vm = crate::create(&name, options).unwrap();
         let bench = Self { vm };
         bench
             .set(
@@ -81,16 +81,19 @@ impl Bench {
 
     /// A VM with `cpus` virtual CPUs, and a program in memory; virtual CPU 0 is at its beginning.
     fn with_program(clock: Clock, cpus: i32, code: &[u8]) -> Self {
-        let bench = Self::new(clock);
-        bench.write(ENTRY, code);
+        Self::new(clock).loaded(cpus, code)
+    }
+
+    /// The same of this VM.
+    fn loaded(self, cpus: i32, code: &[u8]) -> Self {
+        self.write(ENTRY, code);
         for cpu in 0..cpus {
-            bench
-                .set(VM_ACTIVATE_CPU, VmActivateCpu { vcpuid: cpu })
+            self.set(VM_ACTIVATE_CPU, VmActivateCpu { vcpuid: cpu })
                 .unwrap();
-            bench.set_cap(cpu, VM_CAP_IPI_EXIT, 1);
+            self.set_cap(cpu, VM_CAP_IPI_EXIT, 1);
         }
-        bench.start_at(0, 0, ENTRY);
-        bench
+        self.start_at(0, 0, ENTRY);
+        self
     }
 
     fn ioctl(&self, request: u64, arg: &mut [u8]) -> Result<(), Errno> {
