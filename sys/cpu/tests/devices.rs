@@ -3,6 +3,8 @@
 //! Instructions that access devices from the middle of a block: each access is made once, and what the device does in answer comes
 //! before the next instruction.
 
+#![expect(unsafe_code, reason = "memory for the guest, by address")]
+
 mod machine;
 
 use iced_x86::IcedError;

@@ -177,9 +177,18 @@ const OTHERS: &[(&str, Code)] = &[
     ("string", |a| a.rep().stosb()),
 ];
 
-/// One exit, handled with what the vmm says of the instruction or without it: whether it says anything, and all that is
-/// there afterwards.
-fn handled(code: Code, without: bool) -> (bool, Vec<(u64, u8, Option<u64>)>, Vec<u64>) {
+/// What is there after an exit was handled.
+#[derive(Debug, PartialEq)]
+struct Handled {
+    /// The vmm has said what the instruction is.
+    says: bool,
+    /// What the device has seen: offset, size, and the value that was written.
+    log: Vec<(u64, u8, Option<u64>)>,
+    registers: Vec<u64>,
+}
+
+/// One exit, handled with what the vmm says of the instruction or without it.
+fn handled(code: Code, without: bool) -> Handled {
     let rig = Rig::with_cpus(1);
     let device = Arc::new(Device(Mutex::default()));
     let range = DEVICE..DEVICE + 0x2000;
@@ -204,7 +213,11 @@ fn handled(code: Code, without: bool) -> (bool, Vec<(u64, u8, Option<u64>)>, Vec
         .map(|register| thread.vcpu.get_register(register).unwrap())
         .collect();
     let log = device.0.lock().clone();
-    (says, log, registers)
+    Handled {
+        says,
+        log,
+        registers,
+    }
 }
 
 /// What the vmm says of an instruction comes to the same as decoding it.
@@ -212,10 +225,10 @@ fn handled(code: Code, without: bool) -> (bool, Vec<(u64, u8, Option<u64>)>, Vec
 fn what_the_processor_has_decoded_is_what_the_instruction_does() {
     for (said, instructions) in [(true, MOVES), (false, OTHERS)] {
         for (name, code) in instructions {
-            let (says, log, registers) = handled(*code, false);
-            assert_eq!(says, said, "{name}");
-            assert!(!log.is_empty(), "{name}");
-            assert_eq!(handled(*code, true), (says, log, registers), "{name}");
+            let by_the_vmm = handled(*code, false);
+            assert_eq!(by_the_vmm.says, said, "{name}");
+            assert!(!by_the_vmm.log.is_empty(), "{name}");
+            assert_eq!(handled(*code, true), by_the_vmm, "{name}");
         }
     }
 }

@@ -132,7 +132,7 @@ fn an_access_comes_out_decoded_unless_a_kernel_is_stood_in_for() {
         assert_eq!(exit.exitcode, VM_EXITCODE_INST_EMUL, "{exit:?}");
         exit.inst_emul().vie
     };
-    let kernels = vie(Some(crate::Kernel { saves_mtrrs: true }));
+    let kernels = vie(Some(crate::KernelTraits { saves_mtrrs: true }));
     let undecoded = Vie {
         inst: kernels.inst,
         num_valid: 5,
