@@ -24,7 +24,7 @@ fn vms() -> MutexGuard<'static, BTreeMap<String, Arc<Vm>>> {
 /// # Errors
 ///
 /// `EINVAL` for a name that is empty, too long or no file name, and for a number of virtual CPUs that cannot be; `EEXIST` for a
-/// name in use; `EAGAIN` if there is no thread for its timers.
+/// name in use; `ENOMEM` if there is no thread for its timers.
 pub fn create(name: &str, options: Options) -> Result<Arc<Vm>, Errno> {
     let file_name = !name.contains(['/', '\0']) && name != "." && name != "..";
     if name.is_empty() || name.len() > MAX_NAME_LEN || !file_name {

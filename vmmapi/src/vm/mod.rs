@@ -88,7 +88,7 @@ impl Vm {
     ///
     /// `EEXIST` if there is a VM of this name; `EINVAL` for a name that is empty, too long or no file name; `EACCES` or `EPERM`
     /// without the privilege, and in a jail without `allow.vmm`; `ENOENT` with [`Choice::Kernel`] if the system has no vmm(4); `ENXIO` if the
-    /// host's processor cannot run VMs; `EOPNOTSUPP` on FreeBSD 13; `EAGAIN` or `ENOMEM` for want of a thread or memory.
+    /// host's processor cannot run VMs; `EOPNOTSUPP` on FreeBSD 13; `ENOMEM` for want of a thread or memory.
     pub fn create(name: &str, options: &CreateOptions) -> Result<Self> {
         Self::create_for(name, options, Lifetime::Destroyed)
     }
