@@ -81,8 +81,11 @@ fn the_first_reason_is_the_one_that_counts() {
     assert_eq!(end, Some(End::Suspended(abi::VM_SUSPEND_RESET)));
 }
 
+/// Offset, size, and the value of a store.
+type MmioAccess = (u64, u8, Option<u64>);
+
 /// Emulated memory that remembers its accesses and reads as this value.
-struct Device(Mutex<Vec<(u64, u8, Option<u64>)>>);
+struct Device(Mutex<Vec<MmioAccess>>);
 
 const READS_AS: u64 = 0x8182_8384_f5f6_f7f8;
 const DEVICE: u64 = 0xd000_0000;
@@ -100,22 +103,22 @@ impl MmioHandler for Device {
     }
 }
 
-/// A processor of 64-bit code at [`ENTRY`], where one instruction is, and 0x1234 in RBX at the device.
+/// A processor in front of one instruction of 64-bit code, with RBX and RDI at the device.
 fn in_long_mode(rig: &Rig, code: &[u8]) -> VcpuThread {
     let (thread, _) = rig.vcpus(ENTRY);
     let memory = rig.vm.memory();
     memory.write(ENTRY, code).unwrap();
-    let tables =
-        [(0, 1), (0x1000, 2), (0x2000, 0x83), (0x1018, 3)].map(|(at, entry)| match entry {
-            0x83 => (at, entry),
-            table => (at, (TABLES + table * 0x1000) | 3),
-        });
-    for (at, entry) in tables {
-        memory.write(TABLES + at, &u64::to_le_bytes(entry)).unwrap();
+    let table = |number: u64| (TABLES + number * 0x1000) | 3;
+    for (number, index, entry) in [
+        (0, 0, table(1)),
+        (1, 0, table(2)),
+        (1, DEVICE >> 30, table(3)),
+        (2, 0, 0x83),
+        (3, (DEVICE >> 21) % 512, DEVICE | 0x83),
+    ] {
+        let at = TABLES + number * 0x1000 + index * 8;
+        memory.write(at, &u64::to_le_bytes(entry)).unwrap();
     }
-    let device = (DEVICE >> 21) % 512 * 8;
-    let entry = u64::to_le_bytes(DEVICE | 0x83);
-    memory.write(TABLES + 0x3000 + device, &entry).unwrap();
     let vcpu = &thread.vcpu;
     let long = Efer::LME | Efer::LMA;
     vcpu.set_registers(&[
@@ -182,8 +185,8 @@ const OTHERS: &[(&str, Code)] = &[
 struct Handled {
     /// The vmm has said what the instruction is.
     says: bool,
-    /// What the device has seen: offset, size, and the value that was written.
-    log: Vec<(u64, u8, Option<u64>)>,
+    /// What the device has seen.
+    log: Vec<MmioAccess>,
     registers: Vec<u64>,
 }
 
