@@ -412,3 +412,40 @@ fn tables_of_freebsd_keep_their_notices() {
     }
     assert!(notices > 30, "{notices} notices");
 }
+
+/// The functions that docs/design.md walks through are where it says, and as many as it says.
+#[test]
+fn the_walks_of_the_design_can_be_walked() {
+    let design = std::fs::read_to_string(workspace().join("docs/design.md")).expect("the design");
+    let section = design.split("## Three walks").nth(1).expect("a section");
+    let section = section.split("\n## ").next().unwrap_or_default();
+    let mut walks: Vec<(usize, usize)> = Vec::new();
+    for line in section.lines() {
+        if let Some(said) = line
+            .split_once(" functions; ")
+            .and_then(|(before, _)| before.rsplit('(').next()?.parse().ok())
+        {
+            walks.push((said, 0));
+        }
+        let Some((file, functions)) = line
+            .strip_prefix("* ")
+            .and_then(|step| step.split_once(": "))
+        else {
+            continue;
+        };
+        let source = std::fs::read_to_string(workspace().join(file));
+        let source = source.unwrap_or_else(|error| panic!("{file}: {error}"));
+        for function in functions.split(", ") {
+            let is_there = [format!("fn {function}("), format!("fn {function}<")];
+            assert!(
+                is_there.iter().any(|text| source.contains(text)),
+                "{file}: no {function}"
+            );
+            walks.last_mut().expect("a walk has begun").1 += 1;
+        }
+    }
+    assert_eq!(walks.len(), 3);
+    for (said, listed) in walks {
+        assert_eq!(said, listed);
+    }
+}

@@ -112,21 +112,41 @@ const NUMBERS_13: &[(&str, u64)] = &[
 ];
 
 /// Ours: bhyvectl and bhyve may be of different builds, and checkpoints outlive both.
-const LAYOUTS_SOFT: [Layout; 1] = [(
-    "vm_soft_cpuid",
-    28,
-    &[
-        ("cpuid", 0, 4, "int"),
-        ("leaf", 4, 4, "uint32_t"),
-        ("subleaf", 8, 4, "uint32_t"),
-        ("regs", 12, 16, "uint32_t[4]"),
-    ],
-)];
+const LAYOUTS_SOFT: [Layout; 2] = [
+    (
+        "vm_soft_cpuid",
+        28,
+        &[
+            ("cpuid", 0, 4, "int"),
+            ("leaf", 4, 4, "uint32_t"),
+            ("subleaf", 8, 4, "uint32_t"),
+            ("regs", 12, 16, "uint32_t[4]"),
+        ],
+    ),
+    (
+        "vie_soft",
+        64,
+        &[
+            ("inst", 0, 15, "uint8_t[15]"),
+            ("num_valid", 15, 1, "uint8_t"),
+            ("transfer", 26, 1, "uint8_t"),
+            ("size", 27, 1, "uint8_t"),
+            ("register", 28, 4, "int"),
+            ("width", 32, 1, "uint8_t"),
+            ("shift", 33, 1, "uint8_t"),
+            ("value", 40, 8, "uint64_t"),
+        ],
+    ),
+];
 
 const NUMBERS_SOFT: &[(&str, u64)] = &[
     ("SOFT_SNAPSHOT_REQ_FIRST", 0x1000),
     ("SOFT_STRUCT_VM", 0x1002),
     ("SOFT_STRUCT_VMCX", 0x1006),
+    ("SOFT_TRANSFER_NONE", 0),
+    ("SOFT_TRANSFER_STORE", 1),
+    ("SOFT_TRANSFER_LOAD", 2),
+    ("SOFT_TRANSFER_LOAD_SIGNED", 3),
     ("VM_SOFT_STOP_AT", 0x8008_76c8),
     ("VM_SOFT_INSTRUCTIONS", 0x4008_76c9),
     ("VM_SOFT_CPUID", 0xc01c_76ca),

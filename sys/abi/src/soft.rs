@@ -71,8 +71,8 @@ abi_structs! { STRUCTS:
         inst @ 0: [u8; VIE_INST_SIZE],
         /// How many of them are valid.
         num_valid @ 15: u8,
-        /// The decoder's.
-        _decoder @ 16: [u8; 10],
+        /// A decoder's.
+        _pad0 @ 16: [u8; 10],
         /// One of `SOFT_TRANSFER_*`. It has the place of spare bytes.
         transfer @ 26: u8,
         /// Bytes of memory.
@@ -83,11 +83,11 @@ abi_structs! { STRUCTS:
         width @ 32: u8,
         /// How many bits of it are below those: 8 for AH and its kin, otherwise 0.
         shift @ 33: u8,
-        /// Padding.
-        _pad @ 34: [u8; 6],
+        /// A decoder's.
+        _pad1 @ 34: [u8; 6],
         /// The value that is stored, or that the register has now.
         value @ 40: u64,
-        /// The decoder's.
-        _decoder1 @ 48: [u8; 16],
+        /// A decoder's.
+        _pad2 @ 48: [u8; 16],
     }
 }
