@@ -23,6 +23,7 @@ mod local_socket;
 pub mod mem;
 pub mod number;
 pub mod nvlist;
+pub mod report;
 pub mod sandbox;
 pub mod signal;
 mod vcpu;

@@ -3,22 +3,25 @@
 //! The server of a control socket (`checkpoint_thread` and `init_checkpoint_thread` of `usr.sbin/bhyve/snapshot.c`).
 //!
 //! Upstream serves one connection after the other and waits for each without end. Here every connection has its own
-//! thread, at most [`MAX_CLIENTS`] of them, and a request must arrive in time.
+//! thread, at most [`MAX_CLIENTS`] of them, and a request must arrive in time. When there are so many, a new one waits until one of
+//! them has been answered or has been silent for [`GRACE`], which then gives way: connections that are only there keep no command out.
 
+use std::cmp::Reverse;
 use std::fs::File;
 use std::io;
+use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use ::vmm::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use parking_lot::{Condvar, Mutex};
 
 use super::wire::{recv_list, send_list};
 use super::{
@@ -28,6 +31,7 @@ use crate::backend::{Backend, pointers};
 use crate::errno::{from_io, from_nix, to_freebsd};
 use crate::local_socket::SocketName;
 use crate::nvlist::{NvList, Value};
+use crate::report::Reporter;
 use crate::sandbox::{self, Purpose};
 use vmm_abi::{VM_RUN, VM_SNAPSHOT_REQ, VMMCTL_VM_DESTROY, iocparm_len};
 
@@ -35,6 +39,10 @@ use vmm_abi::{VM_RUN, VM_SNAPSHOT_REQ, VMMCTL_VM_DESTROY, iocparm_len};
 const MAX_CLIENTS: usize = 16;
 /// How long a client may take to send a request, or to take an answer.
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a new connection may take to send its first request before another one may take its place.
+const GRACE: Duration = Duration::from_secs(1);
+/// How often it is looked whether the server is to end while a connection waits for a place.
+const LOOK_IN: Duration = Duration::from_millis(100);
 /// How long to rest when no connection can be accepted, for want of descriptors for example.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -170,7 +178,7 @@ struct Served {
 }
 
 fn accept_loop(listener: &UnixListener, woken: &UnixStream, vm: &Arc<Served>) {
-    let clients = Arc::new(AtomicUsize::new(0));
+    let clients = Arc::new(Clients::new());
     loop {
         let mut events = [
             PollFd::new(listener.as_fd(), PollFlags::POLLIN),
@@ -187,50 +195,149 @@ fn accept_loop(listener: &UnixListener, woken: &UnixStream, vm: &Arc<Served>) {
         if wake.revents().is_some_and(|events| !events.is_empty()) {
             return;
         }
+        let ends = || {
+            let mut wake = [PollFd::new(woken.as_fd(), PollFlags::POLLIN)];
+            poll(&mut wake, PollTimeout::ZERO) != Ok(0)
+        };
         match listener.accept() {
-            Ok((stream, _)) => serve(stream, vm, &clients),
+            Ok((stream, _)) => serve(stream, vm, &clients, ends),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => {
-                log::warn!("control socket: accept: {error}");
+                clients.report.warn(format_args!("accept: {error}"));
                 std::thread::sleep(ACCEPT_PAUSE);
             }
         }
     }
 }
 
-/// Counts a connection as long as it lives.
-struct Slot(Arc<AtomicUsize>);
+/// The connections that are served.
+struct Clients {
+    all: Mutex<Vec<Arc<Client>>>,
+    /// One has been answered, or has gone.
+    changed: Condvar,
+    report: Reporter,
+}
 
-impl Drop for Slot {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+/// A connection.
+struct Client {
+    stream: UnixStream,
+    used: Mutex<Use>,
+}
+
+/// What has become of a connection.
+struct Use {
+    /// How many requests have come.
+    requests: u64,
+    /// When the last one was answered, or it connected; none while one is being served.
+    idle_since: Option<Instant>,
+}
+
+impl Clients {
+    fn new() -> Self {
+        Self {
+            all: Mutex::default(),
+            changed: Condvar::new(),
+            report: Reporter::of_device("control socket"),
+        }
+    }
+
+    /// Takes a connection in, as soon as there is a place for it. None if the server ends before.
+    fn admit(&self, stream: UnixStream, ends: impl Fn() -> bool) -> Option<Arc<Client>> {
+        let mut all = self.all.lock();
+        while all.len() >= MAX_CLIENTS {
+            let gives_way = all.iter().enumerate().filter_map(|(index, client)| {
+                let used = client.used.lock();
+                let since = used.idle_since?;
+                (used.requests > 0 || since.elapsed() >= GRACE).then_some((
+                    Reverse(used.requests),
+                    since,
+                    index,
+                ))
+            });
+            if let Some((.., index)) = gives_way.min() {
+                let gone = all.swap_remove(index);
+                self.report
+                    .warn(format_args!("more than {MAX_CLIENTS} connections"));
+                // Its thread finds the end of the connection. One that is closed already has found it.
+                let _ = gone.stream.shutdown(Shutdown::Both);
+            } else {
+                self.changed.wait_for(&mut all, LOOK_IN);
+                if ends() {
+                    return None;
+                }
+            }
+        }
+        let client = Arc::new(Client {
+            stream,
+            used: Mutex::new(Use {
+                requests: 0,
+                idle_since: Some(Instant::now()),
+            }),
+        });
+        all.push(Arc::clone(&client));
+        Some(client)
+    }
+
+    /// A request has come in; false if the connection has had to give way.
+    fn begin(&self, client: &Arc<Client>) -> bool {
+        let all = self.all.lock();
+        let mut used = client.used.lock();
+        used.requests += 1;
+        used.idle_since = None;
+        all.iter().any(|other| Arc::ptr_eq(other, client))
+    }
+
+    /// The request is answered.
+    fn end(&self, client: &Client) {
+        // The lock orders this against one who has looked and is about to wait.
+        let _all = self.all.lock();
+        client.used.lock().idle_since = Some(Instant::now());
+        self.changed.notify_all();
+    }
+
+    fn remove(&self, client: &Arc<Client>) {
+        self.all.lock().retain(|other| !Arc::ptr_eq(other, client));
+        self.changed.notify_all();
     }
 }
 
-fn serve(stream: UnixStream, vm: &Arc<Served>, clients: &Arc<AtomicUsize>) {
-    let others = clients.fetch_add(1, Ordering::Relaxed);
-    let slot = Slot(clients.clone());
-    if others >= MAX_CLIENTS {
-        log::warn!("control socket: more than {MAX_CLIENTS} connections");
-        return;
+/// Forgets a connection at its end.
+struct Admitted {
+    clients: Arc<Clients>,
+    client: Arc<Client>,
+}
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        self.clients.remove(&self.client);
     }
+}
+
+fn serve(stream: UnixStream, vm: &Arc<Served>, clients: &Arc<Clients>, ends: impl Fn() -> bool) {
+    let Some(client) = clients.admit(stream, ends) else {
+        return;
+    };
+    let admitted = Admitted {
+        clients: Arc::clone(clients),
+        client,
+    };
     let vm = Arc::clone(vm);
     let served = std::thread::Builder::new()
         .name("control client".into())
         .spawn(move || {
-            let _slot = slot;
-            if let Err(error) = converse(&stream, &vm) {
+            if let Err(error) = converse(&admitted, &vm) {
                 log::debug!("control socket: {error}");
             }
         });
     if let Err(error) = served {
-        log::warn!("control socket: thread: {error}");
+        clients.report.warn(format_args!("thread: {error}"));
     }
 }
 
 /// Serves the requests of one connection until the client closes it or falls silent.
-fn converse(stream: &UnixStream, vm: &Served) -> io::Result<()> {
-    let handler = &*vm.handler;
+fn converse(admitted: &Admitted, vm: &Served) -> io::Result<()> {
+    let Admitted { clients, client } = admitted;
+    let (stream, handler) = (&client.stream, &*vm.handler);
     // Accepted sockets inherit the listener's mode on FreeBSD.
     stream.set_nonblocking(false)?;
     stream.set_write_timeout(Some(CLIENT_TIMEOUT))?;
@@ -246,6 +353,9 @@ fn converse(stream: &UnixStream, vm: &Served) -> io::Result<()> {
             }
             Err(error) => return Err(error),
         };
+        if !clients.begin(client) {
+            return Ok(());
+        }
         match request.string("cmd") {
             Some("checkpoint") => serve_checkpoint(stream, handler, &mut request)?,
             Some("ioctl") => send_list(stream, &serve_ioctl(handler, &request))?,
@@ -268,6 +378,7 @@ fn converse(stream: &UnixStream, vm: &Served) -> io::Result<()> {
                 ))),
             )?,
         }
+        clients.end(client);
     }
 }
 

@@ -243,6 +243,46 @@ fn silent_clients_do_not_block_others() {
     assert!(start.elapsed() < Duration::from_secs(2));
 }
 
+/// As many as are served say nothing, or talk without end; each command of somebody else is answered all the same.
+#[test]
+fn connections_that_are_only_there_give_way() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (_server, _) = serve(dir.path());
+    let connect = || UnixStream::connect(dir.path().join("vm")).expect("a server");
+    let _silent: Vec<_> = (0..16).map(|_| connect()).collect();
+    let talkative: Vec<_> = (0..16)
+        .map(|_| {
+            let path = dir.path().to_owned();
+            std::thread::spawn(move || {
+                let request = NvList::new().with("cmd", Value::String("name".into()));
+                let end = Instant::now() + Duration::from_secs(1);
+                while Instant::now() < end {
+                    let Ok(stream) = UnixStream::connect(path.join("vm")) else {
+                        continue;
+                    };
+                    while Instant::now() < end && wire::send_list(&stream, &request).is_ok() {
+                        let soon = Instant::now() + Duration::from_secs(5);
+                        if !matches!(wire::recv_list(&stream, Some(soon)), Ok(Some(_))) {
+                            break;
+                        }
+                    }
+                }
+            })
+        })
+        .collect();
+    for _ in 0..20 {
+        let start = Instant::now();
+        assert_eq!(
+            checkpoint(dir.path(), "one", false).0.expect("served"),
+            Outcome::Done { stood: Some(STOOD) }
+        );
+        assert!(start.elapsed() < Duration::from_secs(2));
+    }
+    talkative
+        .into_iter()
+        .for_each(|thread| thread.join().expect("no panic"));
+}
+
 #[test]
 fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
     let dir = tempfile::tempdir().expect("a directory");
