@@ -3,7 +3,9 @@
 //! The EEPROM: a Microwire chip of 64 words behind the bits of EECD, and the word reader EERD (the NVM part of
 //! `usr.sbin/bhyve/pci_e82545.c`, which knows neither EERD nor the chip's write protection).
 
-use serde::{Deserialize, Serialize};
+use super::regs::{field, in_field, register};
+use bitflags::bitflags;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 const WORDS: usize = 64;
 const ADDRESS: u16 = WORDS as u16 - 1;
@@ -16,19 +18,56 @@ const SUBVENDOR_WORD: usize = 0x0c;
 const DEVICE_WORD: usize = 0x0d;
 const VENDOR_WORD: usize = 0x0e;
 
-const SK: u32 = 1 << 0;
-const CS: u32 = 1 << 1;
-const DI: u32 = 1 << 2;
-const DO: u32 = 1 << 3;
-const FWE: u32 = 3 << 4;
-const FWE_DISABLED: u32 = 1 << 4;
-const REQ: u32 = 1 << 6;
-const GNT: u32 = 1 << 7;
-const PRES: u32 = 1 << 8;
-const WRITABLE: u32 = SK | CS | DI | FWE | REQ;
+register! {
+    /// EEPROM control and data: the pins of the chip, and the arbitration for it.
+    Eecd: u32 {
+        const SK = 1 << 0;
+        const CS = 1 << 1;
+        const DI = 1 << 2;
+        const DO = 1 << 3;
+        /// Whether the flash memory may be written.
+        const FWE = 3 << 4;
+        const FWE_DIS = 1 << 4;
+        const REQ = 1 << 6;
+        const GNT = 1 << 7;
+        const PRES = 1 << 8;
+        const _ = !0;
+    }
+}
 
-const EERD_START: u32 = 1 << 0;
-const EERD_DONE: u32 = 1 << 4;
+impl Eecd {
+    const WRITABLE: Self = Self::SK
+        .union(Self::CS)
+        .union(Self::DI)
+        .union(Self::FWE)
+        .union(Self::REQ);
+    /// The chip is there, and nobody has asked for it.
+    const RESET: Self = Self::PRES.union(Self::FWE_DIS);
+}
+
+register! {
+    /// EEPROM read.
+    Eerd: u32 {
+        const START = 1 << 0;
+        const DONE = 1 << 4;
+        const ADDR = 0xff << 8;
+        const DATA = 0xffff << 16;
+        const _ = !0;
+    }
+}
+
+/// What the two bits of operation say; for the last, two bits of the address say more.
+mod op {
+    pub const READ: u16 = 0b10;
+    pub const WRITE: u16 = 0b01;
+    pub const EXTENDED: u16 = 0b00;
+    /// Write enable.
+    pub const EWEN: u16 = 0b11;
+    /// Write all.
+    pub const WRAL: u16 = 0b01;
+    /// Write disable.
+    pub const EWDS: u16 = 0b00;
+}
 
 /// Two bits of operation and six of address follow the start bit.
 const COMMAND_BITS: u8 = 8;
@@ -51,8 +90,8 @@ pub(crate) enum Phase {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Eeprom {
     words: Vec<u16>,
-    eecd: u32,
-    eerd: u32,
+    eecd: Eecd,
+    eerd: Eerd,
     phase: Phase,
     write_enabled: bool,
     /// The command whose programming begins when the chip is deselected: command and data.
@@ -83,8 +122,8 @@ impl Eeprom {
         }
         Self {
             words,
-            eecd: PRES | FWE_DISABLED,
-            eerd: 0,
+            eecd: Eecd::RESET,
+            eerd: Eerd::empty(),
             phase: Phase::Idle,
             write_enabled: false,
             latched: None,
@@ -93,8 +132,8 @@ impl Eeprom {
 
     /// The controller lets go of the chip, which keeps its words.
     pub fn reset(&mut self) {
-        self.eecd = PRES | FWE_DISABLED;
-        self.eerd = 0;
+        self.eecd = Eecd::RESET;
+        self.eerd = Eerd::empty();
         self.phase = Phase::Idle;
         self.write_enabled = false;
         self.latched = None;
@@ -115,44 +154,43 @@ impl Eeprom {
         [a, b, c, d, e, f]
     }
 
-    pub fn read_eecd(&self) -> u32 {
+    pub fn read_eecd(&self) -> Eecd {
         self.eecd
     }
 
-    pub fn read_eerd(&self) -> u32 {
+    pub fn read_eerd(&self) -> Eerd {
         self.eerd
     }
 
     /// Reads a word at once.
-    pub fn write_eerd(&mut self, value: u32) {
-        let address = value & 0xff00;
-        self.eerd = address;
-        if value & EERD_START != 0 {
-            let word = self.word((address >> 8) as u16);
-            self.eerd |= u32::from(word) << 16 | EERD_DONE;
+    pub fn write_eerd(&mut self, value: Eerd) {
+        self.eerd = value & Eerd::ADDR;
+        if value.contains(Eerd::START) {
+            let word = self.word(field(value, Eerd::ADDR) as u16);
+            self.eerd |= in_field(word.into(), Eerd::DATA) | Eerd::DONE;
         }
     }
 
     /// Moves the chip's pins.
-    pub fn write_eecd(&mut self, value: u32) {
+    pub fn write_eecd(&mut self, value: Eecd) {
         let old = self.eecd;
-        self.eecd = old & !(WRITABLE | GNT) | value & WRITABLE;
-        if value & REQ != 0 {
-            self.eecd |= GNT; // nobody else wants it
+        self.eecd = (old - (Eecd::WRITABLE | Eecd::GNT)) | value & Eecd::WRITABLE;
+        if value.contains(Eecd::REQ) {
+            self.eecd |= Eecd::GNT; // nobody else wants it
         }
-        if value & CS == 0 {
+        if !value.contains(Eecd::CS) {
             self.phase = Phase::Idle;
-            if old & CS != 0
+            if old.contains(Eecd::CS)
                 && let Some((command, data)) = self.latched.take()
             {
                 self.program(command, data);
             }
         } else {
-            if old & CS == 0 {
-                self.eecd |= DO; // ready: programming takes no time
+            if !old.contains(Eecd::CS) {
+                self.eecd |= Eecd::DO; // ready: programming takes no time
             }
-            if value & !old & SK != 0 {
-                self.clock(value & DI != 0);
+            if (value - old).contains(Eecd::SK) {
+                self.clock(value.contains(Eecd::DI));
             }
         }
     }
@@ -171,7 +209,7 @@ impl Eeprom {
                 }
             }
             Phase::Read(at, bits, count) => {
-                self.eecd = self.eecd & !DO | if bits & 0x8000 != 0 { DO } else { 0 };
+                self.eecd.set(Eecd::DO, bits & 1 << (DATA_BITS - 1) != 0);
                 if count > 1 {
                     Phase::Read(at, bits << 1, count - 1)
                 } else {
@@ -194,17 +232,17 @@ impl Eeprom {
 
     fn command(&mut self, command: u16) -> Phase {
         match (command >> 6, command >> 4 & 3) {
-            (0b10, _) => {
-                self.eecd &= !DO; // a zero goes before the data
+            (op::READ, _) => {
+                self.eecd -= Eecd::DO; // a zero goes before the data
                 let at = command & ADDRESS;
                 Phase::Read(at, self.word(at), DATA_BITS)
             }
-            (0b01, _) | (0b00, 0b01) => Phase::Write(command, 0, 0),
-            (0b00, 0b11) => {
+            (op::WRITE, _) | (op::EXTENDED, op::WRAL) => Phase::Write(command, 0, 0),
+            (op::EXTENDED, op::EWEN) => {
                 self.write_enabled = true;
                 Phase::Idle
             }
-            (0b00, 0b00) => {
+            (op::EXTENDED, op::EWDS) => {
                 self.write_enabled = false;
                 Phase::Idle
             }
@@ -220,7 +258,7 @@ impl Eeprom {
         if !self.write_enabled {
             return;
         }
-        if command >> 6 == 0 {
+        if command >> 6 == op::EXTENDED {
             self.words.fill(data);
         } else if let Some(word) = self.words.get_mut(usize::from(command & ADDRESS)) {
             *word = data;
@@ -244,8 +282,8 @@ impl Eeprom {
             Phase::Write(command, _, count) => *command < 1 << COMMAND_BITS && *count < DATA_BITS,
         };
         words.len() == WORDS
-            && eecd & !(WRITABLE | DO | GNT) == PRES
-            && eerd & !(0xffff_ff00 | EERD_DONE) == 0
+            && *eecd - (Eecd::WRITABLE | Eecd::DO | Eecd::GNT) == Eecd::PRES
+            && (Eerd::DATA | Eerd::ADDR | Eerd::DONE).contains(*eerd)
             && phase
             && latched.is_none_or(|(command, _)| command < 1 << COMMAND_BITS)
     }
@@ -260,23 +298,24 @@ mod tests {
     // As the drivers do it: data first, then the clock up and down.
     fn shift(chip: &mut Eeprom, value: u16, count: u8) {
         for n in (0..count).rev() {
-            let bit = if value >> n & 1 != 0 { DI } else { 0 };
-            for clock in [0, SK, 0] {
-                chip.write_eecd(REQ | CS | bit | clock);
+            let mut pins = Eecd::REQ | Eecd::CS;
+            pins.set(Eecd::DI, value >> n & 1 != 0);
+            for clock in [Eecd::empty(), Eecd::SK, Eecd::empty()] {
+                chip.write_eecd(pins | clock);
             }
         }
     }
 
     fn select(chip: &mut Eeprom) {
-        chip.write_eecd(REQ);
-        chip.write_eecd(REQ | CS);
+        chip.write_eecd(Eecd::REQ);
+        chip.write_eecd(Eecd::REQ | Eecd::CS);
     }
 
     fn shift_out(chip: &mut Eeprom) -> u16 {
         (0..16).fold(0, |word, _| {
-            chip.write_eecd(REQ | CS | SK);
-            let bit = u16::from(chip.read_eecd() & DO != 0);
-            chip.write_eecd(REQ | CS);
+            chip.write_eecd(Eecd::REQ | Eecd::CS | Eecd::SK);
+            let bit = u16::from(chip.read_eecd().contains(Eecd::DO));
+            chip.write_eecd(Eecd::REQ | Eecd::CS);
             word << 1 | bit
         })
     }
@@ -293,9 +332,9 @@ mod tests {
         shift(chip, 0b101, 3);
         shift(chip, at, 6);
         shift(chip, word, 16);
-        chip.write_eecd(REQ);
-        chip.write_eecd(REQ | CS);
-        assert_ne!(chip.read_eecd() & DO, 0, "ready");
+        chip.write_eecd(Eecd::REQ);
+        chip.write_eecd(Eecd::REQ | Eecd::CS);
+        assert!(chip.read_eecd().contains(Eecd::DO), "ready");
     }
 
     #[test]
@@ -306,18 +345,19 @@ mod tests {
         for at in 0..64 {
             let word = read(&mut chip, at);
             sum = sum.wrapping_add(word);
-            chip.write_eerd(u32::from(at) << 8 | EERD_START);
+            chip.write_eerd(in_field(at.into(), Eerd::ADDR) | Eerd::START);
             let eerd = chip.read_eerd();
-            assert_eq!((eerd >> 16, eerd & EERD_DONE), (word.into(), EERD_DONE));
+            assert!(eerd.contains(Eerd::DONE));
+            assert_eq!(field(eerd, Eerd::DATA), u32::from(word));
         }
         assert_eq!(sum, 0xbaba);
         // Two words in a row.
         read(&mut chip, 0x0d);
         assert_eq!(shift_out(&mut chip), super::super::VENDOR);
-        chip.write_eecd(REQ);
-        assert_eq!(chip.read_eecd() & (GNT | PRES), GNT | PRES);
-        chip.write_eecd(0);
-        assert_eq!(chip.read_eecd() & GNT, 0);
+        chip.write_eecd(Eecd::REQ);
+        assert!(chip.read_eecd().contains(Eecd::GNT | Eecd::PRES));
+        chip.write_eecd(Eecd::empty());
+        assert!(!chip.read_eecd().contains(Eecd::GNT));
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //!
 //! Without moderation, which depends on the host's timing, every cause is reported at once.
 
-use super::regs::{ICR_ALL, ICR_RXT0, ICR_TXDW};
+use super::regs::{Icr, exists};
 use serde::{Deserialize, Serialize};
 
 /// ITR counts in this unit.
@@ -53,8 +53,8 @@ impl Delay {
 /// The interrupt logic.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Interrupts {
-    icr: u32,
-    ims: u32,
+    icr: Icr,
+    ims: Icr,
     itr: u32,
     /// The pin.
     asserted: bool,
@@ -65,7 +65,7 @@ pub struct Interrupts {
 }
 
 impl Interrupts {
-    pub fn read_ims(&self) -> u32 {
+    pub fn read_ims(&self) -> Icr {
         self.ims
     }
 
@@ -78,29 +78,29 @@ impl Interrupts {
     }
 
     /// Reads and clears the causes.
-    pub fn take_icr(&mut self) -> u32 {
+    pub fn take_icr(&mut self) -> Icr {
         std::mem::take(&mut self.icr)
     }
 
-    pub fn clear(&mut self, causes: u32) {
-        self.icr &= !causes;
+    pub fn clear(&mut self, causes: Icr) {
+        self.icr -= causes;
     }
 
-    pub fn mask_set(&mut self, causes: u32) {
-        self.ims |= causes & ICR_ALL;
+    pub fn mask_set(&mut self, causes: Icr) {
+        self.ims |= causes;
     }
 
-    pub fn mask_clear(&mut self, causes: u32) {
-        self.ims &= !causes;
+    pub fn mask_clear(&mut self, causes: Icr) {
+        self.ims -= causes;
     }
 
     /// Something has happened. What is reported at once takes along what was waiting.
-    pub fn raise(&mut self, causes: u32) {
-        self.icr |= causes & ICR_ALL;
-        if causes & ICR_RXT0 != 0 {
+    pub fn raise(&mut self, causes: Icr) {
+        self.icr |= causes;
+        if causes.contains(Icr::RXT0) {
             self.rx = Delay::default();
         }
-        if causes & ICR_TXDW != 0 {
+        if causes.contains(Icr::TXDW) {
             self.tx = Delay::default();
         }
     }
@@ -108,7 +108,7 @@ impl Interrupts {
     /// A frame was received; `packet` and `absolute` are RDTR and RADV, 0 without moderation.
     pub fn received(&mut self, now: u64, packet: u32, absolute: u32) {
         if packet == 0 {
-            self.raise(ICR_RXT0);
+            self.raise(Icr::RXT0);
         } else {
             self.rx.start(now, packet, absolute);
         }
@@ -117,7 +117,7 @@ impl Interrupts {
     /// Descriptors were written back; TIDV and TADV likewise.
     pub fn sent(&mut self, now: u64, packet: u32, absolute: u32) {
         if packet == 0 {
-            self.raise(ICR_TXDW);
+            self.raise(Icr::TXDW);
         } else {
             self.tx.start(now, packet, absolute);
         }
@@ -126,27 +126,27 @@ impl Interrupts {
     /// Reports a waiting frame now, and nothing if none waits.
     pub fn flush_rx(&mut self) {
         if self.rx.deadline().is_some() {
-            self.raise(ICR_RXT0);
+            self.raise(Icr::RXT0);
         }
     }
 
     /// The same for descriptors that were written back.
     pub fn flush_tx(&mut self) {
         if self.tx.deadline().is_some() {
-            self.raise(ICR_TXDW);
+            self.raise(Icr::TXDW);
         }
     }
 
     /// Lets time pass and drives the pin; answers with its level.
     pub fn settle(&mut self, now: u64, moderated: bool) -> bool {
         if self.rx.take_due(now) {
-            self.raise(ICR_RXT0);
+            self.raise(Icr::RXT0);
         }
         if self.tx.take_due(now) {
-            self.raise(ICR_TXDW);
+            self.raise(Icr::TXDW);
         }
         self.throttled.take_if(|until| *until <= now);
-        if self.icr & self.ims == 0 {
+        if !self.icr.intersects(self.ims) {
             self.asserted = false;
         } else if !self.asserted && self.throttled.is_none() {
             self.asserted = true;
@@ -161,7 +161,7 @@ impl Interrupts {
     pub fn deadline(&self) -> Option<u64> {
         let throttled = self
             .throttled
-            .filter(|_| self.icr & self.ims != 0 && !self.asserted);
+            .filter(|_| self.icr.intersects(self.ims) && !self.asserted);
         let delays = [self.rx.deadline(), self.tx.deadline(), throttled];
         delays.into_iter().flatten().min()
     }
@@ -191,7 +191,7 @@ impl Interrupts {
         let mut times = [*throttled, rx.packet, rx.absolute, tx.packet, tx.absolute]
             .into_iter()
             .flatten();
-        if (icr | ims) & !ICR_ALL != 0 || *itr > 0xffff || times.any(|left| left > LONGEST) {
+        if !exists(*icr | *ims) || *itr > 0xffff || times.any(|left| left > LONGEST) {
             return None;
         }
         let deadline = |left: u64| now.saturating_add(left);
@@ -206,36 +206,35 @@ impl Interrupts {
 
 #[cfg(test)]
 mod tests {
-    use super::super::regs::ICR_LSC;
     use super::*;
 
     #[test]
     fn the_pin_follows_causes_and_mask() {
         let mut intr = Interrupts::default();
-        intr.raise(ICR_LSC);
+        intr.raise(Icr::LSC);
         assert!(!intr.settle(0, true));
-        intr.mask_set(ICR_LSC);
+        intr.mask_set(Icr::LSC);
         assert!(intr.settle(0, true));
-        intr.mask_clear(ICR_LSC);
+        intr.mask_clear(Icr::LSC);
         assert!(!intr.settle(0, true));
-        intr.mask_set(ICR_LSC);
+        intr.mask_set(Icr::LSC);
         assert!(intr.settle(0, true));
-        assert_eq!(intr.take_icr(), ICR_LSC);
+        assert_eq!(intr.take_icr(), Icr::LSC);
         assert!(!intr.settle(0, true));
-        assert_eq!(intr.take_icr(), 0);
+        assert_eq!(intr.take_icr(), Icr::empty());
     }
 
     #[test]
     fn throttling_spaces_interrupts() {
         let mut intr = Interrupts::default();
-        intr.mask_set(!0);
+        intr.mask_set(Icr::all());
         intr.write_itr(100);
-        intr.raise(ICR_LSC);
+        intr.raise(Icr::LSC);
         assert!(intr.settle(1000, true));
         assert_eq!(intr.deadline(), None);
         intr.take_icr();
         assert!(!intr.settle(1000, true));
-        intr.raise(ICR_LSC);
+        intr.raise(Icr::LSC);
         assert!(!intr.settle(2000, true));
         assert_eq!(intr.deadline(), Some(26_600));
         let mut moved = intr.relative_to(2000).absolute_from(1_000_000).unwrap();
@@ -243,10 +242,10 @@ mod tests {
         assert!(!moved.settle(1_024_599, true) && moved.settle(1_024_600, true));
         // Without moderation there is no interval.
         let mut free = Interrupts::default();
-        free.mask_set(!0);
+        free.mask_set(Icr::all());
         free.write_itr(100);
         for _ in 0..3 {
-            free.raise(ICR_LSC);
+            free.raise(Icr::LSC);
             assert!(free.settle(0, false));
             free.take_icr();
             assert!(!free.settle(0, false));
@@ -256,18 +255,18 @@ mod tests {
     #[test]
     fn delays_restart_but_not_for_ever() {
         let mut intr = Interrupts::default();
-        intr.mask_set(!0);
+        intr.mask_set(Icr::all());
         for n in 0..4 {
             intr.received(n * 5 * 1024, 8, 15);
             assert_eq!(intr.deadline(), Some(((n * 5 + 8) * 1024).min(15 * 1024)));
         }
         assert!(!intr.settle(15 * 1024 - 1, true));
         assert!(intr.settle(15 * 1024, true));
-        assert_eq!((intr.take_icr(), intr.deadline()), (ICR_RXT0, None));
+        assert_eq!((intr.take_icr(), intr.deadline()), (Icr::RXT0, None));
         intr.sent(0, 8, 0);
         intr.flush_rx();
-        assert_eq!(intr.take_icr(), 0);
+        assert_eq!(intr.take_icr(), Icr::empty());
         intr.flush_tx();
-        assert_eq!((intr.take_icr(), intr.deadline()), (ICR_TXDW, None));
+        assert_eq!((intr.take_icr(), intr.deadline()), (Icr::TXDW, None));
     }
 }

@@ -329,7 +329,7 @@ impl Device for E82545 {
         drop(core);
         self.inner.with(|nic, port| {
             if changed {
-                nic.intr.raise(regs::ICR_LSC);
+                nic.intr.raise(regs::Icr::LSC);
             }
             nic.transmit(port);
             nic.deliver_held(port);

@@ -3,9 +3,9 @@
 //! The 82545's registers (`e82545_read_register`, `e82545_write_register` and `e82545_reset` of
 //! `usr.sbin/bhyve/pci_e82545.c`). A plain state machine: time is a field, frames and memory are behind a [`Port`].
 
-use super::eeprom::Eeprom;
+use super::eeprom::{Eecd, Eeprom, Eerd};
 use super::intr::Interrupts;
-use super::phy::Phy;
+use super::phy::{Mdic, Phy};
 use super::regs::*;
 use super::stats::Stats;
 use super::tx::{Context, Packet};
@@ -115,9 +115,9 @@ pub struct Nic {
     pub running: bool,
     /// The time, in nanoseconds from an arbitrary moment.
     pub now: u64,
-    pub ctrl: u32,
-    pub rctl: u32,
-    pub tctl: u32,
+    pub ctrl: Ctrl,
+    pub rctl: Rctl,
+    pub tctl: Tctl,
     pub io_addr: u32,
     pub plain: Plain,
     pub intr: Interrupts,
@@ -152,9 +152,9 @@ impl Nic {
             moderated,
             running: true,
             now: 0,
-            ctrl: CTRL_FD | CTRL_SPEED_1000,
-            rctl: 0,
-            tctl: 0,
+            ctrl: Ctrl::FD | Ctrl::SPD_1000,
+            rctl: Rctl::empty(),
+            tctl: Tctl::empty(),
             io_addr: 0,
             plain: Plain::default(),
             intr: Interrupts::default(),
@@ -204,7 +204,7 @@ impl Nic {
     fn load_address(&mut self) {
         let [a, b, c, d, e, f] = self.eeprom.mac();
         let low = u32::from_le_bytes([a, b, c, d]);
-        let high = u32::from_le_bytes([e, f, 0, 0]) | RAH_AV;
+        let high = u32::from_le_bytes([e, f, 0, 0]) | Rah::AV.bits();
         for (register, value) in self.addresses.iter_mut().zip([low, high]) {
             *register = value;
         }
@@ -216,19 +216,20 @@ impl Nic {
             index(offset, base, words.len()).and_then(|n| words.get(n).copied())
         };
         match offset {
-            CTRL | CTRL_DUP => self.ctrl,
+            CTRL | CTRL_DUP => self.ctrl.bits(),
             STATUS => {
-                let link = if self.link_up { STATUS_LU } else { 0 };
-                STATUS_FD | STATUS_SPEED_1000 | link
+                let mut status = Status::FD | Status::SPEED_1000;
+                status.set(Status::LU, self.link_up);
+                status.bits()
             }
-            EECD => self.eeprom.read_eecd(),
-            EERD => self.eeprom.read_eerd(),
-            MDIC => self.phy.read_mdic(),
-            ICR => self.intr.take_icr(),
+            EECD => self.eeprom.read_eecd().bits(),
+            EERD => self.eeprom.read_eerd().bits(),
+            MDIC => self.phy.read_mdic().bits(),
+            ICR => self.intr.take_icr().bits(),
             ITR => self.intr.read_itr(),
-            IMS => self.intr.read_ims(),
-            RCTL => self.rctl,
-            TCTL => self.tctl,
+            IMS => self.intr.read_ims().bits(),
+            RCTL => self.rctl.bits(),
+            TCTL => self.tctl.bits(),
             RDBAL..=RD_LAST => self.rx.read(offset - RDBAL),
             TDBAL..=TD_LAST => self.tx.read(offset - TDBAL),
             _ => self
@@ -245,29 +246,30 @@ impl Nic {
     /// A store to a register.
     pub fn write(&mut self, port: &Port, offset: u32, value: u32) {
         match offset {
-            CTRL | CTRL_DUP => self.write_ctrl(value),
-            EECD => self.eeprom.write_eecd(value),
-            EERD => self.eeprom.write_eerd(value),
+            CTRL | CTRL_DUP => self.write_ctrl(Ctrl::from_bits_retain(value)),
+            EECD => self.eeprom.write_eecd(Eecd::from_bits_retain(value)),
+            EERD => self.eeprom.write_eerd(Eerd::from_bits_retain(value)),
             MDIC => {
-                let effects = self.phy.write_mdic(value, self.link_up);
+                let access = Mdic::from_bits_retain(value);
+                let effects = self.phy.write_mdic(access, self.link_up);
                 if effects.done {
-                    self.intr.raise(ICR_MDAC);
+                    self.intr.raise(Icr::MDAC);
                 }
                 if effects.link_changed {
-                    self.intr.raise(ICR_LSC);
+                    self.intr.raise(Icr::LSC);
                 }
             }
-            ICR => self.intr.clear(value),
+            ICR => self.intr.clear(Icr::from_bits_truncate(value)),
             ITR => self.intr.write_itr(value),
-            ICS => self.intr.raise(value),
-            IMS => self.intr.mask_set(value),
-            IMC => self.intr.mask_clear(value),
+            ICS => self.intr.raise(Icr::from_bits_truncate(value)),
+            IMS => self.intr.mask_set(Icr::from_bits_truncate(value)),
+            IMC => self.intr.mask_clear(Icr::from_bits_truncate(value)),
             RCTL => {
-                self.rctl = value & RCTL_MASK;
+                self.rctl = Rctl::from_bits_truncate(value);
                 self.deliver_held(port);
             }
             TCTL => {
-                self.tctl = value & TCTL_MASK;
+                self.tctl = Tctl::from_bits_truncate(value);
                 self.transmit(port);
             }
             RDBAL..=RD_LAST => {
@@ -304,14 +306,14 @@ impl Nic {
         }
     }
 
-    fn write_ctrl(&mut self, value: u32) {
-        if value & CTRL_PHY_RST != 0 {
+    fn write_ctrl(&mut self, value: Ctrl) {
+        if value.contains(Ctrl::PHY_RST) {
             self.phy.reset();
         }
-        if value & CTRL_RST != 0 {
+        if value.contains(Ctrl::RST) {
             self.soft_reset();
         } else {
-            self.ctrl = value & !CTRL_PHY_RST;
+            self.ctrl = value - Ctrl::PHY_RST;
         }
     }
 }

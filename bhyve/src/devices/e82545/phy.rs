@@ -3,24 +3,32 @@
 //! The Marvell 88E1011 PHY behind MDIC (`e82545_read_mdi` of `usr.sbin/bhyve/pci_e82545.c`, which keeps nothing that is
 //! written; IEEE 802.3 clause 22 and `sys/dev/e1000/e1000_phy.h`). Negotiation with the virtual cable takes no time.
 
-use serde::{Deserialize, Serialize};
+use super::regs::{field, in_field, register};
+use bitflags::bitflags;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 const REGISTERS: usize = 32;
 /// The only address on the bus.
 const ADDRESS: u32 = 1;
 
-const MDIC_DATA: u32 = 0xffff;
-const MDIC_OP: u32 = 3 << 26;
-const MDIC_OP_WRITE: u32 = 1 << 26;
-const MDIC_OP_READ: u32 = 2 << 26;
-const MDIC_READY: u32 = 1 << 28;
-const MDIC_INT_EN: u32 = 1 << 29;
-const MDIC_ERROR: u32 = 1 << 30;
-
-// Where the address of the PHY and the register's number are in MDIC.
-const MDIC_PHY_SHIFT: u32 = 21;
-const MDIC_REG_SHIFT: u32 = 16;
-const MDIC_NUMBER: u32 = 0x1f;
+register! {
+    /// MDI control: one access to a register of a PHY.
+    Mdic: u32 {
+        const DATA = 0xffff;
+        /// The register's number.
+        const REG = 0x1f << 16;
+        /// The PHY's address.
+        const PHY = 0x1f << 21;
+        /// The operation.
+        const OP = 3 << 26;
+        const OP_WRITE = 1 << 26;
+        const OP_READ = 2 << 26;
+        const READY = 1 << 28;
+        const INT_EN = 1 << 29;
+        const ERROR = 1 << 30;
+        const _ = !0;
+    }
+}
 
 const CONTROL: usize = 0;
 const STATUS: usize = 1;
@@ -43,38 +51,160 @@ const EXTENDED_CONTROL_2: usize = 26;
 const PAGE_SELECT: usize = 29;
 const PAGE_DATA: usize = 30;
 
-const CONTROL_RESET: u16 = 1 << 15;
-const CONTROL_LOOPBACK: u16 = 1 << 14;
-const CONTROL_AUTONEG: u16 = 1 << 12;
-const CONTROL_RESTART: u16 = 1 << 9;
-/// Collision test and reserved bits do not stay.
-const CONTROL_KEPT: u16 = 0x7d40;
-/// Autonegotiation, full duplex, 1000 Mb/s.
-const CONTROL_DEFAULT: u16 = 0x1140;
-const STATUS_LINK: u16 = 1 << 2;
-const STATUS_AUTONEG_DONE: u16 = 1 << 5;
-const SPECIFIC_LINK: u16 = 1 << 10;
+bitflags! {
+    /// CONTROL (`MII_CR_*`).
+    #[derive(Clone, Copy)]
+    struct MiiCr: u16 {
+        const SPEED_SELECT_MSB = 1 << 6;
+        const FULL_DUPLEX = 1 << 8;
+        const RESTART_AUTO_NEG = 1 << 9;
+        const ISOLATE = 1 << 10;
+        const POWER_DOWN = 1 << 11;
+        const AUTO_NEG_EN = 1 << 12;
+        const SPEED_SELECT_LSB = 1 << 13;
+        const LOOPBACK = 1 << 14;
+        const RESET = 1 << 15;
+    }
+
+    /// STATUS (`MII_SR_*`).
+    #[derive(Clone, Copy)]
+    struct MiiSr: u16 {
+        const EXTENDED_CAPS = 1 << 0;
+        const LINK_STATUS = 1 << 2;
+        const AUTONEG_CAPS = 1 << 3;
+        const AUTONEG_COMPLETE = 1 << 5;
+        const PREAMBLE_SUPPRESS = 1 << 6;
+        const EXTENDED_STATUS = 1 << 8;
+        const T10_HD_CAPS = 1 << 11;
+        const T10_FD_CAPS = 1 << 12;
+        const X100_HD_CAPS = 1 << 13;
+        const X100_FD_CAPS = 1 << 14;
+    }
+
+    /// AUTONEG_ADVERTISED and AUTONEG_PARTNER (`NWAY_AR_*` and `NWAY_LPAR_*`).
+    #[derive(Clone, Copy)]
+    struct Nway: u16 {
+        /// IEEE 802.3.
+        const SELECTOR_FIELD = 1 << 0;
+        const T10_HD_CAPS = 1 << 5;
+        const T10_FD_CAPS = 1 << 6;
+        const TX100_HD_CAPS = 1 << 7;
+        const TX100_FD_CAPS = 1 << 8;
+        const PAUSE = 1 << 10;
+        const ASM_DIR = 1 << 11;
+        const ACKNOWLEDGE = 1 << 14;
+    }
+
+    /// AUTONEG_EXPANSION (`NWAY_ER_*`).
+    #[derive(Clone, Copy)]
+    struct NwayEr: u16 {
+        const LP_NWAY_CAPS = 1 << 0;
+        const PAGE_RXD = 1 << 1;
+        const NEXT_PAGE_CAPS = 1 << 2;
+        const LP_NEXT_PAGE_CAPS = 1 << 3;
+    }
+
+    /// AUTONEG_NEXT_PAGE (IEEE 802.3, 28C).
+    #[derive(Clone, Copy)]
+    struct NextPage: u16 {
+        const NULL_MESSAGE = 1 << 0;
+        const MESSAGE_PAGE = 1 << 13;
+    }
+
+    /// GIGABIT_CONTROL (`CR_1000T_*`).
+    #[derive(Clone, Copy)]
+    struct Cr1000t: u16 {
+        const HD_CAPS = 1 << 8;
+        const FD_CAPS = 1 << 9;
+        const REPEATER_DTE = 1 << 10;
+        const MS_VALUE = 1 << 11;
+        const MS_ENABLE = 1 << 12;
+        const TEST_MODE = 7 << 13;
+    }
+
+    /// GIGABIT_STATUS (`SR_1000T_*`).
+    #[derive(Clone, Copy)]
+    struct Sr1000t: u16 {
+        const LP_HD_CAPS = 1 << 10;
+        const LP_FD_CAPS = 1 << 11;
+        const REMOTE_RX_STATUS = 1 << 12;
+        const LOCAL_RX_STATUS = 1 << 13;
+    }
+
+    /// EXTENDED_STATUS (`IEEE_ESR_*`).
+    #[derive(Clone, Copy)]
+    struct Esr: u16 {
+        const T1000_HD_CAPS = 1 << 12;
+        const T1000_FD_CAPS = 1 << 13;
+    }
+
+    /// SPECIFIC_STATUS (`M88E1000_PSSR_*`).
+    #[derive(Clone, Copy)]
+    struct Pssr: u16 {
+        const LINK = 1 << 10;
+        const SPD_DPLX_RESOLVED = 1 << 11;
+        const DPLX = 1 << 13;
+        const MBS_1000 = 2 << 14;
+    }
+}
+
+impl MiiCr {
+    /// What stays: not the collision test, nor reserved bits, nor what is over at once.
+    const KEPT: Self = Self::all()
+        .difference(Self::RESET)
+        .difference(Self::RESTART_AUTO_NEG);
+    const DEFAULT: Self = Self::AUTO_NEG_EN
+        .union(Self::FULL_DUPLEX)
+        .union(Self::SPEED_SELECT_MSB);
+}
+
+impl MiiSr {
+    const DEFAULT: Self = Self::X100_FD_CAPS
+        .union(Self::X100_HD_CAPS)
+        .union(Self::T10_FD_CAPS)
+        .union(Self::T10_HD_CAPS)
+        .union(Self::EXTENDED_STATUS)
+        .union(Self::PREAMBLE_SUPPRESS)
+        .union(Self::AUTONEG_CAPS)
+        .union(Self::EXTENDED_CAPS);
+}
+
+impl Nway {
+    const SPEEDS: Self = Self::T10_HD_CAPS
+        .union(Self::T10_FD_CAPS)
+        .union(Self::TX100_HD_CAPS)
+        .union(Self::TX100_FD_CAPS)
+        .union(Self::SELECTOR_FIELD);
+    const ADVERTISED: Self = Self::SPEEDS.union(Self::PAUSE).union(Self::ASM_DIR);
+    /// No pause frames.
+    const PARTNER: Self = Self::SPEEDS.union(Self::ACKNOWLEDGE);
+}
+
+const NEXT_PAGE: NextPage = NextPage::MESSAGE_PAGE.union(NextPage::NULL_MESSAGE);
+const GIGABIT: Cr1000t = Cr1000t::FD_CAPS
+    .union(Cr1000t::REPEATER_DTE)
+    .union(Cr1000t::MS_VALUE);
+const GIGABIT_PARTNER: Sr1000t = Sr1000t::all();
+const RESOLVED: Pssr = Pssr::MBS_1000
+    .union(Pssr::DPLX)
+    .union(Pssr::SPD_DPLX_RESOLVED);
 
 /// What the registers hold after a reset: number, value, writable bits.
 const DEFAULTS: &[(usize, u16, u16)] = &[
-    (CONTROL, CONTROL_DEFAULT, CONTROL_KEPT),
-    // 10 and 100 Mb/s, extended status, preamble suppression, able to negotiate, extended registers.
-    (STATUS, 0x7949, 0),
+    (CONTROL, MiiCr::DEFAULT.bits(), MiiCr::KEPT.bits()),
+    (STATUS, MiiSr::DEFAULT.bits(), 0),
     (ID1, 0x0141, 0),
     // 88E1011, revision 4.
     (ID2, 0x0c24, 0),
-    (AUTONEG_ADVERTISED, 0x0de1, 0xffff),
-    // The partner: 10 and 100 Mb/s, acknowledged, no pause frames.
-    (AUTONEG_PARTNER, 0x41e1, 0),
-    (AUTONEG_EXPANSION, 0x000f, 0),
-    (AUTONEG_NEXT_PAGE, 0x2001, 0xffff),
-    (GIGABIT_CONTROL, 0x0e00, 0xff00),
-    // The partner: 1000 Mb/s, both receivers fine.
-    (GIGABIT_STATUS, 0x3c00, 0),
-    (EXTENDED_STATUS, 0x3000, 0),
+    (AUTONEG_ADVERTISED, Nway::ADVERTISED.bits(), 0xffff),
+    (AUTONEG_PARTNER, Nway::PARTNER.bits(), 0),
+    (AUTONEG_EXPANSION, NwayEr::all().bits(), 0),
+    (AUTONEG_NEXT_PAGE, NEXT_PAGE.bits(), 0xffff),
+    (GIGABIT_CONTROL, GIGABIT.bits(), Cr1000t::all().bits()),
+    (GIGABIT_STATUS, GIGABIT_PARTNER.bits(), 0),
+    (EXTENDED_STATUS, Esr::all().bits(), 0),
     (SPECIFIC_CONTROL, 0x0360, 0xffff),
-    // 1000 Mb/s, full duplex, resolved.
-    (SPECIFIC_STATUS, 0xa800, 0),
+    (SPECIFIC_STATUS, RESOLVED.bits(), 0),
     (INTERRUPT_ENABLE, 0, 0xffff),
     (EXTENDED_CONTROL, 0x0d60, 0xffff),
     (LED_CONTROL, 0x4100, 0xffff),
@@ -96,7 +226,7 @@ pub struct Effects {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Phy {
     registers: Vec<u16>,
-    mdic: u32,
+    mdic: Mdic,
 }
 
 impl Default for Phy {
@@ -109,7 +239,7 @@ impl Default for Phy {
         }
         Self {
             registers,
-            mdic: MDIC_READY,
+            mdic: Mdic::READY,
         }
     }
 }
@@ -123,23 +253,29 @@ impl Phy {
         };
     }
 
-    pub fn read_mdic(&self) -> u32 {
+    pub fn read_mdic(&self) -> Mdic {
         self.mdic
     }
 
     /// One access to a register of the PHY.
-    pub fn write_mdic(&mut self, value: u32, link_up: bool) -> Effects {
+    pub fn write_mdic(&mut self, value: Mdic, link_up: bool) -> Effects {
         let mut effects = Effects::default();
-        let number = (value >> MDIC_REG_SHIFT & MDIC_NUMBER) as usize;
-        let mut done = value & !(MDIC_ERROR | MDIC_READY);
-        match value & MDIC_OP {
-            _ if value >> MDIC_PHY_SHIFT & MDIC_NUMBER != ADDRESS => done |= MDIC_ERROR,
-            MDIC_OP_READ => done = done & !MDIC_DATA | u32::from(self.read(number, link_up)),
-            MDIC_OP_WRITE => effects.link_changed = link_up && self.write(number, value as u16),
-            _ => done |= MDIC_ERROR,
+        let number = field(value, Mdic::REG) as usize;
+        let mut done = value - (Mdic::ERROR | Mdic::READY);
+        match value & Mdic::OP {
+            _ if field(value, Mdic::PHY) != ADDRESS => done |= Mdic::ERROR,
+            Mdic::OP_READ => {
+                let data = self.read(number, link_up);
+                done = (done - Mdic::DATA) | in_field(data.into(), Mdic::DATA);
+            }
+            Mdic::OP_WRITE => {
+                let data = field(value, Mdic::DATA) as u16;
+                effects.link_changed = link_up && self.write(number, data);
+            }
+            _ => done |= Mdic::ERROR,
         }
-        self.mdic = done | MDIC_READY;
-        effects.done = value & MDIC_INT_EN != 0;
+        self.mdic = done | Mdic::READY;
+        effects.done = value.contains(Mdic::INT_EN);
         effects
     }
 
@@ -147,16 +283,20 @@ impl Phy {
         self.registers.get(number).copied().unwrap_or(0)
     }
 
+    fn control(&self) -> MiiCr {
+        MiiCr::from_bits_retain(self.register(CONTROL))
+    }
+
     fn read(&self, number: usize, link_up: bool) -> u16 {
-        let value = self.register(number);
-        match number {
-            STATUS if link_up && self.register(CONTROL) & CONTROL_AUTONEG != 0 => {
-                value | STATUS_LINK | STATUS_AUTONEG_DONE
+        let link = match number {
+            STATUS if link_up && self.control().contains(MiiCr::AUTO_NEG_EN) => {
+                (MiiSr::LINK_STATUS | MiiSr::AUTONEG_COMPLETE).bits()
             }
-            STATUS if link_up => value | STATUS_LINK,
-            SPECIFIC_STATUS if link_up => value | SPECIFIC_LINK,
-            _ => value,
-        }
+            STATUS if link_up => MiiSr::LINK_STATUS.bits(),
+            SPECIFIC_STATUS if link_up => Pssr::LINK.bits(),
+            _ => 0,
+        };
+        self.register(number) | link
     }
 
     // True if that begins a negotiation.
@@ -168,12 +308,13 @@ impl Phy {
         if let Some(register) = self.registers.get_mut(number) {
             *register = *register & !writable | value & writable;
         }
-        number == CONTROL && value & (CONTROL_RESET | CONTROL_RESTART) != 0
+        number == CONTROL
+            && MiiCr::from_bits_retain(value).intersects(MiiCr::RESET | MiiCr::RESTART_AUTO_NEG)
     }
 
     /// Whether what is sent comes back.
     pub fn loops_back(&self) -> bool {
-        self.register(CONTROL) & CONTROL_LOOPBACK != 0
+        self.control().contains(MiiCr::LOOPBACK)
     }
 
     /// Whether a saved PHY can be.
@@ -200,9 +341,11 @@ mod tests {
     use super::*;
 
     fn read(phy: &mut Phy, number: u32, link: bool) -> u32 {
-        phy.write_mdic(MDIC_OP_READ | ADDRESS << 21 | number << 16, link);
-        assert_eq!(phy.read_mdic() & (MDIC_READY | MDIC_ERROR), MDIC_READY);
-        phy.read_mdic() & MDIC_DATA
+        let access = Mdic::OP_READ | in_field(ADDRESS, Mdic::PHY) | in_field(number, Mdic::REG);
+        phy.write_mdic(access, link);
+        let done = phy.read_mdic();
+        assert!(done.contains(Mdic::READY) && !done.contains(Mdic::ERROR));
+        field(done, Mdic::DATA)
     }
 
     #[test]
@@ -215,14 +358,17 @@ mod tests {
         assert_eq!(read(&mut phy, 1, true) & 0x24, 0x24);
         assert_eq!(read(&mut phy, 1, false) & 0x24, 0);
         assert_eq!(read(&mut phy, 17, true) & 0xac00, 0xac00);
-        phy.write_mdic(MDIC_OP_READ, true);
-        assert_ne!(phy.read_mdic() & MDIC_ERROR, 0, "nothing at address 0");
-        let write = MDIC_OP_WRITE | ADDRESS << 21;
-        let effects = phy.write_mdic(write | MDIC_INT_EN | 0x9340, true);
+        phy.write_mdic(Mdic::OP_READ, true);
+        assert!(
+            phy.read_mdic().contains(Mdic::ERROR),
+            "nothing at address 0"
+        );
+        let write = Mdic::OP_WRITE | in_field(ADDRESS, Mdic::PHY);
+        let effects = phy.write_mdic(write | Mdic::INT_EN | in_field(0x9340, Mdic::DATA), true);
         assert_eq!((effects.done, effects.link_changed), (true, true));
         // Reset and restart are over at once, loopback is not on.
         assert_eq!(read(&mut phy, 0, true), 0x1140);
-        phy.write_mdic(write | 0x4140, true);
+        phy.write_mdic(write | in_field(0x4140, Mdic::DATA), true);
         assert!(phy.loops_back() && phy.is_valid());
         phy.reset();
         assert!(!phy.loops_back());

@@ -9,7 +9,8 @@
 //! Family of Gigabit Ethernet Controllers Software Developer's Manual"), and the registers that do no more than keep
 //! what is written to them.
 
-use serde::{Deserialize, Serialize};
+use bitflags::{Flags, bitflags};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 pub const CTRL: u32 = 0x0000;
 pub const CTRL_DUP: u32 = 0x0004;
@@ -59,86 +60,295 @@ pub const RD_LAST: u32 = RDBAL + ring::LAST;
 /// The last word of the transmit ring's registers.
 pub const TD_LAST: u32 = TDBAL + ring::LAST;
 
-pub const CTRL_FD: u32 = 1 << 0;
-pub const CTRL_SPEED_1000: u32 = 2 << 8;
-pub const CTRL_RST: u32 = 1 << 26;
-pub const CTRL_VME: u32 = 1 << 30;
-pub const CTRL_PHY_RST: u32 = 1 << 31;
+/// Declares the bits and fields of a register; the names are FreeBSD's without `E1000_` and the register's own. In a
+/// checkpoint a register is the number that it holds.
+macro_rules! register {
+    ($(#[$attr:meta])* $name:ident: $raw:ty { $($body:tt)* }) => {
+        bitflags! {
+            $(#[$attr])*
+            #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+            pub struct $name: $raw { $($body)* }
+        }
 
-pub const STATUS_FD: u32 = 1 << 0;
-pub const STATUS_LU: u32 = 1 << 1;
-pub const STATUS_SPEED_1000: u32 = 2 << 6;
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                self.bits().serialize(serializer)
+            }
+        }
 
-pub const ICR_TXDW: u32 = 1 << 0;
-pub const ICR_TXQE: u32 = 1 << 1;
-pub const ICR_LSC: u32 = 1 << 2;
-pub const ICR_RXDMT0: u32 = 1 << 4;
-pub const ICR_RXO: u32 = 1 << 6;
-pub const ICR_RXT0: u32 = 1 << 7;
-pub const ICR_MDAC: u32 = 1 << 9;
-pub const ICR_TXD_LOW: u32 = 1 << 15;
-pub const ICR_SRPD: u32 = 1 << 16;
-/// All causes of an 82545.
-pub const ICR_ALL: u32 = 0x0001_ffff;
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                <$raw>::deserialize(deserializer).map(Self::from_bits_retain)
+            }
+        }
+    };
+}
+pub(super) use register;
 
-pub const RCTL_EN: u32 = 1 << 1;
-pub const RCTL_UPE: u32 = 1 << 3;
-pub const RCTL_MPE: u32 = 1 << 4;
-pub const RCTL_LPE: u32 = 1 << 5;
-pub const RCTL_LBM: u32 = 3 << 6;
-pub const RCTL_BAM: u32 = 1 << 15;
-pub const RCTL_VFE: u32 = 1 << 18;
-pub const RCTL_CFIEN: u32 = 1 << 19;
-pub const RCTL_CFI: u32 = 1 << 20;
-pub const RCTL_BSEX: u32 = 1 << 25;
-pub const RCTL_SECRC: u32 = 1 << 26;
-/// Without the reserved bits 31:27, 24, 21, 14, 11:10 and 0.
-pub const RCTL_MASK: u32 = !0xf920_4c01;
+/// The number in a field of a register.
+pub fn field<R: Flags<Bits = u32>>(register: R, mask: R) -> u32 {
+    (register.bits() & mask.bits()) >> mask.bits().trailing_zeros()
+}
 
-pub const TCTL_EN: u32 = 1 << 1;
-pub const TCTL_PSP: u32 = 1 << 3;
-/// Without the reserved bits 31:25, 23, 2 and 0.
-pub const TCTL_MASK: u32 = !0xfe80_0005;
+/// A register that holds nothing but this number in a field, which is wide enough for it.
+pub fn in_field<R: Flags<Bits = u32>>(number: u32, mask: R) -> R {
+    R::from_bits_retain(number << mask.bits().trailing_zeros() & mask.bits())
+}
 
-pub const RXCSUM_PCSS: u32 = 0xff;
-pub const RXCSUM_IPOFL: u32 = 1 << 8;
-pub const RXCSUM_TUOFL: u32 = 1 << 9;
+/// Whether no bit is set that the register does not have.
+pub fn exists<R: Flags>(register: R) -> bool {
+    !register.contains_unknown_bits()
+}
+
+register! {
+    /// Device control.
+    Ctrl: u32 {
+        const FD = 1 << 0;
+        const SPD_1000 = 2 << 8;
+        const RST = 1 << 26;
+        const VME = 1 << 30;
+        const PHY_RST = 1 << 31;
+        const _ = !0;
+    }
+}
+
+register! {
+    /// Device status.
+    Status: u32 {
+        const FD = 1 << 0;
+        const LU = 1 << 1;
+        const SPEED_1000 = 2 << 6;
+    }
+}
+
+register! {
+    /// Interrupt causes: ICR, ICS, IMS and IMC. These are all of an 82545.
+    Icr: u32 {
+        const TXDW = 1 << 0;
+        const TXQE = 1 << 1;
+        const LSC = 1 << 2;
+        const RXSEQ = 1 << 3;
+        const RXDMT0 = 1 << 4;
+        // Reserved, and kept.
+        const _ = 1 << 5;
+        const RXO = 1 << 6;
+        const RXT0 = 1 << 7;
+        const VMMB = 1 << 8;
+        const MDAC = 1 << 9;
+        const RXCFG = 1 << 10;
+        const GPI_EN0 = 1 << 11;
+        const GPI_EN1 = 1 << 12;
+        const GPI_EN2 = 1 << 13;
+        const GPI_EN3 = 1 << 14;
+        const TXD_LOW = 1 << 15;
+        const SRPD = 1 << 16;
+    }
+}
+
+register! {
+    /// Receive control. The other bits are reserved and stay clear.
+    Rctl: u32 {
+        const EN = 1 << 1;
+        const SBP = 1 << 2;
+        const UPE = 1 << 3;
+        const MPE = 1 << 4;
+        const LPE = 1 << 5;
+        /// Loopback mode.
+        const LBM = 3 << 6;
+        /// Descriptor minimum threshold.
+        const RDMTS = 3 << 8;
+        /// Multicast offset.
+        const MO = 3 << 12;
+        const BAM = 1 << 15;
+        /// Buffer size.
+        const BSIZE = 3 << 16;
+        const VFE = 1 << 18;
+        const CFIEN = 1 << 19;
+        const CFI = 1 << 20;
+        const DPF = 1 << 22;
+        const PMCF = 1 << 23;
+        const BSEX = 1 << 25;
+        const SECRC = 1 << 26;
+    }
+}
+
+impl Rctl {
+    /// Bytes of a receive buffer.
+    pub fn buffer_size(self) -> usize {
+        let size = field(self, Self::BSIZE);
+        match (self.contains(Self::BSEX), size) {
+            (true, 1..) => 32768 >> size,
+            (true, 0) => 2048, // reserved
+            (false, _) => 2048 >> size,
+        }
+    }
+
+    /// How far a multicast address's last 16 bits are shifted to become the hash.
+    pub fn multicast_shift(self) -> u32 {
+        match field(self, Self::MO) {
+            0 => 4,
+            1 => 3,
+            2 => 2,
+            _ => 0,
+        }
+    }
+
+    /// The free descriptors of a ring of `size` at which the driver is to be told.
+    pub fn minimum_threshold(self, size: u32) -> u32 {
+        size >> (field(self, Self::RDMTS) + 1)
+    }
+}
+
+register! {
+    /// Transmit control. The other bits are reserved and stay clear.
+    Tctl: u32 {
+        const EN = 1 << 1;
+        const PSP = 1 << 3;
+        /// Collision threshold.
+        const CT = 0xff << 4;
+        /// Collision distance.
+        const COLD = 0x3ff << 12;
+        const SWXOFF = 1 << 22;
+        const RTLC = 1 << 24;
+    }
+}
+
+register! {
+    /// Transmit descriptor control.
+    Txdctl: u32 {
+        /// Low threshold, in units of 8 descriptors.
+        const LWTHRESH = 0x7f << 25;
+        const _ = !0;
+    }
+}
+
+register! {
+    /// Receive checksum control.
+    Rxcsum: u32 {
+        /// Packet checksum start, in bytes.
+        const PCSS = 0xff;
+        const IPOFL = 1 << 8;
+        const TUOFL = 1 << 9;
+        const _ = !0;
+    }
+}
 
 /// Flush partial descriptor block: bit 31 of RDTR and TIDV.
 pub const FPD: u32 = 1 << 31;
-pub const RAH_AV: u32 = 1 << 31;
 
-/// Receive descriptor: status and errors.
-pub const RXD_STAT_DD: u8 = 1 << 0;
-pub const RXD_STAT_EOP: u8 = 1 << 1;
-pub const RXD_STAT_IXSM: u8 = 1 << 2;
-pub const RXD_STAT_VP: u8 = 1 << 3;
-pub const RXD_STAT_TCPCS: u8 = 1 << 5;
-pub const RXD_STAT_IPCS: u8 = 1 << 6;
-pub const RXD_STAT_PIF: u8 = 1 << 7;
-pub const RXD_ERR_TCPE: u8 = 1 << 5;
-pub const RXD_ERR_IPE: u8 = 1 << 6;
+register! {
+    /// Receive address, high half; the address's last two bytes are the low ones.
+    Rah: u32 {
+        /// Address select.
+        const ASEL = 3 << 16;
+        const AV = 1 << 31;
+        const _ = !0;
+    }
+}
 
-/// Transmit descriptor: the second half's low word.
-pub const TXD_CMD_EOP: u32 = 1 << 24;
-pub const TXD_CMD_IFCS: u32 = 1 << 25;
-/// Legacy: insert a checksum.
-pub const TXD_CMD_IC: u32 = 1 << 26;
-/// Data and context: segment.
-pub const TXD_CMD_TSE: u32 = 1 << 26;
-pub const TXD_CMD_RS: u32 = 1 << 27;
-pub const TXD_CMD_DEXT: u32 = 1 << 29;
-pub const TXD_CMD_VLE: u32 = 1 << 30;
-pub const TXD_CMD_IDE: u32 = 1 << 31;
-pub const TXD_DTYP: u32 = 0xf << 20;
-pub const TXD_DTYP_D: u32 = 1 << 20;
-pub const TXD_STAT_DD: u8 = 1 << 0;
-/// Context: the headers are TCP's and IPv4's.
-pub const TXD_TUCMD_TCP: u32 = 1 << 24;
-pub const TXD_TUCMD_IP: u32 = 1 << 25;
-/// Data: options in the second half's high word.
-pub const TXD_POPTS_IXSM: u32 = 1 << 8;
-pub const TXD_POPTS_TXSM: u32 = 1 << 9;
+impl Rah {
+    /// ASEL: compare the destination.
+    pub const ASEL_DEST_ADDR: u32 = 0;
+    /// ASEL: compare the source.
+    pub const ASEL_SRC_ADDR: u32 = 1;
+}
+
+register! {
+    /// Receive descriptor: status.
+    RxdStat: u8 {
+        const DD = 1 << 0;
+        const EOP = 1 << 1;
+        const IXSM = 1 << 2;
+        const VP = 1 << 3;
+        const TCPCS = 1 << 5;
+        const IPCS = 1 << 6;
+        const PIF = 1 << 7;
+    }
+}
+
+register! {
+    /// Receive descriptor: errors.
+    RxdErr: u8 {
+        const TCPE = 1 << 5;
+        const IPE = 1 << 6;
+    }
+}
+
+register! {
+    /// Transmit descriptor, legacy or data: the second half's low word.
+    TxdCmd: u32 {
+        /// Legacy: bytes of the buffer.
+        const LENGTH = 0xffff;
+        /// Legacy: where the checksum goes.
+        const CSO = 0xff << 16;
+        /// Data: bytes of the buffer.
+        const DTALEN = 0xf_ffff;
+        /// Type of an extended descriptor.
+        const DTYP = 0xf << 20;
+        /// The type of a data descriptor; that of a context is 0.
+        const DTYP_D = 1 << 20;
+        const EOP = 1 << 24;
+        const IFCS = 1 << 25;
+        /// Legacy: insert a checksum.
+        const IC = 1 << 26;
+        /// Data: segment.
+        const TSE = 1 << 26;
+        const RS = 1 << 27;
+        const DEXT = 1 << 29;
+        const VLE = 1 << 30;
+        const IDE = 1 << 31;
+        const _ = !0;
+    }
+}
+
+register! {
+    /// Transmit descriptor, legacy or data: the second half's high word.
+    TxdUpper: u32 {
+        const STAT_DD = 1 << 0;
+        /// What is written back as one byte.
+        const STAT = 0xff;
+        /// Legacy: where the checksum starts.
+        const CSS = 0xff << 8;
+        /// Data: insert the IP checksum.
+        const POPTS_IXSM = 1 << 8;
+        /// Data: insert the TCP or UDP checksum.
+        const POPTS_TXSM = 1 << 9;
+        /// The VLAN tag.
+        const SPECIAL = 0xffff << 16;
+        const _ = !0;
+    }
+}
+
+register! {
+    /// Context descriptor: the second half's low word.
+    Tucmd: u32 {
+        const PAYLEN = 0xf_ffff;
+        const TCP = 1 << 24;
+        const IP = 1 << 25;
+        const _ = !0;
+    }
+}
+
+register! {
+    /// Context descriptor: the second half's high word.
+    TxdSegment: u32 {
+        const HDRLEN = 0xff << 8;
+        const MSS = 0xffff << 16;
+        const _ = !0;
+    }
+}
+
+register! {
+    /// Context descriptor: a half of the first half, which says how one checksum is inserted.
+    TxdChecksum: u32 {
+        /// Where the sum begins.
+        const CSS = 0xff;
+        /// Where it goes.
+        const CSO = 0xff << 8;
+        /// The last byte, or 0 for the packet's end.
+        const CSE = 0xffff << 16;
+    }
+}
 
 macro_rules! plain_registers {
     ($($name:ident = $offset:literal, $mask:literal, $reset:literal;)*) => {

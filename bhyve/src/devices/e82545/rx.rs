@@ -29,31 +29,22 @@ struct Accepted {
 /// What a descriptor says about checksums.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Verdict {
-    pub status: u8,
-    pub errors: u8,
+    pub status: RxdStat,
+    pub errors: RxdErr,
 }
 
 impl Nic {
-    fn buffer_size(&self) -> usize {
-        let shift = self.rctl >> 16 & 3;
-        match (self.rctl & RCTL_BSEX != 0, shift) {
-            (true, 1..) => 32768 >> shift,
-            (true, 0) => 2048, // reserved
-            (false, _) => 2048 >> shift,
-        }
-    }
-
     /// Whether a frame from the host can be taken in. One that needs more descriptors than there are is held.
     pub fn has_room(&self) -> bool {
         self.running
-            && self.rctl & RCTL_EN != 0
+            && self.rctl.contains(Rctl::EN)
             && self.held.is_none()
             && self.rx.pending() > 0
             && !self.loops_back()
     }
 
     pub(super) fn loops_back(&self) -> bool {
-        self.rctl & RCTL_LBM != 0 || self.phy.loops_back()
+        self.rctl.intersects(Rctl::LBM) || self.phy.loops_back()
     }
 
     /// Takes in a frame, without its checksum.
@@ -63,7 +54,7 @@ impl Nic {
             frame.to_mut().resize(SHORTEST_FRAME, 0);
         }
         self.stats.arrived(&frame);
-        let longest = if self.rctl & RCTL_LPE != 0 {
+        let longest = if self.rctl.contains(Rctl::LPE) {
             LONGEST_FRAME - 4
         } else {
             LONGEST_NORMAL
@@ -79,12 +70,12 @@ impl Nic {
 
     /// A frame that the controller sent to itself: nobody can be asked to wait.
     pub(super) fn receive_own(&mut self, port: &Port, frame: &[u8]) {
-        if self.rctl & RCTL_EN == 0 {
+        if !self.rctl.contains(Rctl::EN) {
             return;
         }
         if self.held.is_some() || self.rx.pending() == 0 {
             self.stats.missed();
-            self.intr.raise(ICR_RXO);
+            self.intr.raise(Icr::RXO);
             return;
         }
         self.receive(port, frame);
@@ -92,7 +83,7 @@ impl Nic {
 
     /// Tries again after the driver has changed something.
     pub fn deliver_held(&mut self, port: &Port) {
-        if !self.running || self.rctl & RCTL_EN == 0 {
+        if !self.running || !self.rctl.contains(Rctl::EN) {
             return;
         }
         if let Some(frame) = self.held.take()
@@ -108,46 +99,41 @@ impl Nic {
     }
 
     fn accept(&self, frame: &[u8]) -> Option<Accepted> {
-        if self.rctl & RCTL_VFE != 0
+        if self.rctl.contains(Rctl::VFE)
             && let Some(tag) = self.vlan_tag(frame)
         {
             let vid = usize::from(tag & 0xfff);
             let word = self.vlans.get(vid / 32).copied().unwrap_or(0);
-            let canonical = (tag & 0x1000 != 0) == (self.rctl & RCTL_CFI != 0);
-            if word >> (vid % 32) & 1 == 0 || self.rctl & RCTL_CFIEN != 0 && !canonical {
+            let canonical = (tag & 0x1000 != 0) == self.rctl.contains(Rctl::CFI);
+            if word >> (vid % 32) & 1 == 0 || self.rctl.contains(Rctl::CFIEN) && !canonical {
                 return None;
             }
         }
         let to = frame.get(..6)?;
         let is_group = to.first().is_some_and(|first| first & 1 != 0);
-        let everything = if is_group { RCTL_MPE } else { RCTL_UPE };
-        let broadcast = to == [0xff; 6] && self.rctl & RCTL_BAM != 0;
-        if self.rctl & everything != 0 || broadcast {
+        let everything = if is_group { Rctl::MPE } else { Rctl::UPE };
+        let broadcast = to == [0xff; 6] && self.rctl.contains(Rctl::BAM);
+        if self.rctl.contains(everything) || broadcast {
             return Some(Accepted { inexact: false });
         }
         let exact = self.addresses.chunks_exact(2).any(|pair| {
             let &[low, high] = pair else { return false };
             let [a, b, c, d] = low.to_le_bytes();
             let [e, f, ..] = high.to_le_bytes();
-            // Address select: destination or source.
-            let compared = match high >> 16 & 3 {
-                0 => Some(to),
-                1 => frame.get(6..12),
+            let high = Rah::from_bits_retain(high);
+            let compared = match field(high, Rah::ASEL) {
+                Rah::ASEL_DEST_ADDR => Some(to),
+                Rah::ASEL_SRC_ADDR => frame.get(6..12),
                 _ => None,
             };
-            high & RAH_AV != 0 && compared == Some(&[a, b, c, d, e, f])
+            high.contains(Rah::AV) && compared == Some(&[a, b, c, d, e, f])
         });
         if exact {
             return Some(Accepted { inexact: false });
         }
         let &[.., e, f] = to else { return None };
-        let shift = match self.rctl >> 12 & 3 {
-            0 => 4,
-            1 => 3,
-            2 => 2,
-            _ => 0,
-        };
-        let hash = usize::from(u16::from_le_bytes([e, f]) >> shift & 0xfff);
+        let hash = u16::from_le_bytes([e, f]) >> self.rctl.multicast_shift();
+        let hash = usize::from(hash & 0xfff);
         let word = self.multicast.get(hash / 32).copied().unwrap_or(0);
         (is_group && word >> (hash % 32) & 1 != 0).then_some(Accepted { inexact: true })
     }
@@ -157,36 +143,39 @@ impl Nic {
         let Some(Accepted { inexact }) = self.accept(frame) else {
             return true;
         };
-        let mut status = RXD_STAT_DD | RXD_STAT_EOP;
+        let mut status = RxdStat::DD | RxdStat::EOP;
         if inexact {
-            status |= RXD_STAT_PIF;
+            status |= RxdStat::PIF;
         }
         let mut data = std::mem::take(&mut self.scratch);
         data.clear();
-        let tag = self.vlan_tag(frame).filter(|_| self.ctrl & CTRL_VME != 0);
+        let tag = self
+            .vlan_tag(frame)
+            .filter(|_| self.ctrl.contains(Ctrl::VME));
         match (
             tag,
             frame.get(..ETHERTYPE),
             frame.get(ETHERTYPE + VLAN_LEN..),
         ) {
             (Some(_), Some(addresses), Some(rest)) => {
-                status |= RXD_STAT_VP;
+                status |= RxdStat::VP;
                 data.extend_from_slice(addresses);
                 data.extend_from_slice(rest);
             }
             _ => data.extend_from_slice(frame),
         }
+        let rxcsum = Rxcsum::from_bits_retain(self.plain.rxcsum);
         let Verdict {
             status: checked,
             errors,
-        } = verify(&data, self.plain.rxcsum);
+        } = verify(&data, rxcsum);
         status |= checked;
-        let start = (self.plain.rxcsum & RXCSUM_PCSS) as usize;
+        let start = field(rxcsum, Rxcsum::PCSS) as usize;
         let packet_sum = sum(data.get(start..).unwrap_or_default());
-        if self.rctl & RCTL_SECRC == 0 {
+        if !self.rctl.contains(Rctl::SECRC) {
             data.extend_from_slice(&crc32fast::hash(frame).to_le_bytes());
         }
-        let room = self.buffer_size();
+        let room = self.rctl.buffer_size();
         let needed = data.len().div_ceil(room) as u32;
         let before = self.rx.pending();
         if needed > before {
@@ -194,7 +183,7 @@ impl Nic {
             if needed >= self.rx.size() {
                 // No ring of this size will ever take it.
                 self.stats.missed();
-                self.intr.raise(ICR_RXO);
+                self.intr.raise(Icr::RXO);
                 return true;
             }
             return false;
@@ -205,12 +194,12 @@ impl Nic {
             let (status, errors, tag) = if left == 0 {
                 (status, errors, tag.unwrap_or(0))
             } else {
-                (RXD_STAT_DD, 0, 0)
+                (RxdStat::DD, RxdErr::empty(), 0)
             };
             let words = [
                 piece.len() as u16,
                 packet_sum,
-                u16::from_le_bytes([status, errors]),
+                u16::from_le_bytes([status.bits(), errors.bits()]),
                 tag,
             ];
             if let Err(error) = self.fill(port, piece, words) {
@@ -239,12 +228,12 @@ impl Nic {
     }
 
     fn announce(&mut self, len: usize, before: u32) {
-        let minimum = self.rx.size() >> ((self.rctl >> 8 & 3) + 1);
+        let minimum = self.rctl.minimum_threshold(self.rx.size());
         if before > minimum && self.rx.pending() <= minimum {
-            self.intr.raise(ICR_RXDMT0);
+            self.intr.raise(Icr::RXDMT0);
         }
         if len as u32 + 4 <= self.plain.rsrpd {
-            self.intr.raise(ICR_SRPD | ICR_RXT0);
+            self.intr.raise(Icr::SRPD | Icr::RXT0);
         } else if self.moderated {
             self.intr
                 .received(self.now, self.plain.rdtr, self.plain.radv);
@@ -255,18 +244,18 @@ impl Nic {
 }
 
 /// Checks the checksums of an IPv4 packet and of TCP or UDP in it, as far as RXCSUM asks for it.
-pub(super) fn verify(frame: &[u8], rxcsum: u32) -> Verdict {
-    if rxcsum & (RXCSUM_IPOFL | RXCSUM_TUOFL) == 0 {
+pub(super) fn verify(frame: &[u8], rxcsum: Rxcsum) -> Verdict {
+    if !rxcsum.intersects(Rxcsum::IPOFL | Rxcsum::TUOFL) {
         return Verdict {
-            status: RXD_STAT_IXSM,
-            errors: 0,
+            status: RxdStat::IXSM,
+            errors: RxdErr::empty(),
         };
     }
     verify_ipv4(frame, rxcsum).unwrap_or_default()
 }
 
 // `None` for anything that is not IPv4 as it should be.
-fn verify_ipv4(frame: &[u8], rxcsum: u32) -> Option<Verdict> {
+fn verify_ipv4(frame: &[u8], rxcsum: Rxcsum) -> Option<Verdict> {
     if checksum::get(frame, ETHERTYPE)? != ETHERTYPE_IPV4 {
         return None;
     }
@@ -278,10 +267,10 @@ fn verify_ipv4(frame: &[u8], rxcsum: u32) -> Option<Verdict> {
         .filter(|header| header.len() >= 20)?;
     let body = packet.get(header_len..total_len)?;
     let mut verdict = Verdict::default();
-    if rxcsum & RXCSUM_IPOFL != 0 {
-        verdict.status |= RXD_STAT_IPCS;
+    if rxcsum.contains(Rxcsum::IPOFL) {
+        verdict.status |= RxdStat::IPCS;
         if sum(header) != 0xffff {
-            verdict.errors |= RXD_ERR_IPE;
+            verdict.errors |= RxdErr::IPE;
         }
     }
     let protocol = *header.get(9)?;
@@ -294,12 +283,12 @@ fn verify_ipv4(frame: &[u8], rxcsum: u32) -> Option<Verdict> {
         return Some(verdict);
     };
     let whole = checksum::get(header, 6)? & IP_FRAGMENT == 0;
-    if rxcsum & RXCSUM_TUOFL != 0 && whole && !(protocol == PROTOCOL_UDP && found == 0) {
-        verdict.status |= RXD_STAT_TCPCS;
+    if rxcsum.contains(Rxcsum::TUOFL) && whole && !(protocol == PROTOCOL_UDP && found == 0) {
+        verdict.status |= RxdStat::TCPCS;
         let addresses = sum(header.get(12..20)?);
         let pseudo = u64::from(addresses) + u64::from(protocol) + body.len() as u64;
         if fold(pseudo + u64::from(sum(body))) != 0xffff {
-            verdict.errors |= RXD_ERR_TCPE;
+            verdict.errors |= RxdErr::TCPE;
         }
     }
     Some(verdict)

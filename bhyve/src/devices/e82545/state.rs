@@ -7,7 +7,7 @@ use super::eeprom::Eeprom;
 use super::intr::Interrupts;
 use super::nic::{LONGEST_FRAME, Nic, Ring, SHORTEST_FRAME};
 use super::phy::Phy;
-use super::regs::{CTRL_PHY_RST, CTRL_RST, Plain, RCTL_MASK, TCTL_MASK};
+use super::regs::{Ctrl, Plain, Rctl, Tctl, exists};
 use super::stats::Stats;
 use super::tx::{Context, Packet};
 use crate::device::{SavedLayout, StateError};
@@ -18,9 +18,9 @@ use serde::{Deserialize, Serialize};
 pub struct NicState {
     mac: [u8; 6],
     link_up: bool,
-    ctrl: u32,
-    rctl: u32,
-    tctl: u32,
+    ctrl: Ctrl,
+    rctl: Rctl,
+    tctl: Tctl,
     io_addr: u32,
     plain: Plain,
     interrupts: Interrupts,
@@ -135,9 +135,9 @@ impl Nic {
             .as_ref()
             .is_none_or(|frame| (SHORTEST_FRAME..=LONGEST_FRAME).contains(&frame.len()));
         for (valid, what) in [
-            (ctrl & (CTRL_RST | CTRL_PHY_RST) == 0, "CTRL"),
-            (rctl & !RCTL_MASK == 0, "RCTL"),
-            (tctl & !TCTL_MASK == 0, "TCTL"),
+            (!ctrl.intersects(Ctrl::RST | Ctrl::PHY_RST), "CTRL"),
+            (exists(rctl), "RCTL"),
+            (exists(tctl), "TCTL"),
             (plain.is_valid(), "set of registers"),
             (eeprom.is_valid(), "EEPROM"),
             (phy.is_valid(), "PHY"),

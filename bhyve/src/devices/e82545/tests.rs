@@ -45,7 +45,7 @@ impl NetBackend for Wire {
 }
 
 /// What a descriptor gave: data, status, errors, special.
-type Received = (Vec<u8>, u8, u8, u16);
+type Received = (Vec<u8>, RxdStat, RxdErr, u16);
 /// What a driver and the cable see of a step: a register, a frame, frames sent, the pin, room for more.
 type Seen = (u32, Option<Received>, Vec<Vec<u8>>, bool, bool);
 
@@ -85,7 +85,7 @@ impl Bench {
     }
 
     /// Rings as a driver makes them, with 2 KiB behind each receive descriptor.
-    fn start(&mut self, rctl: u32) {
+    fn start(&mut self, rctl: Rctl) {
         for (ring, base) in [(RDBAL, RX_RING), (TDBAL, TX_RING)] {
             self.write(ring, base as u32);
             self.write(ring + 4, 0);
@@ -100,28 +100,33 @@ impl Bench {
                 .write_obj(RX_RING + n * 16, &[buffer, 0])
                 .unwrap();
         }
-        self.write(TCTL, TCTL_EN | TCTL_PSP);
-        self.write(RCTL, RCTL_EN | rctl);
+        self.write(TCTL, (Tctl::EN | Tctl::PSP).bits());
+        self.write(RCTL, (Rctl::EN | rctl).bits());
         self.write(RDBAL + 0x18, RING - 1);
     }
 
-    fn queue(&mut self, address: u64, lower: u32, upper: u32) {
+    fn queue(&mut self, address: u64, lower: TxdCmd, upper: TxdUpper) {
         let tail = self.nic.tx.tail;
-        let words = u64::from(lower) | u64::from(upper) << 32;
+        let words = u64::from(lower.bits()) | u64::from(upper.bits()) << 32;
         let at = TX_RING + u64::from(tail) * 16;
         self.port.mem.write_obj(at, &[address, words]).unwrap();
         self.write(TDBAL + 0x18, (tail + 1) % RING);
     }
 
     /// Sends `data` in pieces of `cut` bytes as a data packet with these commands and options.
-    fn send(&mut self, data: &[u8], cut: usize, command: u32, upper: u32) {
+    fn send(&mut self, data: &[u8], cut: usize, command: TxdCmd, upper: TxdUpper) {
         self.port.mem.write(TX_BUFFERS, data).unwrap();
-        let command = command | TXD_CMD_DEXT | TXD_DTYP_D | TXD_CMD_IFCS;
+        let command = command | TxdCmd::DEXT | TxdCmd::DTYP_D | TxdCmd::IFCS;
         for at in (0..data.len()).step_by(cut) {
             let len = cut.min(data.len() - at);
             let last = at + len == data.len();
-            let end = if last { TXD_CMD_EOP | TXD_CMD_RS } else { 0 };
-            self.queue(TX_BUFFERS + at as u64, command | end | len as u32, upper);
+            let end = if last {
+                TxdCmd::EOP | TxdCmd::RS
+            } else {
+                TxdCmd::empty()
+            };
+            let len = TxdCmd::from_bits_retain(len as u32);
+            self.queue(TX_BUFFERS + at as u64, command | end | len, upper);
         }
     }
 
@@ -134,15 +139,16 @@ impl Bench {
         let n = (self.nic.rx.tail + 1) % RING;
         let at = RX_RING + u64::from(n) * 16;
         let [buffer, words]: [u64; 2] = self.port.mem.read_obj(at).unwrap();
-        let status = (words >> 32) as u8;
-        if status & RXD_STAT_DD == 0 {
+        let status = RxdStat::from_bits_retain((words >> 32) as u8);
+        if !status.contains(RxdStat::DD) {
             return None;
         }
         let mut data = vec![0; words as u16 as usize];
         self.port.mem.read(buffer, &mut data).unwrap();
         self.port.mem.write_obj(at, &[buffer, 0]).unwrap();
         self.write(RDBAL + 0x18, n);
-        Some((data, status, (words >> 40) as u8, (words >> 48) as u16))
+        let errors = RxdErr::from_bits_retain((words >> 40) as u8);
+        Some((data, status, errors, (words >> 48) as u16))
     }
 
     fn receive(&mut self, frame: &[u8]) {
@@ -202,6 +208,11 @@ fn packet(v4: bool, tcp: bool, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
+/// The high word of a context.
+fn segment(mss: u16, header_len: u32) -> TxdUpper {
+    TxdUpper::from_bits_retain(u32::from(mss) << 16 | header_len << 8)
+}
+
 /// The context for such a packet, and the packet as a driver leaves it to the controller: checksums prepared.
 fn offload(
     mut data: Vec<u8>,
@@ -209,7 +220,7 @@ fn offload(
     tcp: bool,
     mss: u16,
     tso: bool,
-) -> (Vec<u8>, u64, u32, u32) {
+) -> (Vec<u8>, u64, TxdCmd, TxdUpper) {
     let ip_len = if v4 { 20 } else { 40 };
     let transport = 14 + ip_len;
     let header_len = transport + if tcp { 20 } else { 8 };
@@ -227,14 +238,16 @@ fn offload(
     }
     let low = 14 | (14 + 10) << 8 | (transport as u64 - 1) << 16;
     let high = transport as u64 | (check as u64) << 8;
-    let command = if v4 { TXD_TUCMD_IP } else { 0 } | if tcp { TXD_TUCMD_TCP } else { 0 };
+    let mut command = Tucmd::empty();
+    command.set(Tucmd::IP, v4);
+    command.set(Tucmd::TCP, tcp);
     let payload = if tso { data.len() - header_len } else { 0 };
-    let lower = TXD_CMD_DEXT | command | payload as u32;
+    let lower = TxdCmd::DEXT | TxdCmd::from_bits_retain(command.bits() | payload as u32);
     (
         data,
         low | high << 32,
         lower,
-        u32::from(mss) << 16 | (header_len as u32) << 8,
+        segment(mss, header_len as u32),
     )
 }
 
@@ -252,14 +265,16 @@ proptest! {
         cut in 3000usize..20_000,
     ) {
         let mut bench = Bench::new();
-        bench.start(0);
-        bench.write(CTRL, CTRL_VME);
+        bench.start(Rctl::empty());
+        bench.write(CTRL, Ctrl::VME.bits());
         let whole = packet(v4, tcp, &payload);
         let (data, address, lower, upper) = offload(whole.clone(), v4, tcp, mss, true);
         bench.queue(address, lower, upper);
-        let vle = if tagged { TXD_CMD_VLE } else { 0 };
-        let options = if v4 { POPTS } else { TXD_POPTS_TXSM };
-        bench.send(&data, cut, TXD_CMD_TSE | vle, 0x123 << 16 | options);
+        let mut command = TxdCmd::TSE;
+        command.set(TxdCmd::VLE, tagged);
+        let options = if v4 { POPTS } else { TxdUpper::POPTS_TXSM };
+        let tag = TxdUpper::from_bits_retain(0x123 << 16);
+        bench.send(&data, cut, command, tag | options);
         let mut frames = bench.sent();
         prop_assert_eq!(frames.len(), payload.len().div_ceil(mss.into()).max(1));
         let transport = if v4 { 34 } else { 54 };
@@ -311,13 +326,13 @@ proptest! {
         damage in prop::option::of(20usize..60),
     ) {
         let mut bench = Bench::new();
-        bench.start(RCTL_SECRC);
-        bench.write(0x5000, RXCSUM_IPOFL | RXCSUM_TUOFL);
+        bench.start(Rctl::SECRC);
+        bench.write(0x5000, (Rxcsum::IPOFL | Rxcsum::TUOFL).bits());
         let whole = packet(v4, tcp, &payload);
         let (data, address, lower, upper) = offload(whole.clone(), v4, tcp, 0, false);
         bench.queue(address, lower, upper);
-        let options = if v4 { POPTS } else { TXD_POPTS_TXSM };
-        bench.send(&data, 100, 0, options);
+        let options = if v4 { POPTS } else { TxdUpper::POPTS_TXSM };
+        bench.send(&data, 100, TxdCmd::empty(), options);
         prop_assert_eq!(bench.sent(), std::slice::from_ref(&whole));
         let mut damaged = whole;
         if let Some(at) = damage {
@@ -326,17 +341,17 @@ proptest! {
         bench.receive(&damaged);
         let (data, status, errors, _) = bench.received().unwrap();
         prop_assert!(data == damaged);
-        prop_assert_eq!(status & RXD_STAT_IXSM, 0);
+        prop_assert!(!status.contains(RxdStat::IXSM));
         if v4 {
             // Bytes 20 to 33 belong to the IP header, where some decide what is looked at; addresses count for both.
-            prop_assert_eq!(status & RXD_STAT_IPCS != 0, true);
-            prop_assert_eq!(errors & RXD_ERR_IPE != 0, damage.is_some_and(|at| at < 34));
+            prop_assert!(status.contains(RxdStat::IPCS));
+            prop_assert_eq!(errors.contains(RxdErr::IPE), damage.is_some_and(|at| at < 34));
             if damage.is_none_or(|at| at >= 34) {
-                prop_assert_ne!(status & RXD_STAT_TCPCS, 0);
-                prop_assert_eq!(errors & RXD_ERR_TCPE != 0, damage.is_some());
+                prop_assert!(status.contains(RxdStat::TCPCS));
+                prop_assert_eq!(errors.contains(RxdErr::TCPE), damage.is_some());
             }
         } else {
-            prop_assert_eq!((status & (RXD_STAT_IPCS | RXD_STAT_TCPCS), errors), (0, 0));
+            prop_assert!(!status.intersects(RxdStat::IPCS | RxdStat::TCPCS) && errors.is_empty());
         }
     }
 
@@ -344,7 +359,7 @@ proptest! {
     #[test]
     fn frames_come_in_order(lens in prop::collection::vec(60usize..9000, 1..20), size in 0u32..4) {
         let mut bench = Bench::new();
-        bench.start(RCTL_LPE | RCTL_UPE | size << 16);
+        bench.start(Rctl::LPE | Rctl::UPE | Rctl::from_bits_retain(size << 16));
         let mut waiting: VecDeque<_> = lens.iter().map(|len| frame(MAC, *len)).collect();
         let mut wanted = waiting.clone();
         let mut got = Vec::new();
@@ -360,7 +375,7 @@ proptest! {
                 continue;
             };
             got.extend(piece);
-            if status & RXD_STAT_EOP != 0 {
+            if status.contains(RxdStat::EOP) {
                 let whole = loop {
                     let whole = wanted.pop_front().unwrap();
                     if whole.len() + 4 == got.len() { break whole }
@@ -377,45 +392,43 @@ proptest! {
 fn filters_let_through_what_the_driver_wants() {
     let mut bench = Bench::new();
     let group = [1, 0, 0x5e, 0, 0, 0xfb];
-    let mut passes = |rctl: u32, to: [u8; 6]| {
+    let mut passes = |rctl: Rctl, to: [u8; 6]| {
         bench.start(rctl);
         bench.receive(&frame(to, 60));
         let status = bench.received().map(|(_, status, ..)| status);
-        status.map(|status| status & RXD_STAT_PIF != 0)
+        status.map(|status| status.contains(RxdStat::PIF))
     };
-    assert_eq!(passes(0, MAC), Some(false));
-    assert_eq!(passes(0, PEER), None);
-    assert_eq!(passes(RCTL_UPE, PEER), Some(false));
-    assert_eq!(passes(0, [0xff; 6]), None);
-    assert_eq!(passes(RCTL_BAM, [0xff; 6]), Some(false));
-    assert_eq!(passes(0, group), None);
-    assert_eq!(passes(RCTL_MPE, group), Some(false));
+    assert_eq!(passes(Rctl::empty(), MAC), Some(false));
+    assert_eq!(passes(Rctl::empty(), PEER), None);
+    assert_eq!(passes(Rctl::UPE, PEER), Some(false));
+    assert_eq!(passes(Rctl::empty(), [0xff; 6]), None);
+    assert_eq!(passes(Rctl::BAM, [0xff; 6]), Some(false));
+    assert_eq!(passes(Rctl::empty(), group), None);
+    assert_eq!(passes(Rctl::MPE, group), Some(false));
     // The last 16 bits, 0xfb00, shifted by 4: bit 16 of word 125.
     bench.write(MTA + 125 * 4, 1 << 16);
-    let mut passes = |rctl: u32, frame: &[u8]| {
+    let mut passes = |rctl: Rctl, frame: &[u8]| {
         bench.start(rctl);
         bench.receive(frame);
         bench.received()
     };
-    assert_eq!(
-        passes(0, &frame(group, 60)).unwrap().1 & RXD_STAT_PIF,
-        RXD_STAT_PIF
-    );
-    assert!(passes(1 << 12, &frame(group, 60)).is_none());
+    let (_, status, ..) = passes(Rctl::empty(), &frame(group, 60)).unwrap();
+    assert!(status.contains(RxdStat::PIF));
+    assert!(passes(Rctl::from_bits_retain(1 << 12), &frame(group, 60)).is_none());
     // VLAN 0x123.
     let mut tagged = frame(MAC, 100);
     tagged.splice(12..12, [0x81, 0, 0xe1, 0x23]);
-    assert!(passes(RCTL_VFE, &tagged).is_none());
+    assert!(passes(Rctl::VFE, &tagged).is_none());
     bench.write(VFTA + 9 * 4, 1 << 3);
-    bench.start(RCTL_VFE);
+    bench.start(Rctl::VFE);
     bench.receive(&tagged);
     assert_eq!(bench.received().unwrap().0.len(), 108);
-    bench.write(CTRL, CTRL_VME);
+    bench.write(CTRL, Ctrl::VME.bits());
     bench.receive(&tagged);
     let (data, status, _, special) = bench.received().unwrap();
     assert_eq!(
-        (data.len(), status & RXD_STAT_VP, special),
-        (104, RXD_STAT_VP, 0xe123)
+        (data.len(), status & RxdStat::VP, special),
+        (104, RxdStat::VP, 0xe123)
     );
     // Too long, and counted as such.
     bench.receive(&frame(MAC, 1519));
@@ -426,59 +439,57 @@ fn filters_let_through_what_the_driver_wants() {
 #[test]
 fn legacy_descriptors_and_loopback() {
     let mut bench = Bench::new();
-    bench.start(RCTL_LBM);
+    bench.start(Rctl::LBM);
     let data = frame(MAC, 100);
     bench.port.mem.write(TX_BUFFERS, &data).unwrap();
     // Checksum from byte 20 on into byte 16; the last 4 bytes are the driver's own check sequence.
-    bench.queue(TX_BUFFERS, 50 | TXD_CMD_RS, 0);
-    let lower = 50 | 16 << 16 | TXD_CMD_EOP | TXD_CMD_IC | TXD_CMD_RS;
-    bench.queue(TX_BUFFERS + 50, lower, 20 << 8);
+    let len = TxdCmd::from_bits_retain(50);
+    bench.queue(TX_BUFFERS, len | TxdCmd::RS, TxdUpper::empty());
+    let lower = len | TxdCmd::from_bits_retain(16 << 16) | TxdCmd::EOP | TxdCmd::IC | TxdCmd::RS;
+    bench.queue(TX_BUFFERS + 50, lower, TxdUpper::from_bits_retain(20 << 8));
     assert!(bench.sent().is_empty());
     let (got, ..) = bench.received().unwrap();
     assert_eq!(
         (got.len(), &got[16..18]),
         (100, &(!sum(&data[20..96])).to_be_bytes()[..])
     );
-    assert_eq!(
-        bench.port.mem.read_obj::<u8>(TX_RING + 12).unwrap() & TXD_STAT_DD,
-        1
-    );
-    let causes = bench.nic.read(ICR);
-    assert_eq!(
-        causes & (ICR_TXDW | ICR_TXQE | ICR_RXT0),
-        ICR_TXDW | ICR_TXQE | ICR_RXT0
-    );
+    let upper = bench.port.mem.read_obj(TX_RING + 12).unwrap();
+    assert!(TxdUpper::from_bits_retain(upper).contains(TxdUpper::STAT_DD));
+    let causes = Icr::from_bits_retain(bench.nic.read(ICR));
+    assert!(causes.contains(Icr::TXDW | Icr::TXQE | Icr::RXT0));
     assert_eq!((bench.nic.read(0x4080), bench.nic.read(0x4074)), (1, 1));
 }
 
 #[test]
 fn impossible_rings_and_contexts_do_nothing() {
     let mut bench = Bench::new();
-    bench.start(RCTL_UPE);
+    bench.start(Rctl::UPE);
     let data = packet(true, true, &[7; 4000]);
     for (mss, header_len, lower) in [
-        (0, 54, 0),
-        (100, 255, 0),
-        (1, 3, TXD_TUCMD_TCP),
-        (0xffff, 54, 0),
+        (0, 54, Tucmd::empty()),
+        (100, 255, Tucmd::empty()),
+        (1, 3, Tucmd::TCP),
+        (0xffff, 54, Tucmd::empty()),
     ] {
         let (_, address, _, _) = offload(data.clone(), true, true, mss, true);
-        let lower = lower | TXD_CMD_DEXT | 0xf_ffff;
-        bench.queue(address, lower, u32::from(mss) << 16 | header_len << 8);
-        bench.send(&data[..200], 200, TXD_CMD_TSE, POPTS);
+        let lower = TxdCmd::from_bits_retain(lower.bits()) | TxdCmd::DEXT | TxdCmd::DTALEN;
+        bench.queue(address, lower, segment(mss, header_len));
+        bench.send(&data[..200], 200, TxdCmd::TSE, POPTS);
         assert!(bench.sent().len() <= 2, "{mss} {header_len}");
     }
     // 16 MiB in one packet, and a buffer that is not there.
     for _ in 0..16 {
-        bench.queue(0, 0xf_ffff | TXD_CMD_DEXT | TXD_DTYP_D, 0);
+        let lower = TxdCmd::DTALEN | TxdCmd::DEXT | TxdCmd::DTYP_D;
+        bench.queue(0, lower, TxdUpper::empty());
     }
-    bench.queue(1 << 60, 100 | TXD_CMD_EOP | TXD_CMD_DEXT | TXD_DTYP_D, 0);
+    let lower = TxdCmd::from_bits_retain(100) | TxdCmd::EOP | TxdCmd::DEXT | TxdCmd::DTYP_D;
+    bench.queue(1 << 60, lower, TxdUpper::empty());
     assert!(bench.sent().is_empty());
-    bench.send(&frame(PEER, 60), 60, 0, 0);
+    bench.send(&frame(PEER, 60), 60, TxdCmd::empty(), TxdUpper::empty());
     assert_eq!(bench.sent().len(), 1);
     // No ring, a head beyond it, a ring beyond memory.
     for (register, value) in [(8, 0), (0x10, 99), (0x18, 0xffff), (4, 0x7fff_ffff)] {
-        bench.start(RCTL_UPE);
+        bench.start(Rctl::UPE);
         for ring in [RDBAL, TDBAL] {
             bench.write(ring + register, value);
         }
@@ -494,12 +505,12 @@ fn impossible_rings_and_contexts_do_nothing() {
 enum Step {
     Write(u32, u32),
     Read(u32),
-    Send(usize, u32, u32),
-    Context(u64, u32, u32),
+    Send(usize, TxdCmd, TxdUpper),
+    Context(u64, TxdCmd, TxdUpper),
     Receive(usize, bool),
     Collect,
     Time(u64),
-    Start(u32),
+    Start(Rctl),
 }
 
 fn register() -> impl Strategy<Value = u32> {
@@ -549,12 +560,12 @@ fn step() -> impl Strategy<Value = Step> {
         4 => register().prop_map(Step::Read),
         // The bits of a Microwire conversation.
         2 => (0u32..8).prop_map(|pins| Step::Write(EECD, 0x40 | pins)),
-        3 => (1usize..3000, any::<u32>(), any::<u32>()).prop_map(|(len, c, u)| Step::Send(len, c & 0xdf00_0000, u)),
-        1 => (any::<u64>(), any::<u32>(), any::<u32>()).prop_map(|(a, l, u)| Step::Context(a, l & 0x0f0f_ffff | TXD_CMD_DEXT, u)),
+        3 => (1usize..3000, any::<u32>(), any::<u32>()).prop_map(|(len, c, u)| Step::Send(len, TxdCmd::from_bits_retain(c & 0xdf00_0000), TxdUpper::from_bits_retain(u))),
+        1 => (any::<u64>(), any::<u32>(), any::<u32>()).prop_map(|(a, l, u)| Step::Context(a, TxdCmd::from_bits_retain(l & 0x0f0f_ffff) | TxdCmd::DEXT, TxdUpper::from_bits_retain(u))),
         3 => (1usize..4000, any::<bool>()).prop_map(|(len, group)| Step::Receive(len, group)),
         2 => Just(Step::Collect),
         2 => (0u64..3_000_000).prop_map(Step::Time),
-        1 => any::<u32>().prop_map(Step::Start),
+        1 => any::<u32>().prop_map(|rctl| Step::Start(Rctl::from_bits_retain(rctl))),
     ]
 }
 
@@ -621,7 +632,7 @@ fn a_restored_twin_is_no_other() {
                     .mem
                     .write(0, &vec![0; MEMORY as usize / 4])
                     .unwrap();
-                bench.start(RCTL_BAM);
+                bench.start(Rctl::BAM);
                 bench.write(IMS, !0);
             }
             for (step, moved) in &steps {
@@ -638,7 +649,7 @@ fn a_restored_twin_is_no_other() {
 #[test]
 fn states_that_cannot_be_are_refused() {
     let mut bench = Bench::new();
-    bench.start(0);
+    bench.start(Rctl::empty());
     let saved = bench.nic.capture();
     let mut other = Nic::new(PEER, true, true);
     let error = other.apply(saved.clone(), true).unwrap_err().to_string();
@@ -646,9 +657,12 @@ fn states_that_cannot_be_are_refused() {
     // Another state of the link is noticed.
     let mut down = Nic::new(MAC, false, true);
     assert!(down.apply(saved, true).unwrap());
-    assert_eq!(down.read(STATUS) & STATUS_LU, 0);
+    assert!(!Status::from_bits_retain(down.read(STATUS)).contains(Status::LU));
     for (break_it, what) in [
-        ((|nic| nic.rctl = 1) as fn(&mut Nic), "RCTL"),
+        (
+            (|nic| nic.rctl = Rctl::from_bits_retain(1)) as fn(&mut Nic),
+            "RCTL",
+        ),
         (|nic| nic.plain.vet = 1 << 20, "registers"),
         (|nic| nic.vlans = vec![0; 127], "VLAN"),
         (|nic| nic.rx.head = 1 << 16, "receive ring"),
@@ -683,5 +697,5 @@ fn wrong_options_are_refused_by_name() {
     };
     assert_eq!((word(0x5400), word(0x5404)), (0x01fc_9c58, 0x8000_0302));
     // No back end: the link is down.
-    assert_eq!(word(8) & u64::from(STATUS_LU), 0);
+    assert_eq!(word(8) & u64::from(Status::LU.bits()), 0);
 }

@@ -18,10 +18,10 @@ const IPV6_HEADER: usize = 40;
 /// The last context descriptor: how checksums and segmentation are done until the next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Context {
-    ip: u32,
-    tcp: u32,
-    command: u32,
-    segment: u32,
+    ip: TxdChecksum,
+    tcp: TxdChecksum,
+    command: Tucmd,
+    segment: TxdSegment,
 }
 
 /// The packet that is being gathered.
@@ -29,7 +29,7 @@ pub struct Context {
 pub struct Packet {
     data: Vec<u8>,
     /// Options of the first data descriptor; `None` before it.
-    options: Option<u32>,
+    options: Option<TxdUpper>,
     /// Too long, or not to be read: it will not be sent.
     broken: bool,
 }
@@ -41,42 +41,42 @@ impl Packet {
             options,
             broken: _,
         } = self;
-        data.len() <= LONGEST_PACKET && options.is_none_or(|options| options & !POPTS == 0)
+        data.len() <= LONGEST_PACKET && options.is_none_or(|options| POPTS.contains(options))
     }
 }
 
-pub(super) const POPTS: u32 = TXD_POPTS_IXSM | TXD_POPTS_TXSM;
+pub(super) const POPTS: TxdUpper = TxdUpper::POPTS_IXSM.union(TxdUpper::POPTS_TXSM);
 
-fn insertion(word: u32) -> Insertion {
+fn insertion(word: TxdChecksum) -> Insertion {
     Insertion {
-        start: (word & 0xff) as usize,
-        offset: (word >> 8 & 0xff) as usize,
-        end: (word >> 16) as usize,
+        start: field(word, TxdChecksum::CSS) as usize,
+        offset: field(word, TxdChecksum::CSO) as usize,
+        end: field(word, TxdChecksum::CSE) as usize,
     }
 }
 
 impl Context {
     fn is_tcp(&self) -> bool {
-        self.command & TXD_TUCMD_TCP != 0
+        self.command.contains(Tucmd::TCP)
     }
 
     fn header_len(&self) -> usize {
-        (self.segment >> 8 & 0xff) as usize
+        field(self.segment, TxdSegment::HDRLEN) as usize
     }
 
     fn mss(&self) -> usize {
-        (self.segment >> 16) as usize
+        field(self.segment, TxdSegment::MSS) as usize
     }
 
     fn payload_len(&self) -> usize {
-        (self.command & 0xf_ffff) as usize
+        field(self.command, Tucmd::PAYLEN) as usize
     }
 
-    fn checksums(&self, frame: &mut [u8], options: u32) {
-        if options & TXD_POPTS_IXSM != 0 {
+    fn checksums(&self, frame: &mut [u8], options: TxdUpper) {
+        if options.contains(TxdUpper::POPTS_IXSM) {
             insertion(self.ip).insert(frame, false);
         }
-        if options & TXD_POPTS_TXSM != 0 {
+        if options.contains(TxdUpper::POPTS_TXSM) {
             insertion(self.tcp).insert(frame, !self.is_tcp());
         }
     }
@@ -85,7 +85,7 @@ impl Context {
     fn rewrite(
         &self,
         frame: &mut [u8],
-        options: u32,
+        options: TxdUpper,
         number: u16,
         at: usize,
         len: usize,
@@ -94,7 +94,7 @@ impl Context {
         let (ip, tcp) = (insertion(self.ip).start, insertion(self.tcp).start);
         let header_len = self.header_len();
         let transport_len = (header_len - tcp + len) as u16;
-        if self.command & TXD_TUCMD_IP != 0 {
+        if self.command.contains(Tucmd::IP) {
             checksum::put(frame, ip + 2, (header_len - ip + len) as u16);
             let id = checksum::get(frame, ip + 4).unwrap_or(0);
             checksum::put(frame, ip + 4, id.wrapping_add(number));
@@ -116,7 +116,7 @@ impl Context {
         }
         // The driver has summed up the pseudo header without the length, which it cannot know.
         let sum_at = insertion(self.tcp).offset;
-        if options & TXD_POPTS_TXSM != 0
+        if options.contains(TxdUpper::POPTS_TXSM)
             && let Some(partial) = checksum::get(frame, sum_at)
         {
             let partial = fold(u64::from(partial) + u64::from(transport_len));
@@ -128,7 +128,7 @@ impl Context {
 impl Nic {
     /// Sends what the driver has put into the ring.
     pub fn transmit(&mut self, port: &Port) {
-        if !self.running || self.tctl & TCTL_EN == 0 {
+        if !self.running || !self.tctl.contains(Tctl::EN) {
             return;
         }
         let queued = self.tx.pending();
@@ -141,8 +141,8 @@ impl Nic {
                         port,
                         at,
                         address,
-                        words as u32,
-                        (words >> 32) as u32,
+                        TxdCmd::from_bits_retain(words as u32),
+                        TxdUpper::from_bits_retain((words >> 32) as u32),
                         &mut budget,
                     );
                 }
@@ -153,11 +153,14 @@ impl Nic {
             self.tx.advance();
         }
         if queued != 0 {
-            self.intr.raise(ICR_TXQE);
+            self.intr.raise(Icr::TXQE);
         }
-        let low = (self.plain.txdctl >> 25) * 8;
+        let low = field(
+            Txdctl::from_bits_retain(self.plain.txdctl),
+            Txdctl::LWTHRESH,
+        ) * 8;
         if low != 0 && queued >= low {
-            self.intr.raise(ICR_TXD_LOW);
+            self.intr.raise(Icr::TXD_LOW);
         }
     }
 
@@ -166,53 +169,63 @@ impl Nic {
         port: &Port,
         at: u64,
         address: u64,
-        lower: u32,
-        upper: u32,
+        lower: TxdCmd,
+        upper: TxdUpper,
         budget: &mut usize,
     ) {
-        let extended = lower & TXD_CMD_DEXT != 0;
-        if extended && lower & TXD_DTYP == 0 {
+        let extended = lower.contains(TxdCmd::DEXT);
+        let is_data = lower & TxdCmd::DTYP == TxdCmd::DTYP_D;
+        if extended && !lower.intersects(TxdCmd::DTYP) {
             self.context = Context {
-                ip: address as u32,
-                tcp: (address >> 32) as u32,
-                command: lower,
-                segment: upper,
+                ip: TxdChecksum::from_bits_retain(address as u32),
+                tcp: TxdChecksum::from_bits_retain((address >> 32) as u32),
+                command: Tucmd::from_bits_retain(lower.bits()),
+                segment: TxdSegment::from_bits_retain(upper.bits()),
             };
-        } else if !extended || lower & TXD_DTYP == TXD_DTYP_D {
+        } else if !extended || is_data {
             self.gather(port, address, lower, upper);
-            if lower & TXD_CMD_EOP != 0 {
+            if lower.contains(TxdCmd::EOP) {
                 let packet = std::mem::take(&mut self.packet);
                 self.send(port, packet, lower, upper, budget);
             }
         } else {
             port.report.warn(format_args!(
                 "a transmit descriptor of type {}",
-                lower >> 20 & 0xf
+                field(lower, TxdCmd::DTYP)
             ));
         }
-        if lower & TXD_CMD_RS != 0 {
-            let status = upper as u8 | TXD_STAT_DD;
+        if lower.contains(TxdCmd::RS) {
+            let status = field(upper | TxdUpper::STAT_DD, TxdUpper::STAT) as u8;
             if let Err(error) = port.mem.write(at.wrapping_add(12), &[status]) {
                 port.report
                     .warn(format_args!("a transmit descriptor: {error}"));
             }
-            if self.moderated && lower & TXD_CMD_IDE != 0 {
+            if self.moderated && lower.contains(TxdCmd::IDE) {
                 self.intr.sent(self.now, self.plain.tidv, self.plain.tadv);
             } else {
-                self.intr.raise(ICR_TXDW);
+                self.intr.raise(Icr::TXDW);
             }
         }
     }
 
-    fn gather(&mut self, port: &Port, address: u64, lower: u32, upper: u32) {
-        let extended = lower & TXD_CMD_DEXT != 0;
-        let len = (lower & if extended { 0xf_ffff } else { 0xffff }) as usize;
+    fn gather(&mut self, port: &Port, address: u64, lower: TxdCmd, upper: TxdUpper) {
+        let extended = lower.contains(TxdCmd::DEXT);
+        let len = if extended {
+            TxdCmd::DTALEN
+        } else {
+            TxdCmd::LENGTH
+        };
+        let len = field(lower, len) as usize;
         let Packet {
             data,
             options,
             broken,
         } = &mut self.packet;
-        options.get_or_insert(if extended { upper & POPTS } else { 0 });
+        options.get_or_insert(if extended {
+            upper & POPTS
+        } else {
+            TxdUpper::empty()
+        });
         let start = data.len();
         if *broken || start + len > LONGEST_PACKET {
             *broken = true;
@@ -227,20 +240,27 @@ impl Nic {
     }
 
     // `lower` and `upper` are the last descriptor's.
-    fn send(&mut self, port: &Port, packet: Packet, lower: u32, upper: u32, budget: &mut usize) {
+    fn send(
+        &mut self,
+        port: &Port,
+        packet: Packet,
+        lower: TxdCmd,
+        upper: TxdUpper,
+        budget: &mut usize,
+    ) {
         let Packet {
             mut data,
             options,
             broken,
         } = packet;
-        let options = options.unwrap_or(0);
-        let tag =
-            (self.ctrl & CTRL_VME != 0 && lower & TXD_CMD_VLE != 0).then_some((upper >> 16) as u16);
-        let extended = lower & TXD_CMD_DEXT != 0;
+        let options = options.unwrap_or_default();
+        let tag = (self.ctrl.contains(Ctrl::VME) && lower.contains(TxdCmd::VLE))
+            .then(|| field(upper, TxdUpper::SPECIAL) as u16);
+        let extended = lower.contains(TxdCmd::DEXT);
         if broken {
             port.report
                 .warn(format_args!("a packet that is too long or not in memory"));
-        } else if extended && lower & TXD_CMD_TSE != 0 {
+        } else if extended && lower.contains(TxdCmd::TSE) {
             let done = self.segment(port, &data, options, tag, budget);
             self.stats.segmented(done);
             if !done {
@@ -252,16 +272,16 @@ impl Nic {
                 ));
             }
         } else {
-            if lower & TXD_CMD_IFCS == 0 {
+            if !lower.contains(TxdCmd::IFCS) {
                 // It brings its own checksum, which the back ends do not carry.
                 data.truncate(data.len().saturating_sub(4));
             }
             if extended {
                 self.context.checksums(&mut data, options);
-            } else if lower & TXD_CMD_IC != 0 {
+            } else if lower.contains(TxdCmd::IC) {
                 let insertion = Insertion {
-                    start: (upper >> 8 & 0xff) as usize,
-                    offset: (lower >> 16 & 0xff) as usize,
+                    start: field(upper, TxdUpper::CSS) as usize,
+                    offset: field(lower, TxdCmd::CSO) as usize,
                     end: 0,
                 };
                 insertion.insert(&mut data, false);
@@ -280,7 +300,7 @@ impl Nic {
         &mut self,
         port: &Port,
         data: &[u8],
-        options: u32,
+        options: TxdUpper,
         tag: Option<u16>,
         budget: &mut usize,
     ) -> bool {
@@ -333,7 +353,7 @@ impl Nic {
             let [c, d] = tag.to_be_bytes();
             frame.splice(12..12, [a, b, c, d]);
         }
-        if self.tctl & TCTL_PSP != 0 && frame.len() < SHORTEST_FRAME {
+        if self.tctl.contains(Tctl::PSP) && frame.len() < SHORTEST_FRAME {
             frame.resize(SHORTEST_FRAME, 0);
         }
         let Some(left) = budget.checked_sub(1) else {
