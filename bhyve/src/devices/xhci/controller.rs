@@ -8,8 +8,9 @@
 use super::event::{BadRing, Interrupter, Position};
 use super::port::Port;
 use super::regs::{
-    CAPABILITIES, DOORBELLS, EXTENDED, OPERATIONAL, PORT_BASE, PORT_STRIDE, PORTS, PORTS_PER_KIND,
-    PROTOCOLS, RUNTIME, SLOTS, cmd, crcr, erdp, iman, op, rt, set_high, set_low, sts,
+    CAPABILITIES, CONFIG_SLOTS, Crcr, DNCTRL_ENABLES, DOORBELLS, Doorbell, EXTENDED, Erdp, Iman,
+    OPERATIONAL, POINTER_64, PORT_BASE, PORT_STRIDE, PORTS, PORTS_PER_KIND, PROTOCOLS, PageSize,
+    RUNTIME, SLOTS, UsbCmd, UsbSts, get, op, port, rt, set_high, set_low,
 };
 use super::ring::Ring;
 use super::slot::{EndpointState, Slot};
@@ -76,8 +77,8 @@ pub(super) struct Commands {
 pub struct Controller {
     pub(super) mem: GuestMemory,
     pub(super) func: Arc<PciFunc>,
-    pub(super) usbcmd: u32,
-    pub(super) usbsts: u32,
+    pub(super) usbcmd: UsbCmd,
+    pub(super) usbsts: UsbSts,
     pub(super) dnctrl: u32,
     pub(super) dcbaap: u64,
     pub(super) config: u32,
@@ -124,8 +125,8 @@ impl Controller {
         Self {
             mem,
             func,
-            usbcmd: 0,
-            usbsts: sts::HALTED,
+            usbcmd: UsbCmd::empty(),
+            usbsts: UsbSts::HCH,
             dnctrl: 0,
             dcbaap: 0,
             config: 0,
@@ -146,8 +147,8 @@ impl Controller {
 
     /// Puts every register to its value at power-on.
     pub fn reset(&mut self) {
-        self.usbcmd = 0;
-        self.usbsts = sts::HALTED;
+        self.usbcmd = UsbCmd::empty();
+        self.usbsts = UsbSts::HCH;
         self.dnctrl = 0;
         self.dcbaap = 0;
         self.config = 0;
@@ -179,7 +180,7 @@ impl Controller {
     }
 
     pub(super) fn running(&self) -> bool {
-        self.usbcmd & cmd::RUN != 0
+        self.usbcmd.contains(UsbCmd::RS)
     }
 
     pub(super) fn port(&mut self, number: u8) -> Option<&mut Port> {
@@ -196,7 +197,7 @@ impl Controller {
 
     /// Nothing that the guest did can be carried on with: its rings are not in memory.
     pub(super) fn give_up(&mut self) {
-        self.usbsts |= sts::HOST_ERROR;
+        self.usbsts |= UsbSts::HSE;
         self.stop();
     }
 
@@ -216,28 +217,31 @@ impl Controller {
 
     fn interrupt(&mut self) {
         if self.interrupter.take_pending() {
-            self.usbsts |= sts::EVENT;
+            self.usbsts |= UsbSts::EINT;
             self.signal();
         }
     }
 
+    /// Whether the pending flag is set and may interrupt.
+    fn interrupts(&self) -> bool {
+        let wanted = Iman::INTR_PEND | Iman::INTR_ENA;
+        self.interrupter.iman.contains(wanted) && self.usbcmd.contains(UsbCmd::INTE)
+    }
+
     /// Interrupts for the pending flag, if that is allowed.
     fn signal(&mut self) {
-        let wanted = iman::PENDING | iman::ENABLE;
-        let live = self.interrupter.iman & wanted == wanted && self.usbcmd & cmd::INTERRUPTS != 0;
+        let live = self.interrupts();
         if !self.func.msi_enabled() {
             self.update_line();
         } else if live {
             // A message is sent once; nothing is left to be acknowledged.
-            self.interrupter.iman &= !iman::PENDING;
+            self.interrupter.iman.remove(Iman::INTR_PEND);
             self.func.msi_raise(0);
         }
     }
 
     fn update_line(&mut self) {
-        let wanted = iman::PENDING | iman::ENABLE;
-        let live = self.interrupter.iman & wanted == wanted && self.usbcmd & cmd::INTERRUPTS != 0;
-        if live && !self.func.msi_enabled() {
+        if self.interrupts() && !self.func.msi_enabled() {
             self.func.intx_assert();
         } else {
             self.func.intx_deassert();
@@ -245,7 +249,7 @@ impl Controller {
     }
 
     fn post_port(&mut self, index: usize) {
-        self.usbsts |= sts::PORT_CHANGE;
+        self.usbsts |= UsbSts::PCD;
         // There are 8 ports.
         self.post(Trb::port_event(index as u8 + 1), false);
     }
@@ -253,8 +257,8 @@ impl Controller {
     // ---- doorbells ----
 
     fn doorbell(&mut self, slot: u64, value: u32) {
-        // Bits 16 and up name a stream.
-        let target = value as u8;
+        // There are no streams, so that `Doorbell::SID` means nothing.
+        let target = get(value, Doorbell::TARGET.bits()) as u8;
         let (Ok(slot), true) = (u8::try_from(slot), self.running()) else {
             return;
         };
@@ -294,7 +298,7 @@ impl Controller {
                 .slots
                 .iter()
                 .position(|slot| slot.as_ref().is_some_and(asks));
-            if let Some(n) = slot.filter(|_| self.usbcmd & cmd::RUN != 0) {
+            if let Some(n) = slot.filter(|_| self.running()) {
                 self.rung.insert((n as u8 + 1, target));
             }
         }
@@ -356,8 +360,8 @@ impl Controller {
                 let index = (offset - PORT_BASE) / PORT_STRIDE;
                 let port = self.ports.get(index as usize);
                 port.map_or(0, |port| match offset % PORT_STRIDE {
-                    0 => port.portsc(),
-                    4 => port.portpmsc(),
+                    port::PORTSC => port.portsc().bits(),
+                    port::PORTPMSC => port.portpmsc(),
                     _ => 0,
                 })
             }
@@ -366,17 +370,17 @@ impl Controller {
                 rt::MFINDEX => self.frames.read().into(),
                 offset => self.interrupter.read(offset),
             },
-            _ => table(&PROTOCOLS, offset - EXTENDED),
+            _ => table(PROTOCOLS.as_flattened(), offset - EXTENDED),
         }
     }
 
     fn read_operational(&self, offset: u64) -> u32 {
         match offset {
-            op::USBCMD => self.usbcmd,
-            op::USBSTS => self.usbsts,
-            op::PAGESIZE => 1, // 4 KiB
+            op::USBCMD => self.usbcmd.bits(),
+            op::USBSTS => self.usbsts.bits(),
+            op::PAGESIZE => PageSize::SIZE_4K.bits(),
             op::DNCTRL => self.dnctrl,
-            op::CRCR_LOW if self.commands.running => crcr::RUNNING as u32,
+            op::CRCR_LOW if self.commands.running => Crcr::CRR.bits(),
             op::DCBAAP_LOW => self.dcbaap as u32,
             op::DCBAAP_HIGH => (self.dcbaap >> 32) as u32,
             op::CONFIG => self.config,
@@ -407,27 +411,30 @@ impl Controller {
 
     fn write_operational(&mut self, offset: u64, value: u32) {
         match offset {
-            op::USBCMD => self.write_command(value),
-            op::USBSTS => self.usbsts &= !(value & sts::CLEARABLE),
-            op::DNCTRL => self.dnctrl = value & 0xffff,
+            op::USBCMD => self.write_command(UsbCmd::from_bits_retain(value)),
+            op::USBSTS => {
+                let ones = UsbSts::from_bits_retain(value);
+                self.usbsts.remove(ones & UsbSts::CLEARABLE);
+            }
+            op::DNCTRL => self.dnctrl = value & DNCTRL_ENABLES,
             op::CRCR_LOW => self.write_crcr(value),
             op::CRCR_HIGH if !self.commands.running => {
                 self.commands.ring.at = set_high(self.commands.ring.at, value);
             }
-            op::DCBAAP_LOW => self.dcbaap = set_low(self.dcbaap, value & !0x3f),
+            op::DCBAAP_LOW => self.dcbaap = set_low(self.dcbaap, value & POINTER_64 as u32),
             op::DCBAAP_HIGH => self.dcbaap = set_high(self.dcbaap, value),
-            op::CONFIG => self.config = value & 0xff,
+            op::CONFIG => self.config = value & CONFIG_SLOTS,
             _ => {}
         }
     }
 
     fn write_crcr(&mut self, value: u32) {
-        let bits = u64::from(value);
+        let bits = Crcr::from_bits_retain(value);
         if !self.commands.running {
             // Bits 4 and 5 are reserved: a ring is aligned to 64 bytes.
-            self.commands.ring.at = set_low(self.commands.ring.at, value & !0x3f);
-            self.commands.ring.cycle = bits & crcr::CYCLE != 0;
-        } else if bits & (crcr::STOP | crcr::ABORT) != 0 {
+            self.commands.ring.at = set_low(self.commands.ring.at, value & POINTER_64 as u32);
+            self.commands.ring.cycle = bits.contains(Crcr::RCS);
+        } else if bits.intersects(Crcr::CS | Crcr::CA) {
             // No command takes any time, so there is none to abort.
             self.commands.running = false;
             self.rung.remove(&(0, 0));
@@ -436,32 +443,32 @@ impl Controller {
         }
     }
 
-    fn write_command(&mut self, value: u32) {
-        if value & cmd::RESET != 0 {
+    fn write_command(&mut self, value: UsbCmd) {
+        if value.contains(UsbCmd::HCRST) {
             self.reset();
             return;
         }
         let was_running = self.running();
-        self.usbcmd = value & cmd::KEPT;
+        self.usbcmd = value & UsbCmd::KEPT;
         if self.running() && !was_running {
             self.start();
         } else if was_running && !self.running() {
             self.stop();
         }
-        if value & cmd::SAVE != 0 && !self.running() {
+        if value.contains(UsbCmd::CSS) && !self.running() {
             self.shelved = Some(self.interrupter.position);
         }
-        if value & cmd::RESTORE != 0 && !self.running() {
+        if value.contains(UsbCmd::CRS) && !self.running() {
             match self.shelved {
                 Some(position) => self.interrupter.position = position,
-                None => self.usbsts |= sts::RESTORE_ERROR,
+                None => self.usbsts |= UsbSts::SRE,
             }
         }
         self.signal();
     }
 
     fn start(&mut self) {
-        self.usbsts &= !sts::HALTED;
+        self.usbsts.remove(UsbSts::HCH);
         self.frames.set_running(!self.paused);
         for index in 0..PORTS {
             if self.ports.get(index).is_some_and(Port::changed) {
@@ -472,8 +479,8 @@ impl Controller {
     }
 
     fn stop(&mut self) {
-        self.usbcmd &= !cmd::RUN;
-        self.usbsts |= sts::HALTED;
+        self.usbcmd.remove(UsbCmd::RS);
+        self.usbsts |= UsbSts::HCH;
         self.commands.running = false;
         self.rung.clear();
         self.frames.set_running(false);
@@ -495,7 +502,7 @@ impl Controller {
             return;
         }
         self.interrupter.pending |= self.interrupter.position != before;
-        if self.interrupter.erdp & erdp::BUSY == 0 {
+        if !self.interrupter.erdp.contains(Erdp::BUSY) {
             // What the guest has seen already needs no interrupt.
             self.interrupter.pending &= !self.interrupter.is_empty(&self.mem);
             self.interrupt();

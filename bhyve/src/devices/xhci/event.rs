@@ -2,7 +2,7 @@
 
 //! The interrupter: its event ring, and when it interrupts (xHCI 1.1, chapters 4.9.4 and 4.17).
 
-use super::regs::{ERST_MAX_LOG2, erdp, iman, rt, set_high, set_low};
+use super::regs::{ERST_MAX_LOG2, ERSTS, Erdp, Iman, POINTER_64, rt, set_high, set_low};
 use super::trb::{TRB_SIZE, Trb};
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
@@ -45,7 +45,7 @@ impl Position {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Interrupter {
     /// IMAN.
-    pub iman: u32,
+    pub iman: Iman,
     /// IMOD. The interval is kept, not obeyed: the busy flag alone holds interrupts back.
     pub imod: u32,
     /// ERSTSZ.
@@ -53,7 +53,7 @@ pub struct Interrupter {
     /// ERSTBA.
     pub erstba: u64,
     /// ERDP, with the busy flag.
-    pub erdp: u64,
+    pub erdp: Erdp,
     /// Where the next event goes.
     pub position: Position,
     /// There are events that the guest has not been interrupted for.
@@ -67,11 +67,11 @@ pub struct Interrupter {
 impl Default for Interrupter {
     fn default() -> Self {
         Self {
-            iman: 0,
+            iman: Iman::empty(),
             imod: DEFAULT_MODERATION,
             erstsz: 0,
             erstba: 0,
-            erdp: 0,
+            erdp: Erdp::empty(),
             position: Position::START,
             pending: false,
             told_full: false,
@@ -88,11 +88,11 @@ impl Interrupter {
         let at = self.erstba.wrapping_add(u64::from(segment) * ERST_ENTRY);
         let base: u64 = mem.read_obj(at).map_err(|_| BadRing)?;
         let size: u32 = mem.read_obj(at.wrapping_add(8)).map_err(|_| BadRing)?;
-        let size = size & 0xffff;
+        let (base, size) = (base & POINTER_64, size & ERSTS);
         let inside = (MIN_SEGMENT..=MAX_SEGMENT).contains(&size)
-            && mem.contains(base & !0x3f, u64::from(size) * TRB_SIZE);
+            && mem.contains(base, u64::from(size) * TRB_SIZE);
         if inside {
-            Ok((base & !0x3f, size))
+            Ok((base, size))
         } else {
             Err(BadRing)
         }
@@ -120,7 +120,7 @@ impl Interrupter {
     }
 
     fn dequeue(&self) -> u64 {
-        self.erdp & !0xf
+        (self.erdp & Erdp::POINTER).bits()
     }
 
     /// Whether the guest has seen every event.
@@ -167,13 +167,13 @@ impl Interrupter {
     /// The register at `offset` of the runtime registers.
     pub fn read(&self, offset: u64) -> u32 {
         match offset {
-            rt::IMAN => self.iman,
+            rt::IMAN => self.iman.bits(),
             rt::IMOD => self.imod,
             rt::ERSTSZ => self.erstsz,
             rt::ERSTBA_LOW => self.erstba as u32,
             rt::ERSTBA_HIGH => (self.erstba >> 32) as u32,
-            rt::ERDP_LOW => self.erdp as u32,
-            rt::ERDP_HIGH => (self.erdp >> 32) as u32,
+            rt::ERDP_LOW => self.erdp.bits() as u32,
+            rt::ERDP_HIGH => (self.erdp.bits() >> 32) as u32,
             _ => 0,
         }
     }
@@ -182,19 +182,23 @@ impl Interrupter {
     pub fn write(&mut self, offset: u64, value: u32) {
         match offset {
             rt::IMAN => {
-                let pending = self.iman & iman::PENDING & !value;
-                self.iman = value & iman::ENABLE | pending;
+                let value = Iman::from_bits_retain(value);
+                let pending = self.iman & (Iman::INTR_PEND - value);
+                self.iman = value & Iman::INTR_ENA | pending;
             }
             rt::IMOD => self.imod = value,
-            rt::ERSTSZ => self.erstsz = (value & 0xffff).min(MAX_SEGMENTS),
-            rt::ERSTBA_LOW => self.start(set_low(self.erstba, value & !0x3f)),
+            rt::ERSTSZ => self.erstsz = (value & ERSTS).min(MAX_SEGMENTS),
+            rt::ERSTBA_LOW => self.start(set_low(self.erstba, value & POINTER_64 as u32)),
             rt::ERSTBA_HIGH => self.start(set_high(self.erstba, value)),
             rt::ERDP_LOW => {
-                let busy = self.erdp & erdp::BUSY & !u64::from(value);
-                let kept = u64::from(value) & (!0xf | erdp::SEGMENT);
-                self.erdp = set_low(self.erdp, kept as u32) | busy;
+                let value = Erdp::from_bits_retain(value.into());
+                let busy = self.erdp & (Erdp::BUSY - value);
+                let kept = (value - Erdp::BUSY).bits() as u32;
+                self.erdp = Erdp::from_bits_retain(set_low(self.erdp.bits(), kept)) | busy;
             }
-            rt::ERDP_HIGH => self.erdp = set_high(self.erdp, value),
+            rt::ERDP_HIGH => {
+                self.erdp = Erdp::from_bits_retain(set_high(self.erdp.bits(), value));
+            }
             _ => {}
         }
     }
@@ -207,11 +211,11 @@ impl Interrupter {
 
     /// Whether it is time to interrupt for what is pending; then it has been done.
     pub fn take_pending(&mut self) -> bool {
-        let now = self.pending && self.erdp & erdp::BUSY == 0;
+        let now = self.pending && !self.erdp.contains(Erdp::BUSY);
         if now {
             self.pending = false;
-            self.erdp |= erdp::BUSY;
-            self.iman |= iman::PENDING;
+            self.erdp |= Erdp::BUSY;
+            self.iman |= Iman::INTR_PEND;
         }
         now
     }

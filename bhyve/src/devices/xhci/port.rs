@@ -3,57 +3,74 @@
 //! Root hub ports (`pci_xhci_portregs_write` and `pci_xhci_reset_port` of `usr.sbin/bhyve/pci_xhci.c`; xHCI 1.1, chapters 4.19
 //! and 5.4.8).
 
+use super::regs::{PortPmSc2, PortPmSc3, PortSc, port, put};
 use crate::devices::usb::{Pointer, Speed, UsbDevice};
 
-const CONNECTED: u32 = 1 << 0;
-const ENABLED: u32 = 1 << 1;
-const RESET: u32 = 1 << 4;
-const LINK_SHIFT: u32 = 5;
-const LINK: u32 = 0xf << LINK_SHIFT;
-/// There is no power switch.
-const POWER: u32 = 1 << 9;
-const SPEED_SHIFT: u32 = 10;
-const SPEED: u32 = 0xf << SPEED_SHIFT;
-const LINK_STROBE: u32 = 1 << 16;
-const CONNECT_CHANGE: u32 = 1 << 17;
-const ENABLE_CHANGE: u32 = 1 << 18;
-const WARM_RESET_CHANGE: u32 = 1 << 19;
-const OVER_CURRENT_CHANGE: u32 = 1 << 20;
-const RESET_CHANGE: u32 = 1 << 21;
-const LINK_CHANGE: u32 = 1 << 22;
-const CONFIG_CHANGE: u32 = 1 << 23;
-const CHANGES: u32 = CONNECT_CHANGE
-    | ENABLE_CHANGE
-    | WARM_RESET_CHANGE
-    | OVER_CURRENT_CHANGE
-    | RESET_CHANGE
-    | LINK_CHANGE
-    | CONFIG_CHANGE;
-/// What wakes the host: connection, disconnection, over-current.
-const WAKE: u32 = 7 << 25;
-const WARM_RESET: u32 = 1 << 31;
+/// Every change that is worth an event; cleared by writing ones.
+const CHANGES: PortSc = PortSc::CSC
+    .union(PortSc::PEC)
+    .union(PortSc::WRC)
+    .union(PortSc::OCC)
+    .union(PortSc::PRC)
+    .union(PortSc::PLC)
+    .union(PortSc::CEC);
+/// What wakes the host.
+const WAKE: PortSc = PortSc::WCE.union(PortSc::WDE).union(PortSc::WOE);
+/// The bits of PORTSC that a port can ever show. There is no power switch.
+const SHOWN: PortSc = PortSc::CCS
+    .union(PortSc::PED)
+    .union(PortSc::PLS)
+    .union(PortSc::PP)
+    .union(PortSc::SPEED)
+    .union(CHANGES)
+    .union(WAKE);
 
-const LINK_U0: u32 = 0;
-const LINK_U2: u32 = 2;
-const LINK_U3: u32 = 3;
-const LINK_DISABLED: u32 = 4;
-const LINK_RX_DETECT: u32 = 5;
-const LINK_POLLING: u32 = 7;
-const LINK_RESUME: u32 = 15;
+/// The field PLS of [`PortSc`] (`UPS_PORT_LS_*` of FreeBSD's `usb.h`): the states that a port can be in or be sent to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum LinkState {
+    U0 = 0,
+    U2 = 2,
+    U3 = 3,
+    Disabled = 4,
+    RxDetect = 5,
+    Polling = 7,
+    Resume = 15,
+}
 
-/// U1 and U2 timeouts and the bit that forces acceptance.
-const PMSC_USB3: u32 = 0x1_ffff;
-/// Remote wake, latency, L1 device slot and hardware LPM.
-const PMSC_USB2: u32 = 0x1_fff8;
+impl LinkState {
+    /// The state in `portsc`, if a port can have it.
+    fn of(portsc: PortSc) -> Option<Self> {
+        [
+            Self::U0,
+            Self::U2,
+            Self::U3,
+            Self::Disabled,
+            Self::RxDetect,
+            Self::Polling,
+            Self::Resume,
+        ]
+        .into_iter()
+        .find(|state| state.bits() == portsc & PortSc::PLS)
+    }
 
-/// The bits of PORTSC that a port can ever show.
-const SHOWN: u32 = CONNECTED | ENABLED | LINK | POWER | SPEED | CHANGES | WAKE;
+    fn bits(self) -> PortSc {
+        PortSc::from_bits_retain(put(self as u32, PortSc::PLS.bits()))
+    }
+}
+
+/// The field SPEED of [`PortSc`] (the default IDs of xHCI 1.1, chapter 7.2.2.1.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+enum SpeedId {
+    High = 3,
+    Super = 4,
+}
 
 /// A port and what is plugged into it.
 pub struct Port {
     speed: Speed,
-    /// PORTSC.
-    portsc: u32,
+    portsc: PortSc,
     /// PORTPMSC.
     portpmsc: u32,
     device: Option<Box<dyn UsbDevice>>,
@@ -64,7 +81,7 @@ impl Port {
     pub fn new(speed: Speed, device: Option<Box<dyn UsbDevice>>) -> Self {
         let mut port = Self {
             speed,
-            portsc: 0,
+            portsc: PortSc::empty(),
             portpmsc: 0,
             device,
         };
@@ -78,41 +95,50 @@ impl Port {
         if let Some(device) = self.device.as_mut() {
             device.reset();
         }
-        let connected = CONNECTED | CONNECT_CHANGE;
-        self.portsc = POWER
+        let connected = PortSc::CCS | PortSc::CSC;
+        self.portsc = PortSc::PP
             | match (self.device.is_some(), self.speed) {
-                (false, _) => LINK_RX_DETECT << LINK_SHIFT,
+                (false, _) => LinkState::RxDetect.bits(),
                 // A USB 3 link trains by itself, a USB 2 port waits to be reset.
                 (true, Speed::Super) => {
-                    connected | ENABLED | LINK_U0 << LINK_SHIFT | self.speed_id()
+                    connected | PortSc::PED | LinkState::U0.bits() | self.speed_id()
                 }
-                (true, Speed::High) => connected | LINK_POLLING << LINK_SHIFT | self.speed_id(),
+                (true, Speed::High) => connected | LinkState::Polling.bits() | self.speed_id(),
             };
     }
 
-    fn speed_id(&self) -> u32 {
+    fn speed_id(&self) -> PortSc {
         let id = match self.speed {
-            Speed::High => 3,
-            Speed::Super => 4,
+            Speed::High => SpeedId::High,
+            Speed::Super => SpeedId::Super,
         };
-        id << SPEED_SHIFT
+        PortSc::from_bits_retain(put(id as u32, PortSc::SPEED.bits()))
     }
 
-    fn link(&self) -> u32 {
-        (self.portsc & LINK) >> LINK_SHIFT
+    /// What of PORTPMSC a port of its kind keeps.
+    fn portpmsc_kept(&self) -> u32 {
+        match self.speed {
+            Speed::High => PortPmSc2::all().bits(),
+            Speed::Super => PortPmSc3::all().bits(),
+        }
     }
 
-    fn set_link(&mut self, link: u32) {
-        self.portsc = self.portsc & !LINK | link << LINK_SHIFT;
+    fn link(&self) -> Option<LinkState> {
+        LinkState::of(self.portsc)
+    }
+
+    fn set_link(&mut self, link: LinkState) {
+        self.portsc.remove(PortSc::PLS);
+        self.portsc |= link.bits();
     }
 
     /// Whether packets go through.
     pub fn is_active(&self) -> bool {
-        self.portsc & ENABLED != 0 && self.link() == LINK_U0
+        self.portsc.contains(PortSc::PED) && self.link() == Some(LinkState::U0)
     }
 
     /// PORTSC, as it reads and as it is saved.
-    pub fn portsc(&self) -> u32 {
+    pub fn portsc(&self) -> PortSc {
         self.portsc
     }
 
@@ -123,7 +149,7 @@ impl Port {
 
     /// Whether there is a change that the guest has not acknowledged.
     pub fn changed(&self) -> bool {
-        self.portsc & CHANGES != 0
+        self.portsc.intersects(CHANGES)
     }
 
     /// The device, if packets reach it.
@@ -152,22 +178,22 @@ impl Port {
     }
 
     /// Sets change bits; whether one of them is new, which is worth an event.
-    fn change(&mut self, bits: u32) -> bool {
-        let new = bits & !self.portsc != 0;
+    fn change(&mut self, bits: PortSc) -> bool {
+        let new = !self.portsc.contains(bits);
         self.portsc |= bits;
         new
     }
 
     /// Somebody moves the pointer. Whether the port changes.
     pub fn pointer(&mut self, event: Pointer) -> bool {
-        let asleep = self.link() == LINK_U3;
+        let asleep = self.link() == Some(LinkState::U3);
         let Some(device) = self.device.as_mut() else {
             return false;
         };
         device.pointer(event);
         if asleep && device.may_wake() && device.ready().is_some() {
-            self.set_link(LINK_RESUME);
-            return self.change(LINK_CHANGE);
+            self.set_link(LinkState::Resume);
+            return self.change(PortSc::PLC);
         }
         false
     }
@@ -175,41 +201,37 @@ impl Port {
     /// Writes a register of the port. Whether the port changes in a way that is worth an event.
     pub fn write(&mut self, offset: u64, value: u32) -> bool {
         match offset {
-            0 => self.write_portsc(value),
-            4 => {
-                let kept = match self.speed {
-                    Speed::High => PMSC_USB2,
-                    Speed::Super => PMSC_USB3,
-                };
-                self.portpmsc = value & kept;
+            port::PORTSC => self.write_portsc(PortSc::from_bits_retain(value)),
+            port::PORTPMSC => {
+                self.portpmsc = value & self.portpmsc_kept();
                 false
             }
             _ => false,
         }
     }
 
-    fn write_portsc(&mut self, value: u32) -> bool {
-        self.portsc &= !(value & CHANGES);
-        self.portsc = self.portsc & !WAKE | value & WAKE;
-        let warm = value & WARM_RESET != 0 && self.speed == Speed::Super;
-        if warm || value & RESET != 0 {
+    fn write_portsc(&mut self, value: PortSc) -> bool {
+        self.portsc.remove(value & CHANGES);
+        self.portsc = (self.portsc - WAKE) | value & WAKE;
+        let warm = value.contains(PortSc::WPR) && self.speed == Speed::Super;
+        if warm || value.contains(PortSc::PR) {
             return self.reset(warm);
         }
         if self.device.is_none() {
             return false;
         }
-        if value & self.portsc & ENABLED != 0 {
-            self.portsc &= !ENABLED;
+        if (value & self.portsc).contains(PortSc::PED) {
+            self.portsc.remove(PortSc::PED);
             self.set_link(match self.speed {
-                Speed::High => LINK_POLLING,
-                Speed::Super => LINK_DISABLED,
+                Speed::High => LinkState::Polling,
+                Speed::Super => LinkState::Disabled,
             });
             return false;
         }
-        if value & LINK_STROBE != 0 {
-            return self.move_link((value & LINK) >> LINK_SHIFT);
+        match LinkState::of(value) {
+            Some(wanted) if value.contains(PortSc::LWS) => self.move_link(wanted),
+            _ => false,
         }
-        false
     }
 
     fn reset(&mut self, warm: bool) -> bool {
@@ -217,43 +239,46 @@ impl Port {
             return false;
         };
         device.reset();
-        self.set_link(LINK_U0);
-        self.portsc = self.portsc & !SPEED | ENABLED | self.speed_id();
-        self.change(RESET_CHANGE | if warm { WARM_RESET_CHANGE } else { 0 })
+        self.set_link(LinkState::U0);
+        self.portsc = (self.portsc - PortSc::SPEED) | PortSc::PED | self.speed_id();
+        let mut done = PortSc::PRC;
+        done.set(PortSc::WRC, warm);
+        self.change(done)
     }
 
     /// The guest wants the link in another state; of those that it may ask for, those that can be.
-    fn move_link(&mut self, wanted: u32) -> bool {
-        let enabled = self.portsc & ENABLED != 0;
-        match (self.speed, self.link(), wanted) {
-            (_, LINK_U0, LINK_U3) | (Speed::High, LINK_U0, LINK_U2) if enabled => {
+    fn move_link(&mut self, wanted: LinkState) -> bool {
+        use LinkState::*;
+        let enabled = self.portsc.contains(PortSc::PED);
+        let Some(link) = self.link() else {
+            return false;
+        };
+        match (self.speed, link, wanted) {
+            (_, U0, U3) | (Speed::High, U0, U2) if enabled => {
                 self.set_link(wanted);
                 false
             }
-            (Speed::High, LINK_U3, LINK_RESUME) if enabled => {
-                self.set_link(LINK_RESUME);
+            (Speed::High, U3, Resume) if enabled => {
+                self.set_link(Resume);
                 false
             }
             // U0 is reached at once, and that it is reached is a change.
-            (Speed::High, LINK_RESUME | LINK_U2, LINK_U0)
-            | (Speed::Super, LINK_RESUME | LINK_U3, LINK_U0)
-                if enabled =>
-            {
-                self.set_link(LINK_U0);
-                self.change(LINK_CHANGE)
+            (Speed::High, Resume | U2, U0) | (Speed::Super, Resume | U3, U0) if enabled => {
+                self.set_link(U0);
+                self.change(PortSc::PLC)
             }
             // A disabled USB 3 port detects what is there and trains its link again.
-            (Speed::Super, LINK_DISABLED, LINK_RX_DETECT) => {
+            (Speed::Super, Disabled, RxDetect) => {
                 if let Some(device) = self.device.as_mut() {
                     device.reset();
                 }
-                self.set_link(LINK_U0);
-                self.portsc |= ENABLED;
-                self.change(LINK_CHANGE)
+                self.set_link(U0);
+                self.portsc |= PortSc::PED;
+                self.change(PortSc::PLC)
             }
-            (Speed::Super, _, LINK_DISABLED) => {
-                self.portsc &= !ENABLED;
-                self.set_link(LINK_DISABLED);
+            (Speed::Super, _, Disabled) => {
+                self.portsc.remove(PortSc::PED);
+                self.set_link(Disabled);
                 false
             }
             _ => false,
@@ -262,36 +287,25 @@ impl Port {
 
     /// Takes registers over; what is wrong with them otherwise.
     pub fn apply(&mut self, portsc: u32, portpmsc: u32) -> Result<(), &'static str> {
-        let link = (portsc & LINK) >> LINK_SHIFT;
-        let kept = match self.speed {
-            Speed::High => PMSC_USB2,
-            Speed::Super => PMSC_USB3,
-        };
-        let known = matches!(
-            link,
-            LINK_U0
-                | LINK_U2
-                | LINK_U3
-                | LINK_DISABLED
-                | LINK_RX_DETECT
-                | LINK_POLLING
-                | LINK_RESUME
-        );
-        if portsc & !SHOWN != 0 || portsc & POWER == 0 || !known {
+        let portsc = PortSc::from_bits_retain(portsc);
+        if !SHOWN.contains(portsc)
+            || !portsc.contains(PortSc::PP)
+            || LinkState::of(portsc).is_none()
+        {
             return Err("PORTSC cannot be");
         }
-        if (portsc & CONNECTED != 0) != self.device.is_some() {
+        if portsc.contains(PortSc::CCS) != self.device.is_some() {
             return Err("connection differs from the configured one");
         }
         let speed = if self.device.is_some() {
             self.speed_id()
         } else {
-            0
+            PortSc::empty()
         };
-        if portsc & SPEED != speed {
+        if portsc & PortSc::SPEED != speed {
             return Err("speed cannot be");
         }
-        if portpmsc & !kept != 0 {
+        if portpmsc & !self.portpmsc_kept() != 0 {
             return Err("PORTPMSC cannot be");
         }
         self.portsc = portsc;

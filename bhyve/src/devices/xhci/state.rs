@@ -8,7 +8,9 @@
 use super::controller::{Commands, Controller, Frames};
 use super::event::{Interrupter, MAX_SEGMENTS, Position};
 use super::port::Port;
-use super::regs::{PORTS, SLOTS, cmd, erdp, iman, sts};
+use super::regs::{
+    CONFIG_SLOTS, DNCTRL_ENABLES, Erdp, Iman, POINTER_64, PORTS, SLOTS, UsbCmd, UsbSts,
+};
 use super::ring::Ring;
 use super::slot::{EP0, Slot, SlotState};
 use super::trb::Trb;
@@ -91,11 +93,11 @@ fn capture_interrupter(interrupter: &Interrupter) -> InterrupterState {
         backlog,
     } = interrupter;
     InterrupterState {
-        iman: *iman,
+        iman: iman.bits(),
         imod: *imod,
         erstsz: *erstsz,
         erstba: *erstba,
-        erdp: *erdp,
+        erdp: erdp.bits(),
         position: *position,
         pending: *pending,
         told_full: *told_full,
@@ -115,12 +117,10 @@ fn interrupter_of(state: InterrupterState) -> Result<Interrupter, StateError> {
         told_full,
         backlog,
     } = state;
-    check(
-        iman & !(iman::PENDING | iman::ENABLE) == 0,
-        "IMAN cannot be",
-    )?;
+    let iman = Iman::from_bits_retain(iman);
+    check(Iman::KEPT.contains(iman), "IMAN cannot be")?;
     check(erstsz <= MAX_SEGMENTS, "ERSTSZ cannot be")?;
-    check(erstba & 0x3f == 0, "ERSTBA cannot be")?;
+    check(erstba & !POINTER_64 == 0, "ERSTBA cannot be")?;
     check(is_position(position), "the event ring's position cannot be")?;
     check(backlog.len() <= MAX_BACKLOG, "more events wait than can be")?;
     Ok(Interrupter {
@@ -128,7 +128,7 @@ fn interrupter_of(state: InterrupterState) -> Result<Interrupter, StateError> {
         imod,
         erstsz,
         erstba,
-        erdp: erdp & (!0xf | erdp::BUSY | erdp::SEGMENT),
+        erdp: Erdp::from_bits_retain(erdp),
         position,
         pending,
         told_full,
@@ -191,8 +191,8 @@ impl Controller {
             paused: _,
         } = self;
         ControllerState {
-            usbcmd: *usbcmd,
-            usbsts: *usbsts,
+            usbcmd: usbcmd.bits(),
+            usbsts: usbsts.bits(),
             dnctrl: *dnctrl,
             dcbaap: *dcbaap,
             config: *config,
@@ -202,7 +202,7 @@ impl Controller {
             ports: ports
                 .iter()
                 .map(|port| PortState {
-                    portsc: port.portsc(),
+                    portsc: port.portsc().bits(),
                     portpmsc: port.portpmsc(),
                     device: port.device().map(|device| device.capture()),
                 })
@@ -231,17 +231,20 @@ impl Controller {
             shelved,
             microframe,
         } = state;
-        let running = usbcmd & cmd::RUN != 0;
-        check(usbcmd & !cmd::KEPT == 0, "USBCMD cannot be")?;
+        let usbcmd = UsbCmd::from_bits_retain(usbcmd);
+        let usbsts = UsbSts::from_bits_retain(usbsts);
+        let running = usbcmd.contains(UsbCmd::RS);
+        check(UsbCmd::KEPT.contains(usbcmd), "USBCMD cannot be")?;
         check(
-            usbsts & !(sts::CLEARABLE | sts::HALTED) == 0 && running == (usbsts & sts::HALTED == 0),
+            (UsbSts::CLEARABLE | UsbSts::HCH).contains(usbsts)
+                && running != usbsts.contains(UsbSts::HCH),
             "USBSTS cannot be",
         )?;
         check(
-            dnctrl <= 0xffff && config <= 0xff,
+            dnctrl <= DNCTRL_ENABLES && config <= CONFIG_SLOTS,
             "DNCTRL or CONFIG cannot be",
         )?;
-        check(dcbaap & 0x3f == 0, "DCBAAP cannot be")?;
+        check(dcbaap & !POINTER_64 == 0, "DCBAAP cannot be")?;
         check(
             commands.at.is_multiple_of(16) && (running || !commands_running),
             "the command ring cannot be",

@@ -2,7 +2,7 @@
 
 //! A driver of the controller, as small as one can be: it knows where its rings are and what it wrote last.
 
-use super::super::regs::{DOORBELLS, OPERATIONAL, PORT_BASE, PORT_STRIDE, RUNTIME, cmd, op, rt};
+use super::super::regs::{DOORBELLS, OPERATIONAL, PORT_BASE, PORT_STRIDE, RUNTIME, UsbCmd, op, rt};
 use super::super::trb::{Code, TRB_SIZE, Trb, kind};
 use super::super::{PORTS, XHCI};
 use crate::backends::console::{BootScreen, Console, Geometry, Image, Picture, PtrEvent};
@@ -163,7 +163,7 @@ impl Driver {
 
     /// Resets the controller and sets it up from nothing.
     pub fn start(&mut self) {
-        self.set_op(op::USBCMD, cmd::RESET);
+        self.set_op(op::USBCMD, UsbCmd::HCRST.bits());
         let zeros = vec![0; (END - DCBAA) as usize];
         self.bench.mem.write(DCBAA, &zeros).unwrap();
         self.commands = Producer::new(COMMANDS);
@@ -186,7 +186,7 @@ impl Driver {
         self.set_rt(rt::ERDP_LOW, EVENTS);
         self.set_rt(rt::ERSTBA_LOW, ERST);
         self.write(RUNTIME + rt::IMAN, 2);
-        self.set_op(op::USBCMD, cmd::RUN | cmd::INTERRUPTS);
+        self.set_op(op::USBCMD, (UsbCmd::RS | UsbCmd::INTE).bits());
     }
 
     /// Takes what is in the event ring, and says so.

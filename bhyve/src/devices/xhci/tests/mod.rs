@@ -6,7 +6,7 @@ mod driver;
 mod random;
 
 use super::XHCI;
-use super::regs::{OPERATIONAL, RUNTIME, cmd, op, rt, sts};
+use super::regs::{OPERATIONAL, RUNTIME, UsbCmd, UsbSts, op, rt};
 use super::trb::{Code, kind};
 use crate::device::{Clock, SavedBytes};
 use crate::devices::virtio::testing::Bench;
@@ -212,7 +212,7 @@ fn a_full_event_ring_loses_nothing() {
     }
     assert_eq!(seen, given);
     assert_eq!(full, 1);
-    assert_eq!(driver.op(op::USBSTS) & sts::HOST_ERROR, 0);
+    assert_eq!(driver.op(op::USBSTS) & UsbSts::HSE.bits(), 0);
 }
 
 #[test]
@@ -225,7 +225,7 @@ fn an_event_ring_of_two_segments_is_one_ring() {
     driver.write(RUNTIME + rt::ERSTSZ, 2);
     driver.set_rt(rt::ERDP_LOW, second + 8 * 16);
     driver.set_rt(rt::ERSTBA_LOW, ERST);
-    driver.set_op(op::USBCMD, cmd::RUN);
+    driver.set_op(op::USBCMD, UsbCmd::RS.bits());
     for _ in 0..14 {
         driver.give(make(kind::NO_OP_COMMAND, 0, 0, 0));
     }
@@ -256,7 +256,7 @@ fn interrupts_wait_for_the_driver_to_be_done() {
     driver.give(make(kind::NO_OP_COMMAND, 0, 0, 0));
     assert_eq!(pending(&driver), (1, 1));
     driver.write(RUNTIME + rt::IMAN, 3);
-    driver.set_op(op::USBSTS, sts::EVENT);
+    driver.set_op(op::USBSTS, UsbSts::EINT.bits());
     driver.give(make(kind::NO_OP_COMMAND, 0, 0, 0));
     assert_eq!(pending(&driver), (0, 0), "the driver is still busy");
     driver.set_rt(rt::ERDP_LOW, (EVENTS + 16) | 8);
@@ -344,7 +344,7 @@ fn the_guest_saves_and_restores_the_controller() {
     let slot = driver.enumerate(1);
     driver.set_portsc(1, 0xfe << 16);
     driver.set_op(op::USBCMD, 0);
-    driver.set_op(op::USBCMD, cmd::SAVE);
+    driver.set_op(op::USBCMD, UsbCmd::CSS.bits());
     driver.checkpoint();
     // As Linux resumes: the registers as they were, which starts the event ring afresh, and then the controller's own.
     let at = driver.events.base + driver.events.index * 16;
@@ -354,15 +354,15 @@ fn the_guest_saves_and_restores_the_controller() {
     driver
         .device
         .bar_write(0, OPERATIONAL + op::CRCR_LOW, 8, commands & !0x3f | 1);
-    driver.set_op(op::USBCMD, cmd::RESTORE);
-    assert_eq!(driver.op(op::USBSTS), sts::HALTED);
-    driver.set_op(op::USBCMD, cmd::RUN);
+    driver.set_op(op::USBCMD, UsbCmd::CRS.bits());
+    assert_eq!(driver.op(op::USBSTS), UsbSts::HCH.bits());
+    driver.set_op(op::USBCMD, UsbCmd::RS.bits());
     driver.queue_report(slot);
     driver.point(1, 3, 3);
     assert_eq!(driver.take_events().len(), 1);
-    driver.set_op(op::USBCMD, cmd::RESET);
-    driver.set_op(op::USBCMD, cmd::RESTORE);
-    assert_eq!(driver.op(op::USBSTS), sts::HALTED | sts::RESTORE_ERROR);
+    driver.set_op(op::USBCMD, UsbCmd::HCRST.bits());
+    driver.set_op(op::USBCMD, UsbCmd::CRS.bits());
+    assert_eq!(driver.op(op::USBSTS), (UsbSts::HCH | UsbSts::SRE).bits());
 }
 
 #[test]
@@ -454,8 +454,8 @@ fn rings_outside_memory_stop_the_controller_or_the_endpoint() {
     assert_eq!(driver.take_events()[0].status >> 24, Code::Trb as u32);
     driver.give(make(kind::LINK, u64::MAX - 15, 0, 0));
     assert_eq!(
-        driver.op(op::USBSTS) & (sts::HALTED | sts::HOST_ERROR),
-        sts::HALTED | sts::HOST_ERROR
+        driver.op(op::USBSTS) & (UsbSts::HCH | UsbSts::HSE).bits(),
+        (UsbSts::HCH | UsbSts::HSE).bits()
     );
     driver.start();
     driver.enumerate(1);

@@ -2,7 +2,7 @@
 
 //! Random drivers: one that behaves and has a twin that is saved and restored all the time, and one that does not.
 
-use super::super::regs::{BAR_SIZE, DOORBELLS, OPERATIONAL, PORT_BASE, RUNTIME, cmd, op, rt};
+use super::super::regs::{BAR_SIZE, DOORBELLS, OPERATIONAL, PORT_BASE, RUNTIME, UsbCmd, op, rt};
 use super::super::trb::{Trb, kind};
 use super::driver::{BUFFERS, DCBAA, Driver, END, ERST, TABLET_IN, make, slot_command};
 
@@ -109,7 +109,7 @@ fn step(driver: &mut Driver, random: &mut Random) {
         21 | 22 => drop(driver.take_events()),
         23 if random.below(3) == 0 => driver.set_op(op::USBCMD, random.next() as u32 & 0x305),
         24 => {
-            driver.set_op(op::USBCMD, cmd::RUN | cmd::INTERRUPTS);
+            driver.set_op(op::USBCMD, (UsbCmd::RS | UsbCmd::INTE).bits());
             driver.read(RUNTIME + rt::MFINDEX);
         }
         25 if random.below(20) == 0 => driver.start(),
@@ -221,7 +221,7 @@ fn a_hostile_guest_gets_nowhere() {
                         .mem
                         .write_obj(ERST + random.below(4) * 8, &random.next())
                         .unwrap();
-                    driver.set_op(op::USBCMD, cmd::RUN | cmd::INTERRUPTS);
+                    driver.set_op(op::USBCMD, (UsbCmd::RS | UsbCmd::INTE).bits());
                 }
                 _ => {
                     let offset = random.below(BAR_SIZE);
