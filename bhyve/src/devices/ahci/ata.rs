@@ -46,9 +46,6 @@ const FLUSH_CACHE_EXT: u8 = 0xea;
 const IDENTIFY_DEVICE: u8 = 0xec;
 const SET_FEATURES: u8 = 0xef;
 
-/// In the device register: block numbers, not cylinders; and force unit access, of a queued write.
-const DEVICE_LBA: u8 = 1 << 6;
-const DEVICE_FUA: u8 = 1 << 7;
 /// What CHECK POWER MODE answers.
 const POWER_STANDBY: u8 = 0x00;
 const POWER_ACTIVE: u8 = 0xff;
@@ -68,7 +65,7 @@ pub fn is_queued(command: u8) -> bool {
 }
 
 fn abort(cfis: &Cfis) -> Action {
-    Action::Done(Answer::bad(cfis, E_ABRT))
+    Action::Done(Answer::bad(cfis, Error::ABORT))
 }
 
 /// Begins a command.
@@ -78,9 +75,9 @@ pub fn execute(drive: &mut Drive, cfis: &Cfis) -> Action {
         IDENTIFY_PACKET_DEVICE if drive.is_packet() => page(identify(drive), true),
         DEVICE_RESET if drive.is_packet() => {
             drive.reset();
-            Action::Done(Answer::signature(true))
+            Action::Done(Answer::signature(drive.signature()))
         }
-        EXECUTE_DIAGNOSTIC => Action::Done(Answer::signature(drive.is_packet())),
+        EXECUTE_DIAGNOSTIC => Action::Done(Answer::signature(drive.signature())),
         SET_FEATURES => set_features(drive, cfis),
         STANDBY | STANDBY_IMMEDIATE | SLEEP => {
             drive.settings.standby = true;
@@ -100,7 +97,7 @@ pub fn execute(drive: &mut Drive, cfis: &Cfis) -> Action {
         }
         // What follows is for disks only. By an aborted command the guest learns what the drive is.
         IDENTIFY_DEVICE | READ_SECTORS if drive.is_packet() => {
-            Action::Done(Answer::bad(cfis, E_ABRT).with_middle(0x14, 0xeb))
+            Action::Done(Answer::bad(cfis, Error::ABORT).with_signature(SIG_ATAPI))
         }
         _ if drive.is_packet() => abort(cfis),
         IDENTIFY_DEVICE => page(identify(drive), true),
@@ -157,7 +154,7 @@ fn access(drive: &mut Drive, cfis: &Cfis) -> Action {
             | READ_VERIFY_EXT
     );
     // Cylinders, heads and sectors went out of the standard with ATA-6.
-    if !queued && cfis.device() & DEVICE_LBA == 0 {
+    if !queued && !cfis.device().contains(DeviceReg::LBA) {
         return abort(cfis);
     }
     let (first, blocks) = if queued {
@@ -178,7 +175,7 @@ fn access(drive: &mut Drive, cfis: &Cfis) -> Action {
     if matches!(command, READ_VERIFY | READ_VERIFY_EXT) {
         return Action::Done(Answer::good(cfis));
     }
-    let forced = queued && cfis.device() & DEVICE_FUA != 0;
+    let forced = queued && cfis.device().contains(DeviceReg::FUA);
     Action::Transfer {
         write,
         offset,

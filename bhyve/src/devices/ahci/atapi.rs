@@ -6,7 +6,7 @@
 use super::command::Packet;
 use super::drive::{Action, Drive, Fault, Sense};
 use super::fis::{Answer, Cfis};
-use super::regs::E_ABRT;
+use super::regs::Error;
 
 const TEST_UNIT_READY: u8 = 0x00;
 const REQUEST_SENSE: u8 = 0x03;
@@ -110,7 +110,7 @@ const REASON: u8 = 0b11;
 
 fn refuse(drive: &mut Drive, cfis: &Cfis, sense: Sense) -> Answer {
     drive.sense = sense;
-    Answer::bad(cfis, sense.key << 4 | E_ABRT).with_count(REASON)
+    Answer::bad(cfis, Error::sense(sense.key) | Error::ABORT).with_count(REASON)
 }
 
 /// How a packet command ends.

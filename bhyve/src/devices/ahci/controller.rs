@@ -61,16 +61,22 @@ impl State {
         ports.fold(0, |bits, (n, port)| bits | u32::from(exists(port)) << n)
     }
 
-    fn capabilities(&self) -> u32 {
-        let ports = self.ports.len().saturating_sub(1) as u32;
-        CAP_64BIT
-            | CAP_SNCQ
-            | CAP_SCLO
-            | SPEED_GEN3 << CAP_ISS_SHIFT
-            | CAP_SAM
-            | CAP_PMD
-            | (MAX_SLOTS - 1) << CAP_NCS_SHIFT
-            | ports
+    fn capabilities(&self) -> Cap {
+        Cap::S64A
+            | Cap::SNCQ
+            | Cap::SCLO
+            | Cap::speed(Speed::Gen3)
+            | Cap::SAM
+            | Cap::PMD
+            | Cap::slots(MAX_SLOTS)
+            | Cap::ports(self.ports.len() as u32)
+    }
+
+    fn control(&self) -> Ghc {
+        let mut ghc = Ghc::AE;
+        ghc.set(Ghc::IE, self.interrupts);
+        ghc.set(Ghc::HR, self.resetting);
+        ghc
     }
 
     /// Whether a command is with a disk.
@@ -82,10 +88,9 @@ impl State {
         if let Some((port, offset)) = port_of(offset) {
             return self.ports.get(port).map_or(0, |port| port.read(offset));
         }
-        let bit = |on: bool, bit: u32| if on { bit } else { 0 };
         match offset {
-            CAP => self.capabilities(),
-            GHC => GHC_AE | bit(self.interrupts, GHC_IE) | bit(self.resetting, GHC_HR),
+            CAP => self.capabilities().bits(),
+            GHC => self.control().bits(),
             IS => self.is,
             PI => self.implemented(),
             VS => VERSION_1_3,
@@ -95,7 +100,7 @@ impl State {
 
     // The ports of which a cause is up and enabled.
     fn causes(&self) -> u32 {
-        let up = |port: &Port| port.regs.is & port.regs.ie != 0;
+        let up = |port: &Port| port.regs.is.intersects(port.regs.ie);
         let ports = self.ports.iter().enumerate();
         ports.fold(0, |bits, (n, port)| bits | u32::from(up(port)) << n)
     }
@@ -171,14 +176,15 @@ impl Hba {
             }
             return;
         }
+        let control = Ghc::from_bits_retain(value);
         match offset {
-            GHC if value & GHC_HR != 0 => {
+            GHC if control.contains(Ghc::HR) => {
                 state.resetting = true;
                 state.ports.iter_mut().for_each(Port::doom);
                 self.finish_reset(state);
             }
             GHC => {
-                state.interrupts = value & GHC_IE != 0;
+                state.interrupts = control.contains(Ghc::IE);
                 self.interrupt(state, u32::MAX);
             }
             IS => {

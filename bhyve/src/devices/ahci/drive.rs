@@ -213,9 +213,9 @@ impl Drive {
             (Kind::Hd, Ok(())) => Answer::good(cfis),
             (Kind::Hd, Err(fault)) => {
                 let error = match fault {
-                    Fault::Read => E_UNC,
-                    Fault::Range => E_IDNF,
-                    Fault::Write | Fault::Invalid => E_ABRT,
+                    Fault::Read => Error::UNC,
+                    Fault::Range => Error::IDNF,
+                    Fault::Write | Fault::Invalid => Error::ABORT,
                 };
                 Answer::bad(cfis, error)
             }
@@ -228,7 +228,8 @@ impl Drive {
         const NOT_QUEUED: u8 = 0x80;
         self.error_log = [0; ERROR_LOG];
         self.error_log[0] = slot.map_or(NOT_QUEUED, |slot| (slot & 0x1f) as u8);
-        (self.error_log[2], self.error_log[3]) = (answer.status & 0x77, answer.error);
+        let status = answer.status & Status::SET_DEVICE_BITS;
+        (self.error_log[2], self.error_log[3]) = (status.bits(), answer.error.bits());
         self.error_log[4..].copy_from_slice(&cfis.0[4..]);
     }
 }

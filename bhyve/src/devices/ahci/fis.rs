@@ -7,13 +7,6 @@ use super::regs::*;
 
 /// Bytes of a register FIS.
 pub const FIS_SIZE: usize = 20;
-const INTERRUPT: u8 = 1 << 6;
-/// In a PIO Setup FIS: from the device to the host.
-const TO_HOST: u8 = 1 << 5;
-/// In the FIS's second byte: a command, not a write to the control register.
-const IS_COMMAND: u8 = 1 << 7;
-/// In the control register: the device is to reset itself.
-const SRST: u8 = 1 << 2;
 
 /// A register FIS from the host to the device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,17 +15,17 @@ pub struct Cfis(pub [u8; FIS_SIZE]);
 impl Cfis {
     /// Whether it is one at all.
     pub fn is_register_fis(&self) -> bool {
-        self.0[0] == FIS_H2D
+        self.0[0] == FisType::RegH2D as u8
     }
 
     /// Whether it carries a command.
     pub fn is_command(&self) -> bool {
-        self.0[1] & IS_COMMAND != 0
+        FisFlags::from_bits_retain(self.0[1]).contains(FisFlags::COMMAND)
     }
 
     /// Whether it sets the bit for a software reset.
     pub fn soft_reset(&self) -> bool {
-        self.0[15] & SRST != 0
+        DeviceControl::from_bits_retain(self.0[15]).contains(DeviceControl::RESET)
     }
 
     /// The command.
@@ -46,8 +39,8 @@ impl Cfis {
     }
 
     /// The device register.
-    pub fn device(&self) -> u8 {
-        self.0[7]
+    pub fn device(&self) -> DeviceReg {
+        DeviceReg::from_bits_retain(self.0[7])
     }
 
     /// The count register, 16 bits.
@@ -69,7 +62,8 @@ impl Cfis {
     /// The block number of a command with 28-bit addresses.
     pub fn lba28(&self) -> u64 {
         let [a, b, c] = self.low();
-        u64::from(u32::from_le_bytes([a, b, c, self.device() & 0xf]))
+        let high = self.device() & DeviceReg::LBA_HIGH;
+        u64::from(u32::from_le_bytes([a, b, c, high.bits()]))
     }
 
     fn low(&self) -> [u8; 3] {
@@ -81,14 +75,15 @@ impl Cfis {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Answer {
     /// Status register.
-    pub status: u8,
+    pub status: Status,
     /// Error register.
-    pub error: u8,
+    pub error: Error,
     /// LBA low, mid, high, device, the three upper halves, a hole, count and its upper half: bytes 4 to 13 of a FIS.
     pub taskfile: [u8; 10],
 }
 
 /// Places in [`Answer::taskfile`].
+const LOW: usize = 0;
 const MID: usize = 1;
 const HIGH: usize = 2;
 const COUNT: usize = 8;
@@ -99,33 +94,37 @@ impl Answer {
         let mut taskfile = [0; 10];
         taskfile.copy_from_slice(&cfis.0[4..14]);
         Self {
-            status: S_RDY | S_DSC,
-            error: 0,
+            status: Status::READY | Status::DSC,
+            error: Error::empty(),
             taskfile,
         }
     }
 
     /// Failure with the bits of the error register.
-    pub fn bad(cfis: &Cfis, error: u8) -> Self {
+    pub fn bad(cfis: &Cfis, error: Error) -> Self {
         Self {
-            status: S_RDY | S_ERR,
+            status: Status::READY | Status::ERROR,
             error,
             ..Self::good(cfis)
         }
     }
 
     /// What a device says of itself after a reset or a diagnosis.
-    pub fn signature(packet: bool) -> Self {
-        let mut taskfile = [1, 0, 0, 0, 0, 0, 0, 0, 1, 0];
-        if packet {
-            (taskfile[MID], taskfile[HIGH]) = (0x14, 0xeb);
-        }
-        Self {
+    pub fn signature(signature: u32) -> Self {
+        let [count, low, ..] = signature.to_le_bytes();
+        let mut taskfile = [0; 10];
+        (taskfile[LOW], taskfile[COUNT]) = (low, count);
+        let ready = match signature {
             // A packet device does not say that it is ready.
-            status: if packet { S_DSC } else { S_RDY | S_DSC },
-            error: 1, // no fault found
+            SIG_ATAPI => Status::empty(),
+            _ => Status::READY,
+        };
+        let answer = Self {
+            status: ready | Status::DSC,
+            error: Error::NO_FAULT,
             taskfile,
-        }
+        };
+        answer.with_signature(signature)
     }
 
     /// The same with another low half of the count register.
@@ -134,28 +133,33 @@ impl Answer {
         self
     }
 
-    /// The same with other middle bytes of the block number.
-    pub fn with_middle(mut self, mid: u8, high: u8) -> Self {
+    /// The same with the bytes of LBA mid and high by which a device with this signature is known.
+    pub fn with_signature(mut self, signature: u32) -> Self {
+        let [_, _, mid, high] = signature.to_le_bytes();
         (self.taskfile[MID], self.taskfile[HIGH]) = (mid, high);
         self
     }
 
     /// Whether the command has failed.
     pub fn failed(&self) -> bool {
-        self.status & S_ERR != 0
+        self.status.contains(Status::ERROR)
     }
 
     /// PxTFD's value.
-    pub fn tfd(&self) -> u16 {
-        u16::from_le_bytes([self.status, self.error])
+    pub fn tfd(&self) -> PxTfd {
+        PxTfd {
+            status: self.status,
+            error: self.error,
+        }
     }
 
     /// As a register FIS to the host.
     pub fn d2h(&self, interrupt: bool) -> [u8; FIS_SIZE] {
         let mut fis = [0; FIS_SIZE];
-        fis[0] = FIS_D2H;
-        fis[1] = if interrupt { INTERRUPT } else { 0 };
-        (fis[2], fis[3]) = (self.status, self.error);
+        let mut flags = FisFlags::empty();
+        flags.set(FisFlags::INTERRUPT, interrupt);
+        (fis[0], fis[1]) = (FisType::RegD2H as u8, flags.bits());
+        (fis[2], fis[3]) = (self.status.bits(), self.error.bits());
         fis[4..14].copy_from_slice(&self.taskfile);
         fis
     }
@@ -164,18 +168,27 @@ impl Answer {
 /// The FIS that ends queued commands: those of `done`, or with an error in `answer` none.
 pub fn set_device_bits(answer: &Answer, done: u32) -> [u8; 8] {
     let [a, b, c, d] = done.to_le_bytes();
-    // Bits 3 and 7 of the status are not carried.
-    let status = answer.status & 0x77;
-    [FIS_SDB, INTERRUPT, status, answer.error, a, b, c, d]
+    let status = answer.status & Status::SET_DEVICE_BITS;
+    [
+        FisType::SetDevBits as u8,
+        FisFlags::INTERRUPT.bits(),
+        status.bits(),
+        answer.error.bits(),
+        a,
+        b,
+        c,
+        d,
+    ]
 }
 
 /// The FIS before data without DMA; `len` in bytes.
 pub fn pio_setup(answer: &Answer, to_host: bool, len: u64) -> [u8; FIS_SIZE] {
     let mut fis = answer.d2h(false);
-    fis[0] = FIS_PIO_SETUP;
-    fis[1] = if to_host { TO_HOST } else { 0 };
-    fis[2] = S_RDY | S_DSC | S_DRQ;
-    fis[15] = answer.status;
+    let mut flags = FisFlags::empty();
+    flags.set(FisFlags::TO_HOST, to_host);
+    (fis[0], fis[1]) = (FisType::PioSetup as u8, flags.bits());
+    fis[2] = (Status::READY | Status::DSC | Status::DRQ).bits();
+    fis[15] = answer.status.bits();
     let [a, b] = u16::try_from(len).unwrap_or(u16::MAX).to_le_bytes();
     (fis[16], fis[17]) = (a, b);
     fis

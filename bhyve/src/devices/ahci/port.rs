@@ -39,27 +39,27 @@ struct Job {
     durable: bool,
 }
 
-/// The registers of a port. They are saved as they are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+/// The registers of a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Registers {
     /// Address of the command list.
     pub clb: u64,
     /// Address of the received FISes.
     pub fb: u64,
     /// Interrupt causes.
-    pub is: u32,
+    pub is: PxIx,
     /// Causes that interrupt.
-    pub ie: u32,
+    pub ie: PxIx,
     /// The part of PxCMD that the guest has written.
-    pub cmd: u32,
-    /// Task file: status, and the error register above it.
-    pub tfd: u16,
+    pub cmd: PxCmd,
+    /// Task file.
+    pub tfd: PxTfd,
     /// Signature.
     pub sig: u32,
     /// Link status.
-    pub ssts: u32,
+    pub ssts: PxSsts,
     /// Link control.
-    pub sctl: u32,
+    pub sctl: PxSctl,
     /// Link errors.
     pub serr: u32,
     /// Queued commands.
@@ -199,13 +199,13 @@ impl Port {
             P_CLBU => (regs.clb >> 32) as u32,
             P_FB => regs.fb as u32,
             P_FBU => (regs.fb >> 32) as u32,
-            P_IS => regs.is,
-            P_IE => regs.ie,
-            P_CMD => self.cmd(),
-            P_TFD => regs.tfd.into(),
+            P_IS => regs.is.bits(),
+            P_IE => regs.ie.bits(),
+            P_CMD => self.cmd().bits(),
+            P_TFD => regs.tfd.bits().into(),
             P_SIG => regs.sig,
-            P_SSTS => regs.ssts,
-            P_SCTL => regs.sctl,
+            P_SSTS => regs.ssts.bits(),
+            P_SCTL => regs.sctl.bits(),
             P_SERR => regs.serr,
             P_SACT => regs.sact,
             P_CI => regs.ci,
@@ -214,17 +214,18 @@ impl Port {
     }
 
     // What the guest has written, and what follows from it.
-    fn cmd(&self) -> u32 {
+    fn cmd(&self) -> PxCmd {
         let cmd = self.regs.cmd;
-        let mut value = cmd | P_CMD_SUD | P_CMD_POD;
-        if cmd & P_CMD_ST != 0 || self.doomed {
-            value |= P_CMD_CR;
+        let started = cmd.contains(PxCmd::ST);
+        let mut value = cmd | PxCmd::SUD | PxCmd::POD;
+        if started || self.doomed {
+            value |= PxCmd::CR;
         }
-        if cmd & P_CMD_ST != 0 {
-            value |= (self.next.wrapping_sub(1) % MAX_SLOTS) << P_CMD_CCS_SHIFT;
+        if started {
+            value |= PxCmd::current(self.next.wrapping_sub(1) % MAX_SLOTS);
         }
-        if cmd & P_CMD_FRE != 0 {
-            value |= P_CMD_FR;
+        if cmd.contains(PxCmd::FRE) {
+            value |= PxCmd::FR;
         }
         value
     }
@@ -240,15 +241,15 @@ impl Port {
             P_FB => regs.fb = lower(regs.fb, FB_ALIGN),
             P_FBU => regs.fb = upper(regs.fb),
             P_IS => {
-                regs.is &= !value;
+                regs.is.remove(PxIx::from_bits_retain(value));
                 self.raised = true;
             }
             P_IE => {
-                regs.ie = value & P_IX_MASK;
+                regs.ie = PxIx::from_bits_truncate(value);
                 self.raised = true;
             }
-            P_CMD => self.write_cmd(value, mem),
-            P_SCTL => self.write_sctl(value, mem),
+            P_CMD => self.write_cmd(PxCmd::from_bits_retain(value), mem),
+            P_SCTL => self.write_sctl(PxSctl::from_bits_truncate(value), mem),
             P_SERR => regs.serr &= !value,
             P_SACT => regs.sact |= value,
             P_CI => {
@@ -259,67 +260,65 @@ impl Port {
         }
     }
 
-    fn write_cmd(&mut self, value: u32, mem: &GuestMemory) {
+    fn write_cmd(&mut self, value: PxCmd, mem: &GuestMemory) {
         let was = self.regs.cmd;
-        self.regs.cmd = value & P_CMD_WRITABLE;
-        if value & P_CMD_CLO != 0 {
-            self.regs.tfd &= !u16::from(S_BSY | S_DRQ);
+        self.regs.cmd = value & PxCmd::WRITABLE;
+        if value.contains(PxCmd::CLO) {
+            self.regs.tfd.status.remove(Status::BUSY | Status::DRQ);
         }
-        if was & P_CMD_ST != 0 && value & P_CMD_ST == 0 {
+        if was.contains(PxCmd::ST) && !value.contains(PxCmd::ST) {
             self.doom();
             (self.halted, self.next) = (false, 0);
         }
         self.issue(mem);
     }
 
-    fn write_sctl(&mut self, value: u32, mem: &GuestMemory) {
-        let was = self.regs.sctl & SCTL_DET;
-        self.regs.sctl = value & 0xfff;
+    fn write_sctl(&mut self, value: PxSctl, mem: &GuestMemory) {
+        let was = std::mem::replace(&mut self.regs.sctl, value).detection();
         // The link may only be touched while the list is stopped.
-        if self.drive.is_none() || self.regs.cmd & P_CMD_ST != 0 {
+        if self.drive.is_none() || self.regs.cmd.contains(PxCmd::ST) {
             return;
         }
-        match value & SCTL_DET {
-            SCTL_DET_RESET | SCTL_DET_DISABLE => {
-                let offline = value & SCTL_DET == SCTL_DET_DISABLE;
-                self.regs.ssts = if offline { SSTS_OFFLINE } else { 0 };
-                (self.regs.sig, self.regs.tfd) = (SIG_NONE, 0x7f);
-                self.link_wanted = false;
-                self.doom();
-            }
-            0 if was != 0 => {
-                self.regs.tfd = S_BSY.into();
+        match value.detection() {
+            Detection::Reset => self.link_down(PxSsts::NO_DEVICE),
+            Detection::Disable => self.link_down(PxSsts::DET_PHY_OFFLINE),
+            Detection::Idle if was != Detection::Idle => {
+                self.regs.tfd = PxTfd::of_status(Status::BUSY);
                 self.link_wanted = true;
                 self.settle(mem);
             }
-            _ => {}
+            Detection::Idle | Detection::Reserved => {}
         }
+    }
+
+    fn link_down(&mut self, ssts: PxSsts) {
+        self.regs.ssts = ssts;
+        (self.regs.sig, self.regs.tfd) = (SIG_NONE, PxTfd::NO_DEVICE);
+        self.link_wanted = false;
+        self.doom();
     }
 
     // The link is there, and the drive says what it is. Without memory to write to, only registers change.
     fn link_up(&mut self, mem: Option<&GuestMemory>) {
         let Some(drive) = &mut self.drive else {
-            (self.regs.ssts, self.regs.sig, self.regs.tfd) = (0, SIG_NONE, 0x7f);
+            self.regs.ssts = PxSsts::NO_DEVICE;
+            (self.regs.sig, self.regs.tfd) = (SIG_NONE, PxTfd::NO_DEVICE);
             return;
         };
         drive.reset();
-        let limit = self.regs.sctl >> SPEED_SHIFT & SPEED_MASK;
-        let speed = match limit {
-            1..=SPEED_GEN3 => limit,
-            _ => SPEED_GEN3,
-        };
-        self.regs.ssts = SSTS_UP | speed << SPEED_SHIFT;
+        let speed = self.regs.sctl.limit().unwrap_or(Speed::Gen3);
+        self.regs.ssts = PxSsts::up(speed);
         self.regs.serr = 0;
         self.signature(mem);
     }
 
     fn signature(&mut self, mem: Option<&GuestMemory>) {
         let Some(drive) = &self.drive else { return };
-        let answer = Answer::signature(drive.is_packet());
         self.regs.sig = drive.signature();
+        let answer = Answer::signature(self.regs.sig);
         self.regs.tfd = answer.tfd();
         if let Some(mem) = mem {
-            self.receive(mem, RFIS_D2H, &answer.d2h(false), 0);
+            self.receive(mem, RFIS_D2H, &answer.d2h(false), PxIx::empty());
         }
     }
 
@@ -336,15 +335,15 @@ impl Port {
 
     // ---- what the drive sends ----
 
-    fn raise(&mut self, causes: u32) {
-        if causes & !self.regs.is != 0 {
+    fn raise(&mut self, causes: PxIx) {
+        if !self.regs.is.contains(causes) {
             self.regs.is |= causes;
             self.raised = true;
         }
     }
 
-    fn receive(&mut self, mem: &GuestMemory, place: u64, bytes: &[u8], causes: u32) {
-        if self.regs.cmd & P_CMD_FRE != 0
+    fn receive(&mut self, mem: &GuestMemory, place: u64, bytes: &[u8], causes: PxIx) {
+        if self.regs.cmd.contains(PxCmd::FRE)
             && mem.write(self.regs.fb.wrapping_add(place), bytes).is_err()
         {
             self.bus_error();
@@ -355,7 +354,7 @@ impl Port {
 
     fn bus_error(&mut self) {
         self.halted = true;
-        self.raise(P_IX_HBF);
+        self.raise(PxIx::HBF);
     }
 
     // ---- commands ----
@@ -381,10 +380,9 @@ impl Port {
     }
 
     fn next_slot(&self) -> Option<u32> {
-        let wanted = P_CMD_ST | P_CMD_FRE;
-        let able = self.regs.cmd & wanted == wanted
-            && self.regs.ssts & SSTS_UP == SSTS_UP
-            && self.regs.tfd & u16::from(S_BSY | S_DRQ) == 0;
+        let able = self.regs.cmd.contains(PxCmd::ST | PxCmd::FRE)
+            && self.regs.ssts.contains(PxSsts::UP)
+            && !(self.regs.tfd.status).intersects(Status::BUSY | Status::DRQ);
         if !able || self.paused || self.halted || self.doomed {
             return None;
         }
@@ -401,7 +399,7 @@ impl Port {
         let cfis = command.cfis;
         if !cfis.is_register_fis() {
             self.halted = true;
-            self.raise(P_IX_IF);
+            self.raise(PxIx::IF);
             return Ok(());
         }
         if !cfis.is_command() {
@@ -418,9 +416,9 @@ impl Port {
             let answer = Answer::good(&Cfis(Default::default()));
             self.regs.ci &= !(1 << slot);
             self.regs.tfd = answer.tfd();
-            self.receive(mem, RFIS_D2H, &answer.d2h(false), 0);
+            self.receive(mem, RFIS_D2H, &answer.d2h(false), PxIx::empty());
         } else {
-            self.regs.tfd |= u16::from(S_BSY);
+            self.regs.tfd.status |= Status::BUSY;
         }
         match action {
             Action::Done(answer) => {
@@ -440,7 +438,7 @@ impl Port {
                     return self.fail(slot, &command, mem);
                 }
                 if room < len {
-                    self.raise(P_IX_OF);
+                    self.raise(PxIx::OF);
                 }
                 if pio {
                     self.pio_setup(&cfis, !write, len, mem);
@@ -511,7 +509,7 @@ impl Port {
 
     fn pio_setup(&mut self, cfis: &Cfis, to_host: bool, len: u64, mem: &GuestMemory) {
         let fis = fis::pio_setup(&Answer::good(cfis), to_host, len);
-        self.receive(mem, RFIS_PIO_SETUP, &fis, 0);
+        self.receive(mem, RFIS_PIO_SETUP, &fis, PxIx::empty());
     }
 
     fn answer_with(
@@ -529,7 +527,7 @@ impl Port {
         }
         let fits = usize::try_from(room).unwrap_or(0).min(bytes.len());
         if fits < bytes.len() {
-            self.raise(P_IX_OF);
+            self.raise(PxIx::OF);
         }
         // The pieces were found to be memory a moment ago, and memory does not go away.
         let _ = iov::scatter(mem, &segs, 0, bytes.get(..fits).unwrap_or_default());
@@ -645,17 +643,17 @@ impl Port {
         }
         // A failed command stays in its register, by which the guest knows which it was.
         let done = if failed { 0 } else { 1 << slot };
-        let cause = if failed { P_IX_TFE } else { 0 };
+        let cause = if failed { PxIx::TFE } else { PxIx::empty() };
         self.halted |= failed;
         self.regs.tfd = answer.tfd();
         if queued {
             self.regs.ci &= !(1 << slot);
             self.regs.sact &= !done;
             let fis = fis::set_device_bits(&answer, done);
-            self.receive(mem, RFIS_SDB, &fis, P_IX_SDB | cause);
+            self.receive(mem, RFIS_SDB, &fis, PxIx::SDB | cause);
         } else {
             self.regs.ci &= !done;
-            self.receive(mem, RFIS_D2H, &answer.d2h(true), P_IX_DHR | cause);
+            self.receive(mem, RFIS_D2H, &answer.d2h(true), PxIx::DHR | cause);
         }
     }
 }

@@ -24,9 +24,26 @@ impl SavedLayout for AhciState {
     const VERSION: u32 = 1;
 }
 
+/// [`Registers`] as numbers.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+struct RegisterState {
+    clb: u64,
+    fb: u64,
+    is: u32,
+    ie: u32,
+    cmd: u32,
+    tfd: u16,
+    sig: u32,
+    ssts: u32,
+    sctl: u32,
+    serr: u32,
+    sact: u32,
+    ci: u32,
+}
+
 #[derive(Debug, Serialize, Deserialize)]
 struct PortState {
-    regs: Registers,
+    regs: RegisterState,
     halted: bool,
     next: u32,
     drive: Option<DriveState>,
@@ -64,7 +81,7 @@ impl AhciState {
                 next,
             } = port.parts();
             PortState {
-                regs,
+                regs: RegisterState::of(regs),
                 halted,
                 next,
                 drive: drive.map(|drive| {
@@ -127,6 +144,71 @@ impl AhciState {
     }
 }
 
+impl RegisterState {
+    fn of(regs: Registers) -> Self {
+        let Registers {
+            clb,
+            fb,
+            is,
+            ie,
+            cmd,
+            tfd,
+            sig,
+            ssts,
+            sctl,
+            serr,
+            sact,
+            ci,
+        } = regs;
+        Self {
+            clb,
+            fb,
+            is: is.bits(),
+            ie: ie.bits(),
+            cmd: cmd.bits(),
+            tfd: tfd.bits(),
+            sig,
+            ssts: ssts.bits(),
+            sctl: sctl.bits(),
+            serr,
+            sact,
+            ci,
+        }
+    }
+
+    // With all bits, for the check.
+    fn registers(self) -> Registers {
+        let Self {
+            clb,
+            fb,
+            is,
+            ie,
+            cmd,
+            tfd,
+            sig,
+            ssts,
+            sctl,
+            serr,
+            sact,
+            ci,
+        } = self;
+        Registers {
+            clb,
+            fb,
+            is: PxIx::from_bits_retain(is),
+            ie: PxIx::from_bits_retain(ie),
+            cmd: PxCmd::from_bits_retain(cmd),
+            tfd: PxTfd::from_bits(tfd),
+            sig,
+            ssts: PxSsts::from_bits_retain(ssts),
+            sctl: PxSctl::from_bits_retain(sctl),
+            serr,
+            sact,
+            ci,
+        }
+    }
+}
+
 impl PortState {
     fn apply(self, port: &mut Port, disk: Option<&BlockIf<Token>>) -> Result<(), StateError> {
         let Self {
@@ -141,17 +223,17 @@ impl PortState {
             (None, Some(_)) => return Err(invalid("there was no drive")),
             (Some(_), None) => return Err(invalid("there was a drive")),
         };
-        let links = (1..=SPEED_GEN3).map(|speed| SSTS_UP | speed << SPEED_SHIFT);
+        let regs = regs.registers();
         let possible = regs.clb.is_multiple_of(CLB_ALIGN)
             && regs.fb.is_multiple_of(FB_ALIGN)
-            && regs.ie & !P_IX_MASK == 0
-            && regs.cmd & !P_CMD_WRITABLE == 0
-            && regs.sctl & !0xfff == 0
+            && PxIx::all().contains(regs.ie)
+            && PxCmd::WRITABLE.contains(regs.cmd)
+            && PxSctl::all().contains(regs.sctl)
             && next < MAX_SLOTS
-            && (regs.ssts == 0
+            && (regs.ssts == PxSsts::NO_DEVICE
                 || drive.is_some()
-                    && (regs.ssts == SSTS_OFFLINE
-                        || links.into_iter().any(|link| link == regs.ssts)));
+                    && (regs.ssts == PxSsts::DET_PHY_OFFLINE
+                        || Speed::ALL.map(PxSsts::up).contains(&regs.ssts)));
         if !possible {
             return Err(invalid("the saved registers cannot be"));
         }

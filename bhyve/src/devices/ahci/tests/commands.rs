@@ -162,7 +162,7 @@ fn commands_issued_while_paused_are_not_lost() {
         driver.device.resume();
         until("the commands", || read(&driver, 0, P_SACT) == 0);
         assert_eq!(rig.data(16 << 10)[30 * 512], 30);
-        assert_eq!(read(&driver, 0, P_IS) & P_IX_TFE, 0);
+        assert!(!causes(&driver, 0).contains(PxIx::TFE));
     }
 }
 
@@ -180,13 +180,13 @@ fn a_reset_waits_for_the_disk() {
         write(&driver, 0, P_CI, u32::MAX);
         match round % 3 {
             0 => {
-                driver.device.bar_write(ABAR, GHC, 4, GHC_HR.into());
+                driver.device.bar_write(ABAR, GHC, 4, Ghc::HR.bits().into());
                 until("the reset", || {
-                    driver.device.bar_read(ABAR, GHC, 4) == u64::from(GHC_AE)
+                    driver.device.bar_read(ABAR, GHC, 4) == u64::from(Ghc::AE.bits())
                 });
             }
             1 => {
-                write(&driver, 0, P_CMD, P_CMD_FRE);
+                write(&driver, 0, P_CMD, PxCmd::FRE.bits());
                 write(&driver, 0, P_SCTL, 0x301);
                 write(&driver, 0, P_SCTL, 0x300);
                 until("the link", || read(&driver, 0, P_TFD) == 0x150);
@@ -213,12 +213,15 @@ fn a_failed_queued_command_is_in_the_log() {
     let rig = rig(Clock::Instructions);
     let driver = rig.ready(&rig.both());
     let bad = Issue::queued(READ_QUEUED, 5, SECTORS, 1).data(DATA, 512);
-    assert_eq!(rig.go(&driver, &[bad]), u32::from(E_IDNF) << 8 | 0x41);
+    assert_eq!(
+        rig.go(&driver, &[bad]),
+        u32::from(Error::IDNF.bits()) << 8 | 0x41
+    );
     assert_eq!(
         (read(&driver, 0, P_SACT), read(&driver, 0, P_CI)),
         (1 << 5, 0)
     );
-    assert_ne!(read(&driver, 0, P_IS) & P_IX_TFE, 0);
+    assert!(causes(&driver, 0).contains(PxIx::TFE));
     // Nothing begins before the list was stopped.
     write(&driver, 0, P_CI, 1);
     assert_eq!(read(&driver, 0, P_CI), 1);
@@ -230,7 +233,7 @@ fn a_failed_queued_command_is_in_the_log() {
     let page = rig.data(512);
     assert_eq!(
         (page[0], page[2], page[3], page[4]),
-        (5, 0x41, E_IDNF, SECTORS as u8)
+        (5, 0x41, Error::IDNF.bits(), SECTORS as u8)
     );
     assert_eq!(
         page.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte)),
@@ -244,14 +247,14 @@ fn buffers_outside_of_memory_stop_the_port() {
     let driver = rig.ready(&rig.both());
     for gpa in [MEMORY, MEMORY - 8, u64::MAX - 15, 1 << 40] {
         rig.go(&driver, &[Issue::ata(READ_DMA_EXT, 0, 1).data(gpa, 512)]);
-        assert_ne!(read(&driver, 0, P_IS) & P_IX_HBF, 0, "{gpa:#x}");
+        assert!(causes(&driver, 0).contains(PxIx::HBF), "{gpa:#x}");
         begin(&driver);
     }
-    write(&driver, 0, P_CMD, P_CMD_FRE);
+    write(&driver, 0, P_CMD, PxCmd::FRE.bits());
     write(&driver, 0, P_CLBU, 7);
-    write(&driver, 0, P_CMD, P_CMD_FRE | P_CMD_ST);
+    write(&driver, 0, P_CMD, (PxCmd::FRE | PxCmd::ST).bits());
     write(&driver, 0, P_CI, 1);
-    assert_ne!(read(&driver, 0, P_IS) & P_IX_HBF, 0);
+    assert!(causes(&driver, 0).contains(PxIx::HBF));
     write(&driver, 0, P_CLBU, 0);
     begin(&driver);
     assert_eq!(
@@ -260,6 +263,6 @@ fn buffers_outside_of_memory_stop_the_port() {
     );
     // Less room than data is an overflow, and what fits has come.
     rig.go(&driver, &[Issue::ata(READ_DMA_EXT, 9, 1).data(DATA, 100)]);
-    assert_ne!(read(&driver, 0, P_IS) & P_IX_OF, 0);
+    assert!(causes(&driver, 0).contains(PxIx::OF));
     assert_eq!((rig.moved(0, 0), rig.data(100)), (100, vec![9; 100]));
 }

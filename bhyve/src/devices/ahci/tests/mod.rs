@@ -72,7 +72,22 @@ impl Issue {
         let [a, b, c, d, e, f, ..] = lba.to_le_bytes();
         let [n, m] = count.to_le_bytes();
         let mut fis = [0; FIS_SIZE];
-        fis[..14].copy_from_slice(&[FIS_H2D, 0x80, command, 0, a, b, c, 0x40, d, e, f, 0, n, m]);
+        fis[..14].copy_from_slice(&[
+            FisType::RegH2D as u8,
+            0x80,
+            command,
+            0,
+            a,
+            b,
+            c,
+            0x40,
+            d,
+            e,
+            f,
+            0,
+            n,
+            m,
+        ]);
         Self {
             fis,
             ..Self::default()
@@ -161,7 +176,7 @@ impl Rig {
         write(driver, port, P_SACT, queued);
         write(driver, port, P_CI, slots);
         until("the commands", || {
-            let failed = read(driver, port, P_IS) & (P_IX_TFE | P_IX_HBF | P_IX_IF) != 0;
+            let failed = causes(driver, port).intersects(PxIx::TFE | PxIx::HBF | PxIx::IF);
             failed || (read(driver, port, P_CI) | read(driver, port, P_SACT)) & slots == 0
         });
         read(driver, port, P_TFD)
@@ -180,6 +195,10 @@ fn read(driver: &Driver, port: u64, reg: u64) -> u32 {
         .bar_read(ABAR, PORTS_AT + port * PORT_SIZE + reg, 4) as u32
 }
 
+fn causes(driver: &Driver, port: u64) -> PxIx {
+    PxIx::from_bits_retain(read(driver, port, P_IS))
+}
+
 fn write(driver: &Driver, port: u64, reg: u64, value: u32) {
     let at = PORTS_AT + port * PORT_SIZE + reg;
     driver.device.bar_write(ABAR, at, 4, value.into());
@@ -189,20 +208,20 @@ fn write(driver: &Driver, port: u64, reg: u64, value: u32) {
 fn begin(driver: &Driver) {
     driver
         .device
-        .bar_write(ABAR, GHC, 4, (GHC_AE | GHC_IE).into());
+        .bar_write(ABAR, GHC, 4, (Ghc::AE | Ghc::IE).bits().into());
     for port in 0..2 {
         write(driver, port, P_CMD, 0);
         until("the list to stop", || {
-            read(driver, port, P_CMD) & P_CMD_CR == 0
+            !PxCmd::from_bits_retain(read(driver, port, P_CMD)).contains(PxCmd::CR)
         });
         write(driver, port, P_CLB, (LISTS + 0x400 * port) as u32);
         write(driver, port, P_FB, (RFIS + 0x100 * port) as u32);
         write(driver, port, P_SERR, u32::MAX);
         write(driver, port, P_IS, u32::MAX);
         write(driver, port, P_IE, u32::MAX);
-        write(driver, port, P_CMD, P_CMD_FRE);
-        write(driver, port, P_CMD, P_CMD_FRE | P_CMD_CLO);
-        write(driver, port, P_CMD, P_CMD_FRE | P_CMD_ST);
+        write(driver, port, P_CMD, PxCmd::FRE.bits());
+        write(driver, port, P_CMD, (PxCmd::FRE | PxCmd::CLO).bits());
+        write(driver, port, P_CMD, (PxCmd::FRE | PxCmd::ST).bits());
     }
 }
 

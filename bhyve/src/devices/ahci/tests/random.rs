@@ -162,7 +162,7 @@ fn disk_and_vector(clock: Clock, steps: Vec<Step>) {
         };
         assert_eq!(status & 0xff01 == 0, good, "{status:#x}");
         if !good {
-            assert_eq!(status >> 8, u32::from(E_IDNF));
+            assert_eq!(status >> 8, u32::from(Error::IDNF.bits()));
             begin(&driver);
         }
     }
@@ -210,8 +210,7 @@ fn any_issue() -> impl Strategy<Value = Issue> {
         0x00u8, 0x03, 0x12, 0x1b, 0x1e, 0x25, 0x28, 0x2b, 0x42, 0x43, 0x46, 0x4a, 0x5a, 0xa0, 0xa8,
         0xbe,
     ]);
-    let kind =
-        prop_oneof![9 => Just((FIS_H2D, 0x80u8)), 1 => Just((FIS_H2D, 0)), 1 => any::<(u8, u8)>()];
+    let kind = prop_oneof![9 => Just((FisType::RegH2D as u8, 0x80u8)), 1 => Just((FisType::RegH2D as u8, 0)), 1 => any::<(u8, u8)>()];
     let prds = prop::collection::vec(
         (
             prop_oneof![9 => Just(DATA), 1 => any::<u64>(), 1 => Just(MEMORY - 100)],
@@ -390,7 +389,7 @@ proptest! {
             let part = &noise[at..noise.len().min(at + 0x400)];
             let _ = rig.bench.mem.write(table, part);
             if tame {
-                rig.bench.mem.write(table, &[FIS_H2D, 0x80]).unwrap();
+                rig.bench.mem.write(table, &[FisType::RegH2D as u8, 0x80]).unwrap();
             }
         }
         for touch in &touches {
@@ -400,8 +399,8 @@ proptest! {
             apply(&rig, &driver, touch);
         }
         let driver = renew(&rig, &opts, driver);
-        driver.device.bar_write(ABAR, GHC, 4, GHC_HR.into());
-        prop_assert_eq!(driver.device.bar_read(ABAR, GHC, 4), u64::from(GHC_AE));
+        driver.device.bar_write(ABAR, GHC, 4, Ghc::HR.bits().into());
+        prop_assert_eq!(driver.device.bar_read(ABAR, GHC, 4), u64::from(Ghc::AE.bits()));
         begin(&driver);
         prop_assert_eq!(rig.go(&driver, &[Issue::ata(IDENTIFY, 0, 0).data(DATA, 512)]), 0x50);
         prop_assert_eq!(fs::metadata(&rig.hd).unwrap().len(), SECTORS * SECTOR);
