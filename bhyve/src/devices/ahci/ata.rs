@@ -222,10 +222,11 @@ fn set_features(drive: &mut Drive, cfis: &Cfis) -> Action {
     match cfis.features() & 0xff {
         TRANSFER_MODE => {
             let mode = cfis.count() as u8;
-            match mode & 0xf8 {
-                0x00 | 0x08 => {}
-                0x20 if mode & 7 <= 2 => settings.transfer_mode = mode,
-                0x40 if mode & 7 <= 6 => settings.transfer_mode = mode,
+            match (mode & MODE_FAMILY, mode & MODE_NUMBER) {
+                (MODE_PIO_DEFAULT | MODE_PIO, _) => {}
+                (MODE_MULTIWORD_DMA, ..=2) | (MODE_ULTRA_DMA, ..=6) => {
+                    settings.transfer_mode = mode;
+                }
                 _ => return abort(cfis),
             }
         }
@@ -279,10 +280,11 @@ fn smart(drive: &mut Drive, cfis: &Cfis) -> Action {
     const ENABLE: u16 = 0xd8;
     const DISABLE: u16 = 0xd9;
     const RETURN_STATUS: u16 = 0xda;
-    // The key against accidents.
+    /// Against accidents.
+    const KEY: (u8, u8) = (0x4f, 0xc2);
     let [mid, high] = [cfis.0[5], cfis.0[6]];
     let function = cfis.features() & 0xff;
-    if (mid, high) != (0x4f, 0xc2) || !drive.settings.smart && function != ENABLE {
+    if (mid, high) != KEY || !drive.settings.smart && function != ENABLE {
         return abort(cfis);
     }
     match function {

@@ -6,7 +6,7 @@
 use super::command::Packet;
 use super::drive::{Action, Drive, Fault, Sense};
 use super::fis::{Answer, Cfis};
-use super::regs::Error;
+use super::regs::{Error, InterruptReason, PacketFeatures};
 
 const TEST_UNIT_READY: u8 = 0x00;
 const REQUEST_SENSE: u8 = 0x03;
@@ -70,8 +70,8 @@ type Reply = Result<Option<Vec<u8>>, Sense>;
 
 /// Begins a packet command.
 pub fn execute(drive: &mut Drive, cfis: &Cfis, packet: &Packet) -> Action {
-    const DMA: u16 = 1;
-    let pio = cfis.features() & DMA == 0;
+    let features = PacketFeatures::from_bits_retain(cfis.features());
+    let pio = !features.contains(PacketFeatures::DMA);
     let reply = match packet[0] {
         READ_10 => return read(drive, cfis, packet, be16(packet, 7) as u64, pio),
         READ_12 => return read(drive, cfis, packet, be32(packet, 6), pio),
@@ -105,18 +105,18 @@ pub fn execute(drive: &mut Drive, cfis: &Cfis, packet: &Packet) -> Action {
     }
 }
 
-// The count register is the interrupt reason: a command is done, the direction is to the host.
-const REASON: u8 = 0b11;
+/// Of every command that is done.
+const REASON: InterruptReason = InterruptReason::CMD.union(InterruptReason::IN);
 
 fn refuse(drive: &mut Drive, cfis: &Cfis, sense: Sense) -> Answer {
     drive.sense = sense;
-    Answer::bad(cfis, Error::sense(sense.key) | Error::ABORT).with_count(REASON)
+    Answer::bad(cfis, Error::sense(sense.key) | Error::ABORT).with_count(REASON.bits())
 }
 
 /// How a packet command ends.
 pub fn answer(drive: &mut Drive, cfis: &Cfis, result: Result<(), Fault>) -> Answer {
     match result {
-        Ok(()) => Answer::good(cfis).with_count(REASON),
+        Ok(()) => Answer::good(cfis).with_count(REASON.bits()),
         Err(Fault::Range) => refuse(drive, cfis, NO_SUCH_BLOCK),
         Err(Fault::Invalid) => refuse(drive, cfis, BAD_FIELD),
         Err(Fault::Read | Fault::Write) => refuse(drive, cfis, READ_ERROR),

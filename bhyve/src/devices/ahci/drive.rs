@@ -73,7 +73,7 @@ impl Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            transfer_mode: 0x46, // Ultra DMA 6
+            transfer_mode: MODE_ULTRA_DMA | 6,
             multiple: Self::MOST_MULTIPLE,
             write_cache: true,
             look_ahead: true,

@@ -4,6 +4,7 @@
 //! (`ata_identify_init` of `usr.sbin/bhyve/pci_ahci.c`; the words are those of ATA8-ACS and ACS-2).
 
 use super::drive::{Drive, Face, Kind, Settings};
+use super::regs::{MODE_FAMILY, MODE_MULTIWORD_DMA, MODE_NUMBER, MODE_ULTRA_DMA};
 
 /// Bytes of the answer, and of a page of a log.
 pub const PAGE: usize = 512;
@@ -110,14 +111,14 @@ fn common(words: &mut Words, face: &Face, settings: &Settings) {
     words.set(53, 0b110); // words 64 to 70 and 88 mean something
     // All multiword and Ultra DMA modes; the chosen one is in the upper half.
     let chosen = |family: u8| match settings.transfer_mode {
-        mode if mode & 0xf8 == family => 1 << (8 + (mode & 7)),
+        mode if mode & MODE_FAMILY == family => 1 << (8 + (mode & MODE_NUMBER)),
         _ => 0,
     };
-    words.set(63, 0x7 | chosen(0x20));
+    words.set(63, 0x7 | chosen(MODE_MULTIWORD_DMA));
     words.set(64, 0b11); // PIO modes 3 and 4
     (65..=68).for_each(|word| words.set(word, CYCLE));
     words.set(80, VERSIONS);
-    words.set(88, 0x7f | chosen(0x40));
+    words.set(88, 0x7f | chosen(MODE_ULTRA_DMA));
     words.set(222, TRANSPORT);
 }
 

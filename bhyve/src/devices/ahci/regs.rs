@@ -448,6 +448,41 @@ impl PxTfd {
 }
 
 bitflags! {
+    /// The ATA features register of a packet command (`ATA_F_*`).
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub struct PacketFeatures: u16 {
+        /// Data is moved by DMA.
+        const DMA = 1 << 0;
+        /// The command may give up the bus.
+        const OVL = 1 << 1;
+        const _ = !0;
+    }
+}
+
+bitflags! {
+    /// The ATA count register after a packet command: the interrupt reason (`ATA_I_*`).
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub struct InterruptReason: u8 {
+        /// It is about a command, not data.
+        const CMD = 1 << 0;
+        /// The direction is to the host.
+        const IN = 1 << 1;
+        /// The bus was given up.
+        const RELEASE = 1 << 2;
+        /// Tag of the command.
+        const TAG = 0x1f << 3;
+    }
+}
+
+/// SET FEATURES' transfer modes: the family in the upper five bits, the mode's number below it.
+pub const MODE_FAMILY: u8 = 0x1f << 3;
+pub const MODE_NUMBER: u8 = 0x7;
+pub const MODE_PIO_DEFAULT: u8 = 0x00;
+pub const MODE_PIO: u8 = 0x08;
+pub const MODE_MULTIWORD_DMA: u8 = 0x20;
+pub const MODE_ULTRA_DMA: u8 = 0x40;
+
+bitflags! {
     /// The ATA device register.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     pub struct DeviceReg: u8 {

@@ -20,7 +20,13 @@ fn a_disk_says_what_it_is() {
         (0, SIG_NONE)
     );
     assert_eq!(driver.device.bar_read(ABAR, PI, 4), 1);
-    assert_eq!(driver.device.bar_read(ABAR, CAP, 4) & 0x1f, 5);
+    // The numbers of AHCI 1.3.1: 64-bit addresses, NCQ, CLO, generation 3, AHCI only, PIO, 32 slots, 6 ports.
+    assert_eq!(driver.device.bar_read(ABAR, CAP, 4), 0xc134_9f05);
+    assert_eq!(driver.device.bar_read(ABAR, GHC, 4), 0x8000_0002);
+    // The last slot is the current one of a list that runs and receives; spun up and with power.
+    assert_eq!(read(&driver, 0, P_CMD), 0xdf17);
+    assert_eq!(read(&driver, 0, P_IE), 0xfdc0_00ff);
+    assert_eq!(read(&driver, 2, P_TFD), 0x7f);
     assert_eq!(
         rig.go(&driver, &[Issue::ata(IDENTIFY, 0, 0).data(DATA, 512)]),
         0x50
@@ -42,6 +48,38 @@ fn a_disk_says_what_it_is() {
         0x0441
     );
     assert_eq!(read(&driver, 0, P_CI), 1);
+}
+
+#[test]
+fn the_link_follows_its_control_register() {
+    let rig = rig(Clock::Instructions);
+    let driver = rig.ready(&format!("hd:{}", rig.hd.display()));
+    let link = |sctl: u32| {
+        write(&driver, 0, P_SCTL, sctl);
+        (read(&driver, 0, P_SSTS), read(&driver, 0, P_TFD))
+    };
+    // Not while the list runs.
+    assert_eq!(link(0x4), (0x133, 0x150));
+    write(&driver, 0, P_CMD, PxCmd::FRE.bits());
+    assert_eq!(link(0x0), (0x133, 0x150));
+    for (control, down) in [(0x1, 0x0), (0x4, 0x4)] {
+        // Any speed, each generation, and one that does not exist.
+        for (limit, up) in [
+            (0x0, 0x133),
+            (0x10, 0x113),
+            (0x20, 0x123),
+            (0x30, 0x133),
+            (0x70, 0x133),
+        ] {
+            assert_eq!(link(limit | control), (down, 0x7f));
+            assert_eq!(read(&driver, 0, P_SIG), 0xffff_ffff);
+            assert_eq!(link(limit), (up, 0x150));
+            assert_eq!(read(&driver, 0, P_SIG), 0x101);
+        }
+    }
+    // A reserved value does nothing, and no bit above the three fields is kept.
+    assert_eq!(link(0xffff_f302), (0x133, 0x150));
+    assert_eq!(read(&driver, 0, P_SCTL), 0x302);
 }
 
 #[test]
