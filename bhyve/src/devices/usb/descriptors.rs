@@ -7,7 +7,8 @@
 
 //! The descriptors of the tablet (the tables of `usr.sbin/bhyve/usb_mouse.c`), true to the speed of the port that it is in.
 
-use super::Speed;
+use super::{DIR_IN, Speed};
+use bitflags::bitflags;
 
 /// Types of descriptors (USB 3.0, table 9-5; HID 1.11, 7.1).
 pub mod kind {
@@ -31,6 +32,10 @@ const PRODUCT: u16 = 0x0001;
 
 /// The interrupt endpoint that reports come from.
 pub const REPORT_ENDPOINT: u8 = 1;
+/// Its address: it leads to the host.
+pub const REPORT_ADDRESS: u8 = DIR_IN | REPORT_ENDPOINT;
+/// bmAttributes of an endpoint: the transfer type (`UE_INTERRUPT`).
+const INTERRUPT: u8 = 3;
 /// The only configuration's number.
 pub const CONFIGURATION: u8 = 1;
 /// Coordinates go from 0 to this.
@@ -40,6 +45,7 @@ const MAX_PACKET: u8 = 8;
 const CLASS_HID: u8 = 3;
 const SUBCLASS_BOOT: u8 = 1;
 const PROTOCOL_MOUSE: u8 = 2;
+// bmAttributes of a configuration (`UC_*`).
 const BUS_POWERED: u8 = 0x80;
 const REMOTE_WAKEUP: u8 = 0x20;
 /// A millisecond, as the power of two of 125 µs plus one that high and super speed count in.
@@ -91,10 +97,32 @@ pub const REPORT: &[u8] = &[
     0xc0,                   // end of collection
 ];
 
+/// Releases in BCD (`UD_USB_2_0`, `UD_USB_3_0`, HID 1.11).
+const USB_2_0: u16 = 0x0200;
+const USB_3_0: u16 = 0x0300;
+const HID_1_11: u16 = 0x0111;
+
+// The capabilities of a device (USB 3.0, table 9-12).
+const CAPABILITY_USB_2_0_EXTENSION: u8 = 2;
+const CAPABILITY_SUPER_SPEED: u8 = 3;
+
+bitflags! {
+    /// wSpeedsSupported.
+    struct SpeedsSupported: u16 {
+        const HIGH = 1 << 2;
+        const SUPER = 1 << 3;
+    }
+}
+/// bFunctionalitySupport: the lowest speed at which all works, by its bit in [`SpeedsSupported`].
+const ALL_WORKS_AT: u8 = SpeedsSupported::HIGH.bits().trailing_zeros() as u8;
+/// How long it takes out of U1 and out of U2, in microseconds.
+const U1_EXIT: u8 = 10;
+const U2_EXIT: u16 = 32;
+
 fn version(speed: Speed) -> u16 {
     match speed {
-        Speed::High => 0x0200,
-        Speed::Super => 0x0300,
+        Speed::High => USB_2_0,
+        Speed::Super => USB_3_0,
     }
 }
 
@@ -141,7 +169,8 @@ pub fn qualifier(speed: Speed) -> Option<Vec<u8>> {
 /// The HID descriptor.
 pub fn hid() -> [u8; 9] {
     let [l0, l1] = (REPORT.len() as u16).to_le_bytes();
-    [9, kind::HID, 0x11, 0x01, 0, 1, kind::REPORT, l0, l1]
+    let [v0, v1] = HID_1_11.to_le_bytes();
+    [9, kind::HID, v0, v1, 0, 1, kind::REPORT, l0, l1]
 }
 
 /// The configuration with all that belongs to it.
@@ -174,8 +203,8 @@ fn build_configuration(descriptor: u8, interval: u8, companion: &[u8]) -> Vec<u8
     all.extend([9, kind::INTERFACE, 0, 0, 1]);
     all.extend([CLASS_HID, SUBCLASS_BOOT, PROTOCOL_MOUSE, 0]);
     all.extend(hid());
-    let address = 0x80 | REPORT_ENDPOINT;
-    all.extend([7, kind::ENDPOINT, address, 3, MAX_PACKET, 0, interval]);
+    all.extend([7, kind::ENDPOINT, REPORT_ADDRESS, INTERRUPT]);
+    all.extend([MAX_PACKET, 0, interval]);
     all.extend(companion);
     let total = (all.len() as u16).to_le_bytes();
     all.iter_mut()
@@ -190,10 +219,14 @@ pub fn bos(speed: Speed) -> Option<Vec<u8>> {
     (speed == Speed::Super).then(|| {
         let mut all = vec![5, kind::BOS, 22, 0, 2];
         // USB 2.0 extension: no link power management.
-        all.extend([7, kind::CAPABILITY, 2, 0, 0, 0, 0]);
-        // Super speed: no latency tolerance messages, high and super speed, all works at high speed already, 10 µs out of
-        // U1 and 32 µs out of U2.
-        all.extend([10, kind::CAPABILITY, 3, 0, 0x0c, 0, 2, 10, 32, 0]);
+        let extension = CAPABILITY_USB_2_0_EXTENSION;
+        all.extend([7, kind::CAPABILITY, extension, 0, 0, 0, 0]);
+        // No latency tolerance messages.
+        let speeds = SpeedsSupported::HIGH | SpeedsSupported::SUPER;
+        all.extend([10, kind::CAPABILITY, CAPABILITY_SUPER_SPEED, 0]);
+        all.extend(speeds.bits().to_le_bytes());
+        all.extend([ALL_WORKS_AT, U1_EXIT]);
+        all.extend(U2_EXIT.to_le_bytes());
         all
     })
 }

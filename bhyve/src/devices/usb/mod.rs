@@ -6,6 +6,7 @@ pub mod descriptors;
 pub mod tablet;
 
 use crate::device::StateError;
+use bitflags::bitflags;
 use serde::{Deserialize, Serialize};
 
 /// How fast a device talks, which is also a matter of the port that it is plugged into.
@@ -15,6 +16,22 @@ pub enum Speed {
     High,
     /// 5 Gb/s, a USB 3 port.
     Super,
+}
+
+/// `UE_DIR_IN`: in bmRequestType and in the address of an endpoint, that data goes to the host.
+pub const DIR_IN: u8 = 0x80;
+
+bitflags! {
+    /// Buttons as in RFB.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub struct Buttons: u8 {
+        const LEFT = 1 << 0;
+        const MIDDLE = 1 << 1;
+        const RIGHT = 1 << 2;
+        const WHEEL_UP = 1 << 3;
+        const WHEEL_DOWN = 1 << 4;
+        const _ = !0;
+    }
 }
 
 /// A setup packet.
@@ -47,7 +64,7 @@ impl Setup {
 
     /// Whether the data stage, if there is one, goes to the host.
     pub fn is_in(&self) -> bool {
-        self.kind & 0x80 != 0
+        self.kind & DIR_IN != 0
     }
 }
 
@@ -71,8 +88,8 @@ pub enum Reply {
 /// Something that a person does at the console.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pointer {
-    /// As in RFB: bit 0 left, 1 middle, 2 right, 3 wheel up, 4 wheel down.
-    pub buttons: u8,
+    /// What is pressed and turned.
+    pub buttons: Buttons,
     /// Pixels from the left of the picture.
     pub x: u32,
     /// Pixels from its top.

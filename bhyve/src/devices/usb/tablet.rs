@@ -5,10 +5,13 @@
 //! Upstream keeps the last report only, so a click that comes and goes between two polls is lost. Here reports queue up,
 //! and motion with the same buttons takes the place of the motion before it.
 
-use super::descriptors::{self, CONFIGURATION, MAX_COORDINATE, REPORT_ENDPOINT, kind};
-use super::{DeviceState, Pointer, Reply, Setup, Speed, Stall, UsbDevice};
+use super::descriptors::{
+    self, CONFIGURATION, MAX_COORDINATE, REPORT_ADDRESS, REPORT_ENDPOINT, kind,
+};
+use super::{Buttons, DIR_IN, DeviceState, Pointer, Reply, Setup, Speed, Stall, UsbDevice};
 use crate::device::StateError;
 use crate::devices::models::{Model, Place};
+use bitflags::bitflags;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 
@@ -24,15 +27,16 @@ pub const TABLET: Model = Model {
 /// Reports that wait for the guest. When there are more the last takes the newest state.
 const MAX_REPORTS: usize = 32;
 
-// bmRequestType: direction, type and recipient.
+// bmRequestType: direction, type and recipient (`UT_*` of FreeBSD's `usb.h`).
+const CLASS: u8 = 0x20;
 const TO_DEVICE: u8 = 0x00;
 const TO_INTERFACE: u8 = 0x01;
 const TO_ENDPOINT: u8 = 0x02;
-const FROM_DEVICE: u8 = 0x80;
-const FROM_INTERFACE: u8 = 0x81;
-const FROM_ENDPOINT: u8 = 0x82;
-const CLASS_TO_INTERFACE: u8 = 0x21;
-const CLASS_FROM_INTERFACE: u8 = 0xa1;
+const FROM_DEVICE: u8 = DIR_IN | TO_DEVICE;
+const FROM_INTERFACE: u8 = DIR_IN | TO_INTERFACE;
+const FROM_ENDPOINT: u8 = DIR_IN | TO_ENDPOINT;
+const CLASS_TO_INTERFACE: u8 = CLASS | TO_INTERFACE;
+const CLASS_FROM_INTERFACE: u8 = CLASS | FROM_INTERFACE;
 
 // Standard requests.
 const GET_STATUS: u8 = 0;
@@ -64,18 +68,63 @@ const FEATURE_LTM_ENABLE: u16 = 50;
 /// In the high byte of wIndex: the function may wake the host.
 const SUSPEND_WAKE: u16 = 1 << 9;
 
-const STATUS_REMOTE_WAKEUP: u8 = 1 << 1;
 const REPORT_TYPE_INPUT: u16 = 1;
 const PROTOCOL_BOOT: u8 = 0;
 const PROTOCOL_REPORT: u8 = 1;
 
-const WHEEL_UP: u8 = 1 << 3;
-const WHEEL_DOWN: u8 = 1 << 4;
+/// In wIndex of a request to an endpoint: its address.
+const INDEX_ADDRESS: u16 = 0xff;
+/// In that address: its number (`UE_ADDR`).
+const INDEX_NUMBER: u16 = 0xf;
+
+/// What a coordinate is shifted down by for the boot protocol: the whole tablet is 1024 steps wide.
+const BOOT_SHIFT: u32 = 5;
+
+bitflags! {
+    /// The buttons of a report, as HID numbers them.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    struct ReportButtons: u8 {
+        const LEFT = 1 << 0;
+        const RIGHT = 1 << 1;
+        const MIDDLE = 1 << 2;
+    }
+
+    /// The status of a device (USB 3.0, figure 9-4). Of these the features of the link are kept.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    struct DeviceStatus: u8 {
+        const REMOTE_WAKEUP = 1 << 1;
+        const U1_ENABLE = 1 << 2;
+        const U2_ENABLE = 1 << 3;
+        const LTM_ENABLE = 1 << 4;
+    }
+
+    /// The status of the first interface of a function (USB 3.0, figure 9-5).
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    struct FunctionStatus: u8 {
+        /// It can wake the host.
+        const REMOTE_WAKE_CAPABLE = 1 << 0;
+        /// It may.
+        const REMOTE_WAKEUP = 1 << 1;
+    }
+
+    /// The status of an endpoint (`UES_HALT`).
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    struct EndpointStatus: u8 {
+        const HALT = 1 << 0;
+    }
+}
+
+/// What a USB 3 port's guest may enable.
+const LINK_FEATURES: DeviceStatus = DeviceStatus::U1_ENABLE
+    .union(DeviceStatus::U2_ENABLE)
+    .union(DeviceStatus::LTM_ENABLE);
+/// A checkpoint keeps them from bit 0.
+const LINK_FEATURES_SHIFT: u32 = LINK_FEATURES.bits().trailing_zeros();
 
 /// One state of the pointer, as the guest is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 struct Report {
-    /// Bit 0 left, 1 right, 2 middle.
+    /// [`ReportButtons`].
     buttons: u8,
     x: u16,
     y: u16,
@@ -91,9 +140,9 @@ impl Report {
 
     /// What a guest that only knows the boot protocol is told: motion since `before`.
     fn boot_bytes(self, before: Self) -> Vec<u8> {
-        // The whole tablet is 1024 steps wide.
         let step = |now: u16, then: u16| {
-            let moved = (i32::from(now >> 5) - i32::from(then >> 5)).clamp(-127, 127);
+            let moved =
+                (i32::from(now >> BOOT_SHIFT) - i32::from(then >> BOOT_SHIFT)).clamp(-127, 127);
             moved as i8 as u8
         };
         vec![self.buttons, step(self.x, before.x), step(self.y, before.y)]
@@ -108,10 +157,10 @@ pub struct Tablet {
     idle: u8,
     remote_wakeup: bool,
     halted: bool,
-    /// U1, U2 and LTM, as they were enabled: bits 0 to 2.
-    link_features: u8,
+    /// Those of [`LINK_FEATURES`] that are enabled.
+    link_features: DeviceStatus,
     /// The buttons as the console last gave them, by which a wheel step is told from a wheel that stays turned.
-    console_buttons: u8,
+    console_buttons: Buttons,
     reports: VecDeque<Report>,
     /// The last one that the guest has taken.
     told: Report,
@@ -149,8 +198,8 @@ impl Tablet {
             idle: 0,
             remote_wakeup: false,
             halted: false,
-            link_features: 0,
-            console_buttons: 0,
+            link_features: DeviceStatus::empty(),
+            console_buttons: Buttons::empty(),
             reports: VecDeque::new(),
             told: Report::default(),
         }
@@ -184,20 +233,15 @@ impl Tablet {
 
     fn feature(&mut self, setup: Setup, on: bool) -> Result<(), Stall> {
         let link = |feature| match feature {
-            FEATURE_U1_ENABLE => Some(1),
-            FEATURE_U2_ENABLE => Some(2),
-            FEATURE_LTM_ENABLE => Some(4),
+            FEATURE_U1_ENABLE => Some(DeviceStatus::U1_ENABLE),
+            FEATURE_U2_ENABLE => Some(DeviceStatus::U2_ENABLE),
+            FEATURE_LTM_ENABLE => Some(DeviceStatus::LTM_ENABLE),
             _ => None,
         };
         match (setup.kind, setup.value) {
             (TO_DEVICE, FEATURE_REMOTE_WAKEUP) => self.remote_wakeup = on,
             (TO_DEVICE, feature) if self.speed == Speed::Super => {
-                let bit = link(feature).ok_or(Stall)?;
-                if on {
-                    self.link_features |= bit;
-                } else {
-                    self.link_features &= !bit;
-                }
+                self.link_features.set(link(feature).ok_or(Stall)?, on);
             }
             (TO_INTERFACE, FEATURE_FUNCTION_SUSPEND) if self.speed == Speed::Super => {
                 self.remote_wakeup = on && setup.index & SUSPEND_WAKE != 0;
@@ -206,33 +250,34 @@ impl Tablet {
                 self.halted = on;
             }
             // Endpoint 0 cannot be halted for long: the next setup packet ends that.
-            (TO_ENDPOINT, FEATURE_ENDPOINT_HALT) if setup.index & 0xf == 0 => {}
+            (TO_ENDPOINT, FEATURE_ENDPOINT_HALT) if setup.index & INDEX_NUMBER == 0 => {}
             _ => return Err(Stall),
         }
         Ok(())
     }
 
     fn is_report_endpoint(&self, index: u16) -> bool {
-        self.configuration != 0 && index & 0xff == u16::from(0x80 | REPORT_ENDPOINT)
+        self.configuration != 0 && index & INDEX_ADDRESS == u16::from(REPORT_ADDRESS)
     }
 
     fn status(&self, setup: Setup) -> Result<Vec<u8>, Stall> {
         let status = match setup.kind {
             FROM_DEVICE => {
-                let wakeup = if self.remote_wakeup {
-                    STATUS_REMOTE_WAKEUP
-                } else {
-                    0
-                };
-                wakeup | self.link_features << 2
+                let mut status = self.link_features;
+                status.set(DeviceStatus::REMOTE_WAKEUP, self.remote_wakeup);
+                status.bits()
             }
             FROM_INTERFACE => match self.speed {
                 Speed::High => 0,
-                // It can wake the host, and whether it may.
-                Speed::Super => 1 | u8::from(self.remote_wakeup) << 1,
+                Speed::Super => {
+                    let mut status = FunctionStatus::REMOTE_WAKE_CAPABLE;
+                    status.set(FunctionStatus::REMOTE_WAKEUP, self.remote_wakeup);
+                    status.bits()
+                }
             },
-            _ if self.is_report_endpoint(setup.index) => u8::from(self.halted),
-            _ if setup.index & 0xf == 0 => 0,
+            _ if self.is_report_endpoint(setup.index) && self.halted => EndpointStatus::HALT.bits(),
+            _ if self.is_report_endpoint(setup.index) => 0,
+            _ if setup.index & INDEX_NUMBER == 0 => 0,
             _ => return Err(Stall),
         };
         Ok(vec![status, 0])
@@ -361,14 +406,18 @@ impl UsbDevice for Tablet {
             width,
             height,
         } = event;
-        let turned = buttons & !self.console_buttons;
+        let turned = buttons - self.console_buttons;
         self.console_buttons = buttons;
-        // RFB has the middle button second, HID has it third.
+        let mut pressed = ReportButtons::empty();
+        pressed.set(ReportButtons::LEFT, buttons.contains(Buttons::LEFT));
+        pressed.set(ReportButtons::MIDDLE, buttons.contains(Buttons::MIDDLE));
+        pressed.set(ReportButtons::RIGHT, buttons.contains(Buttons::RIGHT));
         let report = Report {
-            buttons: buttons & 1 | (buttons & 2) << 1 | (buttons & 4) >> 1,
+            buttons: pressed.bits(),
             x: scale(x, width),
             y: scale(y, height),
-            wheel: i8::from(turned & WHEEL_UP != 0) - i8::from(turned & WHEEL_DOWN != 0),
+            wheel: i8::from(turned.contains(Buttons::WHEEL_UP))
+                - i8::from(turned.contains(Buttons::WHEEL_DOWN)),
         };
         let last = self.last();
         let news = report.wheel != 0
@@ -408,8 +457,8 @@ impl UsbDevice for Tablet {
             idle: *idle,
             remote_wakeup: *remote_wakeup,
             halted: *halted,
-            link_features: *link_features,
-            console_buttons: *console_buttons,
+            link_features: link_features.bits() >> LINK_FEATURES_SHIFT,
+            console_buttons: console_buttons.bits(),
             reports: reports.iter().copied().collect(),
             told: *told,
         })
@@ -438,11 +487,14 @@ impl UsbDevice for Tablet {
         if protocol > PROTOCOL_REPORT {
             return invalid("protocol does not exist");
         }
-        if link_features > 7 || (!super_speed && link_features != 0) {
+        let possible = LINK_FEATURES.bits() >> LINK_FEATURES_SHIFT;
+        if link_features > possible || (!super_speed && link_features != 0) {
             return invalid("features do not exist");
         }
         let fits = |report: &Report| {
-            report.buttons < 8 && report.x.max(report.y) <= MAX_COORDINATE && report.wheel > -128
+            report.buttons <= ReportButtons::all().bits()
+                && report.x.max(report.y) <= MAX_COORDINATE
+                && report.wheel > -128
         };
         if reports.len() > MAX_REPORTS
             || (configuration == 0 && !reports.is_empty())
@@ -457,8 +509,8 @@ impl UsbDevice for Tablet {
             idle,
             remote_wakeup,
             halted,
-            link_features,
-            console_buttons,
+            link_features: DeviceStatus::from_bits_retain(link_features << LINK_FEATURES_SHIFT),
+            console_buttons: Buttons::from_bits_retain(console_buttons),
             reports: reports.into(),
             told,
         };

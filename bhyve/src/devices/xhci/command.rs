@@ -6,16 +6,21 @@
 //! latency tolerance are refused with a TRB or parameter error.
 
 use super::controller::Controller;
-use super::regs::PORTS;
+use super::regs::{POINTER_64, PORTS};
 use super::ring::Ring;
 use super::slot::{
-    self, CONTEXT, CONTEXTS, EP0, Endpoint, EndpointState, Slot, SlotState, Words,
-    endpoint_context, slot_context,
+    self, CONTEXT, CONTEXTS, EP0, Endpoint, EndpointState, EndpointType, SLOT, Slot, SlotState,
+    Words, endpoint_context, slot_context,
 };
-use super::trb::{Code, Trb, kind};
+use super::trb::{Code, Trb, TrbType};
 
 /// Commands that one doorbell sets off. A real ring has fewer; one that never ends gets no further without another one.
 const MAX_COMMANDS: usize = 1024;
+
+/// Bytes of an entry of the array that DCBAAP points to.
+const DCBAA_ENTRY: u64 = 8;
+/// The address of a device that has none.
+const NO_ADDRESS: u8 = 0;
 
 /// An input context: which contexts to drop and add, and where they are.
 struct Input {
@@ -67,30 +72,31 @@ impl Controller {
     /// One command; the slot that its event names, or why not.
     fn command(&mut self, trb: Trb) -> Result<u8, Code> {
         let number = trb.slot();
-        match trb.kind() {
-            kind::NO_OP_COMMAND => return Ok(0),
-            kind::ENABLE_SLOT => return self.enable_slot(),
-            kind::DISABLE_SLOT
-            | kind::ADDRESS_DEVICE
-            | kind::CONFIGURE_ENDPOINT
-            | kind::EVALUATE_CONTEXT
-            | kind::RESET_ENDPOINT
-            | kind::STOP_ENDPOINT
-            | kind::SET_DEQUEUE
-            | kind::RESET_DEVICE => {}
+        let kind = trb.kind().ok_or(Code::Trb)?;
+        match kind {
+            TrbType::NoOpCommand => return Ok(0),
+            TrbType::EnableSlot => return self.enable_slot(),
+            TrbType::DisableSlot
+            | TrbType::AddressDevice
+            | TrbType::ConfigureEndpoint
+            | TrbType::EvaluateContext
+            | TrbType::ResetEndpoint
+            | TrbType::StopEndpoint
+            | TrbType::SetDequeue
+            | TrbType::ResetDevice => {}
             _ => return Err(Code::Trb),
         }
         if self.slot(number).is_none() {
             return Err(Code::SlotNotEnabled);
         }
-        match trb.kind() {
-            kind::DISABLE_SLOT => self.disable_slot(number),
-            kind::ADDRESS_DEVICE => self.address_device(number, trb),
-            kind::CONFIGURE_ENDPOINT => self.configure_endpoint(number, trb),
-            kind::EVALUATE_CONTEXT => self.evaluate_context(number, trb),
-            kind::RESET_ENDPOINT => self.reset_endpoint(number, trb.endpoint()),
-            kind::STOP_ENDPOINT => self.stop_endpoint(number, trb.endpoint()),
-            kind::SET_DEQUEUE => self.set_dequeue(number, trb),
+        match kind {
+            TrbType::DisableSlot => self.disable_slot(number),
+            TrbType::AddressDevice => self.address_device(number, trb),
+            TrbType::ConfigureEndpoint => self.configure_endpoint(number, trb),
+            TrbType::EvaluateContext => self.evaluate_context(number, trb),
+            TrbType::ResetEndpoint => self.reset_endpoint(number, trb.endpoint()),
+            TrbType::StopEndpoint => self.stop_endpoint(number, trb.endpoint()),
+            TrbType::SetDequeue => self.set_dequeue(number, trb),
             _ => self.reset_device(number),
         }
         .map(|()| number)
@@ -111,7 +117,7 @@ impl Controller {
 
     fn disable_slot(&mut self, number: u8) -> Result<(), Code> {
         if let Some(at) = self.output(number) {
-            self.change_context(at, |words| slot_context::set_state(words, 0, 0));
+            self.change_context(at, slot_context::disable);
         }
         let index = usize::from(number).checked_sub(1);
         if let Some(slot) = index.and_then(|index| self.slots.get_mut(index)) {
@@ -125,8 +131,8 @@ impl Controller {
 
     /// The address of a slot's output context, if it is in guest memory.
     fn output(&self, number: u8) -> Option<u64> {
-        let entry = self.dcbaap.checked_add(u64::from(number) * 8)?;
-        let at = self.mem.read_obj::<u64>(entry).ok()? & !0x3f;
+        let entry = self.dcbaap.checked_add(u64::from(number) * DCBAA_ENTRY)?;
+        let at = self.mem.read_obj::<u64>(entry).ok()? & POINTER_64;
         self.mem
             .contains(at, CONTEXT * CONTEXTS)
             .then_some(at)
@@ -154,7 +160,7 @@ impl Controller {
         };
         let (state, ring) = (endpoint.state, endpoint.ring);
         self.change_context(at + CONTEXT * u64::from(index), |words| {
-            endpoint_context::set_state(words, state.bits());
+            endpoint_context::set_state(words, state);
             if place {
                 endpoint_context::set_ring(words, ring);
             }
@@ -185,17 +191,17 @@ impl Controller {
     // ---- devices ----
 
     fn address_device(&mut self, number: u8, trb: Trb) -> Result<(), Code> {
-        let without_address = trb.flag();
+        let without_address = trb.blocks_address();
         let state = self.slot(number).ok_or(Code::SlotNotEnabled)?.state;
         match (state, without_address) {
             (SlotState::Enabled, _) | (SlotState::Default, false) => {}
             _ => return Err(Code::ContextState),
         }
         let input = self.input(trb)?;
-        if !input.adds(0) || !input.adds(EP0) {
+        if !input.adds(SLOT) || !input.adds(EP0) {
             return Err(Code::Parameter);
         }
-        let mut device = self.context(input.contexts, 0)?;
+        let mut device = self.context(input.contexts, SLOT)?;
         let mut control = self.context(input.contexts, EP0)?;
         let port = slot_context::port(&device);
         let taken = self.slots.iter().enumerate().any(|(n, slot)| {
@@ -204,7 +210,7 @@ impl Controller {
         let ring = endpoint_context::ring(&control);
         if slot_context::route(&device) != 0
             || !(1..=PORTS).contains(&usize::from(port))
-            || endpoint_context::kind(&control) != endpoint_context::CONTROL
+            || endpoint_context::kind(&control) != EndpointType::Control
             || ring.at == 0
             || taken
         {
@@ -215,14 +221,14 @@ impl Controller {
         }
         let output = self.output(number).ok_or(Code::Parameter)?;
         let (state, address) = if without_address {
-            (SlotState::Default, 0)
+            (SlotState::Default, NO_ADDRESS)
         } else {
             (SlotState::Addressed, number)
         };
         let endpoint = Endpoint::new(ring);
-        slot_context::set_state(&mut device, state.bits(), address);
-        endpoint_context::set_state(&mut control, endpoint.state.bits());
-        self.put(output, 0, &device)?;
+        slot_context::set_state(&mut device, state, address);
+        endpoint_context::set_state(&mut control, endpoint.state);
+        self.put(output, SLOT, &device)?;
         self.put(output, EP0, &control)?;
         let slot = self.slot(number).ok_or(Code::SlotNotEnabled)?;
         slot.state = state;
@@ -238,13 +244,13 @@ impl Controller {
         }
         let mut endpoints = slot.endpoints.clone();
         let output = self.output(number).ok_or(Code::Parameter)?;
-        let mut device = self.context(output, 0)?;
+        let mut device = self.context(output, SLOT)?;
         let mut written = Vec::new();
-        if trb.flag() {
+        if trb.deconfigures() {
             endpoints.retain(|index, _| *index == EP0);
         } else {
             let input = self.input(trb)?;
-            if input.drops(0) || input.drops(EP0) || input.adds(EP0) {
+            if input.drops(SLOT) || input.drops(EP0) || input.adds(EP0) {
                 return Err(Code::Parameter);
             }
             for index in EP0 + 1..CONTEXTS as u8 {
@@ -268,7 +274,7 @@ impl Controller {
         for index in dropped {
             if !endpoints.contains_key(&index) {
                 let mut words = self.context(output, index)?;
-                endpoint_context::set_state(&mut words, 0);
+                endpoint_context::disable(&mut words);
                 self.put(output, index, &words)?;
             }
         }
@@ -282,8 +288,8 @@ impl Controller {
             SlotState::Addressed
         };
         slot_context::set_entries(&mut device, last);
-        slot_context::set_state(&mut device, state.bits(), number);
-        self.put(output, 0, &device)?;
+        slot_context::set_state(&mut device, state, number);
+        self.put(output, SLOT, &device)?;
         let slot = self.slot(number).ok_or(Code::SlotNotEnabled)?;
         slot.state = state;
         slot.endpoints = endpoints;
@@ -302,12 +308,13 @@ impl Controller {
             return Err(Code::Parameter);
         }
         let output = self.output(number).ok_or(Code::Parameter)?;
-        if input.adds(0) {
-            let (from, mut to) = (self.context(input.contexts, 0)?, self.context(output, 0)?);
-            // The exit latency, and which interrupter is the device's.
-            to[1] = to[1] & !0xffff | from[1] & 0xffff;
-            to[2] = to[2] & !(0x3ff << 22) | from[2] & 0x3ff << 22;
-            self.put(output, 0, &to)?;
+        if input.adds(SLOT) {
+            let (from, mut to) = (
+                self.context(input.contexts, SLOT)?,
+                self.context(output, SLOT)?,
+            );
+            slot_context::evaluate(&mut to, &from);
+            self.put(output, SLOT, &to)?;
         }
         if input.adds(EP0) {
             let from = self.context(input.contexts, EP0)?;
@@ -328,13 +335,12 @@ impl Controller {
         slot.state = SlotState::Default;
         let output = self.output(number).ok_or(Code::Parameter)?;
         for index in dropped.into_iter().filter(|index| *index != EP0) {
-            self.change_context(output + CONTEXT * u64::from(index), |words| {
-                endpoint_context::set_state(words, 0);
-            });
+            let at = output + CONTEXT * u64::from(index);
+            self.change_context(at, endpoint_context::disable);
         }
         self.change_context(output, |words| {
             slot_context::set_entries(words, EP0);
-            slot_context::set_state(words, SlotState::Default.bits(), 0);
+            slot_context::set_state(words, SlotState::Default, NO_ADDRESS);
         });
         self.rung
             .retain(|(slot, index)| *slot != number || *index == EP0);
@@ -390,8 +396,8 @@ impl Controller {
         ) {
             return Err(Code::ContextState);
         }
-        // A stream's number: there are none.
-        if trb.status >> 16 != 0 {
+        // There are no streams.
+        if trb.stream() != 0 {
             return Err(Code::Parameter);
         }
         endpoint.ring = Ring::from_bits(trb.parameter);
@@ -405,18 +411,20 @@ impl Controller {
 /// Checks an endpoint context of the guest's and makes an endpoint of it.
 fn new_endpoint(mut words: Words, index: u8) -> Result<(Words, Endpoint), Code> {
     let kind = endpoint_context::kind(&words);
-    let inward = index & 1 != 0;
+    let inward = slot::is_inward(index);
     let fits = match kind {
-        1..=3 => !inward,
-        5..=7 => inward,
-        endpoint_context::CONTROL => inward,
-        _ => false,
+        EndpointType::IsochOut | EndpointType::BulkOut | EndpointType::InterruptOut => !inward,
+        EndpointType::Control
+        | EndpointType::IsochIn
+        | EndpointType::BulkIn
+        | EndpointType::InterruptIn => inward,
+        EndpointType::NotValid => false,
     };
     let ring = endpoint_context::ring(&words);
     if !fits || endpoint_context::streams(&words) != 0 || ring.at == 0 {
         return Err(Code::Parameter);
     }
     let endpoint = Endpoint::new(ring);
-    endpoint_context::set_state(&mut words, endpoint.state.bits());
+    endpoint_context::set_state(&mut words, endpoint.state);
     Ok((words, endpoint))
 }

@@ -13,7 +13,7 @@ use super::regs::{
     RUNTIME, SLOTS, UsbCmd, UsbSts, get, op, port, rt, set_high, set_low,
 };
 use super::ring::Ring;
-use super::slot::{EndpointState, Slot};
+use super::slot::{self, EP0, EndpointState, LAST_ENDPOINT, Slot};
 use super::trb::{Code, Trb};
 use crate::bus::pci::func::PciFunc;
 use crate::device::Clock;
@@ -24,7 +24,7 @@ use std::time::Instant;
 use vmmapi::GuestMemory;
 
 /// MFINDEX has this many values.
-const MICROFRAMES: u128 = 1 << 14;
+pub(super) const MICROFRAMES: u128 = 1 << 14;
 /// Nanoseconds of a microframe.
 const MICROFRAME: u128 = 125_000;
 
@@ -264,7 +264,7 @@ impl Controller {
         };
         match (slot, target) {
             (0, 0) => self.commands.running = true,
-            (1.., 1..=31) => {}
+            (1.., EP0..=LAST_ENDPOINT) => {}
             _ => return,
         }
         self.rung.insert((slot, target));
@@ -288,7 +288,7 @@ impl Controller {
             let Some(endpoint) = port.ready() else {
                 continue;
             };
-            let target = endpoint * 2 + 1;
+            let target = slot::inward(endpoint);
             let asks = |slot: &Slot| {
                 usize::from(slot.port) == index + 1
                     && (slot.endpoints.get(&target))

@@ -12,8 +12,9 @@ use vmmapi::GuestMemory;
 const ERST_ENTRY: u64 = 16;
 /// 4000 times 250 ns, as after a reset.
 const DEFAULT_MODERATION: u32 = 4000;
+/// TRBs of a segment.
 const MIN_SEGMENT: u32 = 16;
-const MAX_SEGMENT: u32 = 4096;
+pub const MAX_SEGMENT: u32 = 4096;
 /// Segments in the table at most.
 pub const MAX_SEGMENTS: u32 = 1 << ERST_MAX_LOG2;
 

@@ -23,7 +23,7 @@ use crate::bus::pci::{OptionsError, PciDevice, PciModel, Syntax};
 use crate::config::{Group, Node, Var, variables};
 use crate::device::{BuildCtx, BuildError, Device, Persist, SaveError, StateError};
 use crate::devices::models::{self, Model, Place};
-use crate::devices::usb::{self, Pointer, UsbDevice};
+use crate::devices::usb::{self, Buttons, Pointer, UsbDevice};
 use controller::Controller;
 use parking_lot::{Mutex, MutexGuard};
 use regs::{BAR_SIZE, PORTS, PORTS_PER_KIND, SLOTS};
@@ -76,9 +76,12 @@ const IDS: PciIds = PciIds {
     subdevice: 0,
 };
 
-/// The serial bus's release number, 3.0, and behind it the length of a frame as it comes out of the factory.
-const SBRN: u16 = 0x60;
-const SBRN_VALUE: [u8; 2] = [0x30, 0x20];
+/// `PCI_XHCI_USBREV`: the release of USB, 3.0 (`PCI_USB_REV_3_0`).
+const USBREV: u16 = 0x60;
+const USBREV_3_0: u32 = 0x30;
+/// `PCI_XHCI_FLADJ`: the length of a frame as it comes out of the factory.
+const FLADJ: u16 = 0x61;
+const FLADJ_DEFAULT: u32 = 0x20;
 
 /// `device[=option]`, separated by commas: the devices, numbered from 1.
 fn parse(node: &Node, opts: &str) -> Result<(), OptionsError> {
@@ -160,7 +163,7 @@ impl console::Pointer for Xhci {
     fn ptr_event(&self, event: PtrEvent) -> bool {
         let geometry = self.console.geometry();
         self.controller().pointer(Pointer {
-            buttons: event.buttons,
+            buttons: Buttons::from_bits_retain(event.buttons),
             x: event.x.into(),
             y: event.y.into(),
             width: geometry.width.into(),
@@ -223,11 +226,10 @@ impl PciDevice for Xhci {
     }
 
     fn cfg_read(&self, offset: u16, size: u8) -> Option<u32> {
-        let [release, frame] = SBRN_VALUE.map(u32::from);
         match (offset, size) {
-            (SBRN, 1) => Some(release),
-            (SBRN, 2 | 4) => Some(release | frame << 8),
-            (0x61, 1) => Some(frame),
+            (USBREV, 1) => Some(USBREV_3_0),
+            (USBREV, 2 | 4) => Some(USBREV_3_0 | FLADJ_DEFAULT << 8),
+            (FLADJ, 1) => Some(FLADJ_DEFAULT),
             _ => None,
         }
     }

@@ -2,7 +2,8 @@
 
 //! Rings that the controller consumes: commands and transfers (xHCI 1.1, chapter 4.9).
 
-use super::trb::{TRB_SIZE, Trb, kind};
+use super::regs::POINTER_16;
+use super::trb::{TRB_SIZE, Trb, TrbType};
 use serde::{Deserialize, Serialize};
 use vmmapi::GuestMemory;
 
@@ -10,6 +11,9 @@ use vmmapi::GuestMemory;
 const MAX_LINKS: usize = 32;
 /// TRBs of one transfer descriptor. Drivers split 64 KiB pages over fewer.
 const MAX_CHAIN: usize = 1024;
+
+/// DCS, the cycle bit of a dequeue pointer (`XHCI_EPCTX_2_DCS_SET`).
+const DEQUEUE_CYCLE: u64 = 1 << 0;
 
 /// Why a ring cannot be followed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -44,17 +48,17 @@ pub struct Td {
 }
 
 impl Ring {
-    /// A position as registers, contexts and commands hold it: the cycle bit is bit 0.
+    /// A position as contexts and commands hold it: with the cycle bit in the bits that the pointer leaves.
     pub fn from_bits(bits: u64) -> Self {
         Self {
-            at: bits & !0xf,
-            cycle: bits & 1 != 0,
+            at: bits & POINTER_16,
+            cycle: bits & DEQUEUE_CYCLE != 0,
         }
     }
 
     /// The same the other way round.
     pub fn bits(self) -> u64 {
-        self.at | u64::from(self.cycle)
+        self.at | if self.cycle { DEQUEUE_CYCLE } else { 0 }
     }
 
     /// Takes the next TRB, if it is the controller's already.
@@ -66,7 +70,7 @@ impl Ring {
             if trb.cycle() != self.cycle {
                 return Ok(None);
             }
-            if trb.kind() != kind::LINK {
+            if trb.kind() != Some(TrbType::Link) {
                 self.at = at.wrapping_add(TRB_SIZE);
                 return Ok(Some((at, trb)));
             }
@@ -82,7 +86,7 @@ impl Ring {
         let mut trbs = Vec::new();
         while let Some((at, trb)) = after.next(mem)? {
             trbs.push((at, trb));
-            if !trb.chained() || trb.kind() == kind::SETUP {
+            if !trb.chained() || trb.kind() == Some(TrbType::Setup) {
                 return Ok(Some(Td { trbs, after }));
             }
             if trbs.len() >= MAX_CHAIN {

@@ -5,15 +5,15 @@
 //! Upstream saves host addresses of rings and contexts, and loses transfers that wait for data. Here rings are guest
 //! addresses, contexts are where the guest put them, and a transfer that waits is still in its ring.
 
-use super::controller::{Commands, Controller, Frames};
-use super::event::{Interrupter, MAX_SEGMENTS, Position};
+use super::controller::{Commands, Controller, Frames, MICROFRAMES};
+use super::event::{Interrupter, MAX_SEGMENT, MAX_SEGMENTS, Position};
 use super::port::Port;
 use super::regs::{
     CONFIG_SLOTS, DNCTRL_ENABLES, Erdp, Iman, POINTER_64, PORTS, SLOTS, UsbCmd, UsbSts,
 };
 use super::ring::Ring;
-use super::slot::{EP0, Slot, SlotState};
-use super::trb::Trb;
+use super::slot::{EP0, LAST_ENDPOINT, Slot, SlotState};
+use super::trb::{TRB_SIZE, Trb};
 use crate::device::{SavedLayout, StateError};
 use crate::devices::usb::DeviceState;
 use serde::{Deserialize, Serialize};
@@ -22,8 +22,6 @@ use serde::{Deserialize, Serialize};
 const MAX_BACKLOG: usize = 2048;
 /// Bytes that a control transfer can have sent.
 const MAX_CONTROL: usize = u16::MAX as usize;
-/// The segments of an event ring are no longer than this.
-const MAX_INDEX: u32 = 4096;
 
 /// What a checkpoint keeps.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,7 +75,7 @@ fn check(fine: bool, what: &str) -> Result<(), StateError> {
 }
 
 fn is_position(position: Position) -> bool {
-    position.segment < MAX_SEGMENTS && position.index < MAX_INDEX
+    position.segment < MAX_SEGMENTS && position.index < MAX_SEGMENT
 }
 
 fn capture_interrupter(interrupter: &Interrupter) -> InterrupterState {
@@ -152,10 +150,10 @@ fn check_slot(number: usize, slot: &Slot) -> Result<(), StateError> {
     }
     for (index, endpoint) in endpoints {
         let others = *state == SlotState::Configured;
-        if !(EP0..=31).contains(index) || (*index != EP0 && !others) {
+        if !(EP0..=LAST_ENDPOINT).contains(index) || (*index != EP0 && !others) {
             return wrong("it has an endpoint that cannot be");
         }
-        if !endpoint.ring.at.is_multiple_of(16) {
+        if !endpoint.ring.at.is_multiple_of(TRB_SIZE) {
             return wrong("the ring of an endpoint cannot be");
         }
         let control = endpoint.control.as_ref();
@@ -246,10 +244,10 @@ impl Controller {
         )?;
         check(dcbaap & !POINTER_64 == 0, "DCBAAP cannot be")?;
         check(
-            commands.at.is_multiple_of(16) && (running || !commands_running),
+            commands.at.is_multiple_of(TRB_SIZE) && (running || !commands_running),
             "the command ring cannot be",
         )?;
-        check(microframe < 1 << 14, "MFINDEX cannot be")?;
+        check(u128::from(microframe) < MICROFRAMES, "MFINDEX cannot be")?;
         check(
             shelved.is_none_or(is_position),
             "the controller's own saved state cannot be",
@@ -265,7 +263,7 @@ impl Controller {
         }
         let rings = |(slot, index): &(u8, u8)| match (slot, index) {
             (0, 0) => true,
-            (1.., 1..=31) => usize::from(*slot) <= SLOTS,
+            (1.., EP0..=LAST_ENDPOINT) => usize::from(*slot) <= SLOTS,
             _ => false,
         };
         check(

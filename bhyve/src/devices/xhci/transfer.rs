@@ -7,8 +7,8 @@
 
 use super::controller::Controller;
 use super::ring::Td;
-use super::slot::{Control, EP0, EndpointState};
-use super::trb::{Code, Trb, kind};
+use super::slot::{self, Control, EP0, EndpointState};
+use super::trb::{Code, Trb, TrbType};
 use crate::devices::usb::{Reply, Setup, Stall};
 
 /// TRBs that one doorbell sets off. A real ring has fewer; one that never ends gets no further without another one.
@@ -116,7 +116,7 @@ impl Controller {
         let (mut left, mut sum, mut short) = (moved, 0u32, false);
         let last = td.trbs.len() - 1;
         for (n, (at, trb)) in td.trbs.iter().enumerate() {
-            if trb.kind() == kind::EVENT_DATA {
+            if trb.kind() == Some(TrbType::EventData) {
                 if trb.interrupts() {
                     let code = if short {
                         Code::ShortPacket
@@ -174,7 +174,7 @@ impl Controller {
             return Outcome::Failed(Code::Trb);
         };
         match first.kind() {
-            kind::SETUP if first.immediate() => {
+            Some(TrbType::Setup) if first.immediate() => {
                 let control = Control {
                     setup: Setup::from_bytes(first.parameter.to_le_bytes()),
                     data: Vec::new(),
@@ -183,13 +183,13 @@ impl Controller {
                 self.put_control(number, control);
                 Outcome::Done(0)
             }
-            kind::DATA => match self.take_control(number) {
+            Some(TrbType::Data) => match self.take_control(number) {
                 Some(control) if control.setup.is_in() == first.is_in() => {
                     self.data_stage(number, port, td, control)
                 }
                 _ => Outcome::Failed(Code::Trb),
             },
-            kind::STATUS => match self.take_control(number) {
+            Some(TrbType::Status) => match self.take_control(number) {
                 Some(control) if !control.answered => match self.ask(port, &control) {
                     Ok(_) => Outcome::Done(0),
                     Err(code) => Outcome::Failed(code),
@@ -197,7 +197,7 @@ impl Controller {
                 Some(_) => Outcome::Done(0),
                 None => Outcome::Failed(Code::Trb),
             },
-            kind::NO_OP | kind::EVENT_DATA => Outcome::Done(0),
+            Some(TrbType::NoOp | TrbType::EventData) => Outcome::Done(0),
             _ => Outcome::Failed(Code::Trb),
         }
     }
@@ -274,23 +274,27 @@ impl Controller {
     }
 
     fn interrupt_in(&mut self, port: u8, index: u8, td: &Td) -> Outcome {
-        let carries = td.trbs.iter().any(|(_, trb)| trb.kind() == kind::NORMAL);
+        let carries = td
+            .trbs
+            .iter()
+            .any(|(_, trb)| trb.kind() == Some(TrbType::Normal));
         if !carries {
-            let harmless = |kind: u8| kind == kind::NO_OP || kind == kind::EVENT_DATA;
-            return match td.trbs.iter().all(|(_, trb)| harmless(trb.kind())) {
+            let harmless =
+                |trb: &Trb| matches!(trb.kind(), Some(TrbType::NoOp | TrbType::EventData));
+            return match td.trbs.iter().all(|(_, trb)| harmless(trb)) {
                 true => Outcome::Done(0),
                 false => Outcome::Failed(Code::Trb),
             };
         }
-        // Endpoints that lead outwards have even indexes; no device has any.
+        // No device has endpoints that lead outwards.
         let Some(device) = self
             .port(port)
             .and_then(|port| port.reach())
-            .filter(|_| index & 1 != 0)
+            .filter(|_| slot::is_inward(index))
         else {
             return Outcome::Failed(Code::Transaction);
         };
-        match device.data_in(index / 2) {
+        match device.data_in(slot::endpoint_number(index)) {
             Reply::Nak => Outcome::Nak,
             Reply::Stall => Outcome::Failed(Code::Stall),
             Reply::Nobody => Outcome::Failed(Code::Transaction),

@@ -7,6 +7,8 @@
 
 //! Transfer request blocks and completion codes (`struct xhci_trb` of FreeBSD's `xhcireg.h`; xHCI 1.1, chapter 6.4).
 
+use super::regs::{POINTER_16, get, put};
+use bitflags::bitflags;
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::{Ordering, fence};
 use vmmapi::GuestMemory;
@@ -14,29 +16,61 @@ use vmmapi::GuestMemory;
 /// Bytes of a TRB.
 pub const TRB_SIZE: u64 = 16;
 
-/// Types of TRBs.
-pub mod kind {
-    pub const NORMAL: u8 = 1;
-    pub const SETUP: u8 = 2;
-    pub const DATA: u8 = 3;
-    pub const STATUS: u8 = 4;
-    pub const LINK: u8 = 6;
-    pub const EVENT_DATA: u8 = 7;
-    pub const NO_OP: u8 = 8;
-    pub const ENABLE_SLOT: u8 = 9;
-    pub const DISABLE_SLOT: u8 = 10;
-    pub const ADDRESS_DEVICE: u8 = 11;
-    pub const CONFIGURE_ENDPOINT: u8 = 12;
-    pub const EVALUATE_CONTEXT: u8 = 13;
-    pub const RESET_ENDPOINT: u8 = 14;
-    pub const STOP_ENDPOINT: u8 = 15;
-    pub const SET_DEQUEUE: u8 = 16;
-    pub const RESET_DEVICE: u8 = 17;
-    pub const NO_OP_COMMAND: u8 = 23;
-    pub const TRANSFER_EVENT: u8 = 32;
-    pub const COMMAND_EVENT: u8 = 33;
-    pub const PORT_EVENT: u8 = 34;
-    pub const CONTROLLER_EVENT: u8 = 37;
+/// Types of TRBs, of those that the controller knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum TrbType {
+    Normal = 1,
+    Setup = 2,
+    Data = 3,
+    Status = 4,
+    Link = 6,
+    EventData = 7,
+    NoOp = 8,
+    EnableSlot = 9,
+    DisableSlot = 10,
+    AddressDevice = 11,
+    ConfigureEndpoint = 12,
+    EvaluateContext = 13,
+    ResetEndpoint = 14,
+    StopEndpoint = 15,
+    SetDequeue = 16,
+    ResetDevice = 17,
+    NoOpCommand = 23,
+    TransferEvent = 32,
+    CommandEvent = 33,
+    PortEvent = 34,
+    ControllerEvent = 37,
+}
+
+impl TrbType {
+    /// The type that a field TYPE holds, if the controller knows it.
+    fn from_bits(bits: u32) -> Option<Self> {
+        Some(match bits {
+            1 => Self::Normal,
+            2 => Self::Setup,
+            3 => Self::Data,
+            4 => Self::Status,
+            6 => Self::Link,
+            7 => Self::EventData,
+            8 => Self::NoOp,
+            9 => Self::EnableSlot,
+            10 => Self::DisableSlot,
+            11 => Self::AddressDevice,
+            12 => Self::ConfigureEndpoint,
+            13 => Self::EvaluateContext,
+            14 => Self::ResetEndpoint,
+            15 => Self::StopEndpoint,
+            16 => Self::SetDequeue,
+            17 => Self::ResetDevice,
+            23 => Self::NoOpCommand,
+            32 => Self::TransferEvent,
+            33 => Self::CommandEvent,
+            34 => Self::PortEvent,
+            37 => Self::ControllerEvent,
+            _ => return None,
+        })
+    }
 }
 
 /// Completion codes.
@@ -60,24 +94,58 @@ pub enum Code {
     Stopped = 26,
 }
 
-// Bits of the control word.
-const CYCLE: u32 = 1 << 0;
-/// In a link: the cycle changes.
-const TOGGLE: u32 = 1 << 1;
-const SHORT_INTERRUPT: u32 = 1 << 2;
-const CHAIN: u32 = 1 << 4;
-const INTERRUPT: u32 = 1 << 5;
-const IMMEDIATE: u32 = 1 << 6;
-/// In a transfer TRB: the event raises no interrupt by itself.
-const BLOCK: u32 = 1 << 9;
-/// In an event: the pointer is what an Event Data TRB said. In a command: BSR, DC or TSP.
-const FLAG_2: u32 = 1 << 2;
-const FLAG_9: u32 = 1 << 9;
-const DIRECTION_IN: u32 = 1 << 16;
+bitflags! {
+    /// The control word (`XHCI_TRB_3_*`). A bit may mean one thing in one type of TRB and another thing in another type; a
+    /// constant of several bits is the mask of a field.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub struct TrbControl: u32 {
+        /// The cycle bit.
+        const CYCLE = 1 << 0;
+        /// In a link: the cycle changes.
+        const TC = 1 << 1;
+        /// In a transfer TRB: a short packet raises an event.
+        const ISP = 1 << 2;
+        /// In an event: the pointer is what an Event Data TRB said.
+        const ED = 1 << 2;
+        /// The descriptor goes on in the next TRB.
+        const CHAIN = 1 << 4;
+        /// The completion raises an event.
+        const IOC = 1 << 5;
+        /// The parameter is the data.
+        const IDT = 1 << 6;
+        /// In a transfer TRB: the event raises no interrupt by itself.
+        const BEI = 1 << 9;
+        /// In Address Device: the device gets no address.
+        const BSR = 1 << 9;
+        /// In Configure Endpoint: every endpoint but the control endpoint goes.
+        const DCEP = 1 << 9;
+        /// A [`TrbType`].
+        const TYPE = 0x3f << 10;
+        /// In a data or status stage: it goes to the host.
+        const DIR_IN = 1 << 16;
+        /// In a command or an event: the context index of the endpoint.
+        const EP = 0x1f << 16;
+        /// In a command or an event: the slot.
+        const SLOT = 0xff << 24;
+        const _ = !0;
+    }
 
-const TYPE_SHIFT: u32 = 10;
-const LENGTH: u32 = 0x1_ffff;
-const RESIDUAL: u32 = 0xff_ffff;
+    /// The status word (`XHCI_TRB_2_*`): masks of fields, of which each type has its own.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub struct TrbStatus: u32 {
+        /// In a transfer TRB: the length of its buffer.
+        const BYTES = 0x1_ffff;
+        /// In an event: the bytes that were not moved, or with [`TrbControl::ED`] those that were.
+        const REM = 0xff_ffff;
+        /// In Set TR Dequeue Pointer: the stream.
+        const STREAM = 0xffff << 16;
+        /// In an event: a [`Code`].
+        const ERROR = 0xff << 24;
+    }
+}
+
+/// In the parameter of a port's event: the number of the port.
+const PORT_ID_SHIFT: u32 = 24;
 
 /// A TRB.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -119,116 +187,144 @@ impl Trb {
     /// The same with this cycle bit.
     pub fn with_cycle(self, cycle: bool) -> Self {
         Self {
-            control: self.control & !CYCLE | u32::from(cycle),
+            control: (self.flags() - TrbControl::CYCLE).bits()
+                | put(cycle.into(), TrbControl::CYCLE.bits()),
             ..self
         }
     }
 
-    /// The type.
-    pub fn kind(self) -> u8 {
-        (self.control >> TYPE_SHIFT & 0x3f) as u8
+    fn flags(self) -> TrbControl {
+        TrbControl::from_bits_retain(self.control)
+    }
+
+    fn control_field(self, field: TrbControl) -> u8 {
+        get(self.control, field.bits()) as u8
+    }
+
+    /// The type, if the controller knows it.
+    pub fn kind(self) -> Option<TrbType> {
+        TrbType::from_bits(get(self.control, TrbControl::TYPE.bits()))
     }
 
     /// The cycle bit.
     pub fn cycle(self) -> bool {
-        self.control & CYCLE != 0
+        self.flags().contains(TrbControl::CYCLE)
     }
 
     /// Whether a link changes the cycle.
     pub fn toggles(self) -> bool {
-        self.control & TOGGLE != 0
+        self.flags().contains(TrbControl::TC)
     }
 
     /// Whether the next TRB belongs to the same descriptor.
     pub fn chained(self) -> bool {
-        self.control & CHAIN != 0
+        self.flags().contains(TrbControl::CHAIN)
     }
 
     /// Whether its completion is reported.
     pub fn interrupts(self) -> bool {
-        self.control & INTERRUPT != 0
+        self.flags().contains(TrbControl::IOC)
     }
 
     /// Whether a short packet in it is reported.
     pub fn interrupts_when_short(self) -> bool {
-        self.control & SHORT_INTERRUPT != 0
+        self.flags().contains(TrbControl::ISP)
     }
 
     /// Whether an event of it raises no interrupt.
     pub fn blocks(self) -> bool {
-        self.control & BLOCK != 0
+        self.flags().contains(TrbControl::BEI)
     }
 
     /// Whether the parameter is the data.
     pub fn immediate(self) -> bool {
-        self.control & IMMEDIATE != 0
+        self.flags().contains(TrbControl::IDT)
     }
 
     /// Whether a data stage goes to the host.
     pub fn is_in(self) -> bool {
-        self.control & DIRECTION_IN != 0
+        self.flags().contains(TrbControl::DIR_IN)
     }
 
     /// Bytes of its buffer; TRBs without one have none.
     pub fn length(self) -> u32 {
         match self.kind() {
-            kind::NORMAL | kind::DATA => self.status & LENGTH,
+            Some(TrbType::Normal | TrbType::Data) => get(self.status, TrbStatus::BYTES.bits()),
             _ => 0,
         }
     }
 
     /// The slot that a command is for.
     pub fn slot(self) -> u8 {
-        (self.control >> 24) as u8
+        self.control_field(TrbControl::SLOT)
     }
 
     /// The endpoint that a command is for.
     pub fn endpoint(self) -> u8 {
-        (self.control >> 16 & 0x1f) as u8
+        self.control_field(TrbControl::EP)
     }
 
-    /// BSR of Address Device and DC of Configure Endpoint.
-    pub fn flag(self) -> bool {
-        self.control & FLAG_9 != 0
+    /// Whether Address Device gives no address.
+    pub fn blocks_address(self) -> bool {
+        self.flags().contains(TrbControl::BSR)
+    }
+
+    /// Whether Configure Endpoint takes every endpoint but the control endpoint away.
+    pub fn deconfigures(self) -> bool {
+        self.flags().contains(TrbControl::DCEP)
+    }
+
+    /// The stream whose ring Set TR Dequeue Pointer moves; 0 is none.
+    pub fn stream(self) -> u32 {
+        get(self.status, TrbStatus::STREAM.bits())
     }
 
     /// The pointer of a command, to something that is aligned to 16 bytes.
     pub fn pointer(self) -> u64 {
-        self.parameter & !0xf
+        self.parameter & POINTER_16
     }
 
-    fn event(kind: u8, parameter: u64, code: Code, low: u32, control: u32) -> Self {
+    fn event(kind: TrbType, parameter: u64, code: Code, moved: u32, place: TrbControl) -> Self {
         Self {
             parameter,
-            status: (code as u32) << 24 | low & RESIDUAL,
-            control: control | u32::from(kind) << TYPE_SHIFT,
+            status: put(code as u32, TrbStatus::ERROR.bits()) | put(moved, TrbStatus::REM.bits()),
+            control: place.bits() | put(kind as u32, TrbControl::TYPE.bits()),
         }
+    }
+
+    fn place(slot: u8, endpoint: u8) -> TrbControl {
+        TrbControl::from_bits_retain(
+            put(slot.into(), TrbControl::SLOT.bits()) | put(endpoint.into(), TrbControl::EP.bits()),
+        )
     }
 
     /// The event of the transfer TRB at `at`, with what it did not move.
     pub fn transfer_event(at: u64, code: Code, residual: u32, slot: u8, endpoint: u8) -> Self {
-        let place = u32::from(slot) << 24 | u32::from(endpoint) << 16;
-        Self::event(kind::TRANSFER_EVENT, at, code, residual, place)
+        let place = Self::place(slot, endpoint);
+        Self::event(TrbType::TransferEvent, at, code, residual, place)
     }
 
     /// The event of an Event Data TRB, with what was moved.
     pub fn data_event(data: u64, code: Code, moved: u32, slot: u8, endpoint: u8) -> Self {
-        let place = u32::from(slot) << 24 | u32::from(endpoint) << 16 | FLAG_2;
-        Self::event(kind::TRANSFER_EVENT, data, code, moved, place)
+        let place = Self::place(slot, endpoint) | TrbControl::ED;
+        Self::event(TrbType::TransferEvent, data, code, moved, place)
     }
 
     /// The event of the command at `at`.
     pub fn command_event(at: u64, code: Code, slot: u8) -> Self {
-        Self::event(kind::COMMAND_EVENT, at, code, 0, u32::from(slot) << 24)
+        Self::event(TrbType::CommandEvent, at, code, 0, Self::place(slot, 0))
     }
 
     /// The event of a port, counted from 1.
     pub fn port_event(port: u8) -> Self {
-        Self::event(kind::PORT_EVENT, u64::from(port) << 24, Code::Success, 0, 0)
+        let parameter = u64::from(port) << PORT_ID_SHIFT;
+        let place = TrbControl::empty();
+        Self::event(TrbType::PortEvent, parameter, Code::Success, 0, place)
     }
 
     /// The controller has no room for events.
     pub fn ring_full_event() -> Self {
-        Self::event(kind::CONTROLLER_EVENT, 0, Code::EventRingFull, 0, 0)
+        let place = TrbControl::empty();
+        Self::event(TrbType::ControllerEvent, 0, Code::EventRingFull, 0, place)
     }
 }

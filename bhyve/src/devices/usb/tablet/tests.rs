@@ -6,7 +6,7 @@ use super::*;
 
 fn at(buttons: u8, x: u32, y: u32) -> Pointer {
     Pointer {
-        buttons,
+        buttons: Buttons::from_bits_retain(buttons),
         x,
         y,
         width: 640,

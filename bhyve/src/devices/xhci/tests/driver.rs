@@ -3,7 +3,7 @@
 //! A driver of the controller, as small as one can be: it knows where its rings are and what it wrote last.
 
 use super::super::regs::{DOORBELLS, OPERATIONAL, PORT_BASE, PORT_STRIDE, RUNTIME, UsbCmd, op, rt};
-use super::super::trb::{Code, TRB_SIZE, Trb, kind};
+use super::super::trb::{Code, TRB_SIZE, Trb, TrbType};
 use super::super::{PORTS, XHCI};
 use crate::backends::console::{BootScreen, Console, Geometry, Image, Picture, PtrEvent};
 use crate::bus::pci::PciDevice;
@@ -66,7 +66,7 @@ impl Producer {
         self.index += 1;
         if self.index == RING - 1 {
             let chain = trb.chained();
-            let link = make(kind::LINK, self.base, 0, 2 | u32::from(chain) << 4);
+            let link = make(TrbType::Link, self.base, 0, 2 | u32::from(chain) << 4);
             let link_at = self.base + self.index * TRB_SIZE;
             let link = link.with_cycle(self.cycle);
             link.write(&bench.mem, link_at).unwrap();
@@ -80,16 +80,16 @@ impl Producer {
     }
 }
 
-pub fn make(kind: u8, parameter: u64, status: u32, flags: u32) -> Trb {
+pub fn make(kind: TrbType, parameter: u64, status: u32, flags: u32) -> Trb {
     Trb {
         parameter,
         status,
-        control: u32::from(kind) << 10 | flags,
+        control: (kind as u32) << 10 | flags,
     }
 }
 
 /// A command for a slot, with the input context.
-pub fn slot_command(kind: u8, slot: u8, flags: u32) -> Trb {
+pub fn slot_command(kind: TrbType, slot: u8, flags: u32) -> Trb {
     make(kind, INPUT, 0, u32::from(slot) << 24 | flags)
 }
 
@@ -224,7 +224,7 @@ impl Driver {
         let events = self.take_events();
         let event = events
             .iter()
-            .find(|event| event.kind() == kind::COMMAND_EVENT && event.parameter == at)
+            .find(|event| event.kind() == Some(TrbType::CommandEvent) && event.parameter == at)
             .expect("an event of the command");
         (event.status >> 24, event.slot())
     }
@@ -284,12 +284,17 @@ impl Driver {
     pub fn queue_control(&mut self, slot: u8, setup: [u8; 8]) {
         let inward = setup[0] & 0x80 != 0;
         let len = u16::from_le_bytes([setup[6], setup[7]]);
-        let mut trbs = vec![make(kind::SETUP, u64::from_le_bytes(setup), 8, 1 << 6)];
+        let mut trbs = vec![make(TrbType::Setup, u64::from_le_bytes(setup), 8, 1 << 6)];
         if len > 0 {
             let flags = u32::from(inward) << 16 | 1 << 2;
-            trbs.push(make(kind::DATA, BUFFERS, len.into(), flags));
+            trbs.push(make(TrbType::Data, BUFFERS, len.into(), flags));
         }
-        trbs.push(make(kind::STATUS, 0, 0, 1 << 5 | u32::from(!inward) << 16));
+        trbs.push(make(
+            TrbType::Status,
+            0,
+            0,
+            1 << 5 | u32::from(!inward) << 16,
+        ));
         for trb in trbs {
             let bench = &self.bench;
             let n = usize::from(slot % 4) * 8 + 1;
@@ -315,7 +320,7 @@ impl Driver {
     /// Asks for a report, into the buffer at `BUFFERS + 0x100`.
     pub fn queue_report(&mut self, slot: u8) -> u64 {
         let n = usize::from(slot % 4) * 8 + usize::from(TABLET_IN);
-        let trb = make(kind::NORMAL, BUFFERS + 0x100, 8, 1 << 5 | 1 << 2);
+        let trb = make(TrbType::Normal, BUFFERS + 0x100, 8, 1 << 5 | 1 << 2);
         let at = self.rings[n].push(&self.bench, trb);
         self.ring(slot, TABLET_IN);
         at
@@ -332,15 +337,15 @@ impl Driver {
     /// Brings the tablet in `port` up to its endpoint; the slot.
     pub fn enumerate(&mut self, port: u8) -> u8 {
         self.set_portsc(port, 1 << 4);
-        let (code, slot) = self.command(make(kind::ENABLE_SLOT, 0, 0, 0));
+        let (code, slot) = self.command(make(TrbType::EnableSlot, 0, 0, 0));
         assert_eq!(code, Code::Success as u32);
         self.fill_address(slot, port);
-        let address = slot_command(kind::ADDRESS_DEVICE, slot, 0);
+        let address = slot_command(TrbType::AddressDevice, slot, 0);
         assert_eq!(self.command(address), (Code::Success as u32, slot));
         let (code, _) = self.control(slot, [0, 9, 1, 0, 0, 0, 0, 0]);
         assert_eq!(code, Code::Success as u32);
         self.fill_configure(slot, 0);
-        let configure = slot_command(kind::CONFIGURE_ENDPOINT, slot, 0);
+        let configure = slot_command(TrbType::ConfigureEndpoint, slot, 0);
         assert_eq!(self.command(configure), (Code::Success as u32, slot));
         slot
     }

@@ -7,7 +7,7 @@ mod random;
 
 use super::XHCI;
 use super::regs::{OPERATIONAL, RUNTIME, UsbCmd, UsbSts, op, rt};
-use super::trb::{Code, kind};
+use super::trb::{Code, Trb, TrbType};
 use crate::device::{Clock, SavedBytes};
 use crate::devices::virtio::testing::Bench;
 use driver::{
@@ -74,11 +74,11 @@ fn a_refused_request_halts_the_control_endpoint_until_it_is_reset() {
     assert_eq!(code, Code::Stall as u32);
     assert_eq!(driver.endpoint_state(slot, 1), 2);
     let place = |index: u32| u32::from(slot) << 24 | index << 16;
-    let reset = make(kind::RESET_ENDPOINT, 0, 0, place(1));
+    let reset = make(TrbType::ResetEndpoint, 0, 0, place(1));
     assert_eq!(driver.command(reset).0, SUCCESS);
     assert_eq!(driver.command(reset).0, Code::ContextState as u32);
     let dequeue = driver.endpoint_ring(slot, 1).dequeue();
-    let set = make(kind::SET_DEQUEUE, dequeue, 0, place(1));
+    let set = make(TrbType::SetDequeue, dequeue, 0, place(1));
     assert_eq!(driver.command(set).0, SUCCESS);
     let (code, language) = driver.control(slot, get_descriptor(3, 0, 255));
     assert_eq!((code, language), (SUCCESS, vec![4, 3, 9, 4]));
@@ -90,25 +90,32 @@ fn commands_are_refused_for_what_is_wrong_with_them() {
     let mut driver = Driver::new("tablet,tablet=usb=2");
     let code = |driver: &mut Driver, trb| driver.command(trb).0;
     for refused in [18, 19, 20, 21, 22, 24, 49, 63] {
-        assert_eq!(code(&mut driver, make(refused, 0, 0, 0)), Code::Trb as u32);
+        let trb = Trb {
+            control: refused << 10,
+            ..Trb::default()
+        };
+        assert_eq!(code(&mut driver, trb), Code::Trb as u32);
     }
     assert_eq!(
-        code(&mut driver, make(kind::NO_OP_COMMAND, 0, 0, 0)),
+        code(&mut driver, make(TrbType::NoOpCommand, 0, 0, 0)),
         SUCCESS
     );
-    let address = slot_command(kind::ADDRESS_DEVICE, 1, 0);
+    let address = slot_command(TrbType::AddressDevice, 1, 0);
     assert_eq!(code(&mut driver, address), Code::SlotNotEnabled as u32);
     let slot = driver.enumerate(1);
     assert_eq!(code(&mut driver, address), Code::ContextState as u32);
     for _ in 0..7 {
-        assert_eq!(code(&mut driver, make(kind::ENABLE_SLOT, 0, 0, 0)), SUCCESS);
+        assert_eq!(
+            code(&mut driver, make(TrbType::EnableSlot, 0, 0, 0)),
+            SUCCESS
+        );
     }
     assert_eq!(
-        code(&mut driver, make(kind::ENABLE_SLOT, 0, 0, 0)),
+        code(&mut driver, make(TrbType::EnableSlot, 0, 0, 0)),
         Code::NoSlots as u32
     );
     // A port that is another slot's, one without a device, one that is not there, and one that is not enabled.
-    let address = slot_command(kind::ADDRESS_DEVICE, 2, 0);
+    let address = slot_command(TrbType::AddressDevice, 2, 0);
     for (port, wanted) in [
         (1, Code::Parameter),
         (2, Code::Transaction),
@@ -119,7 +126,7 @@ fn commands_are_refused_for_what_is_wrong_with_them() {
         assert_eq!(code(&mut driver, address), wanted as u32, "port {port}");
     }
     // Streams, and an endpoint that leads the wrong way.
-    let configure = slot_command(kind::CONFIGURE_ENDPOINT, slot, 0);
+    let configure = slot_command(TrbType::ConfigureEndpoint, slot, 0);
     for (at, word) in [(0, 1u32 << 10), (4, 3 << 3)] {
         driver.fill_configure(slot, 1 << TABLET_IN);
         let context = INPUT + 32 + 32 * u64::from(TABLET_IN);
@@ -130,14 +137,14 @@ fn commands_are_refused_for_what_is_wrong_with_them() {
     driver.set_portsc(5, 1 << 4);
     driver.fill_address(2, 5);
     assert_eq!(
-        code(&mut driver, slot_command(kind::ADDRESS_DEVICE, 2, 1 << 9)),
+        code(&mut driver, slot_command(TrbType::AddressDevice, 2, 1 << 9)),
         SUCCESS
     );
     assert_eq!(driver.state(2), 1);
     assert_eq!(code(&mut driver, address), SUCCESS);
     assert_eq!(driver.state(2), 2);
     assert_eq!(
-        code(&mut driver, slot_command(kind::RESET_DEVICE, slot, 0)),
+        code(&mut driver, slot_command(TrbType::ResetDevice, slot, 0)),
         SUCCESS
     );
     assert_eq!(
@@ -145,7 +152,7 @@ fn commands_are_refused_for_what_is_wrong_with_them() {
         (1, 0)
     );
     assert_eq!(
-        code(&mut driver, slot_command(kind::DISABLE_SLOT, slot, 0)),
+        code(&mut driver, slot_command(TrbType::DisableSlot, slot, 0)),
         SUCCESS
     );
     assert_eq!(driver.state(slot), 0);
@@ -157,7 +164,7 @@ fn a_stopped_endpoint_says_where_it_was() {
     let slot = driver.enumerate(1);
     let at = driver.queue_report(slot);
     let place = u32::from(slot) << 24 | u32::from(TABLET_IN) << 16;
-    let command = driver.give(make(kind::STOP_ENDPOINT, 0, 0, place));
+    let command = driver.give(make(TrbType::StopEndpoint, 0, 0, place));
     let events = driver.take_events();
     assert_eq!(events.len(), 2);
     assert_eq!(
@@ -186,14 +193,14 @@ fn a_full_event_ring_loses_nothing() {
     let mut driver = Driver::new("tablet");
     driver.take_events();
     let wanted: Vec<u64> = (0..12)
-        .map(|_| driver.give(make(kind::NO_OP_COMMAND, 0, 0, 0)))
+        .map(|_| driver.give(make(TrbType::NoOpCommand, 0, 0, 0)))
         .collect();
     // The ring of commands has room for 15 of them.
     let mut seen = Vec::new();
     let mut given = wanted.clone();
     for _ in 0..3 {
         for _ in 0..2 {
-            given.push(driver.give(make(kind::NO_OP_COMMAND, 0, 0, 0)));
+            given.push(driver.give(make(TrbType::NoOpCommand, 0, 0, 0)));
         }
     }
     let mut full = 0;
@@ -204,7 +211,7 @@ fn a_full_event_ring_loses_nothing() {
         }
         for event in events {
             match event.kind() {
-                kind::CONTROLLER_EVENT => full += 1,
+                Some(TrbType::ControllerEvent) => full += 1,
                 _ => seen.push(event.parameter),
             }
         }
@@ -227,11 +234,11 @@ fn an_event_ring_of_two_segments_is_one_ring() {
     driver.set_rt(rt::ERSTBA_LOW, ERST);
     driver.set_op(op::USBCMD, UsbCmd::RS.bits());
     for _ in 0..14 {
-        driver.give(make(kind::NO_OP_COMMAND, 0, 0, 0));
+        driver.give(make(TrbType::NoOpCommand, 0, 0, 0));
     }
     driver.checkpoint();
     for _ in 0..4 {
-        driver.give(make(kind::NO_OP_COMMAND, 0, 0, 0));
+        driver.give(make(TrbType::NoOpCommand, 0, 0, 0));
     }
     let control = |at: u64| driver.bench.mem.read_obj::<u32>(at + 12).unwrap();
     // The port's event and 18 commands' in 16 and 3 places.
@@ -253,11 +260,11 @@ fn interrupts_wait_for_the_driver_to_be_done() {
         )
     };
     assert_eq!(pending(&driver), (0, 0));
-    driver.give(make(kind::NO_OP_COMMAND, 0, 0, 0));
+    driver.give(make(TrbType::NoOpCommand, 0, 0, 0));
     assert_eq!(pending(&driver), (1, 1));
     driver.write(RUNTIME + rt::IMAN, 3);
     driver.set_op(op::USBSTS, UsbSts::EINT.bits());
-    driver.give(make(kind::NO_OP_COMMAND, 0, 0, 0));
+    driver.give(make(TrbType::NoOpCommand, 0, 0, 0));
     assert_eq!(pending(&driver), (0, 0), "the driver is still busy");
     driver.set_rt(rt::ERDP_LOW, (EVENTS + 16) | 8);
     assert_eq!(pending(&driver), (1, 1), "it has not seen all");
@@ -281,12 +288,15 @@ fn a_suspended_tablet_wakes_the_host() {
         driver.set_portsc(port, 1 << 16);
         assert_eq!(link(&driver), 0);
         // A link change and the report that was kept.
-        let kinds: Vec<u8> = driver
+        let kinds: Vec<Option<TrbType>> = driver
             .take_events()
             .iter()
             .map(|event| event.kind())
             .collect();
-        assert_eq!(kinds, [kind::PORT_EVENT, kind::TRANSFER_EVENT]);
+        assert_eq!(
+            kinds,
+            [Some(TrbType::PortEvent), Some(TrbType::TransferEvent)]
+        );
         driver.set_portsc(port, 1 << 22);
         assert_eq!(driver.control(slot, [0, 3, 1, 0, 0, 0, 0, 0]).0, SUCCESS);
         driver.queue_report(slot);
@@ -295,14 +305,17 @@ fn a_suspended_tablet_wakes_the_host() {
         driver.point(0, 10, 10);
         assert_eq!(link(&driver), 15);
         let events = driver.take_events();
-        assert_eq!((events.len(), events[0].kind()), (1, kind::PORT_EVENT));
+        assert_eq!(
+            (events.len(), events[0].kind()),
+            (1, Some(TrbType::PortEvent))
+        );
         driver.checkpoint();
         driver.set_portsc(port, 1 << 16 | 1 << 22);
         assert!(
             driver
                 .take_events()
                 .iter()
-                .any(|event| event.kind() == kind::TRANSFER_EVENT)
+                .any(|event| event.kind() == Some(TrbType::TransferEvent))
         );
     }
 }
@@ -332,7 +345,7 @@ fn doorbells_of_a_resting_controller_are_answered_later() {
     driver.point(1, 1, 1);
     driver.device.pause();
     driver.queue_report(slot);
-    driver.give(make(kind::NO_OP_COMMAND, 0, 0, 0));
+    driver.give(make(TrbType::NoOpCommand, 0, 0, 0));
     assert!(driver.take_events().is_empty());
     driver.checkpoint();
     assert_eq!(driver.take_events().len(), 2);
@@ -368,7 +381,7 @@ fn the_guest_saves_and_restores_the_controller() {
 #[test]
 fn the_command_ring_can_be_stopped() {
     let mut driver = Driver::new("tablet");
-    driver.give(make(kind::NO_OP_COMMAND, 0, 0, 0));
+    driver.give(make(TrbType::NoOpCommand, 0, 0, 0));
     driver.take_events();
     assert_eq!(driver.op(op::CRCR_LOW), 8);
     driver.set_op(op::CRCR_LOW, 4);
@@ -376,7 +389,7 @@ fn the_command_ring_can_be_stopped() {
     let events = driver.take_events();
     assert_eq!(events[0].status >> 24, Code::CommandRingStopped as u32);
     assert_eq!(events[0].parameter, COMMANDS + 16);
-    driver.give(make(kind::NO_OP_COMMAND, 0, 0, 0));
+    driver.give(make(TrbType::NoOpCommand, 0, 0, 0));
     assert_eq!(driver.take_events().len(), 1);
 }
 
@@ -387,9 +400,9 @@ fn event_data_and_immediate_data() {
     // Six bytes in two buffers, the event from an Event Data TRB.
     let ring = usize::from(slot % 4) * 8 + usize::from(TABLET_IN);
     for trb in [
-        make(kind::NORMAL, BUFFERS, 3, 1 << 4),
-        make(kind::NORMAL, BUFFERS + 16, 3, 1 << 4),
-        make(kind::EVENT_DATA, 0xfeed, 0, 1 << 5),
+        make(TrbType::Normal, BUFFERS, 3, 1 << 4),
+        make(TrbType::Normal, BUFFERS + 16, 3, 1 << 4),
+        make(TrbType::EventData, 0xfeed, 0, 1 << 5),
     ] {
         driver.rings[ring].push(&driver.bench, trb);
     }
@@ -410,9 +423,9 @@ fn event_data_and_immediate_data() {
     let ring = usize::from(slot % 4) * 8 + 1;
     let setup = u64::from_le_bytes([0, 48, 0, 0, 0, 0, 6, 0]);
     for trb in [
-        make(kind::SETUP, setup, 8, 1 << 6),
-        make(kind::DATA, 0x1234, 6, 1 << 6),
-        make(kind::STATUS, 0, 0, 1 << 5 | 1 << 16),
+        make(TrbType::Setup, setup, 8, 1 << 6),
+        make(TrbType::Data, 0x1234, 6, 1 << 6),
+        make(TrbType::Status, 0, 0, 1 << 5 | 1 << 16),
     ] {
         driver.rings[ring].push(&driver.bench, trb);
     }
@@ -426,12 +439,12 @@ fn rings_outside_memory_stop_the_controller_or_the_endpoint() {
     let slot = driver.enumerate(1);
     let place = u32::from(slot) << 24 | u32::from(TABLET_IN) << 16;
     assert_eq!(
-        driver.command(make(kind::STOP_ENDPOINT, 0, 0, place)).0,
+        driver.command(make(TrbType::StopEndpoint, 0, 0, place)).0,
         SUCCESS
     );
     assert_eq!(
         driver
-            .command(make(kind::SET_DEQUEUE, u64::MAX - 15, 0, place))
+            .command(make(TrbType::SetDequeue, u64::MAX - 15, 0, place))
             .0,
         SUCCESS
     );
@@ -443,16 +456,16 @@ fn rings_outside_memory_stop_the_controller_or_the_endpoint() {
     let base = driver.rings[ring].base;
     assert_eq!(
         driver
-            .command(make(kind::SET_DEQUEUE, base | 1, 0, place))
+            .command(make(TrbType::SetDequeue, base | 1, 0, place))
             .0,
         SUCCESS
     );
-    make(kind::LINK, base, 0, 1)
+    make(TrbType::Link, base, 0, 1)
         .write(&driver.bench.mem, base)
         .unwrap();
     driver.ring(slot, TABLET_IN);
     assert_eq!(driver.take_events()[0].status >> 24, Code::Trb as u32);
-    driver.give(make(kind::LINK, u64::MAX - 15, 0, 0));
+    driver.give(make(TrbType::Link, u64::MAX - 15, 0, 0));
     assert_eq!(
         driver.op(op::USBSTS) & (UsbSts::HCH | UsbSts::HSE).bits(),
         (UsbSts::HCH | UsbSts::HSE).bits()

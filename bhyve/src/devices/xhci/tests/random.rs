@@ -3,7 +3,7 @@
 //! Random drivers: one that behaves and has a twin that is saved and restored all the time, and one that does not.
 
 use super::super::regs::{BAR_SIZE, DOORBELLS, OPERATIONAL, PORT_BASE, RUNTIME, UsbCmd, op, rt};
-use super::super::trb::{Trb, kind};
+use super::super::trb::{Trb, TrbType};
 use super::driver::{BUFFERS, DCBAA, Driver, END, ERST, TABLET_IN, make, slot_command};
 
 /// Steele, Lea and Flood's SplitMix64: the same numbers in every run.
@@ -47,28 +47,28 @@ fn step(driver: &mut Driver, random: &mut Random) {
     let index = if random.below(2) == 0 { 1 } else { TABLET_IN };
     let place = u32::from(slot) << 24 | u32::from(index) << 16;
     match random.below(26) {
-        0 => drop(driver.give(make(kind::ENABLE_SLOT, 0, 0, 0))),
+        0 => drop(driver.give(make(TrbType::EnableSlot, 0, 0, 0))),
         1 | 2 => {
             driver.fill_address(slot, port);
             let flags = u32::from(random.below(4) == 0) << 9;
-            driver.give(slot_command(kind::ADDRESS_DEVICE, slot, flags));
+            driver.give(slot_command(TrbType::AddressDevice, slot, flags));
         }
         3 | 4 => {
             driver.fill_configure(slot, (random.below(2) as u32) << TABLET_IN);
             let flags = u32::from(random.below(6) == 0) << 9;
-            driver.give(slot_command(kind::CONFIGURE_ENDPOINT, slot, flags));
+            driver.give(slot_command(TrbType::ConfigureEndpoint, slot, flags));
         }
-        5 => drop(driver.give(make(kind::STOP_ENDPOINT, 0, 0, place))),
-        6 => drop(driver.give(make(kind::RESET_ENDPOINT, 0, 0, place))),
+        5 => drop(driver.give(make(TrbType::StopEndpoint, 0, 0, place))),
+        6 => drop(driver.give(make(TrbType::ResetEndpoint, 0, 0, place))),
         7 => {
             let dequeue = driver.endpoint_ring(slot, index).dequeue();
-            driver.give(make(kind::SET_DEQUEUE, dequeue, 0, place));
+            driver.give(make(TrbType::SetDequeue, dequeue, 0, place));
         }
         8 if random.below(4) == 0 => {
-            driver.give(slot_command(kind::RESET_DEVICE, slot, 0));
+            driver.give(slot_command(TrbType::ResetDevice, slot, 0));
         }
         9 if random.below(4) == 0 => {
-            driver.give(slot_command(kind::DISABLE_SLOT, slot, 0));
+            driver.give(slot_command(TrbType::DisableSlot, slot, 0));
         }
         10 => {
             let flags = [
@@ -88,9 +88,9 @@ fn step(driver: &mut Driver, random: &mut Random) {
             // The stages one by one, with doorbells in between or not.
             let ring = usize::from(slot % 4) * 8 + 1;
             let trb = match random.below(3) {
-                0 => make(kind::SETUP, u64::from_le_bytes(REQUESTS[0]), 8, 1 << 6),
-                1 => make(kind::DATA, BUFFERS, 18, 1 << 16 | 1 << 2),
-                _ => make(kind::STATUS, 0, 0, 1 << 5),
+                0 => make(TrbType::Setup, u64::from_le_bytes(REQUESTS[0]), 8, 1 << 6),
+                1 => make(TrbType::Data, BUFFERS, 18, 1 << 16 | 1 << 2),
+                _ => make(TrbType::Status, 0, 0, 1 << 5),
             };
             driver.rings[ring].push(&driver.bench, trb);
             if random.below(2) == 0 {
