@@ -16,14 +16,21 @@ on_each_vmm!(
     ignored_signals_stay_ignored,
 );
 
-/// A VM whose program is started with these signals ignored.
+/// A VM whose program is started with these signals ignored, and no other one.
 fn start_ignoring(bench: &Bench, args: &[String], signals: &'static [i32]) -> Guest {
     bench.start_as(args, |command| {
         // SAFETY: signal(2) may be called between fork and exec.
         unsafe {
             command.pre_exec(move || {
-                for signal in signals {
-                    libc::signal(*signal, libc::SIG_IGN);
+                // The tests themselves may run under nohup(1).
+                for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGCHLD] {
+                    let ignored = signals.contains(&signal);
+                    let action = if ignored {
+                        libc::SIG_IGN
+                    } else {
+                        libc::SIG_DFL
+                    };
+                    libc::signal(signal, action);
                 }
                 Ok(())
             })
