@@ -1,4 +1,9 @@
 // SPDX-License-Identifier: BSD-2-Clause
+//
+// Names, numbers and layouts are those of these files of FreeBSD:
+//
+// sys/dev/e1000/e1000_defines.h (BSD-3-Clause)
+// Copyright (c) 2001-2014, Intel Corporation. All rights reserved.
 
 //! The Marvell 88E1011 PHY behind MDIC (`e82545_read_mdi` of `usr.sbin/bhyve/pci_e82545.c`, which keeps nothing that is
 //! written; IEEE 802.3 clause 22 and `sys/dev/e1000/e1000_phy.h`). Negotiation with the virtual cable takes no time.

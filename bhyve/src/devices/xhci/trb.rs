@@ -2,10 +2,10 @@
 //
 // Names, numbers and layouts are those of these files of FreeBSD:
 //
-// sys/dev/usb/controller/xhcireg.h (BSD-2-Clause)
+// sys/dev/usb/controller/xhci.h (BSD-2-Clause)
 // Copyright (c) 2010 Hans Petter Selasky. All rights reserved.
 
-//! Transfer request blocks and completion codes (`struct xhci_trb` of FreeBSD's `xhcireg.h`; xHCI 1.1, chapter 6.4).
+//! Transfer request blocks and completion codes (`struct xhci_trb` of FreeBSD's `xhci.h`; xHCI 1.1, chapter 6.4).
 
 use super::regs::{POINTER_16, get, put};
 use bitflags::bitflags;
