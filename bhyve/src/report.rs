@@ -4,10 +4,20 @@
 
 use log::kv::{self, Key, Value, VisitSource};
 use std::io::Write;
+use std::sync::OnceLock;
 
-pub use vmmapi::report::{Reporter, set_vm};
+pub use vmmapi::report::Reporter;
 
-/// Writes a record as a line of its own: `bhyve: `, its fields, and what it says. `end` ends the line.
+/// The VM of this process, once it is known.
+static VM: OnceLock<String> = OnceLock::new();
+
+/// Lines about a device or a virtual CPU have this VM from now on. A process has one VM.
+pub fn set_vm(name: &str) {
+    // The first one stays: tests build several.
+    let _ = VM.set(name.to_owned());
+}
+
+/// Writes a record as a line of its own: `bhyve: `, if it has a field also the VM and that, and what it says. `end` ends the line.
 pub fn write_line(out: &mut dyn Write, record: &log::Record<'_>, end: &str) -> std::io::Result<()> {
     struct Fields<'a>(&'a mut dyn Write);
     impl<'kvs> VisitSource<'kvs> for Fields<'_> {
@@ -21,6 +31,9 @@ pub fn write_line(out: &mut dyn Write, record: &log::Record<'_>, end: &str) -> s
         }
     }
     write!(out, "bhyve: ")?;
+    if let Some(vm) = VM.get().filter(|_| record.key_values().count() != 0) {
+        write!(out, "vm {vm}: ")?;
+    }
     record
         .key_values()
         .visit(&mut Fields(out))
@@ -46,7 +59,6 @@ macro_rules! point {
 mod tests {
     use super::*;
     use std::fmt::Arguments;
-    use vmmapi::report::vm_name;
 
     #[test]
     fn a_line_says_who_it_is_about() {
@@ -60,7 +72,7 @@ mod tests {
             write_line(&mut out, &record, "\r\n").unwrap();
             String::from_utf8(out).unwrap()
         };
-        let vm = vm_name().unwrap();
+        let vm = VM.get().unwrap();
         let device = Reporter::of_device("virtio-blk-3:0");
         assert_eq!(
             line(device, format_args!("queue 0 is empty")),

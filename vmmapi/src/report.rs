@@ -8,27 +8,12 @@
 use log::kv::{self, Key, Value, VisitSource};
 use parking_lot::Mutex;
 use std::fmt::Arguments;
-use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 /// Lines that pass at once.
 const BURST: u32 = 8;
 /// How long it takes until one more may pass.
 const REFILL: Duration = Duration::from_secs(10);
-
-/// The VM of this process, once it is known.
-static VM: OnceLock<String> = OnceLock::new();
-
-/// Lines of reporters have this VM from now on. A process has one VM.
-pub fn set_vm(name: &str) {
-    // The first one stays: tests build several.
-    let _ = VM.set(name.to_owned());
-}
-
-/// The VM that lines of reporters have.
-pub fn vm_name() -> Option<&'static str> {
-    VM.get().map(String::as_str)
-}
 
 /// Who a line is about.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -103,12 +88,9 @@ impl Reporter {
     }
 }
 
-/// The fields of a line: `vm`, and `device` or `vcpu`.
+/// The field of a line: `device` or `vcpu`. Which VM it is, who writes the log knows.
 impl kv::Source for Reporter {
     fn visit<'kvs>(&'kvs self, visitor: &mut dyn VisitSource<'kvs>) -> Result<(), kv::Error> {
-        if let Some(vm) = VM.get() {
-            visitor.visit_pair(Key::from_str("vm"), Value::from(vm.as_str()))?;
-        }
         match &self.about {
             About::Device(name) => {
                 visitor.visit_pair(Key::from_str("device"), Value::from(name.as_str()))
