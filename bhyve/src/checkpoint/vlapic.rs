@@ -10,24 +10,21 @@
 
 use std::borrow::Cow;
 use vmm_x86::apicreg::*;
+use vmmapi::abi::{VLAPIC_BYTES, VLAPIC_CCR};
 
-/// Bytes of one local APIC: the page of its registers, and what the kernel keeps beside it.
-const LAPIC_BYTES: usize = 4169;
-/// The timer's count, behind all else.
-const COUNT_AT: usize = LAPIC_BYTES - 4;
 /// The divided clock is at zero in one tick.
 const LAST_TICK: u32 = 1;
 
 /// The bytes of `vlapic` as a kernel is to be given them.
 pub fn for_kernel(bytes: &[u8]) -> Cow<'_, [u8]> {
     // Of a kernel that keeps something else: it knows best.
-    if !bytes.len().is_multiple_of(LAPIC_BYTES) {
+    if !bytes.len().is_multiple_of(VLAPIC_BYTES) {
         return Cow::Borrowed(bytes);
     }
     let mut given = Cow::Borrowed(bytes);
-    for (index, lapic) in bytes.chunks_exact(LAPIC_BYTES).enumerate() {
+    for (index, lapic) in bytes.chunks_exact(VLAPIC_BYTES).enumerate() {
         if may_be_due(lapic) {
-            let at = index * LAPIC_BYTES + COUNT_AT;
+            let at = index * VLAPIC_BYTES + VLAPIC_CCR;
             given.to_mut()[at..at + 4].copy_from_slice(&LAST_TICK.to_le_bytes());
         }
     }
@@ -48,7 +45,7 @@ fn may_be_due(lapic: &[u8]) -> bool {
     let has = |first: u32| register(first + vector / 32) & 1 << (vector % 32) != 0;
     Svr::from_bits_retain(register(LAPIC_SVR)).contains(Svr::ENABLE)
         && register(LAPIC_ICR_TIMER) != 0
-        && word(lapic, COUNT_AT) == 0
+        && word(lapic, VLAPIC_CCR) == 0
         && !entry.contains(Lvt::M)
         && !has(LAPIC_IRR0)
         // A periodic timer has been started again when its interrupt is in service.
@@ -63,13 +60,13 @@ mod tests {
 
     /// A local APIC with these registers and this count.
     fn lapic(registers: &[(u32, u32)], count: u32) -> Vec<u8> {
-        let mut bytes = vec![0; LAPIC_BYTES];
+        let mut bytes = vec![0; VLAPIC_BYTES];
         let mut put =
             |at: usize, value: u32| bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
         for (register, value) in registers {
             put((register * LAPIC_MEM_MUL) as usize, *value);
         }
-        put(COUNT_AT, count);
+        put(VLAPIC_CCR, count);
         bytes
     }
 
@@ -110,11 +107,11 @@ mod tests {
             let given = for_kernel(&two);
             let mut expected = two.clone();
             if due {
-                expected[LAPIC_BYTES + COUNT_AT] = 1;
+                expected[VLAPIC_BYTES + VLAPIC_CCR] = 1;
             }
             assert!(given == expected, "{name}");
         }
-        let foreign = vec![0; LAPIC_BYTES + 1];
+        let foreign = vec![0; VLAPIC_BYTES + 1];
         assert!(matches!(for_kernel(&foreign), Cow::Borrowed(bytes) if bytes == foreign));
     }
 }

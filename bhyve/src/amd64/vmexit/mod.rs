@@ -88,8 +88,13 @@ impl VcpuThread {
                     return self.vcpus.end(End::Suspended(exit.suspended().how));
                 }
                 Ok(()) => {
-                    let (id, code, rip) = (self.vcpu.id(), exit.exitcode, exit.rip);
-                    point!(exit, "vcpu={id} code={code} rip={rip:#x}");
+                    point!(
+                        exit,
+                        "vcpu={} code={} rip={:#x}",
+                        self.vcpu.id(),
+                        exit.exitcode,
+                        exit.rip
+                    );
                     let handled = self.handle(&exit, &cpuset);
                     self.count(&exit);
                     if let Err(error) = handled {

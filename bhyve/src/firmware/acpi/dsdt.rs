@@ -327,9 +327,13 @@ fn root_resources(bus: u8, windows: &BusWindows) -> Raw {
 
 /// The interrupt routes of a bus, if one of its devices has a pin: through the links with the 8259s, straight to pins with the I/O APIC.
 fn routes(machine: &AcpiMachine<'_>, bus: u8) -> Raw {
+    let on_bus = machine.routes.iter().filter(|route| route.bus == bus);
+    // A guest takes a table without an entry for a fault.
+    if on_bus.clone().next().is_none() {
+        return Raw(Vec::new());
+    }
     let (mut pic, mut apic) = (PackageBuilder::new(), PackageBuilder::new());
-    let mut any = false;
-    for route in machine.routes.iter().filter(|route| route.bus == bus) {
+    for route in on_bus {
         let address = u32::from(route.slot) << 16 | 0xffff;
         let pin = route.pin.wrapping_sub(1);
         let entry = |source: &dyn Aml, index: u8| {
@@ -349,11 +353,6 @@ fn routes(machine: &AcpiMachine<'_>, bus: u8) -> Raw {
             ));
         }
         apic.add_element(&entry(&ZERO, route.route.ioapic));
-        any = true;
-    }
-    // A guest takes a table without an entry for a fault.
-    if !any {
-        return Raw(Vec::new());
     }
     let (pprt, aprt) = (name("PPRT", &pic), name("APRT", &apic));
     let (pic_path, apic_path) = (Path::new("PPRT"), Path::new("APRT"));

@@ -100,7 +100,7 @@ impl Chipset {
         }
     }
 
-    /// Makes ticks up to the guest that it had no time for, if the host's clock is the guest's.
+    /// Makes up the ticks that the guest had no time for, if its time is the host's.
     pub fn catch_up(mut self, on: bool) -> Self {
         self.ticks = Ticks::new(on);
         self

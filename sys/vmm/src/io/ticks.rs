@@ -121,8 +121,7 @@ impl Ticks {
         if backlog.ready != Sbt::NEVER {
             return false;
         }
-        if let Some(left) = backlog.burst.checked_sub(1) {
-            backlog.burst = left;
+        if backlog.burst != 0 {
             return true;
         }
         backlog.ready = now + Sbt(backlog.period.0 / 2);
@@ -160,6 +159,9 @@ impl Ticks {
             Heard::Pending => backlog.owed,
             Heard::Yes => backlog.owed - 1,
         };
+        if heard == Heard::Yes {
+            backlog.burst = backlog.burst.saturating_sub(1);
+        }
         backlog.owed = left;
         if left == 0 {
             self.forget(source);
