@@ -429,10 +429,9 @@ fn the_table_has_every_number_of_the_source() {
     }
     for entry in std::fs::read_dir(folder).expect("sys/abi") {
         let path = entry.expect("an entry").path();
-        if path
-            .file_name()
-            .is_some_and(|name| name == "table.rs" || name == "macros.rs")
-        {
+        // `vlapic.rs` has what a kernel's source file says and no header does.
+        let no_header = ["table.rs", "macros.rs", "vlapic.rs"];
+        if no_header.iter().any(|name| path.ends_with(name)) {
             continue;
         }
         let text = std::fs::read_to_string(&path).expect("a source file");

@@ -10,7 +10,7 @@
 
 use std::borrow::Cow;
 use vmm_x86::apicreg::*;
-use vmmapi::abi::{VLAPIC_BYTES, VLAPIC_CCR};
+use vmmapi::abi::vlapic::{VLAPIC_BYTES, VLAPIC_CCR};
 
 /// The divided clock is at zero in one tick.
 const LAST_TICK: u32 = 1;

@@ -17,6 +17,7 @@ pub mod soft;
 pub mod table;
 pub mod v13;
 pub mod v14;
+pub mod vlapic;
 mod vmm;
 pub mod vmm_dev;
 pub mod vmm_instruction_emul;

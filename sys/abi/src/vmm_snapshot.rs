@@ -31,12 +31,6 @@ abi_enums! { ENUMS:
     }
 }
 
-/// Bytes of each local APIC in `STRUCT_VLAPIC` (`vlapic_snapshot` of `sys/amd64/vmm/io/vlapic.c`, which no header describes): the page of
-/// registers, and what the kernel keeps beside it.
-pub const VLAPIC_BYTES: usize = 4169;
-/// Where the timer's count is in them: behind all else, 32 bits.
-pub const VLAPIC_CCR: usize = VLAPIC_BYTES - 4;
-
 abi_structs! { STRUCTS:
     /// `struct vm_snapshot_buffer`: a buffer in the caller's address space and how far it is used.
     VmSnapshotBuffer [32] {

@@ -14,7 +14,7 @@ use crate::io::wire::{Device, Reader, StateError, Writer};
 use crate::time::{Bintime, Sbt};
 
 /// Bytes of one local APIC in `STRUCT_VLAPIC`.
-pub(crate) const STATE_LEN: usize = vmm_abi::VLAPIC_BYTES;
+pub(crate) const STATE_LEN: usize = vmm_abi::vlapic::VLAPIC_BYTES;
 /// Bytes of one local APIC in the extras.
 pub(crate) const EXTRAS_LEN: usize = 8;
 
