@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use vmm_x86::apicreg::*;
 use vmmapi::CpuSet;
+use vmmapi::abi::vlapic::VLAPIC_CCR;
 use vmmapi::backend::standin::Release;
 
 #[test]
