@@ -26,7 +26,7 @@ use vmmapi::GuestMemory;
 pub const ABAR: usize = 5;
 
 /// What the lock protects.
-pub struct State {
+pub struct HbaState {
     /// GHC.IE.
     pub(super) interrupts: bool,
     /// Ports with something to say.
@@ -43,7 +43,7 @@ struct Hba {
     func: Arc<PciFunc>,
     mem: GuestMemory,
     queues: Vec<Option<Queue<Token>>>,
-    state: Mutex<State>,
+    state: Mutex<HbaState>,
     report: Reporter,
 }
 
@@ -53,7 +53,7 @@ pub struct Ahci {
     disks: Vec<Option<BlockIf<Token>>>,
 }
 
-impl State {
+impl HbaState {
     /// The ports that exist, one bit each.
     fn implemented(&self) -> u32 {
         let exists = |port: &Port| port.drive.is_some();
@@ -126,7 +126,7 @@ fn zeros_mean_nothing(offset: u64) -> bool {
 }
 
 impl Hba {
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, HbaState> {
         self.state.lock()
     }
 
@@ -163,7 +163,7 @@ impl Hba {
         self.pass_on(state);
     }
 
-    fn write(&self, state: &mut State, offset: u64, value: u32) {
+    fn write(&self, state: &mut HbaState, offset: u64, value: u32) {
         if state.resetting {
             return;
         }
@@ -195,7 +195,7 @@ impl Hba {
         }
     }
 
-    fn finish_reset(&self, state: &mut State) {
+    fn finish_reset(&self, state: &mut HbaState) {
         if state.resetting && !state.is_busy() {
             state.reset();
             self.func.intx_deassert();
@@ -203,7 +203,7 @@ impl Hba {
     }
 
     // Gives the disks what the ports have left for them.
-    fn pass_on(&self, mut state: MutexGuard<'_, State>) {
+    fn pass_on(&self, mut state: MutexGuard<'_, HbaState>) {
         let work: Vec<_> = state
             .ports
             .iter_mut()
@@ -230,11 +230,11 @@ impl Hba {
         port.min(messages.saturating_sub(1))
     }
 
-    fn is_shared(&self, state: &State, port: usize, messages: usize) -> bool {
+    fn is_shared(&self, state: &HbaState, port: usize, messages: usize) -> bool {
         messages < state.ports.len() && port + 1 >= messages
     }
 
-    fn port_event(&self, state: &mut State, n: usize) {
+    fn port_event(&self, state: &mut HbaState, n: usize) {
         let bit = 1 << n;
         if state.causes() & bit == 0 {
             return;
@@ -253,7 +253,7 @@ impl Hba {
     }
 
     // After a change of the controller's own registers; messages go out for what is up among `touched`.
-    fn interrupt(&self, state: &mut State, touched: u32) {
+    fn interrupt(&self, state: &mut HbaState, touched: u32) {
         state.is |= state.causes();
         if state.is == 0 || !state.interrupts {
             self.func.intx_deassert();
@@ -316,7 +316,7 @@ impl Ahci {
             func,
             mem: mem.clone(),
             queues,
-            state: Mutex::new(State {
+            state: Mutex::new(HbaState {
                 interrupts: false,
                 is: 0,
                 resetting: false,

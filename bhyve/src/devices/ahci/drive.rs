@@ -18,7 +18,7 @@ pub enum Kind {
 
 /// What the guest is told about a drive. It does not change while the guest runs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Face {
+pub struct IdentifyData {
     /// The command set.
     pub kind: Kind,
     /// Padded with blanks, as are the following.
@@ -43,7 +43,7 @@ pub struct Face {
     pub medium: bool,
 }
 
-impl Face {
+impl IdentifyData {
     /// Characters of a model's name.
     pub const MODEL_LEN: usize = 40;
 }
@@ -101,7 +101,7 @@ pub const ERROR_LOG: usize = 20;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Drive {
     /// What it is.
-    pub face: Face,
+    pub face: IdentifyData,
     /// How it was set.
     pub settings: Settings,
     /// The last error, as log page 10h begins.
@@ -158,7 +158,7 @@ pub enum Fault {
 
 impl Drive {
     /// A drive after power-on.
-    pub fn new(face: Face) -> Self {
+    pub fn new(face: IdentifyData) -> Self {
         Self {
             face,
             settings: Settings::default(),

@@ -3,7 +3,7 @@
 //! What a drive says of itself: the 512 bytes of IDENTIFY DEVICE and IDENTIFY PACKET DEVICE
 //! (`ata_identify_init` of `usr.sbin/bhyve/pci_ahci.c`; the words are those of ATA8-ACS and ACS-2).
 
-use super::drive::{Drive, Face, Kind, Settings};
+use super::drive::{Drive, IdentifyData, Kind, Settings};
 use super::regs::{MODE_FAMILY, MODE_MULTIWORD_DMA, MODE_NUMBER, MODE_ULTRA_DMA};
 
 /// Bytes of the answer, and of a page of a log.
@@ -104,7 +104,7 @@ pub fn identify(drive: &Drive) -> [u8; PAGE] {
     words.finish()
 }
 
-fn common(words: &mut Words, face: &Face, settings: &Settings) {
+fn common(words: &mut Words, face: &IdentifyData, settings: &Settings) {
     words.text(10, &face.serial);
     words.text(23, &face.revision);
     words.text(27, &face.model);
@@ -122,7 +122,7 @@ fn common(words: &mut Words, face: &Face, settings: &Settings) {
     words.set(222, TRANSPORT);
 }
 
-fn disk(words: &mut Words, face: &Face, settings: &Settings) {
+fn disk(words: &mut Words, face: &IdentifyData, settings: &Settings) {
     let sectors = face.blocks;
     words.set(0, 0x0040); // not removable
     let cylinders = (sectors / (16 * 63)).min(16383);

@@ -27,7 +27,7 @@ use crate::device::{BuildCtx, BuildError};
 use crate::devices::models::{Model, Place};
 use crate::external::External;
 use controller::{ABAR, Ahci};
-use drive::{Drive, Face, Kind};
+use drive::{Drive, IdentifyData, Kind};
 use port::{Port, Token};
 use regs::{MAX_PORTS, PORT_SIZE, PORTS_AT};
 use std::sync::Arc;
@@ -100,7 +100,7 @@ variables! {
         .ascii(20)
         .otherwise("made of the path");
     const MODEL: Option<String> = Var::new("model", "Model, 40 bytes at most.")
-        .ascii(Face::MODEL_LEN)
+        .ascii(IdentifyData::MODEL_LEN)
         .otherwise("BHYVE SATA DISK or BHYVE SATA DVD ROM");
     const REV: String = Var::new("rev", "Firmware revision, 8 bytes at most.").ascii(8).default("001");
     const NMRR: u16 = Var::new(
@@ -221,11 +221,11 @@ fn build_port(
         _ => atapi::BLOCK,
     };
     let trim = disk.as_ref().is_some_and(BlockIf::can_discard);
-    let face = Face {
+    let face = IdentifyData {
         kind,
         serial: padded(serial.as_bytes()),
         revision: padded(revision.as_bytes()),
-        model: padded::<{ Face::MODEL_LEN }>(model.as_bytes()).to_vec(),
+        model: padded::<{ IdentifyData::MODEL_LEN }>(model.as_bytes()).to_vec(),
         rotation,
         blocks: disk.as_ref().map_or(0, BlockIf::size) / u64::from(block),
         block,

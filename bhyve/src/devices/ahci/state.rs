@@ -2,8 +2,8 @@
 
 //! What a checkpoint keeps of a controller. Nothing of it is trusted.
 
-use super::controller::State;
-use super::drive::{Drive, ERROR_LOG, Face, Sense, Settings};
+use super::controller::HbaState;
+use super::drive::{Drive, ERROR_LOG, IdentifyData, Sense, Settings};
 use super::port::{Parts, Port, Registers, Token};
 use super::regs::*;
 use crate::backends::block_if::BlockIf;
@@ -51,7 +51,7 @@ struct PortState {
 
 #[derive(Debug, Serialize, Deserialize)]
 struct DriveState {
-    face: Face,
+    face: IdentifyData,
     settings: Settings,
     error_log: [u8; ERROR_LOG],
     sense: Sense,
@@ -66,8 +66,8 @@ fn invalid(what: impl Into<String>) -> StateError {
 
 impl AhciState {
     /// Takes the state down. No command may be with a disk.
-    pub(super) fn of(state: &State, identities: Vec<Option<Identity>>) -> Self {
-        let State {
+    pub(super) fn of(state: &HbaState, identities: Vec<Option<Identity>>) -> Self {
+        let HbaState {
             interrupts,
             is,
             resetting: _, // only while a command is with a disk
@@ -113,7 +113,7 @@ impl AhciState {
     /// Puts the state in place, if it is one of these ports and their disks are what they were.
     pub(super) fn apply(
         self,
-        state: &mut State,
+        state: &mut HbaState,
         disks: &[Option<BlockIf<Token>>],
     ) -> Result<(), StateError> {
         let Self {
@@ -273,7 +273,7 @@ impl DriveState {
             _ => return Err(invalid("the drive's medium was not told")),
         }
         let multiple = settings.multiple;
-        let possible = face.model.len() == Face::MODEL_LEN
+        let possible = face.model.len() == IdentifyData::MODEL_LEN
             && face.physical >= face.block
             && face.physical.is_power_of_two()
             && (multiple == 0 || multiple.is_power_of_two());

@@ -2,6 +2,7 @@
 
 //! virtio-blk (`usr.sbin/bhyve/pci_virtio_block.c`), with write-zeroes beside what upstream has.
 
+use super::bits::Features;
 use super::queue::{Chain, RingError, VirtQueue};
 use super::transport::{Description, Transport};
 use super::{VirtioDevice, VirtioPci, read_bytes};
@@ -14,6 +15,7 @@ use crate::device::{BuildCtx, BuildError, SaveError, StateError};
 use crate::devices::models::{Model, Place};
 use crate::external::{External, Identity};
 use crate::iov::{self, Seg};
+use bitflags::bitflags;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::io;
@@ -42,6 +44,19 @@ pub const VIRTIO_BLK: Model = Model {
         build,
     }),
 };
+
+bitflags! {
+    /// The disk's own feature bits.
+    struct BlkFeatures: u64 {
+        const SEG_MAX = 1 << VIRTIO_BLK_F_SEG_MAX;
+        const RO = 1 << VIRTIO_BLK_F_RO;
+        const BLK_SIZE = 1 << VIRTIO_BLK_F_BLK_SIZE;
+        const FLUSH = 1 << VIRTIO_BLK_F_FLUSH;
+        const TOPOLOGY = 1 << VIRTIO_BLK_F_TOPOLOGY;
+        const DISCARD = 1 << VIRTIO_BLK_F_DISCARD;
+        const WRITE_ZEROES = 1 << VIRTIO_BLK_F_WRITE_ZEROES;
+    }
+}
 
 const DEVICE_ID: u16 = 0x1001;
 /// Mass storage, SCSI, as upstream.
@@ -104,7 +119,7 @@ static VARIABLES: Group = Group {
 };
 
 /// What the guest is told about the disk.
-struct Face {
+struct Advertised {
     config: Vec<u8>,
     serial: [u8; ID_BYTES],
 }
@@ -131,15 +146,15 @@ struct Batch {
 }
 
 pub(crate) struct Block {
-    front: Arc<Front>,
+    shared: Arc<Shared>,
     done: Arc<dyn Completion<Token>>,
     disk: BlockIf<Token>,
 }
 
 // What a finished request needs; the disk is not part of it, or the disk's threads would keep it alive.
-struct Front {
+struct Shared {
     transport: Transport,
-    face: Mutex<Face>,
+    advertised: Mutex<Advertised>,
     batch: Mutex<Batch>,
 }
 
@@ -157,38 +172,31 @@ fn build(
         ctx.clock,
         &format!("{}:{}", bdf.slot, bdf.func),
     )?;
-    let mut features = 1 << VIRTIO_BLK_F_SEG_MAX
-        | 1 << VIRTIO_BLK_F_BLK_SIZE
-        | 1 << VIRTIO_BLK_F_FLUSH
-        | 1 << VIRTIO_BLK_F_TOPOLOGY;
-    if disk.is_read_only() {
-        features |= 1 << VIRTIO_BLK_F_RO;
-    } else {
-        features |= 1 << VIRTIO_BLK_F_WRITE_ZEROES;
-    }
-    if disk.can_discard() {
-        features |= 1 << VIRTIO_BLK_F_DISCARD;
-    }
+    let mut features =
+        BlkFeatures::SEG_MAX | BlkFeatures::BLK_SIZE | BlkFeatures::FLUSH | BlkFeatures::TOPOLOGY;
+    features.set(BlkFeatures::RO, disk.is_read_only());
+    features.set(BlkFeatures::WRITE_ZEROES, !disk.is_read_only());
+    features.set(BlkFeatures::DISCARD, disk.can_discard());
     let description = Description {
         device: DEVICE_ID,
         class: CLASS,
         kind: VIRTIO_ID_BLOCK as u16,
-        features,
+        features: Features::from_bits_retain(features.bits()),
         queues: &[QUEUE_SIZE],
         config_len: CONFIG_LEN,
     };
     let transport = Transport::new(ctx, func, &description)?;
-    let face = Mutex::new(Face {
+    let advertised = Mutex::new(Advertised {
         config: config_space(&disk),
         serial,
     });
-    let front = Arc::new(Front {
+    let shared = Arc::new(Shared {
         transport,
-        face,
+        advertised,
         batch: Mutex::default(),
     });
-    let done = Arc::clone(&front) as Arc<dyn Completion<Token>>;
-    Ok(VirtioPci::new(Block { front, done, disk }))
+    let done = Arc::clone(&shared) as Arc<dyn Completion<Token>>;
+    Ok(VirtioPci::new(Block { shared, done, disk }))
 }
 
 fn serial(node: &Node, options: &Options) -> Result<[u8; ID_BYTES], BuildError> {
@@ -252,15 +260,15 @@ enum Parsed {
         written: u32,
     },
     /// The chain has no byte for the status.
-    Hopeless,
+    NoStatus,
 }
 
-impl Front {
+impl Shared {
     // Splits a chain into header, data and status as the bytes come, without regard to how descriptors cut them.
     fn parse(&self, chain: &Chain, generation: u32) -> Parsed {
         let mem = self.transport.mem();
         let Some(status_at) = status_address(chain) else {
-            return Parsed::Hopeless;
+            return Parsed::NoStatus;
         };
         let failed = |status| Parsed::Done { status, written: 0 };
         let mut header = [0; HEADER];
@@ -312,7 +320,7 @@ impl Front {
     }
 
     fn get_id(&self, chain: &Chain, room: u64) -> Parsed {
-        let serial = self.face.lock().serial;
+        let serial = self.advertised.lock().serial;
         let len = usize::try_from(room).unwrap_or(ID_BYTES).min(ID_BYTES);
         match iov::scatter(
             self.transport.mem(),
@@ -409,7 +417,7 @@ fn erase(kind: u32, range: [u8; DISCARD_RANGE], token: Token) -> Parsed {
     }
 }
 
-impl Completion<Token> for Front {
+impl Completion<Token> for Shared {
     fn complete(&self, request: Request<Token>, result: io::Result<()>, more: bool) {
         let Request {
             op,
@@ -455,49 +463,47 @@ impl VirtioDevice for Block {
     const VERSION: u32 = 2;
 
     fn transport(&self) -> &Transport {
-        &self.front.transport
+        &self.shared.transport
     }
 
     fn read_config(&self, offset: usize, out: &mut [u8]) {
-        read_bytes(&self.front.face.lock().config, offset, out);
+        read_bytes(&self.shared.advertised.lock().config, offset, out);
     }
 
     fn write_config(&self, _offset: usize, _data: &[u8]) {}
 
-    fn features_chosen(&self, _features: u64) {}
-
     fn kick(&self, index: usize) {
-        let front = &*self.front;
-        let mut batch = front.batch.lock();
+        let shared = &*self.shared;
+        let mut batch = shared.batch.lock();
         let Batch { chain, requests } = &mut *batch;
-        let Some(mut queue) = front.transport.queue(index) else {
+        let Some(mut queue) = shared.transport.queue(index) else {
             return;
         };
         let generation = queue.generation();
         let mut answered = false;
-        let result = front
+        let result = shared
             .transport
             .take_all(index, &mut queue, chain, |queue, chain| {
-                match front.parse(chain, generation) {
+                match shared.parse(chain, generation) {
                     Parsed::Io(request) => requests.push(request),
                     Parsed::Done { status, written } => {
                         answered = true;
                         let status_at = status_address(chain).unwrap_or_default();
-                        front.give_back(queue, chain.head(), status_at, status, written)?;
+                        shared.give_back(queue, chain.head(), status_at, status, written)?;
                     }
-                    Parsed::Hopeless => {
-                        front
+                    Parsed::NoStatus => {
+                        shared
                             .transport
                             .report
                             .warn(format_args!("a request without room for its status"));
                         answered = true;
-                        queue.push_used(front.transport.mem(), chain.head(), 0)?;
+                        queue.push_used(shared.transport.mem(), chain.head(), 0)?;
                     }
                 }
                 Ok(true)
             });
         if answered || result.is_err() {
-            front.transport.finish(index, queue, result);
+            shared.transport.finish(index, queue, result);
         } else {
             drop(queue);
         }
@@ -518,18 +524,18 @@ impl VirtioDevice for Block {
 
     fn capture(&self) -> Result<BlockState, SaveError> {
         let Self {
-            front,
+            shared,
             done: _,
             disk,
         } = self;
-        let Front {
+        let Shared {
             transport: _,
-            face,
+            advertised,
             batch: _, // empty between kicks
-        } = &**front;
+        } = &**shared;
         let identity = disk.capture()?;
-        let face = face.lock();
-        let Face { config, serial } = &*face;
+        let advertised = advertised.lock();
+        let Advertised { config, serial } = &*advertised;
         Ok(BlockState {
             identity,
             config: config.clone(),
@@ -544,9 +550,9 @@ impl VirtioDevice for Block {
             serial,
         } = state;
         let here = self.disk.here()?;
-        let mut face = self.front.face.lock();
+        let mut advertised = self.shared.advertised.lock();
         let (Some((capacity, sector)), Some((capacity_here, sector_here))) =
-            (told(&config), told(&face.config))
+            (told(&config), told(&advertised.config))
         else {
             return Err(StateError::Invalid(
                 "the saved configuration space cannot be".to_owned(),
@@ -564,7 +570,7 @@ impl VirtioDevice for Block {
             .map_err(|_| StateError::Invalid("the saved serial number is too long".to_owned()))?;
         self.disk.accept(&identity, &here)?;
         self.disk.set_told(capacity.saturating_mul(SECTOR));
-        *face = Face { config, serial };
+        *advertised = Advertised { config, serial };
         Ok(())
     }
 

@@ -5,6 +5,7 @@
 //! layout over the same [`Transport`].
 
 use super::VirtioDevice;
+use super::bits::{Features, Status};
 use super::queue::Placement;
 use super::transport::Transport;
 
@@ -44,8 +45,8 @@ pub fn read<D: VirtioDevice>(device: &D, offset: u64, size: u8) -> u64 {
         return u64::from_le_bytes(bytes);
     }
     match (offset, size) {
-        (HOST_FEATURES, 4) => transport.offered_legacy(),
-        (GUEST_FEATURES, 4) => transport.features() & 0xffff_ffff,
+        (HOST_FEATURES, 4) => transport.offered_legacy().bits(),
+        (GUEST_FEATURES, 4) => (transport.features() & Features::LEGACY).bits(),
         (QUEUE_PFN, 4) => transport
             .queue(transport.selected())
             .map_or(0, |queue| queue.pfn().into()),
@@ -54,8 +55,8 @@ pub fn read<D: VirtioDevice>(device: &D, offset: u64, size: u8) -> u64 {
             .map_or(0, |queue| queue.size().into()),
         (QUEUE_SELECT, 2) => transport.selected() as u64,
         (QUEUE_NOTIFY, 2) => 0,
-        (STATUS, 1) => transport.status().into(),
-        (ISR, 1) => transport.take_isr().into(),
+        (STATUS, 1) => transport.status().bits().into(),
+        (ISR, 1) => transport.take_isr().bits().into(),
         (CONFIG_VECTOR, 2) => transport.config_vector().into(),
         (QUEUE_VECTOR, 2) => transport.queue_vector(transport.selected()).into(),
         _ => u64::MAX,
@@ -80,15 +81,14 @@ pub fn write<D: VirtioDevice>(device: &D, offset: u64, size: u8, value: u64) {
             }
         }
         (GUEST_FEATURES, 4) => {
-            transport.set_features(value & transport.offered_legacy());
-            device.features_chosen(transport.features());
+            transport.set_features(Features::from_bits_retain(value) & transport.offered_legacy());
         }
         (QUEUE_PFN, 4) => place(transport, value as u32),
         (QUEUE_SELECT, 2) => transport.select(value as u16),
         (STATUS, 1) if value == 0 => {
             super::reset(device);
         }
-        (STATUS, 1) => transport.set_status(value as u8),
+        (STATUS, 1) => transport.set_status(Status::from_bits_retain(value as u8)),
         (CONFIG_VECTOR, 2) => transport.set_config_vector(value as u16),
         (QUEUE_VECTOR, 2) => transport.set_queue_vector(transport.selected(), value as u16),
         _ => {}

@@ -8,6 +8,7 @@
 //!
 //! Locks, in this order: the gate, the device's own, a queue's, the interrupts', the PCI function's.
 
+pub mod bits;
 pub mod block;
 pub mod console;
 pub mod legacy;
@@ -45,8 +46,6 @@ pub trait VirtioDevice: Send + Sync + 'static {
     fn read_config(&self, offset: usize, out: &mut [u8]);
     /// Writes device configuration.
     fn write_config(&self, offset: usize, data: &[u8]);
-    /// The driver has chosen features.
-    fn features_chosen(&self, features: u64);
     /// The driver has put something into a queue. Never called while paused.
     fn kick(&self, queue: usize);
     /// Lets go of the queues and forgets the driver; waits for what is in flight.

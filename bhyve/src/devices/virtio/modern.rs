@@ -7,6 +7,7 @@
 //! A register must be accessed as wide as it is, a 64-bit one also in halves: other loads read as ones, other stores are lost.
 
 use super::VirtioDevice;
+use super::bits::{Features, Status};
 use super::queue::Placement;
 use super::transport::Transport;
 use crate::bus::pci::bar::BarType;
@@ -14,9 +15,6 @@ use crate::bus::pci::func::PciFunc;
 use crate::device::BuildError;
 use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
-use virtio_bindings::virtio_config::{
-    VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_F_VERSION_1,
-};
 
 /// The BAR; 0 is that of [`super::legacy`], 1 has the MSI-X table.
 pub const BAR: usize = 4;
@@ -61,10 +59,6 @@ const QUEUE_DRIVER: u64 = 40;
 const QUEUE_DEVICE: u64 = 48;
 const COMMON_LEN: u64 = QUEUE_DEVICE + 8;
 
-const FEATURES_OK: u8 = VIRTIO_CONFIG_S_FEATURES_OK as u8;
-const DRIVER_OK: u8 = VIRTIO_CONFIG_S_DRIVER_OK as u8;
-const VERSION_1: u64 = 1 << VIRTIO_F_VERSION_1;
-
 /// What the 1.x interface has beyond what both have.
 pub struct Modern {
     /// Where the capability is that leads from the configuration space into the BAR.
@@ -77,7 +71,7 @@ struct Registers {
     device_feature_select: u32,
     driver_feature_select: u32,
     // As written; they count from FEATURES_OK on.
-    driver_features: u64,
+    driver_features: Features,
     window: Window,
 }
 
@@ -161,7 +155,7 @@ impl Modern {
         ModernState {
             device_feature_select,
             driver_feature_select,
-            driver_features,
+            driver_features: driver_features.bits(),
             window_bar: bar,
             window_offset: offset,
             window_length: length,
@@ -181,7 +175,7 @@ impl Modern {
         *self.lock() = Registers {
             device_feature_select,
             driver_feature_select,
-            driver_features,
+            driver_features: Features::from_bits_retain(driver_features),
             window: Window {
                 bar,
                 offset,
@@ -236,7 +230,7 @@ pub fn read<D: VirtioDevice>(device: &D, offset: u64, size: u8) -> u64 {
     let transport = device.transport();
     match offset / PAGE * PAGE {
         COMMON => read_common(transport, offset, size).unwrap_or(u64::MAX),
-        ISR if (offset, size) == (ISR, 1) => transport.take_isr().into(),
+        ISR if (offset, size) == (ISR, 1) => transport.take_isr().bits().into(),
         DEVICE => {
             let mut bytes = [0; 8];
             device.read_config(
@@ -279,12 +273,18 @@ fn read_common(transport: &Transport, offset: u64, size: u8) -> Option<u64> {
     let selected = transport.selected();
     let value = match (offset, size) {
         (DEVICE_FEATURE_SELECT, 4) => registers.device_feature_select.into(),
-        (DEVICE_FEATURE, 4) => word(transport.offered_modern(), registers.device_feature_select),
+        (DEVICE_FEATURE, 4) => word(
+            transport.offered_modern().bits(),
+            registers.device_feature_select,
+        ),
         (DRIVER_FEATURE_SELECT, 4) => registers.driver_feature_select.into(),
-        (DRIVER_FEATURE, 4) => word(registers.driver_features, registers.driver_feature_select),
+        (DRIVER_FEATURE, 4) => word(
+            registers.driver_features.bits(),
+            registers.driver_feature_select,
+        ),
         (CONFIG_VECTOR, 2) => transport.config_vector().into(),
         (NUM_QUEUES, 2) => transport.queue_count() as u64,
-        (STATUS, 1) => transport.status().into(),
+        (STATUS, 1) => transport.status().bits().into(),
         (GENERATION, 1) => transport.generation().into(),
         (QUEUE_SELECT, 2) => selected as u64,
         (QUEUE_VECTOR, 2) => transport.queue_vector(selected).into(),
@@ -320,18 +320,19 @@ fn write_common<D: VirtioDevice>(device: &D, offset: u64, size: u8, value: u64) 
         (DRIVER_FEATURE_SELECT, 4) => modern.lock().driver_feature_select = value as u32,
         (DRIVER_FEATURE, 4) => {
             // What has been agreed on stays until a reset.
-            if transport.status() & FEATURES_OK == 0 {
+            if !transport.status().contains(Status::FEATURES_OK) {
                 let mut registers = modern.lock();
                 let select = registers.driver_feature_select;
                 if select < 2 {
+                    let old = registers.driver_features.bits();
                     registers.driver_features =
-                        with_word(registers.driver_features, select, size, value);
+                        Features::from_bits_retain(with_word(old, select, size, value));
                 }
             }
         }
         (CONFIG_VECTOR, 2) => transport.set_config_vector(value as u16),
         (STATUS, 1) if value as u8 == 0 => super::reset(device),
-        (STATUS, 1) => write_status(device, value as u8),
+        (STATUS, 1) => write_status(device, Status::from_bits_retain(value as u8)),
         (QUEUE_SELECT, 2) => transport.select(value as u16),
         (QUEUE_VECTOR, 2) => transport.set_queue_vector(transport.selected(), value as u16),
         _ => write_queue(transport, offset, size, value),
@@ -362,22 +363,20 @@ fn write_queue(transport: &Transport, offset: u64, size: u8, value: u64) {
     }
 }
 
-fn write_status<D: VirtioDevice>(device: &D, status: u8) {
+fn write_status<D: VirtioDevice>(device: &D, mut status: Status) {
     let transport = device.transport();
-    let before = transport.status();
-    let mut status = status;
-    if status & !before & FEATURES_OK != 0 {
+    let risen = status - transport.status();
+    if risen.contains(Status::FEATURES_OK) {
         let wanted = transport.modern().lock().driver_features;
         // The bit stays clear if the device cannot do what the driver wants; and who does not want 1.x has legacy registers.
-        if wanted & VERSION_1 != 0 && wanted & !transport.offered_modern() == 0 {
+        if wanted.contains(Features::VERSION_1) && transport.offered_modern().contains(wanted) {
             transport.set_features(wanted);
-            device.features_chosen(transport.features());
         } else {
-            status &= !FEATURES_OK;
+            status -= Status::FEATURES_OK;
         }
     }
     transport.set_status(status);
-    if status & !before & DRIVER_OK != 0 {
+    if risen.contains(Status::DRIVER_OK) {
         transport.driver_ready(device);
     }
 }

@@ -3,6 +3,7 @@
 //! virtio-rnd, the entropy device (`usr.sbin/bhyve/pci_virtio_rnd.c`). With the instruction clock its numbers are those of a
 //! generator that the machine's name seeds: such a run is meant to be repeated, not to keep secrets.
 
+use super::bits::Features;
 use super::queue::Chain;
 use super::transport::{Description, Transport};
 use super::{VirtioDevice, VirtioPci, read_bytes};
@@ -115,7 +116,7 @@ fn build(
         device: DEVICE_ID,
         class: CLASS,
         kind: VIRTIO_ID_RNG as u16,
-        features: 0,
+        features: Features::empty(),
         queues: &[QUEUE_SIZE],
         config_len: 0,
     };
@@ -145,8 +146,6 @@ impl VirtioDevice for Rnd {
     }
 
     fn write_config(&self, _offset: usize, _data: &[u8]) {}
-
-    fn features_chosen(&self, _features: u64) {}
 
     fn kick(&self, index: usize) {
         let mut work = self.work.lock();

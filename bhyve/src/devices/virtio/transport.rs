@@ -5,6 +5,7 @@
 //! [`super::modern`].
 
 use super::VirtioDevice;
+use super::bits::{Features, Isr, Status};
 use super::modern::{Modern, ModernState};
 use super::queue::{Chain, QueueState, RingError, VirtQueue};
 use crate::bus::pci::bar::BarType;
@@ -17,10 +18,6 @@ use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use virtio_bindings::virtio_config::{
-    VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_NEEDS_RESET, VIRTIO_F_ANY_LAYOUT, VIRTIO_F_VERSION_1,
-};
-use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use vmmapi::GuestMemory;
 
 variables! {
@@ -36,16 +33,11 @@ pub const NO_VECTOR: u16 = 0xffff;
 /// The BAR of the MSI-X table, as upstream.
 const MSIX_BAR: usize = 1;
 
-const ISR_QUEUE: u8 = 1;
-const ISR_CONFIG: u8 = 2;
-
-const EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
-/// What the queues can do, whatever the device.
-const RING_FEATURES: u64 = EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC;
-/// The driver speaks virtio 1.x. A legacy driver sees 32 bits of features, so not this one.
-const VERSION_1: u64 = 1 << VIRTIO_F_VERSION_1;
-/// Buffers may be cut in any way; goes without saying in virtio 1.x.
-const ANY_LAYOUT: u64 = 1 << VIRTIO_F_ANY_LAYOUT;
+/// What every device offers: what its queues can do, and both interfaces.
+const OFFERED: Features = Features::EVENT_IDX
+    .union(Features::INDIRECT_DESC)
+    .union(Features::VERSION_1)
+    .union(Features::ANY_LAYOUT);
 
 /// The identity of a virtio device: its numbers, features and queues.
 pub struct Description<'a> {
@@ -56,7 +48,7 @@ pub struct Description<'a> {
     /// The virtio device type.
     pub kind: u16,
     /// The device's own feature bits.
-    pub features: u64,
+    pub features: Features,
     /// Sizes of the queues, powers of two.
     pub queues: &'a [u16],
     /// Bytes of device configuration.
@@ -68,7 +60,7 @@ pub struct Transport {
     func: Arc<PciFunc>,
     mem: GuestMemory,
     clock: Clock,
-    offered: u64,
+    offered: Features,
     features: AtomicU64,
     modern: Modern,
     registers: Mutex<Registers>,
@@ -91,14 +83,14 @@ struct Queue {
 
 #[derive(Default)]
 struct Registers {
-    status: u8,
+    status: Status,
     queue_select: u16,
     // Counts changes of the device configuration.
     generation: u8,
 }
 
 struct Interrupts {
-    isr: u8,
+    isr: Isr,
     config_vector: u16,
     queue_vectors: Vec<u16>,
 }
@@ -176,12 +168,12 @@ impl Transport {
             func,
             mem: ctx.mem.clone(),
             clock: ctx.clock,
-            offered: features | RING_FEATURES | VERSION_1 | ANY_LAYOUT,
+            offered: features | OFFERED,
             features: AtomicU64::new(0),
             modern,
             registers: Mutex::default(),
             interrupts: Mutex::new(Interrupts {
-                isr: 0,
+                isr: Isr::empty(),
                 config_vector: NO_VECTOR,
                 queue_vectors: vec![NO_VECTOR; queues.len()],
             }),
@@ -208,34 +200,34 @@ impl Transport {
     }
 
     /// Features that a legacy driver may choose from: those that its registers have bits for.
-    pub fn offered_legacy(&self) -> u64 {
-        self.offered & 0xffff_ffff
+    pub fn offered_legacy(&self) -> Features {
+        self.offered & Features::LEGACY
     }
 
     /// Features that a 1.x driver may choose from.
-    pub fn offered_modern(&self) -> u64 {
-        self.offered & !ANY_LAYOUT
+    pub fn offered_modern(&self) -> Features {
+        self.offered - Features::ANY_LAYOUT
     }
 
     /// Features that the driver has chosen.
-    pub fn features(&self) -> u64 {
-        self.features.load(Ordering::Acquire)
+    pub fn features(&self) -> Features {
+        Features::from_bits_retain(self.features.load(Ordering::Acquire))
     }
 
     /// Whether the driver has chosen event indexes.
     pub fn event_idx(&self) -> bool {
-        self.features() & EVENT_IDX != 0
+        self.features().contains(Features::EVENT_IDX)
     }
 
     /// Whether the driver speaks virtio 1.x.
     pub fn is_modern(&self) -> bool {
-        self.features() & VERSION_1 != 0
+        self.features().contains(Features::VERSION_1)
     }
 
     /// The driver chooses.
-    pub fn set_features(&self, wanted: u64) {
+    pub fn set_features(&self, wanted: Features) {
         self.features
-            .store(wanted & self.offered, Ordering::Release);
+            .store((wanted & self.offered).bits(), Ordering::Release);
         for queue in &self.queues {
             queue.ring.lock().set_event_idx(self.event_idx());
         }
@@ -267,19 +259,19 @@ impl Transport {
     }
 
     /// The device status register.
-    pub fn status(&self) -> u8 {
+    pub fn status(&self) -> Status {
         self.registers.lock().status
     }
 
     /// Everything but a reset. The driver cannot take back that it has to reset the device.
-    pub fn set_status(&self, status: u8) {
+    pub fn set_status(&self, status: Status) {
         let mut registers = self.registers.lock();
-        registers.status = status | registers.status & VIRTIO_CONFIG_S_NEEDS_RESET as u8;
+        registers.status = status | registers.status & Status::NEEDS_RESET;
     }
 
     /// Whether the driver lets the device look into its queues. A legacy driver may use them before it says so.
     fn is_live(&self) -> bool {
-        !self.is_modern() || self.status() & VIRTIO_CONFIG_S_DRIVER_OK as u8 != 0
+        !self.is_modern() || self.status().contains(Status::DRIVER_OK)
     }
 
     /// A number that changes with the device configuration.
@@ -297,12 +289,12 @@ impl Transport {
         self.features.store(0, Ordering::Release);
         {
             let mut registers = self.registers.lock();
-            registers.status = 0;
+            registers.status = Status::empty();
             registers.queue_select = 0;
         }
         self.modern.reset();
         let mut interrupts = self.interrupts.lock();
-        interrupts.isr = 0;
+        interrupts.isr = Isr::empty();
         interrupts.config_vector = NO_VECTOR;
         interrupts.queue_vectors.fill(NO_VECTOR);
         self.func.intx_deassert();
@@ -311,7 +303,7 @@ impl Transport {
     // ---- interrupts ----
 
     /// Reads and clears the interrupt status.
-    pub fn take_isr(&self) -> u8 {
+    pub fn take_isr(&self) -> Isr {
         let mut interrupts = self.interrupts.lock();
         let isr = std::mem::take(&mut interrupts.isr);
         self.func.intx_deassert();
@@ -362,7 +354,7 @@ impl Transport {
             .get(index)
             .copied()
             .unwrap_or(NO_VECTOR);
-        self.raise(interrupts, ISR_QUEUE, vector);
+        self.raise(interrupts, Isr::QUEUE, vector);
     }
 
     /// The device configuration has changed: the driver is told.
@@ -378,10 +370,10 @@ impl Transport {
     fn interrupt_config(&self) {
         let interrupts = self.interrupts.lock();
         let vector = interrupts.config_vector;
-        self.raise(interrupts, ISR_CONFIG, vector);
+        self.raise(interrupts, Isr::CONFIG, vector);
     }
 
-    fn raise(&self, mut interrupts: MutexGuard<'_, Interrupts>, isr: u8, vector: u16) {
+    fn raise(&self, mut interrupts: MutexGuard<'_, Interrupts>, isr: Isr, vector: u16) {
         if self.func.msix_enabled() {
             drop(interrupts);
             if vector != NO_VECTOR {
@@ -512,7 +504,7 @@ impl Transport {
     pub fn fail(&self, index: usize, error: &RingError) {
         point!(ring, "{} queue={index} {error}", self.name());
         self.report.warn(format_args!("queue {index}: {error}"));
-        self.registers.lock().status |= VIRTIO_CONFIG_S_NEEDS_RESET as u8;
+        self.registers.lock().status |= Status::NEEDS_RESET;
         self.interrupt_config();
     }
 
@@ -578,11 +570,11 @@ impl Transport {
             .collect();
         TransportState {
             features: features.load(Ordering::Acquire),
-            status,
+            status: status.bits(),
             queue_select,
             generation,
             modern: modern.capture(),
-            isr: *isr,
+            isr: isr.bits(),
             config_vector: *config_vector,
             queues,
         }
@@ -600,10 +592,11 @@ impl Transport {
             config_vector,
             queues,
         } = state;
-        if features & !self.offered != 0 {
+        let absent = Features::from_bits_retain(features) - self.offered;
+        if !absent.is_empty() {
             return Err(StateError::Invalid(format!(
                 "the guest uses features {:#x} that the device does not have here",
-                features & !self.offered
+                absent.bits()
             )));
         }
         if queues.len() != self.queues.len() {
@@ -614,18 +607,17 @@ impl Transport {
             )));
         }
         let vector_exists = |vector: u16| self.checked_vector(vector) == vector;
-        if isr & !(ISR_QUEUE | ISR_CONFIG) != 0
-            || !vector_exists(config_vector)
-            || !queues.iter().all(|queue| vector_exists(queue.vector))
-        {
+        let vectors_exist =
+            vector_exists(config_vector) && queues.iter().all(|queue| vector_exists(queue.vector));
+        let Some(isr) = Isr::from_bits(isr).filter(|_| vectors_exist) else {
             return Err(StateError::Invalid(
                 "the saved interrupt state is impossible".to_owned(),
             ));
-        }
+        };
         self.features.store(features, Ordering::Release);
         self.modern.apply(modern);
         *self.registers.lock() = Registers {
-            status,
+            status: Status::from_bits_retain(status),
             queue_select,
             generation,
         };

@@ -8,6 +8,7 @@
 
 mod port;
 
+use super::bits::Features;
 use super::queue::Chain;
 use super::transport::{Description, Transport};
 use super::{VirtioDevice, VirtioPci, read_bytes};
@@ -79,7 +80,7 @@ struct Config {
     emerg_wr: U32,
 }
 const CONFIG_LEN: usize = size_of::<Config>();
-const F_MULTIPORT: u64 = 1 << 1;
+const F_MULTIPORT: Features = Features::from_bits_retain(1 << 1);
 /// Messages that may wait for room. A guest that never makes any loses what goes beyond.
 const MAX_WAITING: usize = 8 * MAX_PORTS;
 
@@ -136,10 +137,10 @@ pub(crate) struct Console {
 struct Inner {
     transport: Transport,
     mevent: Arc<Mevent>,
-    state: Mutex<State>,
+    state: Mutex<Ports>,
 }
 
-struct State {
+struct Ports {
     // The driver has said that it knows about ports.
     ready: bool,
     ports: Vec<Port>,
@@ -193,7 +194,7 @@ fn build(
         config_len: CONFIG_LEN,
     };
     let transport = Transport::new(ctx, func, &description)?;
-    let state = State {
+    let state = Ports {
         ready: false,
         ports: opened,
         waiting: VecDeque::new(),
@@ -212,7 +213,7 @@ fn build(
 }
 
 impl Inner {
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, Ports> {
         self.state.lock()
     }
 
@@ -275,7 +276,7 @@ impl Inner {
     }
 
     // After anything has happened at a port: watches the client for what can go on.
-    fn settle(&self, state: &mut State, n: usize) {
+    fn settle(&self, state: &mut Ports, n: usize) {
         let guest_open = self.guest_open(state, n);
         let Some(port) = state.ports.get_mut(n) else {
             return;
@@ -290,8 +291,8 @@ impl Inner {
     }
 
     // Without the ports feature there is one port, and no message says when it is open.
-    fn guest_open(&self, state: &State, n: usize) -> bool {
-        let multiport = self.transport.features() & F_MULTIPORT != 0;
+    fn guest_open(&self, state: &Ports, n: usize) -> bool {
+        let multiport = self.transport.features().contains(F_MULTIPORT);
         state
             .ports
             .get(n)
@@ -299,11 +300,11 @@ impl Inner {
     }
 
     // From the client to the guest.
-    fn receive(&self, state: &mut State, n: usize) {
+    fn receive(&self, state: &mut Ports, n: usize) {
         if !self.guest_open(state, n) {
             return;
         }
-        let State {
+        let Ports {
             ports,
             chain,
             buffer,
@@ -333,8 +334,8 @@ impl Inner {
     }
 
     // From the guest to the client, or to nowhere if there is none.
-    fn send(&self, state: &mut State, n: usize) {
-        let State {
+    fn send(&self, state: &mut Ports, n: usize) {
+        let Ports {
             ports,
             chain,
             buffer,
@@ -364,7 +365,7 @@ impl Inner {
         }
     }
 
-    fn drop_client(&self, state: &mut State, n: usize) {
+    fn drop_client(&self, state: &mut Ports, n: usize) {
         let Some(port) = state.ports.get_mut(n) else {
             return;
         };
@@ -374,7 +375,7 @@ impl Inner {
         self.send(state, n);
     }
 
-    fn tell_open(&self, state: &mut State, n: usize, open: bool) {
+    fn tell_open(&self, state: &mut Ports, n: usize, open: bool) {
         let Some(port) = state.ports.get_mut(n) else {
             return;
         };
@@ -391,7 +392,7 @@ impl Inner {
         }
     }
 
-    fn tell(&self, state: &mut State, message: Message) {
+    fn tell(&self, state: &mut Ports, message: Message) {
         if state.waiting.len() < MAX_WAITING {
             state.waiting.push_back(message);
         } else {
@@ -402,8 +403,8 @@ impl Inner {
         self.tell_waiting(state);
     }
 
-    fn tell_waiting(&self, state: &mut State) {
-        let State {
+    fn tell_waiting(&self, state: &mut Ports) {
+        let Ports {
             ports,
             waiting,
             chain,
@@ -428,7 +429,7 @@ impl Inner {
         });
     }
 
-    fn control(&self, state: &mut State) {
+    fn control(&self, state: &mut Ports) {
         let mut heard = Vec::new();
         let chain = &mut state.chain;
         self.transport.serve(CONTROL_OUT, chain, |chain| {
@@ -454,7 +455,7 @@ impl Inner {
         }
     }
 
-    fn hear(&self, state: &mut State, message: &Message) {
+    fn hear(&self, state: &mut Ports, message: &Message) {
         let Message { port, event, value } = *message;
         let n = usize::try_from(port).unwrap_or(usize::MAX);
         if event == DEVICE_READY {
@@ -545,8 +546,6 @@ impl VirtioDevice for Console {
 
     fn write_config(&self, _offset: usize, _data: &[u8]) {}
 
-    fn features_chosen(&self, _features: u64) {}
-
     fn kick(&self, index: usize) {
         let inner = &*self.inner;
         let mut state = inner.state();
@@ -595,7 +594,7 @@ impl VirtioDevice for Console {
             state,
         } = &**inner;
         let state = state.lock();
-        let State {
+        let Ports {
             ready,
             ports,
             waiting,

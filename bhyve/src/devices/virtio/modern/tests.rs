@@ -11,6 +11,7 @@ use crate::devices::virtio::testing::{BUFFERS, Bench, Driver, Interface, MEMORY,
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
+const VERSION_1: u64 = Features::VERSION_1.bits();
 const NEEDS_RESET: u64 = 0x40;
 
 fn bench() -> Bench {

@@ -6,6 +6,7 @@
 mod offload;
 
 use self::offload::{MAX_PACKET, OffloadError, Wanted};
+use super::bits::Features;
 use super::queue::{Chain, RingError, VirtQueue};
 use super::transport::{Description, Transport};
 use super::{VirtioDevice, VirtioPci, read_bytes};
@@ -18,12 +19,12 @@ use crate::device::{BuildCtx, BuildError, SaveError, StateError};
 use crate::devices::models::{Model, Place};
 use crate::iov;
 use crate::mevent::Mevent;
+use bitflags::bitflags;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
-use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4,
@@ -67,11 +68,30 @@ const CONFIG_LEN: usize = size_of::<Config>();
 const SHORT_HEADER: usize = 10;
 const LONG_HEADER: usize = 12;
 /// What [`offload`] can do, both ways.
-const OFFLOADS: u64 = 1 << VIRTIO_NET_F_CSUM
-    | 1 << VIRTIO_NET_F_GUEST_CSUM
-    | 1 << VIRTIO_NET_F_HOST_TSO4
-    | 1 << VIRTIO_NET_F_HOST_TSO6
-    | 1 << VIRTIO_NET_F_HOST_ECN;
+const OFFLOADS: NetFeatures = NetFeatures::CSUM
+    .union(NetFeatures::GUEST_CSUM)
+    .union(NetFeatures::HOST_TSO4)
+    .union(NetFeatures::HOST_TSO6)
+    .union(NetFeatures::HOST_ECN);
+
+bitflags! {
+    /// The device's own feature bits.
+    #[derive(Clone, Copy)]
+    struct NetFeatures: u64 {
+        const CSUM = 1 << VIRTIO_NET_F_CSUM;
+        const GUEST_CSUM = 1 << VIRTIO_NET_F_GUEST_CSUM;
+        const MTU = 1 << VIRTIO_NET_F_MTU;
+        const MAC = 1 << VIRTIO_NET_F_MAC;
+        const HOST_TSO4 = 1 << VIRTIO_NET_F_HOST_TSO4;
+        const HOST_TSO6 = 1 << VIRTIO_NET_F_HOST_TSO6;
+        const HOST_ECN = 1 << VIRTIO_NET_F_HOST_ECN;
+        const MRG_RXBUF = 1 << VIRTIO_NET_F_MRG_RXBUF;
+        const STATUS = 1 << VIRTIO_NET_F_STATUS;
+        // Those that all devices have.
+        const _ = !0;
+    }
+}
+
 /// Frames that are taken from the host before the event loop looks at its other sources.
 const RX_BATCH: usize = 256;
 
@@ -136,16 +156,15 @@ fn build_on(
 ) -> Result<Arc<dyn PciDevice>, BuildError> {
     let (mac, mtu) = (node.get(&net_backends::MAC)?, node.get(&net_backends::MTU)?);
     let link_up = net_backends::is_plugged(&*backend, ctx.clock, func.name());
-    let mut features =
-        OFFLOADS | 1 << VIRTIO_NET_F_MAC | 1 << VIRTIO_NET_F_STATUS | 1 << VIRTIO_NET_F_MRG_RXBUF;
+    let mut features = OFFLOADS | NetFeatures::MAC | NetFeatures::STATUS | NetFeatures::MRG_RXBUF;
     if mtu.is_some() {
-        features |= 1 << VIRTIO_NET_F_MTU;
+        features |= NetFeatures::MTU;
     }
     let description = Description {
         device: DEVICE_ID,
         class: CLASS,
         kind: VIRTIO_ID_NET as u16,
-        features,
+        features: Features::from_bits_retain(features.bits()),
         queues: &[QUEUE_SIZE, QUEUE_SIZE],
         config_len: CONFIG_LEN,
     };
@@ -192,9 +211,12 @@ impl Drop for Net {
 }
 
 impl Inner {
+    fn features(&self) -> NetFeatures {
+        NetFeatures::from_bits_retain(self.transport.features().bits())
+    }
+
     fn header_len(&self) -> usize {
-        let long = 1 << VIRTIO_NET_F_MRG_RXBUF | 1u64 << VIRTIO_F_VERSION_1;
-        if self.transport.features() & long != 0 {
+        if self.transport.is_modern() || self.features().contains(NetFeatures::MRG_RXBUF) {
             LONG_HEADER
         } else {
             SHORT_HEADER
@@ -227,9 +249,9 @@ impl Inner {
             parts,
         } = &mut *rx;
         let header_len = self.header_len();
-        let features = self.transport.features();
-        let mergeable = features & 1 << VIRTIO_NET_F_MRG_RXBUF != 0;
-        let checked = features & 1 << VIRTIO_NET_F_GUEST_CSUM != 0;
+        let features = self.features();
+        let mergeable = features.contains(NetFeatures::MRG_RXBUF);
+        let checked = features.contains(NetFeatures::GUEST_CSUM);
         buffer.resize(header_len + MAX_FRAME, 0);
         let mut left = RX_BATCH;
         // Whether there is still room for the next frame when it comes.
@@ -368,7 +390,7 @@ impl Inner {
             segment,
         } = &mut *tx;
         let header_len = self.header_len();
-        let offloads = self.transport.features() & OFFLOADS != 0;
+        let offloads = self.features().intersects(OFFLOADS);
         buffer.resize(header_len + MAX_PACKET, 0);
         self.transport.serve(TX, chain, |chain| {
             let total = iov::total(chain.readable());
@@ -463,8 +485,6 @@ impl VirtioDevice for Net {
         }
     }
 
-    fn features_chosen(&self, _features: u64) {}
-
     fn kick(&self, index: usize) {
         match index {
             RX => {
@@ -539,7 +559,7 @@ impl VirtioDevice for Net {
     fn resume(&self) {
         // The first frame that comes finds out whether there is room for it.
         self.kick(RX);
-        let status = self.inner.transport.features() & 1 << VIRTIO_NET_F_STATUS != 0;
+        let status = self.inner.features().contains(NetFeatures::STATUS);
         if self.inner.link_changed.swap(false, Ordering::AcqRel) && status {
             self.inner.transport.config_changed();
         }

@@ -56,7 +56,7 @@ fn frame(len: usize, seed: u8) -> Vec<u8> {
 }
 
 fn header_len(driver: &Driver) -> u32 {
-    let long = 1 << VIRTIO_NET_F_MRG_RXBUF | 1u64 << VIRTIO_F_VERSION_1;
+    let long = NetFeatures::MRG_RXBUF.bits() | Features::VERSION_1.bits();
     if driver.features() & long != 0 {
         12
     } else {
