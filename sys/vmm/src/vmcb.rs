@@ -21,8 +21,74 @@ pub const SIZE: usize = 4096;
 
 /// `VMCB_ACCESS_VALID`: what makes a register number negative.
 const ACCESS_VALID: u32 = 0x8000_0000;
-/// Offset of the state save area.
-const SAVE: usize = 0x400;
+
+/// Offsets of fields in bytes: `VMCB_OFF_*`, and the members of `struct vmcb_ctrl` and `struct vmcb_state` that have no such name.
+mod off {
+    /// `VMCB_OFF_STATE`: the state save area.
+    const fn state(offset: usize) -> usize {
+        0x400 + offset
+    }
+
+    pub const CR_INTERCEPT: usize = 0x00;
+    pub const DR_INTERCEPT: usize = 0x04;
+    pub const EXC_INTERCEPT: usize = 0x08;
+    pub const INST1_INTERCEPT: usize = 0x0c;
+    pub const INST2_INTERCEPT: usize = 0x10;
+    pub const PAUSE_FILTHRESH: usize = 0x3c;
+    pub const PAUSE_FILCNT: usize = 0x3e;
+    pub const TSC_OFFSET: usize = 0x50;
+    pub const ASID: usize = 0x58;
+    pub const TLB_CTRL: usize = 0x5c;
+    pub const VIRQ: usize = 0x60;
+    pub const INTR_SHADOW: usize = 0x68;
+    pub const EXIT_REASON: usize = 0x70;
+    pub const EXITINFO1: usize = 0x78;
+    pub const EXITINFO2: usize = 0x80;
+    pub const EXITINTINFO: usize = 0x88;
+    pub const NP_ENABLE: usize = 0x90;
+    pub const AVIC_BAR: usize = 0x98;
+    pub const NRIP: usize = 0xc8;
+    pub const AVIC_PAGE: usize = 0xe0;
+    pub const AVIC_LT: usize = 0xf0;
+    pub const AVIC_PT: usize = 0xf8;
+
+    pub const ES: usize = state(0x00);
+    pub const CS: usize = state(0x10);
+    pub const SS: usize = state(0x20);
+    pub const DS: usize = state(0x30);
+    pub const FS: usize = state(0x40);
+    pub const GS: usize = state(0x50);
+    pub const GDT: usize = state(0x60);
+    pub const LDT: usize = state(0x70);
+    pub const IDT: usize = state(0x80);
+    pub const TR: usize = state(0x90);
+    pub const CPL: usize = state(0xcb);
+    pub const EFER: usize = state(0xd0);
+    pub const CR4: usize = state(0x148);
+    pub const CR3: usize = state(0x150);
+    pub const CR0: usize = state(0x158);
+    pub const DR7: usize = state(0x160);
+    pub const DR6: usize = state(0x168);
+    pub const RFLAGS: usize = state(0x170);
+    pub const RIP: usize = state(0x178);
+    pub const RSP: usize = state(0x1d8);
+    pub const RAX: usize = state(0x1f8);
+    pub const STAR: usize = state(0x200);
+    pub const LSTAR: usize = state(0x208);
+    pub const CSTAR: usize = state(0x210);
+    pub const SFMASK: usize = state(0x218);
+    pub const KERNELGBASE: usize = state(0x220);
+    pub const SYSENTER_CS: usize = state(0x228);
+    pub const SYSENTER_ESP: usize = state(0x230);
+    pub const SYSENTER_EIP: usize = state(0x238);
+    pub const CR2: usize = state(0x240);
+    pub const GUEST_PAT: usize = state(0x268);
+    pub const DBGCTL: usize = state(0x270);
+    pub const BR_FROM: usize = state(0x278);
+    pub const BR_TO: usize = state(0x280);
+    pub const INT_FROM: usize = state(0x288);
+    pub const INT_TO: usize = state(0x290);
+}
 
 /// Intercepts and controls that svm(4) sets for every guest (`vmcb_init`); they mean nothing here, but a checkpoint
 /// that is read by a kernel must not hold zeros.
@@ -104,40 +170,40 @@ const _: () =
 
 /// The offsets of the 34 fields that a checkpoint holds, and their sizes in bytes, in its order.
 pub const SNAPSHOT_FIELDS: [(usize, usize); 34] = [
-    (0x000, 4),
-    (0x004, 4),
-    (0x008, 4),
-    (0x00c, 4),
-    (0x010, 4),
-    (0x03c, 2),
-    (0x03e, 2),
-    (0x058, 4),
-    (0x05c, 4),
-    (0x060, 4),
-    (0x070, 8),
-    (0x078, 8),
-    (0x080, 8),
-    (0x088, 8),
-    (0x090, 8),
-    (0x098, 8),
-    (0x0e0, 8),
-    (0x0f0, 8),
-    (0x0f8, 8),
-    (SAVE + 0x0cb, 1),
-    (SAVE + 0x200, 8),
-    (SAVE + 0x208, 8),
-    (SAVE + 0x210, 8),
-    (SAVE + 0x218, 8),
-    (SAVE + 0x220, 8),
-    (SAVE + 0x228, 8),
-    (SAVE + 0x230, 8),
-    (SAVE + 0x238, 8),
-    (SAVE + 0x268, 8),
-    (SAVE + 0x270, 8),
-    (SAVE + 0x278, 8),
-    (SAVE + 0x280, 8),
-    (SAVE + 0x288, 8),
-    (SAVE + 0x290, 8),
+    (off::CR_INTERCEPT, 4),
+    (off::DR_INTERCEPT, 4),
+    (off::EXC_INTERCEPT, 4),
+    (off::INST1_INTERCEPT, 4),
+    (off::INST2_INTERCEPT, 4),
+    (off::PAUSE_FILTHRESH, 2),
+    (off::PAUSE_FILCNT, 2),
+    (off::ASID, 4),
+    (off::TLB_CTRL, 4),
+    (off::VIRQ, 4),
+    (off::EXIT_REASON, 8),
+    (off::EXITINFO1, 8),
+    (off::EXITINFO2, 8),
+    (off::EXITINTINFO, 8),
+    (off::NP_ENABLE, 8),
+    (off::AVIC_BAR, 8),
+    (off::AVIC_PAGE, 8),
+    (off::AVIC_LT, 8),
+    (off::AVIC_PT, 8),
+    (off::CPL, 1),
+    (off::STAR, 8),
+    (off::LSTAR, 8),
+    (off::CSTAR, 8),
+    (off::SFMASK, 8),
+    (off::KERNELGBASE, 8),
+    (off::SYSENTER_CS, 8),
+    (off::SYSENTER_ESP, 8),
+    (off::SYSENTER_EIP, 8),
+    (off::GUEST_PAT, 8),
+    (off::DBGCTL, 8),
+    (off::BR_FROM, 8),
+    (off::BR_TO, 8),
+    (off::INT_FROM, 8),
+    (off::INT_TO, 8),
 ];
 
 /// The position in [`SNAPSHOT_FIELDS`] of the intercepts among which is IRET's.
@@ -167,8 +233,13 @@ impl Image {
         let attributes = (segment.access & 0xff | (segment.access >> 4) & 0xf00) as u16;
         self.put(offset, &segment.selector.to_le_bytes());
         self.put(offset + 2, &attributes.to_le_bytes());
-        self.put32(offset + 4, segment.limit);
-        self.put64(offset + 8, segment.base);
+        self.limit_and_base(offset, segment.limit, segment.base);
+    }
+
+    // The rest of `struct vmcb_segment`, all that a descriptor table has.
+    fn limit_and_base(&mut self, offset: usize, limit: u32, base: u64) {
+        self.put32(offset + 4, limit);
+        self.put64(offset + 8, base);
     }
 }
 
@@ -184,58 +255,64 @@ pub fn image(core: &Core) -> Box<[u8; SIZE]> {
     let inst1 = inst1.fold(control::INST1, |all, (_, bit)| all | bit);
     let mut image = Image(Box::new([0; SIZE]));
     for (offset, value) in [
-        (0, control::CR),
-        (4, control::DR),
-        (8, control::EXCEPTION),
-        (0xc, inst1),
-        (0x10, control::INST2),
+        (off::CR_INTERCEPT, control::CR),
+        (off::DR_INTERCEPT, control::DR),
+        (off::EXC_INTERCEPT, control::EXCEPTION),
+        (off::INST1_INTERCEPT, inst1),
+        (off::INST2_INTERCEPT, control::INST2),
     ] {
         image.put32(offset, value);
     }
     // An ASID of 0 would be the host's.
-    image.put32(0x58, 1);
-    image.put64(0x50, core.side.tsc_offset);
-    image.put64(0x68, u64::from(cpu.interrupt_shadow()));
-    image.put64(0x88, core.side.exit_intinfo);
+    image.put32(off::ASID, 1);
+    image.put64(off::TSC_OFFSET, core.side.tsc_offset);
+    image.put64(off::INTR_SHADOW, u64::from(cpu.interrupt_shadow()));
+    image.put64(off::EXITINTINFO, core.side.exit_intinfo);
     // Nested paging is on.
-    image.put64(0x90, 1);
-    image.put64(0xc8, core.side.next_rip);
-    let segments = [Seg::Es, Seg::Cs, Seg::Ss, Seg::Ds, Seg::Fs, Seg::Gs];
-    for (index, seg) in segments.into_iter().enumerate() {
-        image.segment(SAVE + index * 16, cpu.segment(seg));
+    image.put64(off::NP_ENABLE, 1);
+    image.put64(off::NRIP, core.side.next_rip);
+    let segments = [
+        (off::ES, Seg::Es),
+        (off::CS, Seg::Cs),
+        (off::SS, Seg::Ss),
+        (off::DS, Seg::Ds),
+        (off::FS, Seg::Fs),
+        (off::GS, Seg::Gs),
+        (off::LDT, Seg::Ldtr),
+        (off::TR, Seg::Tr),
+    ];
+    for (offset, seg) in segments {
+        image.segment(offset, cpu.segment(seg));
     }
-    image.segment(SAVE + 0x70, cpu.segment(Seg::Ldtr));
-    image.segment(SAVE + 0x90, cpu.segment(Seg::Tr));
-    for (offset, table) in [(0x60, cpu.gdtr()), (0x80, cpu.idtr())] {
-        image.put32(SAVE + offset + 4, u32::from(table.limit));
-        image.put64(SAVE + offset + 8, table.base);
+    for (offset, table) in [(off::GDT, cpu.gdtr()), (off::IDT, cpu.idtr())] {
+        image.limit_and_base(offset, table.limit.into(), table.base);
     }
-    image.put(SAVE + 0xcb, &[cpu.cpl()]);
+    image.put(off::CPL, &[cpu.cpl()]);
     // SVM itself must be enabled in EFER while a guest runs.
-    image.put64(SAVE + 0xd0, cpu.get(Reg::Efer) | Efer::SVM.bits());
+    image.put64(off::EFER, cpu.get(Reg::Efer) | Efer::SVM.bits());
     let registers = [
-        (0x148, Reg::Cr4),
-        (0x150, Reg::Cr3),
-        (0x158, Reg::Cr0),
-        (0x160, Reg::Dr7),
-        (0x168, Reg::Dr6),
-        (0x170, Reg::Rflags),
-        (0x178, Reg::Rip),
-        (0x1d8, Reg::Rsp),
-        (0x1f8, Reg::Rax),
-        (0x200, Reg::Star),
-        (0x208, Reg::Lstar),
-        (0x210, Reg::Cstar),
-        (0x218, Reg::Sfmask),
-        (0x220, Reg::KernelGsBase),
-        (0x228, Reg::SysenterCs),
-        (0x230, Reg::SysenterEsp),
-        (0x238, Reg::SysenterEip),
-        (0x240, Reg::Cr2),
-        (0x268, Reg::Pat),
+        (off::CR4, Reg::Cr4),
+        (off::CR3, Reg::Cr3),
+        (off::CR0, Reg::Cr0),
+        (off::DR7, Reg::Dr7),
+        (off::DR6, Reg::Dr6),
+        (off::RFLAGS, Reg::Rflags),
+        (off::RIP, Reg::Rip),
+        (off::RSP, Reg::Rsp),
+        (off::RAX, Reg::Rax),
+        (off::STAR, Reg::Star),
+        (off::LSTAR, Reg::Lstar),
+        (off::CSTAR, Reg::Cstar),
+        (off::SFMASK, Reg::Sfmask),
+        (off::KERNELGBASE, Reg::KernelGsBase),
+        (off::SYSENTER_CS, Reg::SysenterCs),
+        (off::SYSENTER_ESP, Reg::SysenterEsp),
+        (off::SYSENTER_EIP, Reg::SysenterEip),
+        (off::CR2, Reg::Cr2),
+        (off::GUEST_PAT, Reg::Pat),
     ];
     for (offset, reg) in registers {
-        image.put64(SAVE + offset, cpu.get(reg));
+        image.put64(offset, cpu.get(reg));
     }
     image.0
 }

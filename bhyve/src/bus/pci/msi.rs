@@ -3,6 +3,7 @@
 //! Message-signalled interrupts: the MSI and MSI-X capabilities, the MSI-X table and its pending bits
 //! (`pci_emul_add_msicap`, `pci_emul_add_msixcap`, `pci_emul_msix_twrite` of `usr.sbin/bhyve/pci_emul.c`).
 
+use bitflags::bitflags;
 use serde::{Deserialize, Serialize};
 
 /// Capability ids.
@@ -10,14 +11,59 @@ pub const CAP_MSI: u8 = 0x05;
 /// See [`CAP_MSI`].
 pub const CAP_MSIX: u8 = 0x11;
 
-/// Message control of MSI: enable, and the log2 of the number of vectors that the guest allows.
-pub const MSI_ENABLE: u16 = 1;
-/// See [`MSI_ENABLE`].
-pub const MSI_MME: u16 = 0x70;
-/// Message control of MSI-X: enable, and all vectors masked.
-pub const MSIX_ENABLE: u16 = 0x8000;
-/// See [`MSIX_ENABLE`].
-pub const MSIX_MASK_ALL: u16 = 0x4000;
+/// Offsets in the MSI capability (`PCIR_MSI_*`) of one with 64-bit addresses and without mask bits, and its length.
+pub const MSI_CTRL: usize = 2;
+/// See [`MSI_CTRL`].
+pub const MSI_ADDR: usize = 4;
+/// See [`MSI_CTRL`].
+pub const MSI_LEN: usize = 14;
+/// Offset of message control in the MSI-X capability (`PCIR_MSIX_CTRL`).
+pub const MSIX_CTRL: usize = 2;
+
+bitflags! {
+    /// Message control of MSI (`PCIM_MSICTRL_*`).
+    #[derive(Clone, Copy, PartialEq, Eq)]
+    pub struct MsiCtrl: u16 {
+        const MSI_ENABLE = 1 << 0;
+        /// The log2 of the number of vectors that the device asks for.
+        const MMC_MASK = 7 << 1;
+        /// The log2 of the number of vectors that the guest allows.
+        const MME_MASK = 7 << 4;
+        /// Addresses have 64 bits.
+        const BIT64 = 1 << 7;
+        const _ = !0;
+    }
+
+    /// Message control of MSI-X (`PCIM_MSIXCTRL_*`).
+    #[derive(Clone, Copy, PartialEq, Eq)]
+    pub struct MsixCtrl: u16 {
+        /// The number of vectors, less one.
+        const TABLE_SIZE = 0x7ff;
+        /// All vectors are masked.
+        const FUNCTION_MASK = 1 << 14;
+        const MSIX_ENABLE = 1 << 15;
+        const _ = !0;
+    }
+}
+
+impl MsiCtrl {
+    /// What the guest can write.
+    pub const WRITABLE: Self = Self::MSI_ENABLE.union(Self::MME_MASK);
+
+    /// The number of vectors that the guest allows.
+    pub fn messages(self) -> usize {
+        if self.contains(Self::MSI_ENABLE) {
+            1 << ((self & Self::MME_MASK).bits() >> Self::MME_MASK.bits().trailing_zeros())
+        } else {
+            0
+        }
+    }
+}
+
+impl MsixCtrl {
+    /// What the guest can write.
+    pub const WRITABLE: Self = Self::MSIX_ENABLE.union(Self::FUNCTION_MASK);
+}
 
 /// The most vectors a table can have.
 pub const MAX_MSIX: usize = 2048;

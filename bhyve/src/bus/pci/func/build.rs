@@ -7,7 +7,9 @@ use super::space::{CONFIG_SIZE, STATUS_CAPS, reg};
 use super::{BarMemory, Capability, PciFunc};
 use crate::bus::pci::bar::{Bar, BarType};
 use crate::bus::pci::intx::IntxRoute;
-use crate::bus::pci::msi::{CAP_MSI, CAP_MSIX, MAX_MSIX, Msix};
+use crate::bus::pci::msi::{
+    CAP_MSI, CAP_MSIX, MAX_MSIX, MSI_CTRL, MSI_LEN, MSIX_CTRL, MsiCtrl, Msix,
+};
 use crate::device::BuildError;
 use std::sync::Arc;
 
@@ -138,9 +140,14 @@ impl PciFunc {
         if !count.is_power_of_two() || count > 32 {
             return Err(self.invalid(format_args!("{count} MSI vectors cannot be")));
         }
-        // 64-bit addresses, no mask bits.
-        let control = 0x80 | (count.trailing_zeros() as u8) << 1;
-        let at = self.add_capability(&[CAP_MSI, 0, control, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])?;
+        let vectors =
+            MsiCtrl::from_bits_retain((count.trailing_zeros() as u16) << 1) & MsiCtrl::MMC_MASK;
+        let [low, high] = (MsiCtrl::BIT64 | vectors).bits().to_le_bytes();
+        let mut cap = [0; MSI_LEN];
+        cap[0] = CAP_MSI;
+        cap[MSI_CTRL] = low;
+        cap[MSI_CTRL + 1] = high;
+        let at = self.add_capability(&cap)?;
         self.inner().msi = Some(usize::from(at));
         Ok(())
     }
@@ -154,7 +161,7 @@ impl PciFunc {
         self.add_bar(bar, BarType::Mem32, Msix::bar_size(count))?;
         let mut cap = [0; 12];
         cap[0] = CAP_MSIX;
-        cap[2..4].copy_from_slice(&(count as u16 - 1).to_le_bytes());
+        cap[MSIX_CTRL..MSIX_CTRL + 2].copy_from_slice(&(count as u16 - 1).to_le_bytes());
         cap[4..8].copy_from_slice(&(bar as u32).to_le_bytes());
         cap[8..12].copy_from_slice(&(Msix::pba_offset(count) as u32 | bar as u32).to_le_bytes());
         let at = self.add_capability(&cap)?;

@@ -3,7 +3,7 @@
 //! Where a function's BARs answer, and who does (`modify_bar_registration`, `pci_emul_io_handler` and
 //! `pci_emul_mem_handler` of `usr.sbin/bhyve/pci_emul.c`).
 
-use super::space::{CMD_IO, CMD_MEM, reg};
+use super::space::{Command, reg};
 use super::{FuncRegs, PciFunc};
 use crate::bus::inout::PortHandler;
 use crate::bus::mem::MmioHandler;
@@ -56,13 +56,9 @@ impl PciFunc {
         let mut inner = self.inner();
         let mut command = inner.command();
         for bar in inner.bars.iter().flatten() {
-            command |= if bar.kind == BarType::Io {
-                CMD_IO
-            } else {
-                CMD_MEM
-            };
+            command |= Command::of(bar.kind);
         }
-        inner.set(usize::from(reg::COMMAND), 2, command.into());
+        inner.set(usize::from(reg::COMMAND), 2, command.bits().into());
         self.update_decoding(&mut inner);
     }
 
@@ -72,12 +68,7 @@ impl PciFunc {
         for (index, (bar, memory)) in bars {
             let Some(bar) = bar else { continue };
             let memory = memory.as_deref();
-            let enable = if bar.kind == BarType::Io {
-                CMD_IO
-            } else {
-                CMD_MEM
-            };
-            let wanted = (command & enable != 0).then_some(bar.addr);
+            let wanted = command.contains(Command::of(bar.kind)).then_some(bar.addr);
             if bar.decoded == wanted {
                 continue;
             }

@@ -14,7 +14,7 @@ pub(crate) mod state;
 
 use super::bar::Bar;
 use super::intx::{IntxRoute, IntxRouter, MsiSink};
-use super::msi::{MSIX_ENABLE, MSIX_MASK_ALL, Msix};
+use super::msi::{Msix, MsixCtrl};
 use super::{Bdf, PciDevice};
 use crate::bus::inout::Inout;
 use crate::bus::mem::Mmio;
@@ -178,7 +178,7 @@ impl PciFunc {
 
     /// Whether the guest uses MSI-X.
     pub fn msix_enabled(&self) -> bool {
-        self.inner().msix_control() & MSIX_ENABLE != 0
+        self.inner().msix_control().contains(MsixCtrl::MSIX_ENABLE)
     }
 
     /// Sends MSI message `n`, if the guest has enabled that many.
@@ -200,13 +200,13 @@ impl PciFunc {
         point!(interrupt, "{} msix={n}", self.name());
         let mut inner = self.inner();
         let control = inner.msix_control();
-        if control & MSIX_ENABLE == 0 {
+        if !control.contains(MsixCtrl::MSIX_ENABLE) {
             return;
         }
         let Some(msix) = inner.msix.as_mut() else {
             return;
         };
-        let message = msix.raise(n, control & MSIX_MASK_ALL != 0);
+        let message = msix.raise(n, control.contains(MsixCtrl::FUNCTION_MASK));
         drop(inner);
         if let Some((address, data)) = message {
             self.host.msi.msi(address, data);

@@ -6,7 +6,8 @@
 use super::{FuncRegs, PciFunc};
 use crate::bus::mem::all_ones;
 use crate::bus::pci::bar::BarType;
-use crate::bus::pci::msi::{MSI_ENABLE, MSI_MME, MSIX_ENABLE, MSIX_MASK_ALL, Message};
+use crate::bus::pci::msi::{MSI_ADDR, MSI_CTRL, MSI_LEN, MSIX_CTRL, Message, MsiCtrl, MsixCtrl};
+use bitflags::bitflags;
 use std::sync::Arc;
 
 /// Offsets in the configuration space.
@@ -23,6 +24,7 @@ pub mod reg {
     pub const LATENCY: u16 = 0x0d;
     pub const HEADER_TYPE: u16 = 0x0e;
     pub const BAR0: u16 = 0x10;
+    pub const CARDBUS_CIS: u16 = 0x28;
     pub const SUBVENDOR: u16 = 0x2c;
     pub const SUBDEVICE: u16 = 0x2e;
     pub const CAP_POINTER: u16 = 0x34;
@@ -30,14 +32,31 @@ pub mod reg {
     pub const INT_PIN: u16 = 0x3d;
 }
 
-pub(super) const CMD_IO: u16 = 1 << 0;
-pub(super) const CMD_MEM: u16 = 1 << 1;
-const CMD_BUS_MASTER: u16 = 1 << 2;
-const CMD_PARITY: u16 = 1 << 6;
-const CMD_SERR: u16 = 1 << 8;
-const CMD_INTX_DISABLE: u16 = 1 << 10;
-const CMD_WRITABLE: u16 =
-    CMD_IO | CMD_MEM | CMD_BUS_MASTER | CMD_PARITY | CMD_SERR | CMD_INTX_DISABLE;
+bitflags! {
+    /// The command register (`PCIM_CMD_*`).
+    #[derive(Clone, Copy)]
+    pub(super) struct Command: u16 {
+        /// The function answers to its I/O BARs.
+        const PORTEN = 1 << 0;
+        /// The function answers to its memory BARs.
+        const MEMEN = 1 << 1;
+        const BUSMASTEREN = 1 << 2;
+        const PERRESPEN = 1 << 6;
+        const SERRESPEN = 1 << 8;
+        /// The function does not use its interrupt pin.
+        const INTXDIS = 1 << 10;
+    }
+}
+
+impl Command {
+    /// By which the BARs of a kind answer.
+    pub(super) fn of(kind: BarType) -> Self {
+        match kind {
+            BarType::Io => Self::PORTEN,
+            _ => Self::MEMEN,
+        }
+    }
+}
 pub(super) const STATUS_INTX: u16 = 1 << 3;
 pub(super) const STATUS_CAPS: u16 = 1 << 4;
 pub(super) const CONFIG_SIZE: usize = 256;
@@ -62,8 +81,8 @@ impl FuncRegs {
         }
     }
 
-    pub(super) fn command(&self) -> u16 {
-        self.get(usize::from(reg::COMMAND), 2) as u16
+    pub(super) fn command(&self) -> Command {
+        Command::from_bits_retain(self.get(usize::from(reg::COMMAND), 2) as u16)
     }
 
     pub(super) fn set_status(&mut self, bit: u16, on: bool) {
@@ -75,32 +94,29 @@ impl FuncRegs {
         );
     }
 
-    pub(super) fn msi_control(&self) -> u16 {
-        self.msi.map_or(0, |at| self.get(at + 2, 2) as u16)
+    pub(super) fn msi_control(&self) -> MsiCtrl {
+        let control = self.msi.map_or(0, |cap| self.get(cap + MSI_CTRL, 2));
+        MsiCtrl::from_bits_retain(control as u16)
     }
 
     pub(super) fn msi_messages(&self) -> usize {
-        let control = self.msi_control();
-        if control & MSI_ENABLE == 0 {
-            return 0;
-        }
-        1 << ((control & MSI_MME) >> 4)
+        self.msi_control().messages()
     }
 
-    pub(super) fn msix_control(&self) -> u16 {
-        self.msix
-            .as_ref()
-            .map_or(0, |msix| self.get(usize::from(msix.cap) + 2, 2) as u16)
+    pub(super) fn msix_control(&self) -> MsixCtrl {
+        let cap = self.msix.as_ref().map(|msix| usize::from(msix.cap));
+        let control = cap.map_or(0, |cap| self.get(cap + MSIX_CTRL, 2));
+        MsixCtrl::from_bits_retain(control as u16)
     }
 
     pub(super) fn msix_live(&self) -> bool {
-        self.msix_control() & (MSIX_ENABLE | MSIX_MASK_ALL) == MSIX_ENABLE
+        self.msix_control() & MsixCtrl::WRITABLE == MsixCtrl::MSIX_ENABLE
     }
 
     pub(super) fn intx_allowed(&self) -> bool {
-        self.command() & CMD_INTX_DISABLE == 0
-            && self.msi_control() & MSI_ENABLE == 0
-            && self.msix_control() & MSIX_ENABLE == 0
+        !self.command().contains(Command::INTXDIS)
+            && !self.msi_control().contains(MsiCtrl::MSI_ENABLE)
+            && !self.msix_control().contains(MsixCtrl::MSIX_ENABLE)
     }
 
     pub(super) fn show_bar(&mut self, index: usize) {
@@ -147,8 +163,8 @@ impl PciFunc {
         let mut inner = self.inner();
         let mut messages = Vec::new();
         match offset {
-            0x04..=0x07 => self.write_command(&mut inner, at, size, value),
-            0x10..=0x27 => self.write_bar(&mut inner, at, size, value),
+            reg::COMMAND..reg::REVISION => self.write_command(&mut inner, at, size, value),
+            reg::BAR0..reg::CARDBUS_CIS => self.write_bar(&mut inner, at, size, value),
             reg::CACHE_LINE | reg::LATENCY | reg::INT_LINE => {
                 // The low byte only: what follows is read-only, except that cache line size and latency are neighbours.
                 let bytes = if offset == reg::CACHE_LINE {
@@ -169,7 +185,7 @@ impl PciFunc {
     fn write_command(self: &Arc<Self>, inner: &mut FuncRegs, at: usize, size: u8, value: u32) {
         let old = inner.get(usize::from(reg::COMMAND), 4);
         let shift = (at - usize::from(reg::COMMAND)) * 8;
-        let mask = (all_ones(size) as u32) << shift & u32::from(CMD_WRITABLE);
+        let mask = (all_ones(size) as u32) << shift & u32::from(Command::all().bits());
         // The status half has only bits that no function here ever sets, or that are read-only.
         inner.set(
             usize::from(reg::COMMAND),
@@ -217,20 +233,21 @@ impl PciFunc {
         for n in 0..usize::from(size) {
             let byte = (value >> (n * 8)) as u8;
             let (at, msi) = (at + n, inner.msi);
-            let writable = if let Some(cap) = msi.filter(|cap| (*cap..cap + 14).contains(&at)) {
+            let writable = if let Some(cap) = msi.filter(|cap| (*cap..cap + MSI_LEN).contains(&at))
+            {
                 match at - cap {
-                    2 => (MSI_ENABLE | MSI_MME) as u8,
+                    MSI_CTRL => MsiCtrl::WRITABLE.bits() as u8,
                     // The low two bits of the address are zero.
-                    4 => 0xfc,
-                    5..=13 => 0xff,
+                    MSI_ADDR => 0xfc,
+                    at if at > MSI_ADDR => 0xff,
                     _ => 0,
                 }
             } else if inner
                 .msix
                 .as_ref()
-                .is_some_and(|msix| usize::from(msix.cap) + 3 == at)
+                .is_some_and(|msix| usize::from(msix.cap) + MSIX_CTRL + 1 == at)
             {
-                ((MSIX_ENABLE | MSIX_MASK_ALL) >> 8) as u8
+                (MsixCtrl::WRITABLE.bits() >> 8) as u8
             } else {
                 0
             };
