@@ -1,4 +1,10 @@
 // SPDX-License-Identifier: BSD-2-Clause
+//
+// The numbers are those of this file of FreeBSD:
+//
+// sys/amd64/vmm/io/vlapic.c (BSD-2-Clause)
+// Copyright (c) 2011 NetApp, Inc. All rights reserved.
+// Copyright (c) 2019 Joyent, Inc. All rights reserved.
 
 //! What `STRUCT_VLAPIC` of a snapshot request carries (`vlapic_snapshot` of `sys/amd64/vmm/io/vlapic.c`). No header describes it: no table holds these
 //! numbers against FreeBSD's.
