@@ -2,7 +2,7 @@
 
 //! Host bridges (`usr.sbin/bhyve/pci_hostbridge.c`).
 
-use crate::bus::pci::func::{PciFunc, PciIds};
+use crate::bus::pci::func::{PciFunc, PciIds, PciePort};
 use crate::bus::pci::{OptionsError, PciDevice, PciModel, Syntax, parse_options};
 use crate::config::{Group, Hex, Node, Var, variables};
 use crate::device::{BuildCtx, BuildError, Device, Persist, SaveError, SavedLayout, StateError};
@@ -93,6 +93,8 @@ fn build(
         subclass: SUBCLASS_HOST,
         ..PciIds::default()
     });
+    // A root port, as upstream: FreeBSD uses MSI and MSI-X only on a machine that has one (`pcie_chipset` of sys/dev/pci/pci.c).
+    func.add_pcie(PciePort::Root)?;
     Ok(Arc::new(Hostbridge { func }))
 }
 

@@ -176,3 +176,5 @@ pub fn lpc_models() -> impl Iterator<Item = &'static Model> {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod upstream;

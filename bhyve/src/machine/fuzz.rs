@@ -79,6 +79,12 @@ impl Rig {
         Self::build(1, false)
     }
 
+    /// With a frame buffer in the last slot.
+    #[cfg(test)]
+    pub fn with_display() -> Self {
+        Self::build(1, true)
+    }
+
     /// With so many processors.
     pub fn with_cpus(cpus: u16) -> Self {
         Self::build(cpus, false)
@@ -187,6 +193,20 @@ impl Rig {
     /// Where a register of a device's configuration space is.
     fn config(&self, n: u64, offset: u64) -> u64 {
         ECAM_BASE + ((FIRST_SLOT + n) << 15) + offset
+    }
+
+    /// A load from the configuration space of function 0 of a slot.
+    #[cfg(test)]
+    pub(crate) fn pci_read(&self, slot: u8, offset: u16, size: u8) -> u32 {
+        let at = ECAM_BASE + (u64::from(slot) << 15) + u64::from(offset);
+        self.mmio.read(at, size).unwrap_or(u64::MAX) as u32
+    }
+
+    /// A store to it.
+    #[cfg(test)]
+    pub(crate) fn pci_write(&self, slot: u8, offset: u16, size: u8, value: u32) {
+        let at = ECAM_BASE + (u64::from(slot) << 15) + u64::from(offset);
+        self.mmio.write(at, size, value.into());
     }
 
     /// Where the guest has put the windows of device `n`, as far as the BARs can tell.

@@ -15,6 +15,30 @@ use std::sync::Arc;
 
 const FIRST_CAP: usize = 0x40;
 
+/// `PCIY_EXPRESS`.
+const CAP_EXPRESS: u8 = 0x10;
+/// Offsets in the PCI Express capability (`PCIER_FLAGS`, `PCIER_LINK_CAP`, `PCIER_LINK_STA`), and its length (`struct pciecap`).
+const PCIE_FLAGS: usize = 0x02;
+const PCIE_LINK_CAP: usize = 0x0c;
+const PCIE_LINK_STA: usize = 0x12;
+const PCIE_LEN: usize = 0x3c;
+/// `PCIECAP_VERSION`.
+const PCIE_VERSION: u8 = 2;
+/// One lane of 2.5 GT/s, with active state power management of L0s.
+const LINK_CAP: u32 = 0x411;
+/// One lane of 2.5 GT/s.
+const LINK_STA: u16 = 0x11;
+
+/// What a function of PCI Express is (`PCIEM_TYPE_*`), in its place in the register.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum PciePort {
+    /// A root port.
+    Root = 0x40,
+    /// An endpoint on the root complex.
+    RootIntEndpoint = 0x90,
+}
+
 /// The numbers that identify a function to the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct PciIds {
@@ -109,6 +133,10 @@ impl PciFunc {
 
     /// Adds a capability (id first; the byte of the link is overwritten) and answers with its offset.
     pub fn add_capability(&self, bytes: &[u8]) -> Result<u8, BuildError> {
+        self.link_capability(bytes, false)
+    }
+
+    fn link_capability(&self, bytes: &[u8], informative: bool) -> Result<u8, BuildError> {
         let mut inner = self.inner();
         let at = inner
             .caps
@@ -131,6 +159,7 @@ impl PciFunc {
         inner.caps.push(Capability {
             at,
             len: bytes.len(),
+            informative,
         });
         Ok(at as u8)
     }
@@ -167,6 +196,19 @@ impl PciFunc {
         let at = self.add_capability(&cap)?;
         self.inner().msix = Some(Msix::new(bar, at, count));
         Ok(())
+    }
+
+    /// Says that the function is one of PCI Express (`pci_emul_add_pciecap`): a port or an endpoint, on a link of the first generation
+    /// and one lane. It comes after all other capabilities: checkpoints of a version that did not have it are restored without it.
+    pub fn add_pcie(&self, port: PciePort) -> Result<(), BuildError> {
+        let mut cap = [0; PCIE_LEN];
+        cap[0] = CAP_EXPRESS;
+        cap[PCIE_FLAGS] = PCIE_VERSION | port as u8;
+        if port != PciePort::RootIntEndpoint {
+            cap[PCIE_LINK_CAP..PCIE_LINK_CAP + 4].copy_from_slice(&LINK_CAP.to_le_bytes());
+            cap[PCIE_LINK_STA..PCIE_LINK_STA + 2].copy_from_slice(&LINK_STA.to_le_bytes());
+        }
+        self.link_capability(&cap, true).map(|_| ())
     }
 
     /// Gives the function an interrupt pin. As upstream, function 0 gets INTA, 1 INTB, … of its slot.

@@ -9,7 +9,7 @@
 
 mod build;
 mod decode;
-pub(super) mod space;
+pub(crate) mod space;
 pub(crate) mod state;
 
 use super::bar::Bar;
@@ -19,7 +19,7 @@ use super::{Bdf, PciDevice};
 use crate::bus::inout::Inout;
 use crate::bus::mem::Mmio;
 use crate::point;
-pub use build::PciIds;
+pub use build::{PciIds, PciePort};
 pub use decode::BarMemory;
 use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
@@ -43,6 +43,8 @@ pub(crate) enum IntxLevel {
 struct Capability {
     at: usize,
     len: usize,
+    /// Whether it only tells the guest something: a saved function may lack it.
+    informative: bool,
 }
 
 struct FuncRegs {

@@ -2,7 +2,7 @@
 
 //! What a checkpoint keeps of a function (`pci_snapshot_pci_dev` of `usr.sbin/bhyve/pci_emul.c`).
 
-use super::space::CONFIG_SIZE;
+use super::space::{CONFIG_SIZE, reg};
 use super::{BARS, FuncRegs, IntxLevel, PciFunc};
 use crate::bus::pci::bar::{Bar, BarType};
 use crate::bus::pci::intx::IntxRoute;
@@ -160,6 +160,7 @@ impl PciFunc {
         let config: [u8; CONFIG_SIZE] = config
             .try_into()
             .map_err(|_| differs("size of the configuration space"))?;
+        let shape = inner.shape_of(&config);
         let fixed = |bytes: &[u8; CONFIG_SIZE]| {
             (
                 bytes[..4].to_vec(),
@@ -167,11 +168,11 @@ impl PciFunc {
                 bytes[0x2c..0x35].to_vec(),
             )
         };
-        if fixed(&config) != fixed(&inner.config) {
+        if fixed(&config) != fixed(&shape) {
             return Err(differs("identity"));
         }
         for cap in &inner.caps {
-            if config.get(cap.at..cap.at + 2) != inner.config.get(cap.at..cap.at + 2) {
+            if config.get(cap.at..cap.at + 2) != shape.get(cap.at..cap.at + 2) {
                 return Err(differs("list of capabilities"));
             }
         }
@@ -220,5 +221,29 @@ impl PciFunc {
         }
         self.update_decoding(&mut inner);
         Ok(())
+    }
+}
+
+impl FuncRegs {
+    /// The configuration space that a saved one is held against: this one, without the capabilities at the end of the list that only tell
+    /// something and that the saved one lacks, because the version that wrote it did not have them.
+    fn shape_of(&self, saved: &[u8; CONFIG_SIZE]) -> [u8; CONFIG_SIZE] {
+        let mut shape = self.config;
+        let mut caps = self.caps.as_slice();
+        while let [before @ .., last] = caps
+            && last.informative
+            && saved.get(last.at) != shape.get(last.at)
+        {
+            let link = before
+                .last()
+                .map_or(usize::from(reg::CAP_POINTER), |cap| cap.at + 1);
+            for at in (last.at..last.at + last.len).chain([link]) {
+                if let Some(byte) = shape.get_mut(at) {
+                    *byte = 0;
+                }
+            }
+            caps = before;
+        }
+        shape
     }
 }
