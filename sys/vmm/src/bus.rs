@@ -136,13 +136,9 @@ impl Bus for RunBus<'_> {
             MSR_TSC_ADJUST => Reply::Done(self.side.tsc_adjust),
             MSR_APICBASE => Reply::Done(self.chipset(now, |chipset, _| chipset.apicbase(id))),
             _ if vmm_msr::is_x2apic(index) => {
-                Self::answer(self.chipset(now, |chipset, time| chipset.rdmsr(time, id, index)))
+                read(self.chipset(now, |chipset, time| chipset.rdmsr(time, id, index)))
             }
-            _ => match self.side.msrs.read(index) {
-                MsrAccess::Done(value) => Reply::Done(value),
-                MsrAccess::Fault => Reply::Fault,
-                MsrAccess::Unhandled => Reply::Exit,
-            },
+            _ => read(self.side.msrs.read(index)),
         }
     }
 
@@ -161,18 +157,12 @@ impl Bus for RunBus<'_> {
                 Reply::Done(())
             }
             MSR_APICBASE => {
-                // The kernel does not let a guest move the APIC or change its mode, and asks userland.
-                let same = self.chipset(now, |chipset, _| chipset.apicbase(id)) == value;
-                if same { Reply::Done(()) } else { Reply::Exit }
+                written(self.chipset(now, |chipset, _| chipset.set_apicbase(id, value)))
             }
-            _ if vmm_msr::is_x2apic(index) => Self::answer(
-                self.chipset(now, |chipset, time| chipset.wrmsr(time, id, index, value)),
-            ),
-            _ => match self.side.msrs.write(index, value) {
-                MsrAccess::Done(_) => Reply::Done(()),
-                MsrAccess::Fault => Reply::Fault,
-                MsrAccess::Unhandled => Reply::Exit,
-            },
+            _ if vmm_msr::is_x2apic(index) => {
+                written(self.chipset(now, |chipset, time| chipset.wrmsr(time, id, index, value)))
+            }
+            _ => written(self.side.msrs.write(index, value)),
         }
     }
 
@@ -240,6 +230,24 @@ impl Bus for RunBus<'_> {
         } else {
             entropy::host()
         }
+    }
+}
+
+/// The answer to RDMSR.
+fn read(access: MsrAccess) -> Reply<u64> {
+    match access {
+        MsrAccess::Done(value) => Reply::Done(value),
+        MsrAccess::Fault => Reply::Fault,
+        MsrAccess::Unhandled => Reply::Exit,
+    }
+}
+
+/// The answer to WRMSR.
+fn written(access: MsrAccess) -> Reply<()> {
+    match access {
+        MsrAccess::Done(_) => Reply::Done(()),
+        MsrAccess::Fault => Reply::Fault,
+        MsrAccess::Unhandled => Reply::Exit,
     }
 }
 

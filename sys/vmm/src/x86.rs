@@ -22,7 +22,9 @@ pub struct CpuidContext {
     pub cores: u32,
     /// Threads in a core.
     pub threads: u32,
-    /// Whether the local APIC is in x2APIC mode.
+    /// Whether there is a local APIC, which the guest can disable.
+    pub lapic: bool,
+    /// Whether it has x2APIC mode.
     pub x2apic: bool,
     /// CR4.OSXSAVE.
     pub osxsave: bool,
@@ -38,11 +40,16 @@ impl CpuidContext {
     /// That of virtual CPU `id`, whose state is `side` and whose CR4 has this value.
     pub fn of(vm: &Vm, id: usize, side: &Side, cr4: u64) -> Self {
         let topology = vm.topology();
+        let (lapic, x2apic) = vm
+            .devices
+            .with(|chipset| (chipset.has_lapic(id), chipset.has_x2apic(id)))
+            .0;
         Self {
             vcpu: id as u32,
             cores: topology.cores.into(),
             threads: topology.threads.into(),
-            x2apic: vm.devices.with(|chipset| chipset.x2apic(id)).0,
+            lapic,
+            x2apic,
             osxsave: Cr4::from_bits_retain(cr4).contains(Cr4::XSAVE),
             invpcid: side.cap(VM_CAP_ENABLE_INVPCID),
             rdpid: side.cap(VM_CAP_RDPID),
@@ -181,7 +188,9 @@ pub fn cpuid(cx: &CpuidContext, leaf: u32, subleaf: u32) -> Leaf {
             features2.set(Features2::OSXSAVE, cx.osxsave);
             // CLFLUSH line in units of 8 bytes, logical processors, APIC id.
             let ebx = 8 << 8 | (cpus & 0xff) << 16 | (cx.vcpu & 0xff) << 24;
-            [SIGNATURE, ebx, features2.bits(), FEATURES.bits()]
+            let mut features = FEATURES;
+            features.set(Features::APIC, cx.lapic);
+            [SIGNATURE, ebx, features2.bits(), features.bits()]
         }
         6 => [PowerFeatures::ARAT.bits(), 0, 0, 0],
         7 if subleaf == 0 => {
@@ -208,7 +217,9 @@ pub fn cpuid(cx: &CpuidContext, leaf: u32, subleaf: u32) -> Leaf {
             features2.set(AmdFeatures2::CMP, cpus > 1);
             let mut features = AMD_FEATURES;
             features.set(AmdFeatures::RDTSCP, cx.rdtscp);
-            let edx = SHARED.bits() | features.bits();
+            let mut shared = SHARED;
+            shared.set(Features::APIC, cx.lapic);
+            let edx = shared.bits() | features.bits();
             [SIGNATURE, 0, features2.bits(), edx]
         }
         0x8000_0002..=0x8000_0004 => text(BRAND, (leaf - 0x8000_0002) as usize),
@@ -262,6 +273,7 @@ mod tests {
         vcpu: 3,
         cores: 2,
         threads: 2,
+        lapic: true,
         x2apic: true,
         osxsave: false,
         invpcid: true,

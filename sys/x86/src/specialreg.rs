@@ -311,6 +311,7 @@ ApicBase(u64), "APICBASE_" {
     BSP = 1 << 8 => "Bootstrap processor.",
     X2APIC = 1 << 10 => "x2APIC mode.",
     ENABLED = 1 << 11 => "Enabled.",
+    ADDRESS = 0xffff_f000 => "Address of the page of registers.",
 }}
 
 register! { SPEC_CONTROL:

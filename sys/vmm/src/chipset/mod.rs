@@ -26,13 +26,13 @@ use crate::io::vatpic::Vatpic;
 use crate::io::vatpit::Vatpit;
 use crate::io::vhpet::{self, Signal, Vhpet};
 use crate::io::vioapic::Vioapic;
-use crate::io::vlapic::{self, Event, Vlapic};
+use crate::io::vlapic::{self, BaseWrite, Event, Mode, Vlapic};
 use crate::io::vmm_lapic::Lapics;
 use crate::io::vpmtmr::Vpmtmr;
 use crate::io::vrtc::Vrtc;
 use crate::io::wire::{Reader, Writer};
 use crate::time::Sbt;
-use crate::vmm_msr;
+use crate::vmm_msr::MsrAccess;
 
 use place::{Memory, Port};
 
@@ -148,15 +148,27 @@ impl Chipset {
         self.lapics.startup = cpus;
     }
 
-    /// `VM_GET_X2APIC_STATE`.
-    pub fn x2apic(&self, vcpu: usize) -> bool {
-        self.lapics.cpus.get(vcpu).is_some_and(Vlapic::x2apic)
+    /// `VM_GET_X2APIC_STATE`: whether there is x2APIC mode. A guest that leaves it can enter it again.
+    pub fn has_x2apic(&self, vcpu: usize) -> bool {
+        self.lapics.has_x2apic.contains(vcpu)
     }
 
-    /// `VM_SET_X2APIC_STATE`. The registers that depend on the mode get their reset values.
+    /// Whether a vCPU has a local APIC, which it can disable.
+    pub fn has_lapic(&self, vcpu: usize) -> bool {
+        let lapic = self.lapics.cpus.get(vcpu);
+        lapic.is_some_and(|lapic| lapic.mode() != Mode::Disabled)
+    }
+
+    /// `VM_SET_X2APIC_STATE`: whether there is x2APIC mode. It is entered at once, and the registers that depend on the mode
+    /// get their reset values.
     pub fn set_x2apic(&mut self, vcpu: usize, enabled: bool) {
         if let Some(lapic) = self.lapics.cpus.get_mut(vcpu) {
             lapic.set_x2apic(enabled);
+            if enabled {
+                self.lapics.has_x2apic.insert(vcpu);
+            } else {
+                self.lapics.has_x2apic.remove(vcpu);
+            }
             self.update_tmr();
         }
     }
@@ -610,6 +622,10 @@ impl Chipset {
     pub fn mmio_read(&mut self, now: Sbt, vcpu: usize, gpa: u64, size: u8) -> Io<u64> {
         match Memory::of(gpa) {
             Some(Memory::Lapic(offset)) => match self.lapics.cpus.get(vcpu) {
+                // Nothing is there then. A kernel answers zero.
+                Some(lapic) if lapic.mode() != Mode::XApic && !self.lapics.as_kernel => {
+                    Io::Done(u64::MAX)
+                }
                 Some(lapic) => lapic.mmio_read(now, offset).into(),
                 None => Io::Refused,
             },
@@ -653,30 +669,63 @@ impl Chipset {
         }
     }
 
-    /// IA32_APIC_BASE, which the guest cannot change.
+    /// IA32_APIC_BASE.
     pub fn apicbase(&self, vcpu: usize) -> u64 {
         self.lapics.cpus.get(vcpu).map_or(0, Vlapic::apicbase)
     }
 
+    /// A write of IA32_APIC_BASE. Userland is asked where vmm(4) lets no guest decide: the registers' address, since the
+    /// places of in-kernel devices are fixed; on a kernel the mode, too.
+    pub fn set_apicbase(&mut self, vcpu: usize, value: u64) -> MsrAccess {
+        let has_x2apic = self.has_x2apic(vcpu);
+        let Some(lapic) = self.lapics.cpus.get_mut(vcpu) else {
+            return MsrAccess::Unhandled;
+        };
+        let old = lapic.apicbase();
+        if self.lapics.as_kernel {
+            return if old == value {
+                MsrAccess::Done(0)
+            } else {
+                MsrAccess::Unhandled
+            };
+        }
+        match lapic.set_apicbase(value, has_x2apic) {
+            BaseWrite::Moved => return MsrAccess::Unhandled,
+            BaseWrite::Invalid => return MsrAccess::Fault,
+            BaseWrite::Done => {}
+        }
+        if lapic.apicbase() != old {
+            self.ticks.forget(Source::Lapic(vcpu));
+            self.update_tmr();
+        }
+        MsrAccess::Done(0)
+    }
+
+    /// Whether the x2APIC's range of MSRs is a local APIC's now. A kernel lets a guest access it in xAPIC mode, too.
+    fn has_x2apic_msrs(&self, lapic: &Vlapic) -> bool {
+        lapic.x2apic() || self.lapics.as_kernel
+    }
+
     /// RDMSR of the x2APIC's range.
-    pub fn rdmsr(&self, now: Sbt, vcpu: usize, msr: u32) -> Io<u64> {
+    pub fn rdmsr(&self, now: Sbt, vcpu: usize, msr: u32) -> MsrAccess {
         match self.lapics.cpus.get(vcpu) {
-            Some(lapic) if vmm_msr::is_x2apic(msr) => Io::Done(lapic.msr_read(now, msr)),
-            _ => Io::NotMine,
+            Some(lapic) if self.has_x2apic_msrs(lapic) => MsrAccess::Done(lapic.msr_read(now, msr)),
+            _ => MsrAccess::Fault,
         }
     }
 
-    /// WRMSR of the same.
-    pub fn wrmsr(&mut self, now: Sbt, vcpu: usize, msr: u32, value: u64) -> Io<()> {
-        match self.lapics.cpus.get_mut(vcpu) {
-            Some(lapic) if vmm_msr::is_x2apic(msr) => {
-                let event = lapic.msr_write(now, msr, value);
-                let result = self.lapic_event(vcpu, event);
-                self.lapic_written(now, vcpu, msr.wrapping_sub(MSR_APIC_000));
-                result.into()
-            }
-            _ => Io::NotMine,
+    /// WRMSR of the same. What the local APIC refuses is taken and ignored, as by the kernel in effect.
+    pub fn wrmsr(&mut self, now: Sbt, vcpu: usize, msr: u32, value: u64) -> MsrAccess {
+        let has_msrs = |lapic: &Vlapic| self.has_x2apic_msrs(lapic);
+        if !self.lapics.cpus.get(vcpu).is_some_and(has_msrs) {
+            return MsrAccess::Fault;
         }
+        if let Some(lapic) = self.lapics.cpus.get_mut(vcpu) {
+            let event = lapic.msr_write(now, msr, value);
+            let _ = self.lapic_event(vcpu, event);
+            self.lapic_written(now, vcpu, msr.wrapping_sub(MSR_APIC_000));
+        }
+        MsrAccess::Done(0)
     }
 
     /// What is counted of a vCPU's local APIC.
@@ -834,6 +883,9 @@ impl Chipset {
         for (vcpu, mut lapic) in restored {
             if let Some(slot) = self.lapics.cpus.get_mut(vcpu) {
                 lapic.counts = slot.counts;
+                if lapic.x2apic() {
+                    self.lapics.has_x2apic.insert(vcpu);
+                }
                 *slot = lapic;
                 self.lapics.notify(vcpu);
             }

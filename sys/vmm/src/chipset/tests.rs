@@ -9,6 +9,7 @@ use super::*;
 use crate::io::vlapic::Counts;
 use vmm_x86::apicreg::{DEFAULT_APIC_BASE, DEFAULT_IO_APIC_BASE};
 use vmm_x86::hpet::VHPET_BASE;
+use vmm_x86::specialreg::MSR_APICBASE;
 
 const NOW: Sbt = Sbt::SECOND;
 const CPUS: usize = 3;
@@ -462,14 +463,105 @@ fn x2apic_reaches_a_cluster() {
     let mut chipset = chipset(CPUS);
     (0..CPUS).for_each(|vcpu| chipset.set_x2apic(vcpu, true));
     for vcpu in 0..CPUS {
-        assert_eq!(chipset.wrmsr(NOW, vcpu, 0x80f, 0x1ff), Io::Done(()));
+        assert_eq!(chipset.wrmsr(NOW, vcpu, 0x80f, 0x1ff), MsrAccess::Done(0));
     }
-    assert_eq!(chipset.rdmsr(NOW, 2, 0x80d), Io::Done(1 << 2));
+    assert_eq!(chipset.rdmsr(NOW, 2, 0x80d), MsrAccess::Done(1 << 2));
     assert_eq!(chipset.apicbase(0), 0xfee0_0d00);
     // Cluster 0, members 1 and 2.
-    assert_eq!(chipset.wrmsr(NOW, 0, 0x830, 6 << 32 | 0x850), Io::Done(()));
+    assert_eq!(
+        chipset.wrmsr(NOW, 0, 0x830, 6 << 32 | 0x850),
+        MsrAccess::Done(0)
+    );
     let pending: Vec<_> = (0..CPUS).map(|vcpu| chipset.pending_vector(vcpu)).collect();
     assert_eq!(pending, [None, Some(0x50), Some(0x50)]);
+}
+
+const XAPIC: u64 = 0xfee0_0800;
+const X2APIC: u64 = 0xfee0_0c00;
+const DISABLED: u64 = 0xfee0_0000;
+
+#[test]
+fn a_disabled_lapic_is_not_there() {
+    let mut chipset = chipset(CPUS);
+    (0..CPUS).for_each(|vcpu| enable(&mut chipset, vcpu));
+    assert_eq!(chipset.set_apicbase(1, DISABLED), MsrAccess::Done(0));
+    assert_eq!(chipset.apicbase(1), DISABLED);
+    assert_eq!(chipset.apicbase(0), XAPIC | 0x100, "another one's");
+    assert!(!chipset.has_lapic(1) && chipset.has_lapic(0));
+    let version = DEFAULT_APIC_BASE + 0x30;
+    assert_eq!(
+        chipset.mmio_read(NOW, 1, version, 4),
+        Io::Done(u64::MAX),
+        "no device drives the bus"
+    );
+    assert_eq!(
+        chipset.mmio_write(NOW, 1, DEFAULT_APIC_BASE + 0x80, 4, 0x50),
+        Io::Done(())
+    );
+    assert_eq!(chipset.cr8(1), 0);
+    // INIT, NMI and a vector to all others, by destination field and by shorthand.
+    chipset.set_ipi_exit(0, true);
+    for high in [0xff00_0000, 0] {
+        let shorthand = if high == 0 { 3 << 18 } else { 0 };
+        for mode in [0x4500, 0x4400, 0x4050] {
+            let icr = DEFAULT_APIC_BASE + 0x300;
+            let _ = chipset.mmio_write(NOW, 0, icr + 0x10, 4, high);
+            let _ = chipset.mmio_write(NOW, 0, icr, 4, mode | shorthand);
+            let effects = chipset.take_effects();
+            assert!(!effects.nmi.contains(1) && !effects.notify.contains(1));
+            assert!(!chipset.startup_cpus().contains(1), "{mode:#x}");
+        }
+    }
+    assert!(chipset.startup_cpus().contains(2));
+    assert_eq!(chipset.pending_vector(1), None);
+    // Its pins are the processor's INTR and NMI.
+    chipset.take_effects();
+    for (pin, expected) in [(0, [true, false]), (1, [false, true])] {
+        chipset.lapic_local_irq(Some(1), pin).unwrap();
+        let effects = chipset.take_effects();
+        assert_eq!(
+            [effects.extint.contains(1), effects.nmi.contains(1)],
+            expected
+        );
+    }
+    assert_eq!(chipset.set_apicbase(1, XAPIC), MsrAccess::Done(0));
+    assert!(chipset.has_lapic(1));
+    assert_eq!(chipset.mmio_read(NOW, 1, version, 4), Io::Done(0x6_0014));
+}
+
+#[test]
+fn x2apic_can_be_left_and_entered_again() {
+    let mut chipset = chipset(CPUS);
+    assert_eq!(
+        chipset.set_apicbase(1, X2APIC),
+        MsrAccess::Fault,
+        "there is none"
+    );
+    assert_eq!(chipset.rdmsr(NOW, 1, 0x803), MsrAccess::Fault);
+    chipset.set_x2apic(1, true);
+    assert_eq!(chipset.rdmsr(NOW, 1, 0x803), MsrAccess::Done(0x6_0014));
+    for (base, has_msrs) in [(DISABLED, false), (XAPIC, false), (X2APIC, true)] {
+        assert_eq!(chipset.set_apicbase(1, base), MsrAccess::Done(0));
+        assert_eq!(chipset.apicbase(1), base);
+        assert!(chipset.has_x2apic(1), "{base:#x}");
+        let seen = chipset.rdmsr(NOW, 1, 0x803);
+        assert_eq!(seen == MsrAccess::Done(0x6_0014), has_msrs, "{base:#x}");
+    }
+    assert_eq!(
+        chipset.set_apicbase(1, X2APIC - 0x1000),
+        MsrAccess::Unhandled,
+        "userland is asked for another place"
+    );
+}
+
+#[test]
+fn a_kernel_lets_no_guest_change_the_mode() {
+    let mut chipset = Chipset::new(CPUS, true);
+    chipset.activate(0);
+    for base in [DISABLED, XAPIC, X2APIC | 0x100] {
+        assert_eq!(chipset.set_apicbase(0, base), MsrAccess::Unhandled);
+    }
+    assert_eq!(chipset.set_apicbase(0, XAPIC | 0x100), MsrAccess::Done(0));
 }
 
 #[test]
@@ -536,8 +628,9 @@ impl Machine {
             Op::Write(gpa, size, value) => {
                 Some(widen(chipset.mmio_write(now, 0, gpa, size, value), |()| 0))
             }
-            Op::Rdmsr(msr) => Some(chipset.rdmsr(now, 1, msr)),
-            Op::Wrmsr(msr, value) => Some(widen(chipset.wrmsr(now, 1, msr, value), |()| 0)),
+            Op::Rdmsr(msr) => Some(of_msr(chipset.rdmsr(now, 1, msr))),
+            Op::Wrmsr(MSR_APICBASE, value) => Some(of_msr(chipset.set_apicbase(1, value))),
+            Op::Wrmsr(msr, value) => Some(of_msr(chipset.wrmsr(now, 1, msr, value))),
             Op::Line(pin, true) => chipset
                 .ioapic_assert(pin.into())
                 .map(|()| None)
@@ -586,6 +679,9 @@ impl Machine {
             now,
             epoch: self.epoch + (now - self.now),
         };
+        for vcpu in (0..CPUS).filter(|vcpu| self.chipset.has_x2apic(*vcpu)) {
+            twin.chipset.set_x2apic(vcpu, true);
+        }
         for device in DEVICES {
             let blob = self.chipset.save(self.now, device, &cpus);
             let extras = self.chipset.save_extras(self.now, device, &cpus);
@@ -610,6 +706,14 @@ impl Machine {
         twin.chipset.set_startup_cpus(self.chipset.startup_cpus());
         twin.chipset.take_effects();
         twin
+    }
+}
+
+fn of_msr(access: MsrAccess) -> Io<u64> {
+    match access {
+        MsrAccess::Done(value) => Io::Done(value),
+        MsrAccess::Fault => Io::Refused,
+        MsrAccess::Unhandled => Io::NotMine,
     }
 }
 
@@ -692,12 +796,14 @@ fn accesses(device: Device) -> BoxedStrategy<Op> {
                         false => Op::Wrmsr(msr, value),
                     },
                 );
+            let mode = (0..4u64).prop_map(|mode| Op::Wrmsr(MSR_APICBASE, 0xfee0_0000 | mode << 10));
             prop_oneof![
-                mmio(
+                4 => mmio(
                     DEFAULT_APIC_BASE,
                     (0..0x40).map(|index| index * 16).collect()
                 ),
-                msr
+                4 => msr,
+                1 => mode
             ]
             .boxed()
         }

@@ -132,11 +132,66 @@ pub struct Counts {
     pub ipis_received: u64,
 }
 
+/// The modes of a local APIC, which its processor chooses by IA32_APIC_BASE (Intel SDM 3A, 11.12.5; AMD APM 2, 16.9).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// The processor is as one without a local APIC.
+    Disabled,
+    /// The registers are in memory.
+    XApic,
+    /// They are MSRs.
+    X2Apic,
+}
+
+impl Mode {
+    /// None for the combination of the two bits that no mode has.
+    fn of(base: ApicBase) -> Option<Self> {
+        match (
+            base.contains(ApicBase::ENABLED),
+            base.contains(ApicBase::X2APIC),
+        ) {
+            (false, false) => Some(Self::Disabled),
+            (true, false) => Some(Self::XApic),
+            (true, true) => Some(Self::X2Apic),
+            (false, true) => None,
+        }
+    }
+
+    fn bits(self) -> ApicBase {
+        match self {
+            Self::Disabled => ApicBase::empty(),
+            Self::XApic => ApicBase::ENABLED,
+            Self::X2Apic => ApicBase::ENABLED | ApicBase::X2APIC,
+        }
+    }
+
+    /// Whether a processor can change the mode to `next` at once. From x2APIC mode the way to xAPIC mode leads through
+    /// the disabled one, and so does that from the disabled one to x2APIC mode through xAPIC mode.
+    fn can_become(self, next: Self) -> bool {
+        !matches!(
+            (self, next),
+            (Self::X2Apic, Self::XApic) | (Self::Disabled, Self::X2Apic)
+        )
+    }
+}
+
+/// What a write of IA32_APIC_BASE comes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum BaseWrite {
+    /// The mode is the same as before, or another one.
+    Done,
+    /// A reserved bit, which an address above 4 GiB counts as, or a mode that is none or cannot be reached from the present
+    /// one: #GP.
+    Invalid,
+    /// The registers were to be at another address.
+    Moved,
+}
+
 /// A local APIC.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Vlapic {
     vcpu: u16,
-    x2apic: bool,
+    mode: Mode,
     tpr: u8,
     ppr: u8,
     ldr: u32,
@@ -162,7 +217,7 @@ impl Vlapic {
     pub fn new(vcpu: u16) -> Self {
         Self {
             vcpu,
-            x2apic: false,
+            mode: Mode::XApic,
             tpr: 0,
             ppr: 0,
             ldr: 0,
@@ -184,35 +239,73 @@ impl Vlapic {
 
     /// Back to the state after reset, in the mode it is in.
     pub fn reset(&mut self) {
-        let x2apic = self.x2apic;
+        let mode = self.mode;
         *self = Self {
             counts: self.counts,
             ..Self::new(self.vcpu)
         };
-        self.set_x2apic(x2apic);
+        self.set_mode(mode);
     }
 
-    /// Chooses the mode; the registers whose meaning depends on it get their reset values.
-    pub fn set_x2apic(&mut self, x2apic: bool) {
-        self.x2apic = x2apic;
+    /// The registers whose meaning depends on the mode get their reset values.
+    fn set_mode(&mut self, mode: Mode) {
+        self.mode = mode;
         let id = u32::from(self.vcpu);
-        (self.ldr, self.dfr) = if x2apic {
+        (self.ldr, self.dfr) = if self.x2apic() {
             (1 << (id & 0xf) | (id & 0xffff0) << 12, 0)
         } else {
             (0, DFR_FLAT)
         };
     }
 
+    /// Userland chooses between the two modes in which there is a local APIC.
+    pub fn set_x2apic(&mut self, x2apic: bool) {
+        self.set_mode(if x2apic { Mode::X2Apic } else { Mode::XApic });
+    }
+
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
     pub fn x2apic(&self) -> bool {
-        self.x2apic
+        self.mode == Mode::X2Apic
     }
 
     /// IA32_APIC_BASE.
     pub fn apicbase(&self) -> u64 {
-        let mut mode = ApicBase::ENABLED;
-        mode.set(ApicBase::BSP, self.vcpu == 0);
-        mode.set(ApicBase::X2APIC, self.x2apic);
-        DEFAULT_APIC_BASE | mode.bits()
+        let mut base = self.mode.bits();
+        base.set(ApicBase::BSP, self.vcpu == 0);
+        DEFAULT_APIC_BASE | base.bits()
+    }
+
+    /// A write of IA32_APIC_BASE by a processor that has x2APIC mode or not. BSP is read-only, as on AMD's processors.
+    pub fn set_apicbase(&mut self, value: u64, has_x2apic: bool) -> BaseWrite {
+        let base = ApicBase::from_bits_retain(value);
+        let mut known = ApicBase::BSP | ApicBase::ENABLED | ApicBase::ADDRESS;
+        known.set(ApicBase::X2APIC, has_x2apic);
+        let Some(mode) = Mode::of(base) else {
+            return BaseWrite::Invalid;
+        };
+        if !known.contains(base) || !self.mode.can_become(mode) {
+            return BaseWrite::Invalid;
+        }
+        if (base & ApicBase::ADDRESS).bits() != DEFAULT_APIC_BASE {
+            return BaseWrite::Moved;
+        }
+        match mode {
+            mode if mode == self.mode => {}
+            // What was requested and in service, the timer and the local vectors go on. The ICR becomes one register.
+            Mode::X2Apic => {
+                self.set_mode(mode);
+                self.icr = icr(0, self.icr.bits() as u32);
+            }
+            // It may forget everything when it is disabled (SDM 3A, 11.4.3), and does.
+            Mode::Disabled | Mode::XApic => {
+                self.mode = mode;
+                self.reset();
+            }
+        }
+        BaseWrite::Done
     }
 
     pub fn enabled(&self) -> bool {
@@ -335,7 +428,7 @@ impl Vlapic {
         } else {
             (dest >> 4 & 0xf, dest & 0xf)
         };
-        let (cluster, members) = if self.x2apic {
+        let (cluster, members) = if self.x2apic() {
             (self.ldr >> 16, self.ldr & 0xffff)
         } else {
             (self.ldr >> 28, self.ldr >> 24 & 0xf)
@@ -423,10 +516,10 @@ impl Vlapic {
     /// An access through the page at 0xFEE00000, in either direction, has to be of this form.
     pub fn mmio_read(&self, now: Sbt, offset: u16) -> Result<u64, Refused> {
         let register = register_at(offset & !3)?;
-        Ok(if self.x2apic {
-            0
-        } else {
+        Ok(if self.mode == Mode::XApic {
             self.read(now, register)
+        } else {
+            0
         })
     }
 
@@ -441,16 +534,16 @@ impl Vlapic {
         if size != 4 {
             return Err(Refused);
         }
-        Ok(if self.x2apic {
-            Event::None
-        } else {
+        Ok(if self.mode == Mode::XApic {
             self.write(now, register, value & 0xffff_ffff)
+        } else {
+            Event::None
         })
     }
 
     /// RDMSR of 0x800 to 0xBFF. In xAPIC mode these read as zero rather than fault.
     pub fn msr_read(&self, now: Sbt, msr: u32) -> u64 {
-        if self.x2apic {
+        if self.x2apic() {
             self.read(now, msr.wrapping_sub(MSR_APIC_000))
         } else {
             0
@@ -459,7 +552,7 @@ impl Vlapic {
 
     /// WRMSR of 0x800 to 0xBFF.
     pub fn msr_write(&mut self, now: Sbt, msr: u32, value: u64) -> Event {
-        if self.x2apic {
+        if self.x2apic() {
             self.write(now, msr.wrapping_sub(MSR_APIC_000), value)
         } else {
             Event::None
@@ -467,7 +560,7 @@ impl Vlapic {
     }
 
     fn id(&self) -> u32 {
-        if self.x2apic {
+        if self.x2apic() {
             self.vcpu.into()
         } else {
             u32::from(self.vcpu) << APIC_ID_SHIFT
@@ -492,7 +585,7 @@ impl Vlapic {
             LAPIC_TMR0..=LAPIC_TMR7 => word(&self.tmr),
             LAPIC_IRR0..=LAPIC_IRR7 => word(&self.irr),
             LAPIC_ESR => self.esr.bits(),
-            LAPIC_ICR_LO if self.x2apic => return self.icr.bits(),
+            LAPIC_ICR_LO if self.x2apic() => return self.icr.bits(),
             LAPIC_ICR_LO => self.icr.bits() as u32,
             LAPIC_ICR_HI => (self.icr.bits() >> 32) as u32,
             LAPIC_ICR_TIMER => self.icr_timer,
@@ -524,18 +617,18 @@ impl Vlapic {
                 };
             }
             LAPIC_EOI => return self.eoi(),
-            LAPIC_LDR if !self.x2apic => {
+            LAPIC_LDR if !self.x2apic() => {
                 self.ldr = word & !APIC_LDR_RESERVED;
                 return Event::Destination;
             }
-            LAPIC_DFR if !self.x2apic => {
+            LAPIC_DFR if !self.x2apic() => {
                 self.dfr = word | APIC_DFR_RESERVED;
                 return Event::Destination;
             }
             LAPIC_SVR => self.write_svr(now, Svr::from_bits_retain(word)),
             LAPIC_ESR => self.esr = std::mem::take(&mut self.esr_pending),
             LAPIC_ICR_LO => {
-                let high = if self.x2apic {
+                let high = if self.x2apic() {
                     (value >> 32) as u32
                 } else {
                     (self.icr.bits() >> 32) as u32
@@ -549,7 +642,7 @@ impl Vlapic {
                 self.start_timer(now);
             }
             LAPIC_DCR_TIMER => self.dcr_timer = word,
-            LAPIC_SELF_IPI if self.x2apic => {
+            LAPIC_SELF_IPI if self.x2apic() => {
                 return match vector_of(word) {
                     ..FIRST_VECTOR => self.send_illegal(),
                     vector => {
@@ -598,10 +691,10 @@ impl Vlapic {
 
     /// Appends this one's part of `STRUCT_VLAPIC`.
     pub fn save(&self, now: Sbt, out: &mut Writer) {
-        // The mode shows in DFR, the id is the vCPU's, and the timer goes out as ticks here and in full in the extras.
+        // The id is the vCPU's, and the timer goes out as ticks here and in full in the extras.
         let Self {
             vcpu: _,
-            x2apic: _,
+            mode,
             tpr,
             ppr,
             ldr,
@@ -624,6 +717,10 @@ impl Vlapic {
             let offset = register_offset(register);
             page[offset..offset + 4].copy_from_slice(&value.to_le_bytes())
         };
+        // The other two modes show in DFR. A kernel's local APIC is never disabled, and has zero here.
+        if *mode == Mode::Disabled {
+            put(RESERVED_0, self.apicbase() as u32);
+        }
         put(LAPIC_ID, self.id());
         put(LAPIC_VERSION, VERSION);
         put(LAPIC_TPR, (*tpr).into());
@@ -673,15 +770,25 @@ impl Vlapic {
                 .map_or(0, u32::from_le_bytes)
         };
         let vectors = |first: u32| Vectors(std::array::from_fn(|index| get(first + index as u32)));
-        // Only in xAPIC mode can DFR be anything but zero: its low bits are ones there.
+        // Only in x2APIC mode can DFR be zero: its low bits are ones otherwise.
         let x2apic = get(LAPIC_DFR) == 0;
+        let disabled = get(RESERVED_0) != 0;
         let mut lapic = Self {
             ldr: get(LAPIC_LDR),
             dfr: get(LAPIC_DFR),
             svr: Svr::from_bits_retain(get(LAPIC_SVR)),
             ..Self::new(vcpu)
         };
-        lapic.x2apic = x2apic;
+        lapic.mode = match (x2apic, disabled) {
+            (true, _) => Mode::X2Apic,
+            (false, true) => Mode::Disabled,
+            (false, false) => Mode::XApic,
+        };
+        if disabled {
+            let base = u64::from(get(RESERVED_0));
+            reader.check(base == lapic.apicbase(), "IA32_APIC_BASE")?;
+            reader.check(!lapic.enabled(), "spurious vector of a disabled one")?;
+        }
         reader.check(get(LAPIC_ID) == lapic.id(), "APIC id")?;
         reader.check(get(LAPIC_VERSION) == VERSION, "version")?;
         if x2apic {
@@ -761,6 +868,9 @@ impl Vlapic {
 
 /// Bytes of the page of registers.
 const PAGE: usize = 4096;
+
+/// The number of a register that no local APIC has. In `STRUCT_VLAPIC` it is IA32_APIC_BASE of one that is disabled.
+const RESERVED_0: u32 = 0;
 
 /// Where a register is in the page.
 const fn register_offset(register: u32) -> usize {

@@ -14,7 +14,7 @@ use vmm_x86::apicreg::{
 use crate::cpuset::CpuSet;
 use crate::io::Refused;
 use crate::io::ticks::Heard;
-use crate::io::vlapic::{Event, Vlapic};
+use crate::io::vlapic::{Event, Mode, Vlapic};
 
 /// What the devices did to the virtual CPUs since they were last collected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -76,6 +76,8 @@ pub(crate) struct Lapics {
     pub startup: CpuSet,
     /// vCPUs whose userland understands `VM_EXITCODE_IPI`.
     pub ipi_exit: CpuSet,
+    /// vCPUs whose local APIC has x2APIC mode, whether it is in it or not.
+    pub has_x2apic: CpuSet,
     /// Whether there is an [`Options::as_kernel`](crate::Options::as_kernel).
     pub as_kernel: bool,
     /// What happened, until it is taken.
@@ -91,6 +93,7 @@ impl Lapics {
             active: CpuSet::EMPTY,
             startup: CpuSet::EMPTY,
             ipi_exit: CpuSet::EMPTY,
+            has_x2apic: CpuSet::EMPTY,
             as_kernel,
             effects: Effects::default(),
             pending: false,
@@ -155,16 +158,26 @@ impl Lapics {
         }
     }
 
+    /// Those of `cpus` that a message reaches: a local APIC that is disabled takes none, not even INIT.
+    fn reached(&self, cpus: CpuSet) -> CpuSet {
+        let disabled = |vcpu: &usize| {
+            let lapic = self.cpus.get(*vcpu);
+            lapic.is_some_and(|lapic| lapic.mode() == Mode::Disabled)
+        };
+        cpus.iter().filter(|vcpu| !disabled(vcpu)).collect()
+    }
+
     /// Whom a destination means. A low-priority message goes to the first of them only.
     pub fn destination(&self, dest: u32, logical: bool, lowprio: bool, x2apic: bool) -> CpuSet {
+        let reached = self.reached(self.active);
         if dest == if x2apic { u32::MAX } else { 0xff } {
-            return self.active;
+            return reached;
         }
         if !logical {
             let vcpu = dest as usize;
-            return CpuSet::from_iter(self.active.contains(vcpu).then_some(vcpu));
+            return CpuSet::from_iter(reached.contains(vcpu).then_some(vcpu));
         }
-        let matching = self.active.iter().filter(|vcpu| {
+        let matching = reached.iter().filter(|vcpu| {
             self.cpus
                 .get(*vcpu)
                 .is_some_and(|lapic| lapic.matches_logical(dest, x2apic))
@@ -240,9 +253,9 @@ impl Lapics {
         let targets = match shorthand {
             Shorthand::DestinationField => self.destination(dest, logical, false, x2apic),
             Shorthand::ToSelf => CpuSet::from_iter([from]),
-            Shorthand::AllIncludingSelf => self.active,
+            Shorthand::AllIncludingSelf => self.reached(self.active),
             Shorthand::AllExcludingSelf => {
-                let mut others = self.active;
+                let mut others = self.reached(self.active);
                 others.remove(from);
                 others
             }
@@ -313,7 +326,7 @@ impl Lapics {
         if logical || target >= self.cpus.len() || target == from {
             return;
         }
-        let targets = CpuSet::from_iter([target]);
+        let targets = self.reached(CpuSet::from_iter([target]));
         if mode == DeliveryMode::Init {
             self.init(targets);
         } else if !self.take_startup(targets).is_empty() {

@@ -425,6 +425,7 @@ const CX: CpuidContext = CpuidContext {
     vcpu: 0,
     cores: 2,
     threads: 1,
+    lapic: true,
     x2apic: true,
     osxsave: true,
     invpcid: true,

@@ -102,7 +102,7 @@ pub fn set_x2apic(call: &Call, core: &mut Frozen, arg: &mut VmX2apic) -> Result<
 
 /// VM_GET_X2APIC_STATE.
 pub fn get_x2apic(call: &Call, vcpu: &Vcpu, arg: &mut VmX2apic) -> Result<(), Errno> {
-    arg.state = if call.devices(|chipset, _| chipset.x2apic(vcpu.id)) {
+    arg.state = if call.devices(|chipset, _| chipset.has_x2apic(vcpu.id)) {
         X2APIC_ENABLED
     } else {
         X2APIC_DISABLED

@@ -24,7 +24,7 @@ pub fn save(vm: &Vm, cpus: &[Frozen<'_>]) -> Vec<u8> {
     let now = vm.now();
     for core in cpus {
         let id = core.vcpu().id;
-        let x2apic = vm.chipset(|chipset, _| chipset.x2apic(id));
+        let x2apic = vm.chipset(|chipset, _| chipset.has_x2apic(id));
         out.u32(x2apic.into());
         out.u64(core.intinfo().0);
         let Exception { vector, error } = core.side.exception.unwrap_or(Exception {
@@ -112,8 +112,8 @@ pub fn restore(vm: &Vm, cpus: &mut [Frozen<'_>], bytes: &[u8]) -> Result<(), Sta
             tsc,
         } = state;
         vm.chipset(|chipset, _| {
-            // Setting the mode resets the local APIC.
-            if chipset.x2apic(id) != x2apic {
+            // It puts the local APIC in that mode and resets what depends on it; `STRUCT_VLAPIC` follows.
+            if chipset.has_x2apic(id) != x2apic {
                 chipset.set_x2apic(id, x2apic);
             }
         });

@@ -449,3 +449,123 @@ fn a_state_that_the_kernel_would_panic_at_is_refused() {
         "another processor's"
     );
 }
+
+/// The values of IA32_APIC_BASE for each mode, by name.
+const DISABLED: u64 = 0xfee0_0000;
+const XAPIC: u64 = 0xfee0_0800;
+const X2APIC: u64 = 0xfee0_0c00;
+const NO_MODE: u64 = 0xfee0_0400;
+
+/// The ways from reset to each mode.
+const WAYS: [(u64, &[u64]); 3] = [(XAPIC, &[]), (DISABLED, &[DISABLED]), (X2APIC, &[X2APIC])];
+
+/// Intel SDM 3A, figure 11-27: what is not an arrow there is #GP, and changes nothing.
+#[test]
+fn modes_change_as_the_manual_says() {
+    for (from, way) in WAYS {
+        for to in [DISABLED, XAPIC, X2APIC, NO_MODE] {
+            let mut lapic = Vlapic::new(3);
+            for base in way {
+                assert_eq!(lapic.set_apicbase(*base, true), BaseWrite::Done);
+            }
+            assert_eq!(lapic.apicbase(), from);
+            let invalid =
+                to == NO_MODE || (from, to) == (DISABLED, X2APIC) || (from, to) == (X2APIC, XAPIC);
+            let written = lapic.set_apicbase(to, true);
+            if invalid {
+                assert_eq!(
+                    (written, lapic.apicbase()),
+                    (BaseWrite::Invalid, from),
+                    "{from:#x} to {to:#x}"
+                );
+            } else {
+                assert_eq!(
+                    (written, lapic.apicbase()),
+                    (BaseWrite::Done, to),
+                    "{from:#x} to {to:#x}"
+                );
+            }
+            // INIT does not change the mode.
+            let mode = lapic.apicbase();
+            lapic.reset();
+            assert_eq!(lapic.apicbase(), mode);
+        }
+    }
+    let mut lapic = Vlapic::new(0);
+    assert_eq!(
+        lapic.set_apicbase(X2APIC, false),
+        BaseWrite::Invalid,
+        "no x2APIC mode"
+    );
+    for reserved in [1, 1 << 9, 1 << 32, 1 << 63] {
+        assert_eq!(
+            lapic.set_apicbase(XAPIC | reserved, true),
+            BaseWrite::Invalid
+        );
+    }
+    assert_eq!(lapic.set_apicbase(XAPIC + 0x1000, true), BaseWrite::Moved);
+    assert_eq!(lapic.set_apicbase(XAPIC, true), BaseWrite::Done);
+    assert_eq!(lapic.apicbase(), XAPIC | 0x100, "BSP is read-only");
+}
+
+/// A local APIC with something in each register.
+fn busy() -> Vlapic {
+    let mut lapic = Vlapic::new(3);
+    for (at, value) in [
+        (0xf0, 0x1ff),
+        (0x80, 0x20),
+        (0xd0, 0x0400_0000),
+        (0xe0, 0x0fff_ffff),
+        (0x320, 0x2_0040),
+        (0x310, 0x0700_0000),
+        (0x3e0, 0xb),
+        (0x380, 1000),
+    ] {
+        lapic
+            .mmio_write(Sbt::ZERO, at, value, 4)
+            .expect("well formed");
+    }
+    lapic.receive(0x71);
+    assert!(lapic.accept(0x71));
+    lapic.receive(0x45);
+    lapic
+}
+
+/// SDM 3A, 11.12.5.1: to x2APIC mode all goes along but the id, the logical destination and the high half of the ICR.
+#[test]
+fn x2apic_mode_takes_over_what_xapic_mode_has() {
+    let (before, mut lapic) = (busy(), busy());
+    assert_eq!(lapic.set_apicbase(X2APIC, true), BaseWrite::Done);
+    let same = Vlapic {
+        mode: Mode::X2Apic,
+        ldr: 1 << 3,
+        dfr: 0,
+        icr: Icr::empty(),
+        ..before
+    };
+    assert_eq!(lapic, same);
+    assert_eq!(lapic.msr_read(Sbt::ZERO, 0x802), 3);
+}
+
+#[test]
+fn a_disabled_one_forgets_all_and_is_saved() {
+    let mut lapic = busy();
+    assert_eq!(lapic.set_apicbase(DISABLED, true), BaseWrite::Done);
+    let mut fresh = Vlapic::new(3);
+    fresh.mode = Mode::Disabled;
+    assert_eq!(lapic, fresh);
+    assert_eq!(lapic.deadline(), Sbt::NEVER);
+    let mut out = Writer::default();
+    lapic.save(Sbt::ZERO, &mut out);
+    let saved = out.finish();
+    assert_eq!(Vlapic::restore(3, Sbt::ZERO, &saved), Ok(lapic));
+    // A kernel and older programs write zeros there.
+    let mut older = saved.clone();
+    older[..4].fill(0);
+    assert_eq!(Vlapic::restore(3, Sbt::ZERO, &older), Ok(Vlapic::new(3)));
+    for (at, value) in [(0, 1), (1, 0x08), (0xf1, 1)] {
+        let mut bad = saved.clone();
+        bad[at] = value;
+        assert!(Vlapic::restore(3, Sbt::ZERO, &bad).is_err(), "byte {at:#x}");
+    }
+}
