@@ -10,6 +10,9 @@ use parking_lot::{Mutex, MutexGuard};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
+/// What the guest's time stamp counter counts in a second.
+pub const TSC_HZ: u64 = 1_000_000_000;
+
 /// Guest time of a VM that follows the host's monotonic clock.
 #[derive(Debug, Default)]
 pub struct HostClock {

@@ -10,8 +10,10 @@
 use vmm_abi::{VM_CAP_ENABLE_INVPCID, VM_CAP_RDPID, VM_CAP_RDTSCP};
 use vmm_x86::specialreg::*;
 
+use crate::io::vlapic;
 use crate::vcpu::Side;
 use crate::vmm::Vm;
+use crate::vmm_host::TSC_HZ;
 
 /// What the leaves depend on beside themselves.
 #[derive(Debug, Clone, Copy)]
@@ -34,6 +36,8 @@ pub struct CpuidContext {
     pub rdpid: bool,
     /// `VM_CAP_RDTSCP`.
     pub rdtscp: bool,
+    /// Whether the guest is told the frequencies of its clocks, which no kernel does.
+    pub frequencies: bool,
 }
 
 impl CpuidContext {
@@ -54,6 +58,7 @@ impl CpuidContext {
             invpcid: side.cap(VM_CAP_ENABLE_INVPCID),
             rdpid: side.cap(VM_CAP_RDPID),
             rdtscp: side.cap(VM_CAP_RDTSCP),
+            frequencies: vm.options().as_kernel.is_none(),
         }
     }
 }
@@ -62,7 +67,15 @@ impl CpuidContext {
 pub type Leaf = [u32; 4];
 
 const MAX_BASIC: u32 = 0xd;
-const MAX_HYPERVISOR: u32 = 0x4000_0001;
+/// The last leaf of vmm(4).
+const MAX_VMM: u32 = 0x4000_0001;
+/// Frequencies in kHz, which began as VMware's: the TSC's, and that of the local APIC's timer before its divider. FreeBSD asks
+/// under every hypervisor (`tsc_freq_cpuid_vm`, `lapic_calibrate_initcount_cpuid_vm`), and has no other delay that early when it
+/// is booted by its PVH entry. Linux asks under VMware's and ACRN's names only.
+const FREQUENCIES: u32 = 0x4000_0010;
+/// To the nearest kHz, which is two millionths off: the timer's is 2^27 Hz.
+const TIMER_KHZ: u32 = ((vlapic::BUS_FREQ + 500) / 1000) as u32;
+const TSC_KHZ: u32 = (TSC_HZ / 1000) as u32;
 const MAX_EXTENDED: u32 = 0x8000_0021;
 
 /// Family 17h, model 31h, stepping 0.
@@ -174,9 +187,10 @@ fn word(bytes: [u8; 4]) -> u32 {
 
 /// `x86_emulate_cpuid`.
 pub fn cpuid(cx: &CpuidContext, leaf: u32, subleaf: u32) -> Leaf {
+    let max_hypervisor = if cx.frequencies { FREQUENCIES } else { MAX_VMM };
     let leaf = match leaf {
         0x8000_0000.. => leaf.min(MAX_EXTENDED),
-        0x4000_0000.. => leaf.min(MAX_HYPERVISOR),
+        0x4000_0000.. => leaf.min(max_hypervisor),
         _ => leaf.min(MAX_BASIC),
     };
     let cpus = cx.cores.saturating_mul(cx.threads).max(1);
@@ -206,11 +220,12 @@ pub fn cpuid(cx: &CpuidContext, leaf: u32, subleaf: u32) -> Leaf {
             _ => [0; 4],
         },
         0x4000_0000 => [
-            MAX_HYPERVISOR,
+            max_hypervisor,
             word(*b"bhyv"),
             word(*b"e bh"),
             word(*b"yve "),
         ],
+        FREQUENCIES => [TSC_KHZ, TIMER_KHZ, 0, 0],
         0x8000_0000 => [MAX_EXTENDED, word(*b"Auth"), word(*b"cAMD"), word(*b"enti")],
         0x8000_0001 => {
             let mut features2 = AMD_FEATURES2;
@@ -279,6 +294,7 @@ mod tests {
         invpcid: true,
         rdpid: true,
         rdtscp: true,
+        frequencies: true,
     };
 
     fn string(leaf: Leaf) -> String {
@@ -298,6 +314,23 @@ mod tests {
             .map(|leaf| string(cpuid(&CX, leaf, 0)))
             .collect();
         assert_eq!(brand.trim_end_matches('\0'), "bhyve software processor");
+    }
+
+    #[test]
+    fn frequencies_are_told_unless_a_kernel_is_stood_in_for() {
+        let kernel = CpuidContext {
+            frequencies: false,
+            ..CX
+        };
+        assert_eq!(cpuid(&CX, 0x4000_0000, 0)[0], 0x4000_0010);
+        assert_eq!(cpuid(&CX, 0x4000_0010, 0), [1_000_000, 134_218, 0, 0]);
+        assert_eq!(cpuid(&CX, 0x4000_0001, 0), [0; 4]);
+        assert_eq!(cpuid(&kernel, 0x4000_0000, 0)[0], 0x4000_0001);
+        assert_eq!(cpuid(&kernel, 0x4000_0010, 0), [0; 4]);
+        assert_eq!(
+            cpuid(&CX, 0x4000_0000, 0)[1..],
+            cpuid(&kernel, 0x4000_0000, 0)[1..]
+        );
     }
 
     #[test]
@@ -341,7 +374,7 @@ mod tests {
     #[test]
     fn leaves_are_clamped() {
         assert_eq!(cpuid(&CX, 0x1f, 0), cpuid(&CX, MAX_BASIC, 0));
-        assert_eq!(cpuid(&CX, 0x4fff_ffff, 0), cpuid(&CX, MAX_HYPERVISOR, 0));
+        assert_eq!(cpuid(&CX, 0x4fff_ffff, 0), cpuid(&CX, FREQUENCIES, 0));
         assert_eq!(cpuid(&CX, u32::MAX, 0), cpuid(&CX, MAX_EXTENDED, 0));
     }
 }

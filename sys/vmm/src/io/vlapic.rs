@@ -21,7 +21,7 @@ pub(crate) const EXTRAS_LEN: usize = 8;
 /// sbintime units per timer tick before the divider: 2^32 / 134217728 Hz, exactly.
 const TICK: u64 = 32;
 /// Timer ticks per second before the divider.
-const BUS_FREQ: u64 = 128 * 1024 * 1024;
+pub(crate) const BUS_FREQ: u64 = 128 * 1024 * 1024;
 
 /// Version 0x14.
 const VERSION: u32 = (LVTS.len() as u32 - 1) << MAXLVTSHIFT | 0x14;

@@ -431,6 +431,7 @@ const CX: CpuidContext = CpuidContext {
     invpcid: true,
     rdpid: true,
     rdtscp: true,
+    frequencies: true,
 };
 
 /// The words that leaf 8000_0001's EDX shares with leaf 1's.

@@ -13,6 +13,7 @@ use crate::turn::Saved;
 use crate::vcpu::Exception;
 use crate::vcpu_lock::Frozen;
 use crate::vmm::{Clock, Vm};
+use crate::vmm_host::TSC_HZ;
 use crate::x86::XCR0_ALLOWED;
 
 const VCPU_BYTES: usize = 184;
@@ -135,8 +136,6 @@ pub fn restore(vm: &Vm, cpus: &mut [Frozen<'_>], bytes: &[u8]) -> Result<(), Sta
 
 const CLOCK_VERSION: u32 = 1;
 const CLOCK_BYTES: usize = 4 + 4 + 8 + 4 * 8 + 4 + CPUSET_BYTES;
-/// What the guest's time stamp counter counts in a second.
-const TSC_HZ: u64 = 1_000_000_000;
 /// More instructions or nanoseconds than any VM lives; nothing below wraps.
 const FOREVER: u64 = 1 << 62;
 
