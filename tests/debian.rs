@@ -96,6 +96,24 @@ fn boots_with_four_cpus(bench: &Bench) {
     assert_eq!(guest.wait().code(), Some(1));
 }
 
+/// Linux leaves x2APIC mode, in which it was started, since nothing remaps interrupts. A kernel's vmm does not let it.
+#[test]
+fn boots_out_of_x2apic_mode() {
+    let Some(debian) = Debian::get() else { return };
+    for cpus in [1, 2] {
+        let bench = Bench::once(Once::On("soft"));
+        let mut guest = debian.boot(&bench, cpus, &["-x"]);
+        assert_eq!(guest.shell("nproc").trim(), cpus.to_string());
+        let console = guest.console();
+        assert!(console.contains("x2apic disabled"), "{console}");
+        guest.shell("sleep 0.1");
+        suspend(&bench, &mut guest, "state");
+        let mut guest = bench.start(&["-r", "state"]);
+        guest.send("\n");
+        assert_eq!(guest.shell("nproc").trim(), cpus.to_string());
+    }
+}
+
 /// Without ACPI, Linux has MSIs go to logical destinations. It finds its processors in the MP table.
 fn boots_without_acpi(bench: &Bench) {
     let Some(debian) = Debian::generic() else {

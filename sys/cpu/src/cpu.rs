@@ -17,7 +17,7 @@ use crate::ir::Gpr;
 use crate::mem::{Map, PhysMem};
 use crate::mmu::Tlb;
 use crate::signals::Signals;
-use crate::state::{Pending, Reg, Seg, Segment, Table, cr0, efer, flag};
+use crate::state::{Pending, Reg, Seg, Segment, Table, cr0, dr6, dr7, efer, flag};
 use crate::trap::{At, Trap};
 
 /// Slots of the register file behind the sixteen general registers, so that effective addresses need no branches.
@@ -166,8 +166,16 @@ pub(crate) struct Events {
     pub poll_due: bool,
     /// The bus has an event that the window did not admit.
     pub blocked: bool,
-    /// Data breakpoints that the current instruction has hit.
+    /// Data and I/O breakpoints that the current instruction has hit.
     pub data_break: u64,
+    /// The current instruction is followed by a single-step trap.
+    pub single_step: bool,
+    /// Bits of DR6 that wait for a #DB between two instructions.
+    pub debug: u64,
+    /// The count of retired instructions at which a REP instruction had iterations left; they are next while that is the count.
+    pub repeating: Option<u64>,
+    /// MOV SS or POP SS holds debug exceptions off until the next instruction has retired.
+    pub held: bool,
     /// A task switch is under way: hypervisors carry it out in software, without nested page faults.
     pub switching_task: bool,
 }
@@ -239,6 +247,10 @@ impl Cpu {
                 blocked: false,
                 switching_task: false,
                 data_break: 0,
+                single_step: false,
+                debug: 0,
+                repeating: None,
+                held: false,
             },
             fpu: fpu::FpuState::new(),
             operand: fpu::OperandMemory::new(),
@@ -302,6 +314,9 @@ impl Cpu {
         self.ctl = Control::RESET;
         self.msr = Msrs::RESET;
         self.events.shadow = false;
+        self.events.held = false;
+        self.events.debug = 0;
+        self.events.repeating = None;
         self.events.nmi_blocked = false;
         self.events.pending = None;
         self.fpu = fpu::FpuState::new();
@@ -333,6 +348,7 @@ impl Cpu {
 
     /// Sets the count of retired instructions (after a restore).
     pub fn set_retired(&mut self, n: u64) {
+        self.events.repeating = None;
         self.retired = n;
     }
 
@@ -350,7 +366,7 @@ impl Cpu {
     pub fn get(&self, reg: Reg) -> u64 {
         match reg {
             Reg::Rip => self.rip,
-            Reg::Rflags => self.rflags_image(),
+            Reg::Rflags => self.rflags_between(),
             Reg::Cr0 => self.ctl.cr0,
             Reg::Cr2 => self.ctl.cr2,
             Reg::Cr3 => self.ctl.cr3,
@@ -382,7 +398,10 @@ impl Cpu {
     pub fn set(&mut self, reg: Reg, value: u64) {
         match reg {
             Reg::Rip => self.rip = value,
-            Reg::Rflags => self.set_rflags_image(value),
+            Reg::Rflags => {
+                self.events.repeating = None;
+                self.set_rflags_image(value)
+            }
             Reg::Cr0 => self.ctl.cr0 = value | cr0::ET,
             Reg::Cr2 => self.ctl.cr2 = value,
             Reg::Cr3 => self.ctl.cr3 = value,
@@ -458,6 +477,19 @@ impl Cpu {
     /// Sets or clears the interrupt shadow.
     pub fn set_interrupt_shadow(&mut self, on: bool) {
         self.events.shadow = on;
+        self.events.held &= on;
+    }
+
+    /// The bits of DR6 that wait for a #DB before the next instruction, and whether MOV SS or POP SS holds that off until behind
+    /// it.
+    pub fn pending_debug(&self) -> (u64, bool) {
+        (self.events.debug, self.events.held)
+    }
+
+    /// Sets them. Only what is in the shadow of MOV SS or POP SS, which is an interrupt shadow as well, is held off.
+    pub fn set_pending_debug(&mut self, dr6: u64, held: bool) {
+        self.events.debug = dr6 & (dr6::HITS | dr6::BS | dr6::BT);
+        self.events.held = held && self.events.shadow;
     }
 
     /// Whether NMIs are blocked (until IRET).
@@ -486,6 +518,17 @@ impl Cpu {
         self.rip = self.rip.wrapping_add(u64::from(len)) & mask;
         self.rflags &= !flag::RF;
         self.events.shadow = false;
+        self.events.held = false;
+        if !self.events.traps.debug {
+            let hits = std::mem::take(&mut self.events.data_break);
+            self.events.debug |= match self.ctl.dr7 & dr7::ENABLED {
+                0 => 0,
+                _ => hits,
+            };
+            if self.rflags & flag::TF != 0 {
+                self.events.debug |= dr6::BS;
+            }
+        }
         self.retired = self.retired.wrapping_add(1);
     }
 
@@ -534,6 +577,17 @@ impl Cpu {
             mode |= Mode::USER;
         }
         self.key = self.mmu.epoch << 8 | mode;
+    }
+
+    /// RFLAGS between two instructions. Between two iterations of a REP instruction RF is set, so that an instruction breakpoint is for
+    /// the first one only (Intel SDM 3B, 18.3.1.1).
+    pub(crate) fn rflags_between(&self) -> u64 {
+        let image = self.rflags_image();
+        if self.events.repeating == Some(self.retired) {
+            image | flag::RF
+        } else {
+            image
+        }
     }
 
     pub(crate) fn rflags_image(&self) -> u64 {

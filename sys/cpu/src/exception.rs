@@ -6,19 +6,33 @@ use crate::cpu::Cpu;
 use crate::exit::Exit;
 use crate::ir::Gpr;
 use crate::segment::selector_error;
-use crate::state::{Pending, Seg, Segment, cr0, cr4, flag};
+use crate::state::{Pending, Seg, Segment, cr0, cr4, dr6, flag};
 use crate::trap::{Trap, Trapped, vector};
 
 /// What is being delivered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Source {
-    /// A fault or trap of the processor.
+    /// A fault of the processor.
     Exception,
+    /// #DB as a trap: after an instruction, or for INT1.
+    Trap,
     /// An external interrupt or NMI.
     External,
-    /// INT n, INT3, INTO: the gate's DPL is checked.
-    Software,
+    /// INT n: the gate's DPL is checked, and in virtual-8086 mode IOPL.
+    Int,
+    /// INT3 and INTO: the gate's DPL is checked.
+    Short,
 }
+
+impl Source {
+    /// An instruction of the program's, which exceptions of its delivery are charged to: they say no EXT (Intel SDM 3A, 6.13).
+    fn is_software(self) -> bool {
+        matches!(self, Self::Int | Self::Short)
+    }
+}
+
+/// In an error code: the exception happened while something that the program did not ask for was delivered.
+const EXT: u32 = 1;
 
 /// Exceptions that make a double fault out of another of their kind.
 fn contributory(v: u8) -> bool {
@@ -35,32 +49,46 @@ impl Cpu {
         match std::mem::replace(&mut self.trap, Trap::None) {
             Trap::None => None,
             Trap::Exit(exit) => Some(exit),
-            Trap::Fault { vector: v, error } => {
-                if v == vector::DB && self.events.traps.debug {
-                    return Some(Exit::Debug {
-                        dr6: self.ctl.dr6,
-                        trap: false,
-                    });
-                }
-                // Faults, but for #DB, push RF so that an instruction breakpoint does not hit twice.
-                self.raise(v, error, Source::Exception, self.rip)
+            Trap::Fault { vector: v, error } => self.raise(v, error, Source::Exception, self.rip),
+            Trap::Debug { dr6 } if self.events.traps.debug => {
+                Some(Exit::Debug { dr6, trap: false })
+            }
+            Trap::Debug { dr6 } => {
+                self.update_dr6(dr6);
+                // It is for the handler of an instruction breakpoint to set RF in the image (SDM 3B, 18.3.1.1).
+                let source = if dr6 & dr6::HITS != 0 {
+                    Source::Trap
+                } else {
+                    Source::Exception
+                };
+                self.raise(vector::DB, None, source, self.rip)
             }
             Trap::Page { address, error } => {
                 self.ctl.cr2 = address;
                 self.raise(vector::PF, Some(error), Source::Exception, self.rip)
             }
-            Trap::Software { vector } => {
+            Trap::Software { vector, source } => {
                 let back = self.cut_rip(self.rip.wrapping_add(u64::from(len)));
-                self.raise(vector, None, Source::Software, back)
+                self.raise(vector, None, source, back)
             }
         }
+    }
+
+    /// What #DB says in DR6: which breakpoints were hit now, and what else ever was the reason (SDM 3B, 18.2.3).
+    fn update_dr6(&mut self, reasons: u64) {
+        self.ctl.dr6 = self.ctl.dr6 & !dr6::HITS | reasons;
     }
 
     /// Delivers the pending event.
     pub(crate) fn deliver_pending(&mut self, event: Pending) -> Option<Exit> {
         match event {
             Pending::Exception { vector, error } => {
-                self.raise(vector, error, Source::Exception, self.rip)
+                let source = if vector == vector::DB {
+                    Source::Trap
+                } else {
+                    Source::Exception
+                };
+                self.raise(vector, error, source, self.rip)
             }
             Pending::Interrupt(vector) => self.raise(vector, None, Source::External, self.rip),
             Pending::Nmi => {
@@ -69,7 +97,8 @@ impl Cpu {
             }
             Pending::Software { vector, len } => {
                 let back = self.cut_rip(self.rip.wrapping_add(u64::from(len)));
-                self.raise(vector, None, Source::Software, back)
+                let source = if len == 1 { Source::Short } else { Source::Int };
+                self.raise(vector, None, source, back)
             }
         }
     }
@@ -83,15 +112,20 @@ impl Cpu {
         back: u64,
     ) -> Option<Exit> {
         let (mut v, mut error, mut source, mut back) = (v, error, source, back);
-        // A shadow ends with whatever is delivered.
+        // A shadow ends with whatever is delivered. What MOV SS has held off comes before the handler's first instruction.
         self.events.shadow = false;
+        self.events.held = false;
         loop {
-            let sp = self.regs[Gpr::Rsp];
+            let (sp, task) = (self.regs[Gpr::Rsp], self.segs[Seg::Tr as usize].base);
             if self.deliver(v, error, source, back).is_ok() {
+                self.events.repeating = None;
                 self.slow = true;
                 return None;
             }
-            self.regs[Gpr::Rsp] = sp;
+            // A fault behind a task switch is the new task's.
+            if self.segs[Seg::Tr as usize].base == task {
+                self.regs[Gpr::Rsp] = sp;
+            }
             let (second, second_error) = match std::mem::replace(&mut self.trap, Trap::None) {
                 Trap::Fault { vector, error } => (vector, error),
                 Trap::Page { address, error } => {
@@ -99,10 +133,10 @@ impl Cpu {
                     (vector::PF, Some(error))
                 }
                 Trap::Exit(exit) => {
-                    self.events.pending = Some(self.interrupted_delivery(v, error, source, back));
+                    self.events.pending = self.interrupted_delivery(v, error, source, back);
                     return Some(exit);
                 }
-                Trap::None | Trap::Software { .. } => (vector::GP, Some(0)),
+                Trap::None | Trap::Software { .. } | Trap::Debug { .. } => (vector::GP, Some(0)),
             };
             // AMD APM volume 2, table 8-3.
             let exception = source == Source::Exception;
@@ -122,27 +156,48 @@ impl Cpu {
         }
     }
 
-    /// The event that could not be delivered now, as it is to be delivered again: what hardware has in EXITINTINFO.
+    /// The event that could not be delivered now, as it is to be delivered again: what hardware has in EXITINTINFO. None for INT1,
+    /// which is to be executed again.
     fn interrupted_delivery(
         &self,
         v: u8,
         error: Option<u32>,
         source: Source,
         back: u64,
-    ) -> Pending {
-        match source {
-            Source::Exception => Pending::Exception { vector: v, error },
+    ) -> Option<Pending> {
+        let len = back.wrapping_sub(self.rip) as u8;
+        Some(match source {
+            Source::Trap if len != 0 => return None,
+            Source::Exception | Source::Trap => Pending::Exception { vector: v, error },
             Source::External if v == vector::NMI => Pending::Nmi,
             Source::External => Pending::Interrupt(v),
-            Source::Software => Pending::Software {
-                vector: v,
-                len: back.wrapping_sub(self.rip) as u8,
-            },
-        }
+            Source::Int | Source::Short => Pending::Software { vector: v, len },
+        })
     }
 
-    /// One attempt at delivery. Nothing but the stack's memory has changed if it fails.
+    /// One attempt at delivery. Nothing but the stack's memory has changed if it fails, or the task is another one.
     fn deliver(
+        &mut self,
+        v: u8,
+        error: Option<u32>,
+        source: Source,
+        back: u64,
+    ) -> Result<(), Trapped> {
+        let delivered = self.deliver_charged(v, error, source, back);
+        if delivered.is_err()
+            && !source.is_software()
+            && let Trap::Fault {
+                vector: vector::TS | vector::NP | vector::SS | vector::GP,
+                error: Some(error),
+            } = &mut self.trap
+        {
+            *error |= EXT;
+        }
+        delivered
+    }
+
+    /// The same with error codes that charge it to the program.
+    fn deliver_charged(
         &mut self,
         v: u8,
         error: Option<u32>,
@@ -152,17 +207,16 @@ impl Cpu {
         if self.ctl.cr0 & cr0::PE == 0 {
             return self.deliver_real(v, back);
         }
-        if source == Source::Software && self.rflags & flag::VM != 0 {
+        if source == Source::Int && self.rflags & flag::VM != 0 {
             let redirected = self.ctl.cr4 & cr4::VME != 0 && self.redirected(v)?;
             if redirected {
                 return self.deliver_real(v, back);
             }
-            if self.rflags & flag::IOPL != flag::IOPL && v != vector::BP && v != vector::OF {
+            if self.rflags & flag::IOPL != flag::IOPL {
                 return Err(self.gp(0));
             }
         }
-        let ext = u32::from(source != Source::Software);
-        let idt_error = u32::from(v) << 3 | 2 | ext;
+        let idt_error = u32::from(v) << 3 | 2;
         let long = self.long_mode();
         let size = if long { 16u32 } else { 8 };
         if u32::from(v) * size + size - 1 > u32::from(self.idtr.limit) {
@@ -177,19 +231,14 @@ impl Cpu {
             _ => false,
         };
         let dpl = (gate >> 45 & 3) as u8;
-        if !valid || source == Source::Software && dpl < self.cpl() {
+        if !valid || source.is_software() && dpl < self.cpl() {
             return Err(self.gp(idt_error));
         }
         if gate >> 47 & 1 == 0 {
             return Err(self.fault(vector::NP, Some(idt_error)));
         }
         if kind == 5 {
-            return self.task_switch(
-                (gate >> 16) as u16,
-                crate::task::Reason::Gate,
-                back,
-                error.map(|e| e | ext),
-            );
+            return self.task_switch((gate >> 16) as u16, crate::task::Reason::Gate, back, error);
         }
         let selector = (gate >> 16) as u16;
         let mut rip = gate & 0xffff;
@@ -200,15 +249,15 @@ impl Cpu {
             rip |= self.sys_load(la.wrapping_add(8), 3)? << 32;
         }
         if selector & !3 == 0 {
-            return Err(self.gp(ext));
+            return Err(self.gp(0));
         }
         let Some(raw) = self.peek_descriptor(selector)? else {
-            return Err(self.gp(selector_error(selector) | ext));
+            return Err(self.gp(selector_error(selector)));
         };
         let cpl = self.cpl();
         let cs = self.code_segment(selector, raw, cpl, true)?;
         if long && cs.access & (Segment::L | Segment::DB) != Segment::L {
-            return Err(self.gp(selector_error(selector) | ext));
+            return Err(self.gp(selector_error(selector)));
         }
         self.check_rip(&cs, rip)?;
         let conforming = cs.access & 4 != 0;
@@ -260,7 +309,7 @@ impl Cpu {
             sp &= !15;
         }
         let old = |cpu: &Cpu, seg: Seg| u64::from(cpu.segs[seg as usize].selector);
-        let mut image = self.rflags_image();
+        let mut image = self.rflags_between();
         if fault {
             image |= flag::RF;
         }
@@ -348,7 +397,7 @@ impl Cpu {
         }
         let target = self.sys_load(base.wrapping_add(at), 2)?;
         let values = [
-            self.rflags_image(),
+            self.rflags_between(),
             u64::from(self.segs[Seg::Cs as usize].selector),
             back,
         ];
@@ -372,14 +421,13 @@ impl Cpu {
         Ok(())
     }
 
-    /// Reports debug conditions after an instruction: single step and data breakpoints.
+    /// Reports debug conditions after an instruction: single step, data and I/O breakpoints, the T bit of a task.
     pub(crate) fn debug_trap(&mut self, dr6: u64) -> Option<Exit> {
         if self.events.traps.debug {
             return Some(Exit::Debug { dr6, trap: true });
         }
-        self.ctl.dr6 |= dr6;
-        // Delivered like an interrupt: a trap pushes no RF.
-        self.raise(vector::DB, None, Source::External, self.rip)
+        self.update_dr6(dr6);
+        self.raise(vector::DB, None, Source::Trap, self.rip)
     }
 }
 

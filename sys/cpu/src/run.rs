@@ -11,7 +11,7 @@ use crate::decode::Mode;
 use crate::exit::Exit;
 use crate::op::Status;
 use crate::signals::Signals;
-use crate::state::{Pending, flag};
+use crate::state::{Pending, dr6, dr7, flag};
 use crate::trap::{Trap, Trapped};
 
 /// A processor that has a bus, for as long as this lives.
@@ -146,11 +146,12 @@ impl Cpu {
             .wrapping_add(u64::from(at.n) + u64::from(status == Status::Again));
         self.rip = self.cut_rip(self.regs[slot::BLOCK].wrapping_add(u64::from(at.off)));
         self.slow = true;
-        if status == Status::Trapped {
-            self.handle_trap(at.len)
-        } else {
-            None
+        match status {
+            Status::Trapped => return self.handle_trap(at.len),
+            Status::Again => self.events.repeating = Some(self.retired),
+            _ => {}
         }
+        None
     }
 
     /// Whether instructions have to be executed one by one.
@@ -158,31 +159,23 @@ impl Cpu {
         self.events.shadow
             || self.events.traps.step
             || self.rflags & (flag::TF | flag::RF) != 0
-            || self.ctl.dr7 & 0xff != 0
+            || self.ctl.dr7 & dr7::ENABLED != 0
     }
 
     /// Executes one instruction with everything that may come before and after it.
     fn step(&mut self) -> Option<Exit> {
         self.slow = true;
-        if self.ctl.dr7 & 0xff != 0 && self.rflags & flag::RF == 0 {
+        let resumed = self.rflags_between() & flag::RF;
+        if self.ctl.dr7 & dr7::ENABLED != 0 && resumed == 0 && !self.events.held {
             let hits = self.code_breakpoints();
             if hits != 0 {
-                if self.events.traps.debug {
-                    return Some(Exit::Debug {
-                        dr6: hits,
-                        trap: false,
-                    });
-                }
-                self.ctl.dr6 |= hits;
-                self.trap = Trap::Fault {
-                    vector: crate::trap::vector::DB,
-                    error: None,
-                };
+                self.trap = Trap::Debug { dr6: hits };
                 return self.handle_trap(0);
             }
         }
-        let stepping = self.rflags & flag::TF != 0;
+        self.events.single_step = self.rflags & flag::TF != 0;
         let shadowed = std::mem::take(&mut self.events.shadow);
+        let held = std::mem::take(&mut self.events.held);
         self.events.data_break = 0;
         let block = match self.find_block(true) {
             Ok(block) => block,
@@ -199,6 +192,8 @@ impl Cpu {
             let exit = self.interrupted(status);
             if exit.is_some() {
                 self.events.shadow = shadowed;
+                self.events.held = held;
+                self.rflags |= resumed;
             }
             return exit;
         }
@@ -210,14 +205,22 @@ impl Cpu {
         if self.events.shadow && shadowed {
             // A second instruction of the kind does not extend the shadow.
             self.events.shadow = false;
+            self.events.held = false;
         }
-        let mut dr6 = self.events.data_break;
-        if stepping && status != Status::Again {
-            dr6 |= 1 << 14;
+        self.events.debug |= std::mem::take(&mut self.events.data_break);
+        // Of what MOV SS and POP SS hold off, the single step is lost: that of the next instruction comes in its place.
+        if self.events.single_step && !self.events.held {
+            self.events.debug |= dr6::BS;
         }
-        if dr6 != 0
-            && self.exit.is_none()
-            && let Some(exit) = self.debug_trap(dr6)
+        if self.exit.is_some() && self.events.traps.debug {
+            // The caller sees the processor stop here anyway.
+            self.events.debug = 0;
+        } else if self.exit == Some(Exit::Hlt) && self.events.debug != 0 {
+            // Wakes it at once.
+            self.exit = None;
+        }
+        if self.exit.is_none()
+            && let Some(exit) = self.raise_debug()
         {
             return Some(exit);
         }
@@ -225,6 +228,15 @@ impl Cpu {
             return Some(Exit::Step);
         }
         None
+    }
+
+    /// Raises the debug traps that wait, unless they are held off.
+    fn raise_debug(&mut self) -> Option<Exit> {
+        if self.events.debug == 0 || self.events.held {
+            return None;
+        }
+        let dr6 = std::mem::take(&mut self.events.debug);
+        self.debug_trap(dr6)
     }
 
     /// Instruction breakpoints that match RIP, as DR6 bits.
@@ -242,6 +254,12 @@ impl Cpu {
     pub(crate) fn begin_shadow(&mut self) {
         self.events.shadow = true;
         self.slow = true;
+    }
+
+    /// Interrupts and debug exceptions are held off for one instruction.
+    pub(crate) fn begin_hold(&mut self) {
+        self.events.held = true;
+        self.begin_shadow();
     }
 
     /// An event that was held back may be let in now.
@@ -277,6 +295,9 @@ impl Cpu {
         if let Some(event) = self.events.pending.take()
             && let Some(exit) = self.deliver_pending(event)
         {
+            return Some(exit);
+        }
+        if let Some(exit) = self.raise_debug() {
             return Some(exit);
         }
         if self.events.poll_due && !self.events.shadow {

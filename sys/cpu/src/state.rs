@@ -268,6 +268,28 @@ pub mod cr4 {
         | SMAP;
 }
 
+/// DR6 bits.
+pub(crate) mod dr6 {
+    /// B0 to B3: which breakpoints were hit.
+    pub const HITS: u64 = 0xf;
+    /// BD: a debug register was accessed while DR7.GD was set.
+    pub const BD: u64 = 1 << 13;
+    /// BS: single step.
+    pub const BS: u64 = 1 << 14;
+    /// BT: the T bit of a task that was switched to.
+    pub const BT: u64 = 1 << 15;
+}
+
+/// DR7 bits.
+pub(crate) mod dr7 {
+    /// L0 to L3 and G0 to G3: any breakpoint is enabled.
+    pub const ENABLED: u64 = 0xff;
+    /// GD: accesses to debug registers are #DB.
+    pub const GD: u64 = 1 << 13;
+    /// L0 to L3 and LE, which a task switch clears.
+    pub const LOCAL: u64 = 0x155;
+}
+
 /// EFER bits.
 #[expect(missing_docs, reason = "the members bear the architecture's own names")]
 pub mod efer {

@@ -5,7 +5,7 @@
 use crate::cpu::Cpu;
 use crate::ir::Gpr;
 use crate::op::Op;
-use crate::state::{Seg, Segment, cr0, efer, flag};
+use crate::state::{Seg, Segment, cr0, dr6, efer, flag};
 use crate::trap::Trapped;
 
 const RSP: Gpr = Gpr::Rsp;
@@ -62,7 +62,18 @@ impl Cpu {
             self.load_rflags(flags);
         }
         self.state_changed();
+        self.step_by_new_flags();
         Ok(())
+    }
+
+    /// Unlike that of other instructions, the trap behind SYSCALL and SYSRET is for the TF that they have loaded: a kernel whose
+    /// SFMASK clears TF is not stepped, and a program that SYSRET sets TF for traps before its first instruction.
+    fn step_by_new_flags(&mut self) {
+        self.events.single_step = false;
+        if self.rflags & flag::TF != 0 {
+            self.events.debug |= dr6::BS;
+            self.slow = true;
+        }
     }
 
     /// SYSRET (the AMD way: SS keeps its hidden part but for the privilege; the return address is not checked).
@@ -96,6 +107,7 @@ impl Cpu {
             self.load_rflags(flags);
         }
         self.state_changed();
+        self.step_by_new_flags();
         Ok(())
     }
 

@@ -5,7 +5,7 @@
 use crate::cpu::Cpu;
 use crate::ir::Gpr;
 use crate::segment::selector_error;
-use crate::state::{Seg, Segment, cr0, flag};
+use crate::state::{Seg, Segment, cr0, dr6, dr7, flag};
 use crate::trap::{Trapped, vector};
 
 /// What causes a task switch.
@@ -105,7 +105,10 @@ impl Cpu {
 
     /// Writes the outgoing task's registers into its TSS.
     fn save_task(&mut self, tr: &Segment, reason: Reason, back: u64) -> Result<(), Trapped> {
-        let mut image = self.rflags_image();
+        let mut image = match reason {
+            Reason::Gate => self.rflags_between(),
+            _ => self.rflags_image(),
+        };
         if reason == Reason::Return {
             image &= !flag::NT;
         }
@@ -209,11 +212,11 @@ impl Cpu {
                 self.put_segment(seg, data);
             }
         }
-        self.ctl.dr7 &= !0x155;
+        self.ctl.dr7 &= !dr7::LOCAL;
         self.state_changed();
         if task.debug {
-            self.ctl.dr6 |= 0x8000;
-            return Err(self.fault(vector::DB, None));
+            // A trap before the task's first instruction, which is behind all that belongs to the switch.
+            self.events.debug |= dr6::BT;
         }
         if let Some(error) = error {
             let stack = self.segs[Seg::Ss as usize];

@@ -3,6 +3,7 @@
 //! How an instruction says that it cannot complete.
 
 use crate::cpu::Cpu;
+use crate::exception::Source;
 use crate::exit::Exit;
 use crate::op::{Op, Status};
 
@@ -19,8 +20,10 @@ pub(crate) enum Trap {
     Fault { vector: u8, error: Option<u32> },
     /// A page fault.
     Page { address: u64, error: u32 },
-    /// INT n, INT3, INTO: delivered with the return address behind the instruction.
-    Software { vector: u8 },
+    /// A debug exception that is a fault, with its bits of DR6.
+    Debug { dr6: u64 },
+    /// INT n, INT3, INTO, INT1: delivered with the return address behind the instruction.
+    Software { vector: u8, source: Source },
     /// The caller of `run` has to see to it.
     Exit(Exit),
 }

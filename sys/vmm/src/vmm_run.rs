@@ -403,9 +403,12 @@ fn digest(vm: &Vm, core: &mut Frozen<'_>, exit: Exit) -> After {
 /// A #DB that was intercepted: what userland is told of a step, or none if it is the guest's.
 fn debug_exception(core: &mut Core, before: u64, dr6: u64) -> Option<VmExitDbg> {
     const SINGLE_STEP: u64 = 1 << 14;
+    /// Those that are hit are said anew each time.
+    const BREAKPOINTS: u64 = 0xf;
     const DEBUG: i32 = 1;
     if dr6 & SINGLE_STEP == 0 || !core.side.cap(VM_CAP_RFLAGS_TF) {
-        core.cpu.set(Reg::Dr6, core.cpu.get(Reg::Dr6) | dr6);
+        core.cpu
+            .set(Reg::Dr6, core.cpu.get(Reg::Dr6) & !BREAKPOINTS | dr6);
         // If another exception waits, this one is lost, as in the kernel.
         let _ = core.inject_exception(DEBUG, None, false);
         return None;

@@ -3,6 +3,7 @@
 //! Flag instructions, LAHF, SAHF, BOUND, NOP, PAUSE, HLT, UD, INT and the fences.
 
 use crate::cpu::Cpu;
+use crate::exception::Source;
 use crate::exit::Exit;
 use crate::interp::control::{end, end_far};
 use crate::ir::Gpr;
@@ -172,6 +173,7 @@ pub(crate) fn set_ac(cpu: &mut Cpu, op: OpRef) -> Status {
 pub(crate) fn int(cpu: &mut Cpu, op: OpRef) -> Status {
     cpu.trap = Trap::Software {
         vector: op.imm as u8,
+        source: Source::Int,
     };
     cpu.trapped(&op)
 }
@@ -181,14 +183,20 @@ pub(crate) fn int3(cpu: &mut Cpu, op: OpRef) -> Status {
     cpu.trap = if cpu.events.traps.breakpoint {
         Trap::Exit(Exit::Breakpoint { len: op.len })
     } else {
-        Trap::Software { vector: vector::BP }
+        Trap::Software {
+            vector: vector::BP,
+            source: Source::Short,
+        }
     };
     cpu.trapped(&op)
 }
 
-/// ICEBP: #DB as a trap.
+/// INT1 (ICEBP): #DB as a trap, which leaves DR6 alone.
 pub(crate) fn int1(cpu: &mut Cpu, op: OpRef) -> Status {
-    cpu.trap = Trap::Software { vector: vector::DB };
+    cpu.trap = Trap::Software {
+        vector: vector::DB,
+        source: Source::Trap,
+    };
     cpu.trapped(&op)
 }
 
@@ -197,7 +205,10 @@ pub(crate) fn into(cpu: &mut Cpu, op: OpRef) -> Status {
     if !cpu.flags.of() {
         return next(cpu, op);
     }
-    cpu.trap = Trap::Software { vector: vector::OF };
+    cpu.trap = Trap::Software {
+        vector: vector::OF,
+        source: Source::Short,
+    };
     cpu.trapped(&op)
 }
 

@@ -232,7 +232,7 @@ fn pop_segment(cpu: &mut Cpu, op: &Op) -> Result<(), Trapped> {
     cpu.load_segment(seg, selector)?;
     cpu.regs[RSP] = cpu.regs[RSP] & !mask | sp & mask;
     if seg == Seg::Ss {
-        cpu.begin_shadow();
+        cpu.begin_hold();
     }
     Ok(())
 }

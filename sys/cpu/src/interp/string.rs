@@ -3,7 +3,8 @@
 //! String instructions. MOVS and STOS upwards in RAM go by whole page chunks.
 //!
 //! With a REP prefix, a chunk ends when the count is used up (or the condition met), or when an operand's next element begins in
-//! another page; what is left is executed as the next instruction. Where a chunk ends thus depends on the registers alone.
+//! another page, or after each element while something traps there; what is left is executed as the next instruction. Where a
+//! chunk ends thus depends on the registers alone.
 
 #![expect(unsafe_code, reason = "guest memory, by address")]
 
@@ -14,7 +15,7 @@ use crate::host;
 use crate::interp::{by_size, zext};
 use crate::ir::{Gpr, StringOp};
 use crate::op::{Handler, Op, OpRef, Status, am, next};
-use crate::state::{Seg, flag};
+use crate::state::{Seg, dr7, flag};
 use crate::trap::Trapped;
 
 const RAX: u8 = Gpr::Rax as u8;
@@ -85,6 +86,11 @@ impl Cpu {
         self.set_address_register(op, r, value);
     }
 
+    /// Upwards, and with nobody who wants to see each iteration.
+    fn may_go_in_bulk(&self) -> bool {
+        self.rflags & (flag::DF | flag::TF) == 0 && self.ctl.dr7 & dr7::ENABLED == 0
+    }
+
     /// Elements that fit between `la` and the end of its page, going upwards, and before the register wraps.
     fn room<const S: u8>(&self, op: &Op, la: u64, r: u8) -> u64 {
         let mut bytes = 0x1000 - (la & 0xfff);
@@ -109,6 +115,8 @@ fn repeat<const S: u8>(
         one(cpu, op)?;
         return Ok(Chunk::Finished);
     }
+    // Debug traps come after each iteration.
+    let traced = cpu.rflags & flag::TF != 0;
     loop {
         let count = cpu.address_register(op, RCX);
         if count == 0 {
@@ -119,6 +127,9 @@ fn repeat<const S: u8>(
         cpu.set_address_register(op, RCX, count - 1);
         if count == 1 || done(cpu) {
             return Ok(Chunk::Finished);
+        }
+        if traced || cpu.events.data_break != 0 {
+            return Ok(Chunk::More);
         }
         let crossed = |old: u64, r: u8| (old ^ cpu.address_register(op, r)) >> 12 != 0;
         if uses.0 && crossed(before.0, RSI) || uses.1 && crossed(before.1, RDI) {
@@ -149,7 +160,7 @@ fn movs_one<const S: u8>(cpu: &mut Cpu, op: &Op) -> Result<(), Trapped> {
 /// Copies as much as lies in one page of each operand; `None` if the general way has to be gone.
 fn movs_bulk<const S: u8>(cpu: &mut Cpu, op: &Op) -> Result<Option<Chunk>, Trapped> {
     let count = cpu.address_register(op, RCX);
-    if count < 4 || cpu.rflags & flag::DF != 0 {
+    if count < 4 || !cpu.may_go_in_bulk() {
         return Ok(None);
     }
     let from = cpu.source::<S>(op)?;
@@ -225,7 +236,7 @@ fn stos_one<const S: u8>(cpu: &mut Cpu, op: &Op) -> Result<(), Trapped> {
 
 fn stos_bulk<const S: u8>(cpu: &mut Cpu, op: &Op) -> Result<Option<Chunk>, Trapped> {
     let count = cpu.address_register(op, RCX);
-    if count < 4 || cpu.rflags & flag::DF != 0 {
+    if count < 4 || !cpu.may_go_in_bulk() {
         return Ok(None);
     }
     let to = cpu.destination::<S>(op, true)?;
@@ -357,6 +368,7 @@ fn string_exit<const S: u8>(cpu: &mut Cpu, op: &Op, input: bool) -> Trapped {
 fn ins<const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
     let one = |cpu: &mut Cpu, op: &Op| {
         cpu.check_port(cpu.regs[RDX] as u16, 1 << S)?;
+        cpu.watch_port(cpu.regs[RDX] as u16, 1 << S);
         let to = cpu.destination::<S>(op, true)?;
         // The device must not be read if the element cannot be stored.
         if cpu.write_pointer(to, 1 << S).is_none() {
@@ -380,6 +392,7 @@ fn ins<const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
 fn outs<const S: u8>(cpu: &mut Cpu, op: OpRef) -> Status {
     let one = |cpu: &mut Cpu, op: &Op| {
         cpu.check_port(cpu.regs[RDX] as u16, 1 << S)?;
+        cpu.watch_port(cpu.regs[RDX] as u16, 1 << S);
         let from = cpu.source::<S>(op)?;
         let value = cpu.load::<S>(from, op)?;
         cpu.end_block_after(op);

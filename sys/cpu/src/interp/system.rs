@@ -10,8 +10,8 @@ use crate::exit::Exit;
 use crate::interp::control::{end, end_far};
 use crate::ir::Gpr;
 use crate::op::{Op, OpRef, Status, get, go_on, next, x};
-use crate::state::{Seg, Segment, Table, cr0, cr4, efer, flag};
-use crate::trap::{Trapped, vector};
+use crate::state::{Seg, Segment, Table, cr0, cr4, dr6, dr7, efer, flag};
+use crate::trap::{Trap, Trapped};
 
 /// A handler around a function that may trap: `next` goes on, `end` ends the block (the mode may have changed), `far` is for
 /// those that set RIP.
@@ -341,10 +341,11 @@ fn debug_register(cpu: &mut Cpu, n: u8) -> Result<u8, Trapped> {
     if matches!(n, 4 | 5) && cpu.ctl.cr4 & cr4::DE != 0 || n > 7 {
         return Err(cpu.ud());
     }
-    if cpu.ctl.dr7 & 0x2000 != 0 {
-        cpu.ctl.dr6 |= 0x2000;
-        cpu.ctl.dr7 &= !0x2000;
-        return Err(cpu.fault(vector::DB, None));
+    if cpu.ctl.dr7 & dr7::GD != 0 {
+        // So that its handler can.
+        cpu.ctl.dr7 &= !dr7::GD;
+        cpu.trap = Trap::Debug { dr6: dr6::BD };
+        return Err(Trapped);
     }
     Ok(if matches!(n, 4 | 5) { n + 2 } else { n })
 }
@@ -700,6 +701,7 @@ fn port(cpu: &mut Cpu, op: &Op) -> Result<(u16, u8), Trapped> {
     };
     let size = 1 << (op.x & x::SIZE);
     cpu.check_port(port, size)?;
+    cpu.watch_port(port, size);
     Ok((port, size))
 }
 
@@ -739,7 +741,7 @@ system!(end mov_to_seg(cpu, op) {
     let seg = Seg::from_index(op.r);
     cpu.load_segment(seg, selector)?;
     if seg == Seg::Ss {
-        cpu.begin_shadow();
+        cpu.begin_hold();
     }
     Ok(())
 });

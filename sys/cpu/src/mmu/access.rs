@@ -13,7 +13,7 @@ use crate::exit::{Exit, Mmio, Transfer};
 use crate::host;
 use crate::mem::{PAGE_MASK, PageMeta};
 use crate::op::{Op, am};
-use crate::state::{Seg, cr0, flag};
+use crate::state::{Seg, cr0, cr4, dr7, flag};
 use crate::trap::{Trap, Trapped, vector};
 
 impl Cpu {
@@ -429,7 +429,7 @@ impl Cpu {
 
     /// Whether a data breakpoint is set in the page of `la` (such pages always take the slow path).
     pub(super) fn watched(&self, la: u64) -> bool {
-        self.ctl.dr7 & 0xff != 0
+        self.ctl.dr7 & dr7::ENABLED != 0
             && (0..4).any(|i| {
                 self.ctl.dr7 >> (2 * i) & 3 != 0 && self.ctl.dr[i] & PAGE_MASK == la & PAGE_MASK
             })
@@ -437,7 +437,18 @@ impl Cpu {
 
     /// Notes the data breakpoints that an access of `size` bytes hits.
     pub(crate) fn watch(&mut self, la: u64, size: u64, write: bool) {
-        if self.ctl.dr7 & 0xff == 0 {
+        self.hit(la, size, |kind| kind == 3 || kind == 1 && write);
+    }
+
+    /// Notes the I/O breakpoints that an access to `size` ports hits.
+    pub(crate) fn watch_port(&mut self, port: u16, size: u8) {
+        if self.ctl.cr4 & cr4::DE != 0 {
+            self.hit(port.into(), size.into(), |kind| kind == 2);
+        }
+    }
+
+    fn hit(&mut self, la: u64, size: u64, wanted: impl Fn(u64) -> bool) {
+        if self.ctl.dr7 & dr7::ENABLED == 0 {
             return;
         }
         for i in 0..4 {
@@ -448,7 +459,7 @@ impl Cpu {
             let len = [1, 2, 8, 4][(self.ctl.dr7 >> (18 + 4 * i) & 3) as usize];
             let base = self.ctl.dr[i] & !(len - 1);
             let hit = la.wrapping_sub(base) < len || base.wrapping_sub(la) < size;
-            if hit && (kind == 3 || kind == 1 && write) {
+            if hit && wanted(kind) {
                 self.events.data_break |= 1 << i;
                 self.slow = true;
             }

@@ -11,8 +11,8 @@ use std::sync::Arc;
 
 use vmm_cpu::fpu::Form;
 use vmm_cpu::{
-    Bus, Cpu, CpuidInputs, Exit, PhysMem, Poll, Reg, Reply, Seg, Segment, Table, Window, cr0, cr4,
-    efer,
+    Bus, Cpu, CpuidInputs, Exit, PhysMem, Poll, Reg, Reply, Seg, Segment, Table, Traps, Window,
+    cr0, cr4, efer,
 };
 
 use crate::case::{CODE, CODE_LEN, Case, DATA, DATA_LEN, DATA_RW, Outcome};
@@ -172,6 +172,10 @@ impl Engine {
             self.write(HANDLERS + vector, &[0xf4]);
         }
         self.write_u64(GDT + KERNEL_CS, 0x00af_9b00_0000_ffff);
+        // Linux's for programs: 32-bit code, data, 64-bit code.
+        self.write_u64(GDT + 0x20, 0x00cf_fb00_0000_ffff);
+        self.write_u64(GDT + 0x28, 0x00cf_f300_0000_ffff);
+        self.write_u64(GDT + 0x30, 0x00af_fb00_0000_ffff);
         self.write(TSS + 4, &(KERNEL + STACK_TOP).to_le_bytes());
         self.write(CODE_PAGE, &[0xcc; CODE_LEN]);
 
@@ -185,7 +189,7 @@ impl Engine {
         );
         cpu.set_gdtr(Table {
             base: KERNEL + GDT,
-            limit: 0xf,
+            limit: 0x37,
         });
         cpu.set_idtr(Table {
             base: KERNEL + IDT,
@@ -211,8 +215,32 @@ impl Engine {
         }
     }
 
+    /// Runs a case that sets TF to its end: the addresses behind each trap, and how it has ended.
+    pub fn step(&mut self, case: &Case) -> (Vec<u64>, Outcome) {
+        let mut steps = Vec::new();
+        let debug = Traps {
+            debug: true,
+            ..Traps::default()
+        };
+        self.cpu.set_traps(debug);
+        let outcome = self.run_until(case, |cpu| {
+            loop {
+                match cpu.run(&mut Nothing, BUDGET) {
+                    Exit::Debug { .. } => steps.push(cpu.get(Reg::Rip)),
+                    exit => return exit,
+                }
+            }
+        });
+        self.cpu.set_traps(Traps::default());
+        (steps, outcome)
+    }
+
     /// Runs a case to its end.
     pub fn run(&mut self, case: &Case) -> Outcome {
+        self.run_until(case, |cpu| cpu.run(&mut Nothing, BUDGET))
+    }
+
+    fn run_until(&mut self, case: &Case, run: impl FnOnce(&mut Cpu) -> Exit) -> Outcome {
         self.write(CODE_PAGE + case.offset as u64, case.present());
         self.write(DATA_PAGES, &case.data[..]);
         self.memory.mark_written(CODE_PAGE, PAGE);
@@ -243,7 +271,7 @@ impl Engine {
         cpu.fpu_mut()
             .fxrstor(&case.fx, Form::Long64)
             .expect("the image's MXCSR is valid");
-        let exit = cpu.run(&mut Nothing, BUDGET);
+        let exit = run(cpu);
         let mut fx = [0; 512];
         cpu.fpu().fxsave(&mut fx, Form::Long64);
         let mut regs = Reg::GENERAL.map(|reg| cpu.get(reg));

@@ -16,6 +16,7 @@ mod generate;
 mod hints;
 mod native;
 mod rng;
+mod stepping;
 mod units;
 mod values;
 
@@ -151,6 +152,29 @@ fn user_code_matches_the_host() {
         1_000_000,
         run,
     );
+}
+
+/// Where the trap flag stops a program.
+#[test]
+fn steps_match_the_host() {
+    let mut native = Native::new();
+    let mut engine = Engine::new();
+    for (name, case) in stepping::cases() {
+        let (theirs, end) = native.step(&case);
+        let (ours, our_end) = engine.step(&case);
+        assert!(!theirs.is_empty(), "{name}");
+        assert_eq!(
+            stepping::offsets(&case, &ours),
+            stepping::offsets(&case, &theirs),
+            "{name}"
+        );
+        assert_eq!(
+            (our_end.vector, our_end.rip),
+            (end.vector, end.rip),
+            "{name}"
+        );
+        assert_eq!(our_end.regs, end.regs, "{name}");
+    }
 }
 
 /// Unlike the random cases, these do not come from a list of encodings that somebody wrote, but from the space of bytes that the

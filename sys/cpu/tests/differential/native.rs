@@ -15,7 +15,7 @@ use std::arch::naked_asm;
 use std::ffi::{c_int, c_void};
 use std::mem::{offset_of, zeroed};
 use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::case::{CODE, CODE_LEN, Case, DATA, DATA_LEN, DATA_RW, Outcome};
@@ -49,6 +49,15 @@ static RUNNING: AtomicBool = AtomicBool::new(false);
 static CASES: AtomicU64 = AtomicU64::new(0);
 static CASES_BEFORE: AtomicU64 = AtomicU64::new(0);
 static ONLY_ONE: Mutex<()> = Mutex::new(());
+
+/// The most traps of a case that is stepped.
+const MAX_STEPS: usize = 256;
+/// Where #DB has stopped a case that is stepped, and how often it has; no steps are taken while STEPPING is not set.
+static STEPPING: AtomicBool = AtomicBool::new(false);
+static STEPS: AtomicUsize = AtomicUsize::new(0);
+static STEPPED: [AtomicU64; MAX_STEPS] = [const { AtomicU64::new(0) }; MAX_STEPS];
+/// The vector of #DB.
+const DEBUG: i64 = 1;
 
 /// How often the watchdog looks whether the case is still the same, in nanoseconds of the thread's time.
 const WATCHDOG: libc::c_long = 50_000_000;
@@ -198,6 +207,20 @@ impl Native {
         }
     }
 
+    /// Runs a case that sets TF to its end: the addresses behind each trap, and how it has ended.
+    pub fn step(&mut self, case: &Case) -> (Vec<u64>, Outcome) {
+        STEPS.store(0, Ordering::SeqCst);
+        STEPPING.store(true, Ordering::SeqCst);
+        let outcome = self.run(case);
+        STEPPING.store(false, Ordering::SeqCst);
+        let count = STEPS.load(Ordering::SeqCst).min(MAX_STEPS);
+        let steps = STEPPED[..count].iter();
+        (
+            steps.map(|step| step.load(Ordering::SeqCst)).collect(),
+            outcome,
+        )
+    }
+
     /// Runs a case to its end.
     pub fn run(&mut self, case: &Case) -> Outcome {
         // SAFETY: the mappings are as long as what is copied, the case's code is shorter than its page, and nothing else
@@ -306,6 +329,14 @@ extern "C" fn handler(signal: c_int, _: *mut libc::siginfo_t, context: *mut c_vo
     unsafe {
         let machine = &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext;
         let gregs = &mut machine.gregs;
+        if STEPPING.load(Ordering::SeqCst) && gregs[libc::REG_TRAPNO as usize] == DEBUG {
+            let count = STEPS.fetch_add(1, Ordering::SeqCst);
+            if let Some(step) = STEPPED.get(count) {
+                step.store(gregs[libc::REG_RIP as usize] as u64, Ordering::SeqCst);
+                // On with it: the context that the kernel goes back to has TF still set.
+                return;
+            }
+        }
         let out = &raw mut CONTEXT;
         for (reg, from) in GREGS.iter().enumerate() {
             (*out).regs[reg] = gregs[*from as usize] as u64;

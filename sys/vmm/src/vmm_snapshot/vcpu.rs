@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 
 use vmm_abi::{CPUSET_BYTES, VM_CAP_MAX};
 use vmm_cpu::fpu::{Form, XSAVE_LEN};
-use vmm_cpu::{Pending, Reg};
+use vmm_cpu::{Cpu, Pending, Reg};
 use vmm_x86::apicreg::DeliveryMode;
 
 use crate::chipset::StartIpi;
@@ -25,7 +25,7 @@ const VCPU_BYTES: usize = 4 // number
     + 8 // TSC_AUX
     + 8 // SPEC_CTRL
     + 8 // TSC_ADJUST
-    + 1 // NMIs are blocked
+    + 1 // NMIs are blocked, debug exceptions wait
     + 1 // NMI pending
     + 1 // external interrupt pending
     + 1 // halt
@@ -72,7 +72,7 @@ fn save_one(core: &Frozen<'_>, out: &mut Writer) {
     out.u64(core.cpu.get(Reg::TscAux));
     out.u64(msrs.spec_ctrl);
     out.u64(tsc_adjust);
-    out.bool(core.cpu.nmi_blocked());
+    out.u8(held_off(&core.cpu));
     out.bool(vcpu.nmi_pending.load(Ordering::SeqCst));
     out.bool(vcpu.extint_pending.load(Ordering::SeqCst));
     out.u8(vcpu.halt() as u8);
@@ -92,6 +92,28 @@ fn save_one(core: &Frozen<'_>, out: &mut Writer) {
     out.u64(core.cpu.retired());
     out.u64(counted);
     out.u64(random);
+}
+
+/// NMIs are blocked. Older programs know of nothing else in this byte.
+const NMI_BLOCKED: u8 = 1 << 0;
+/// MOV SS or POP SS holds debug exceptions off.
+const DEBUG_HELD: u8 = 1 << 1;
+/// BS and BT of DR6, from bit 14, are from bit 2 on, and B0 to B3 from bit 4 on.
+const REASONS: u8 = 3 << 2;
+
+/// What waits between two instructions, as one byte.
+fn held_off(cpu: &Cpu) -> u8 {
+    let (dr6, held) = cpu.pending_debug();
+    (dr6 >> 12) as u8 & REASONS
+        | (dr6 << 4) as u8
+        | if held { DEBUG_HELD } else { 0 }
+        | if cpu.nmi_blocked() { NMI_BLOCKED } else { 0 }
+}
+
+fn set_held_off(cpu: &mut Cpu, bits: u8) {
+    cpu.set_nmi_blocked(bits & NMI_BLOCKED != 0);
+    let dr6 = u64::from(bits & REASONS) << 12 | u64::from(bits >> 4);
+    cpu.set_pending_debug(dr6, bits & DEBUG_HELD != 0);
 }
 
 fn put_event(out: &mut Writer, event: Option<Pending>) {
@@ -174,7 +196,7 @@ struct VcpuState {
     tsc_aux: u64,
     spec_ctrl: u64,
     tsc_adjust: u64,
-    nmi_blocked: bool,
+    held_off: u8,
     nmi_pending: bool,
     extint_pending: bool,
     halt: Halt,
@@ -200,7 +222,7 @@ fn parse(reader: &mut Reader<'_>, vm: &Vm, id: usize) -> Result<VcpuState, State
     let [tsc_aux, spec_ctrl, tsc_adjust] = std::array::from_fn(|_| reader.u64());
     reader.check(tsc_aux >> 32 == 0, "TSC_AUX")?;
     reader.check(spec_ctrl <= 1, "SPEC_CTRL")?;
-    let nmi_blocked = reader.bool("NMI blocking")?;
+    let held_off = reader.u8();
     let nmi_pending = reader.bool("pending NMI")?;
     let extint_pending = reader.bool("pending external interrupt")?;
     let halt = match reader.u8() {
@@ -226,7 +248,7 @@ fn parse(reader: &mut Reader<'_>, vm: &Vm, id: usize) -> Result<VcpuState, State
         tsc_aux,
         spec_ctrl,
         tsc_adjust,
-        nmi_blocked,
+        held_off,
         nmi_pending,
         extint_pending,
         halt,
@@ -268,7 +290,7 @@ fn apply(vm: &Vm, core: &mut Frozen<'_>, state: VcpuState) {
     core.cpu.set(Reg::TscAux, state.tsc_aux);
     core.side.msrs.spec_ctrl = state.spec_ctrl;
     core.side.tsc_adjust = state.tsc_adjust;
-    core.cpu.set_nmi_blocked(state.nmi_blocked);
+    set_held_off(&mut core.cpu, state.held_off);
     vcpu.nmi_pending.store(state.nmi_pending, Ordering::SeqCst);
     vcpu.extint_pending
         .store(state.extint_pending, Ordering::SeqCst);
@@ -293,4 +315,25 @@ fn apply(vm: &Vm, core: &mut Frozen<'_>, state: VcpuState) {
     core.side.counted = state.counted;
     core.side.random = state.random;
     core.apply_caps();
+}
+
+#[cfg(test)]
+mod tests {
+    use vmm_cpu::PhysMem;
+
+    use super::*;
+
+    #[test]
+    fn what_waits_between_instructions_is_kept() {
+        let mut cpu = Cpu::new(PhysMem::new());
+        for bits in 0..=u8::MAX {
+            cpu.set_interrupt_shadow(true);
+            set_held_off(&mut cpu, bits);
+            assert_eq!(held_off(&cpu), bits);
+        }
+        // Without the shadow there is no MOV SS that holds anything off.
+        cpu.set_interrupt_shadow(false);
+        set_held_off(&mut cpu, DEBUG_HELD | NMI_BLOCKED);
+        assert_eq!(held_off(&cpu), NMI_BLOCKED);
+    }
 }
