@@ -81,7 +81,7 @@ miri:
 # The long runs: a hundred rounds of suspend and restore, many millions of instruction cases, thousands of guests that end.
 soak: deps guest
 	$(CARGO) build --release --workspace
-	DIFF_CASES=50000000 $(CARGO) test --release -p vmm-cpu --test differential
+	DIFF_CASES=50000000 $(CARGO) test --release -p vmm-cpu --test differential -- --include-ignored
 	$(CARGO) test --release -p vmm -- --ignored
 	$(CARGO) test --release -p vmm-tests -- --ignored --nocapture
 

@@ -4,7 +4,9 @@
 
 use std::fmt::Write;
 
-use iced_x86::Mnemonic::{Cmpsb, Cmpsd, Cmpsq, Cmpsw, Dppd, Dpps, Fldenv, Frstor, Maskmovq};
+use iced_x86::Mnemonic::{
+    Cmpsb, Cmpsd, Cmpsq, Cmpsw, Dppd, Dpps, Fldenv, Frstor, Fxrstor, Fxrstor64, Maskmovq,
+};
 use iced_x86::{Formatter, NasmFormatter};
 
 use crate::case::{ARITHMETIC, Case, DATA, DF, Outcome, PF_VECTOR, Placed, XM_VECTOR};
@@ -49,8 +51,12 @@ pub fn differences(case: &Case, native: &Outcome, ours: &Outcome) -> String {
     line("vector", native.vector.into(), ours.vector.into());
     if native.vector == PF_VECTOR && ours.vector == PF_VECTOR {
         // The environment and state images are read in an order of the processor's own.
-        let image = stopped_at(case, native.rip)
-            .is_some_and(|placed| matches!(placed.instruction.mnemonic(), Fldenv | Frstor));
+        let image = stopped_at(case, native.rip).is_some_and(|placed| {
+            matches!(
+                placed.instruction.mnemonic(),
+                Fldenv | Frstor | Fxrstor | Fxrstor64
+            )
+        });
         let shown = if image { !0xfff } else { !0 };
         line("cr2", native.address & shown, ours.address & shown);
         // From the end of user space on the host's kernel does not tell whether a page is present.

@@ -48,9 +48,15 @@ const NX: u64 = 1 << 63;
 
 const KERNEL_CS: u64 = 8;
 const VECTORS: u64 = 32;
-/// An interrupt gate of privilege level 0, and one that INT3 may use.
+/// An interrupt gate of privilege level 0, and one that INT3 and INTO may use.
 const GATE: u64 = 0x8e;
 const USER_GATE: u64 = 0xee;
+const USER_DATA: Segment = Segment {
+    selector: 0x2b,
+    base: 0,
+    limit: u32::MAX,
+    access: 0xc0f3,
+};
 /// More than any case executes.
 const BUDGET: u64 = 1_000_000;
 
@@ -163,7 +169,11 @@ impl Engine {
         self.write_u64(KERNEL_PD, P | W | LARGE);
         for vector in 0..VECTORS {
             let at = KERNEL + HANDLERS + vector;
-            let kind = if vector == 3 { USER_GATE } else { GATE };
+            let kind = if matches!(vector, 3 | 4) {
+                USER_GATE
+            } else {
+                GATE
+            };
             self.write_u64(
                 IDT + 16 * vector,
                 at & 0xffff | KERNEL_CS << 16 | kind << 40 | (at >> 16 & 0xffff) << 48,
@@ -177,11 +187,16 @@ impl Engine {
         self.write_u64(GDT + 0x28, 0x00cf_f300_0000_ffff);
         self.write_u64(GDT + 0x30, 0x00af_fb00_0000_ffff);
         self.write(TSS + 4, &(KERNEL + STACK_TOP).to_le_bytes());
+        // Linux's I/O permission map is outside of the TSS.
+        self.write(TSS + 0x66, &u16::MAX.to_le_bytes());
         self.write(CODE_PAGE, &[0xcc; CODE_LEN]);
 
         let cpu = &mut self.cpu;
         cpu.set(Reg::Cr3, PML4);
-        cpu.set(Reg::Cr4, cr4::PAE | cr4::OSFXSR | cr4::OSXMMEXCPT);
+        cpu.set(
+            Reg::Cr4,
+            cr4::PAE | cr4::OSFXSR | cr4::OSXMMEXCPT | cr4::OSXSAVE | cr4::FSGSBASE,
+        );
         cpu.set(Reg::Efer, efer::SCE | efer::LME | efer::LMA | efer::NXE);
         cpu.set(
             Reg::Cr0,
@@ -210,8 +225,11 @@ impl Engine {
             limit: 0,
             access: Segment::UNUSABLE,
         };
-        for seg in [Seg::Ds, Seg::Es, Seg::Fs, Seg::Gs, Seg::Ldtr] {
+        for seg in [Seg::Fs, Seg::Gs, Seg::Ldtr] {
             cpu.set_segment(seg, null);
+        }
+        for seg in [Seg::Ds, Seg::Es] {
+            cpu.set_segment(seg, USER_DATA);
         }
     }
 
@@ -240,6 +258,19 @@ impl Engine {
         self.run_until(case, |cpu| cpu.run(&mut Nothing, BUDGET))
     }
 
+    /// The same in 32-bit code.
+    pub fn run_32(&mut self, case: &Case) -> Outcome {
+        self.run_until(case, |cpu| {
+            let code = Segment {
+                selector: 0x23,
+                access: 0xc0fb,
+                ..USER_DATA
+            };
+            cpu.set_segment(Seg::Cs, code);
+            cpu.run(&mut Nothing, BUDGET)
+        })
+    }
+
     fn run_until(&mut self, case: &Case, run: impl FnOnce(&mut Cpu) -> Exit) -> Outcome {
         self.write(CODE_PAGE + case.offset as u64, case.present());
         self.write(DATA_PAGES, &case.data[..]);
@@ -257,15 +288,7 @@ impl Engine {
                 access: 0xa0fb,
             },
         );
-        cpu.set_segment(
-            Seg::Ss,
-            Segment {
-                selector: 0x2b,
-                base: 0,
-                limit: u32::MAX,
-                access: 0xc0f3,
-            },
-        );
+        cpu.set_segment(Seg::Ss, USER_DATA);
         cpu.set(Reg::Rip, case.start());
         cpu.set(Reg::Rflags, case.rflags);
         cpu.fpu_mut()

@@ -17,6 +17,7 @@ mod hints;
 mod native;
 mod rng;
 mod stepping;
+mod sweep;
 mod units;
 mod values;
 
@@ -27,9 +28,12 @@ use case::{Case, Outcome};
 use engine::Engine;
 use generate::{Generator, Kind};
 use native::Native;
+use sweep::Expected;
 
 /// The vector of #AC: the host's kernel refuses split locks in this way.
 const ALIGNMENT_CHECK: u8 = 17;
+/// The vector of #UD.
+const INVALID_OPCODE: u8 = 6;
 /// MXCSR's bit 17, in its third byte: AMD's processors have it, ours does not.
 const MISALIGNED: u8 = 2;
 /// How many failures are shown in full.
@@ -175,6 +179,76 @@ fn steps_match_the_host() {
         );
         assert_eq!(our_end.regs, end.regs, "{name}");
     }
+}
+
+/// Every `one_in`th encoding of the whole space, from the `first` on.
+fn sweep(one_in: usize, first: usize) {
+    let started = Instant::now();
+    let mut native = Native::new();
+    let mut engine = Engine::new();
+    let start = sweep::Start::new();
+    let (mut cases, mut compared) = (0, 0);
+    let mut reports: BTreeMap<String, (usize, String)> = BTreeMap::new();
+    for bits in [64, 32] {
+        for encoding in sweep::encodings(bits).skip(first % one_in).step_by(one_in) {
+            cases += 1;
+            let expected = encoding.expected(host_is_amd());
+            if expected == Expected::Unknown {
+                continue;
+            }
+            let case = &start.case(&encoding);
+            let ours = match bits {
+                64 => engine.run(case),
+                _ => engine.run_32(case),
+            };
+            let differences = if expected == Expected::Undefined {
+                match ours.vector {
+                    INVALID_OPCODE => String::new(),
+                    vector => format!("  of no feature that is shown: vector {vector}\n"),
+                }
+            } else {
+                compared += 1;
+                let theirs = match bits {
+                    64 => native.run(case),
+                    _ => native.run_32(case),
+                };
+                if theirs.vector == ALIGNMENT_CHECK {
+                    continue;
+                }
+                match expected {
+                    Expected::SameEnd if (ours.vector, ours.rip) == (theirs.vector, theirs.rip) => {
+                        String::new()
+                    }
+                    _ => compare::differences(case, &theirs, &ours),
+                }
+            };
+            if !differences.is_empty() {
+                let name = format!("{bits} {:?}", encoding.instruction.mnemonic());
+                let report = || format!("{}{differences}", sweep::describe(&encoding));
+                reports.entry(name).or_insert_with(|| (0, report())).0 += 1;
+            }
+        }
+    }
+    println!(
+        "{cases} encodings, {compared} of them compared, in {:.1} s",
+        started.elapsed().as_secs_f64()
+    );
+    let text: String = reports
+        .iter()
+        .map(|(name, (count, report))| format!("{name}: {count}\n{report}\n"))
+        .collect();
+    assert!(reports.is_empty(), "{text}");
+}
+
+#[test]
+fn a_sample_of_all_encodings_matches_the_host() {
+    sweep(16, number("DIFF_SEED").unwrap_or(0) as usize);
+}
+
+#[test]
+#[ignore = "a long run: make soak"]
+fn all_encodings_match_the_host() {
+    sweep(1, 0);
 }
 
 /// Unlike the random cases, these do not come from a list of encodings that somebody wrote, but from the space of bytes that the

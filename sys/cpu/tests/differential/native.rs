@@ -26,6 +26,7 @@ struct Context {
     regs: [u64; 16],
     rflags: u64,
     target: u64,
+    cs: u64,
     host_rsp: u64,
     vector: u64,
     error: u64,
@@ -38,6 +39,7 @@ static mut CONTEXT: Context = Context {
     regs: [0; 16],
     rflags: 0,
     target: 0,
+    cs: 0,
     host_rsp: 0,
     vector: 0,
     error: 0,
@@ -58,6 +60,11 @@ static STEPS: AtomicUsize = AtomicUsize::new(0);
 static STEPPED: [AtomicU64; MAX_STEPS] = [const { AtomicU64::new(0) }; MAX_STEPS];
 /// The vector of #DB.
 const DEBUG: i64 = 1;
+
+/// Linux's selectors for programs.
+const USER_CODE: u64 = 0x33;
+const USER_CODE_32: u64 = 0x23;
+const USER_DATA: u64 = 0x2b;
 
 /// How often the watchdog looks whether the case is still the same, in nanoseconds of the thread's time.
 const WATCHDOG: libc::c_long = 50_000_000;
@@ -223,6 +230,15 @@ impl Native {
 
     /// Runs a case to its end.
     pub fn run(&mut self, case: &Case) -> Outcome {
+        self.run_as(case, USER_CODE)
+    }
+
+    /// The same in 32-bit code.
+    pub fn run_32(&mut self, case: &Case) -> Outcome {
+        self.run_as(case, USER_CODE_32)
+    }
+
+    fn run_as(&mut self, case: &Case, cs: u64) -> Outcome {
         // SAFETY: the mappings are as long as what is copied, the case's code is shorter than its page, and nothing else
         // uses CONTEXT while `_guard` is held. The case's code can only reach memory through its own registers, which are
         // set up so that it finds its own pages or nothing: this process has no other mapping within reach of them.
@@ -235,6 +251,7 @@ impl Native {
             (*context).regs = case.regs;
             (*context).rflags = case.rflags;
             (*context).target = case.start();
+            (*context).cs = cs;
             CASES.fetch_add(1, Ordering::SeqCst);
             RUNNING.store(true, Ordering::SeqCst);
             enter();
@@ -276,13 +293,19 @@ extern "C" fn enter() {
         "push r15",
         "mov [rip + {context} + {host_rsp}], rsp",
         "fxrstor64 [rip + {context} + {fx}]",
+        // In 64-bit code these two mean nothing.
+        "mov eax, {data}",
+        "mov ds, eax",
+        "mov es, eax",
+        "push {data}",
+        "push qword ptr [rip + {context} + {regs} + 32]",
         "push qword ptr [rip + {context} + {rflags}]",
-        "popfq",
+        "push qword ptr [rip + {context} + {cs}]",
+        "push qword ptr [rip + {context} + {target}]",
         "mov rax, [rip + {context} + {regs}]",
         "mov rcx, [rip + {context} + {regs} + 8]",
         "mov rdx, [rip + {context} + {regs} + 16]",
         "mov rbx, [rip + {context} + {regs} + 24]",
-        "mov rsp, [rip + {context} + {regs} + 32]",
         "mov rbp, [rip + {context} + {regs} + 40]",
         "mov rsi, [rip + {context} + {regs} + 48]",
         "mov rdi, [rip + {context} + {regs} + 56]",
@@ -294,7 +317,10 @@ extern "C" fn enter() {
         "mov r13, [rip + {context} + {regs} + 104]",
         "mov r14, [rip + {context} + {regs} + 112]",
         "mov r15, [rip + {context} + {regs} + 120]",
-        "jmp [rip + {context} + {target}]",
+        // With TF, the trap comes behind the first instruction of the case.
+        "iretq",
+        data = const USER_DATA,
+        cs = const offset_of!(Context, cs),
         context = sym CONTEXT,
         host_rsp = const offset_of!(Context, host_rsp),
         fx = const offset_of!(Context, fx),
@@ -356,6 +382,9 @@ extern "C" fn handler(signal: c_int, _: *mut libc::siginfo_t, context: *mut c_vo
         clean[24..28].copy_from_slice(&0x1f80_u32.to_le_bytes());
         clean[28..32].copy_from_slice(&0xffff_u32.to_le_bytes());
         ptr::copy_nonoverlapping(clean.as_ptr(), fx, clean.len());
+        // A case in 32-bit code has left its own selector there.
+        let segments = gregs[libc::REG_CSGSFS as usize] as u64 & 0x0000_ffff_ffff_0000;
+        gregs[libc::REG_CSGSFS as usize] = (segments | USER_CODE | USER_DATA << 48) as i64;
         gregs[libc::REG_EFL as usize] = 0x202;
         gregs[libc::REG_RSP as usize] = (*out).host_rsp as i64;
         gregs[libc::REG_RIP as usize] = leave as *const () as i64;
