@@ -8,6 +8,7 @@
 )]
 
 mod checkpoint;
+mod clocks;
 mod errors;
 mod features;
 mod guests;
