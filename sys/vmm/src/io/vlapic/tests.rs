@@ -8,6 +8,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::io::ticks::{Due, Heard};
+use crate::io::wire::Writer;
 
 /// The model: sets of vectors, and a timer that is a number of base clocks left to run.
 #[derive(Debug)]
