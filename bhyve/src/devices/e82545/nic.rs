@@ -302,7 +302,15 @@ impl Nic {
                         *word = value;
                     }
                 }
+                self.clear_reserved();
             }
+        }
+    }
+
+    /// Clears the bits of the receive addresses that do not exist. Checkpoints of versions before 0.3.0 can have them.
+    pub(super) fn clear_reserved(&mut self) {
+        for high in self.addresses.iter_mut().skip(1).step_by(2) {
+            *high = Rah::from_bits_truncate(*high).bits();
         }
     }
 

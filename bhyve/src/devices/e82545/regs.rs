@@ -237,12 +237,13 @@ register! {
 pub const FPD: u32 = 1 << 31;
 
 register! {
-    /// Receive address, high half; the address's last two bytes are the low ones.
+    /// Receive address, high half. The other bits are reserved and stay clear.
     Rah: u32 {
+        /// The address's last two bytes.
+        const ADDRESS = 0xffff;
         /// Address select.
         const ASEL = 3 << 16;
         const AV = 1 << 31;
-        const _ = !0;
     }
 }
 

@@ -181,6 +181,7 @@ impl Nic {
             held,
             scratch: Vec::new(),
         };
+        self.clear_reserved();
         Ok(link_up != self.link_up)
     }
 }
