@@ -176,5 +176,3 @@ pub fn lpc_models() -> impl Iterator<Item = &'static Model> {
 
 #[cfg(test)]
 mod tests;
-#[cfg(test)]
-mod upstream;

@@ -2,6 +2,8 @@
 
 //! The table of models, and the lists of bhyve(8) that are made of it: with `UPDATE=1` in its environment a test writes them.
 
+mod upstream;
+
 use super::*;
 use crate::config::Config;
 use crate::vars::manual::paragraph;
