@@ -15,6 +15,8 @@ on_each_vmm!(
     triple_fault_is_3,
     forced_ends_are_the_same,
     destroy_ends_the_vm,
+    destroy_succeeds_each_time,
+    what_a_client_powers_off_can_be_destroyed,
     a_triple_fault_is_3_in_the_middle_of_everything,
     a_guest_is_ended_in_the_middle_of_everything,
 );
@@ -82,6 +84,49 @@ fn destroy_ends_the_vm(bench: &Bench) {
     assert_eq!(guest.wait().code(), Some(4));
     let again = bench.ctl(&["--vm=vm", "--destroy"]);
     assert_eq!(again.status.code(), Some(1), "{again:?}");
+}
+
+/// The process may end before it has answered; that is no failure.
+fn destroy_succeeds_each_time(bench: &Bench) {
+    for round in 0..20 {
+        let mut guest = running(bench);
+        let output = bench.ctl(&["--vm=vm", "--destroy"]);
+        assert!(output.status.success(), "{round}: {output:?}");
+        assert!(
+            output.stdout.is_empty() && output.stderr.is_empty(),
+            "{output:?}"
+        );
+        guest.wait();
+    }
+}
+
+/// vm-bhyve removes a guest's saved state only if both succeed.
+fn what_a_client_powers_off_can_be_destroyed(bench: &Bench) {
+    let left = || std::fs::read_dir(bench.path("run")).unwrap().count();
+    for waits in [false, true] {
+        let mut guest = running(bench);
+        let ctl = |option| bench.ctl(&["--vm=vm", option]);
+        let off = ctl("--force-poweroff");
+        assert!(off.status.success(), "{off:?}");
+        if waits {
+            assert_eq!(guest.wait().code(), Some(1));
+            assert_eq!(bench.ctl(&["--list"]).stdout, b"");
+        }
+        let destroyed = ctl("--destroy");
+        assert!(destroyed.status.success(), "waits: {waits}: {destroyed:?}");
+        guest.wait();
+        assert_eq!(left(), 0, "waits: {waits}");
+        assert_eq!(ctl("--destroy").status.code(), Some(1));
+    }
+    // A VM of that name can be started all the same, and one command does both.
+    let mut guest = running(bench);
+    assert!(bench.ctl(&["--vm=vm", "--force-poweroff"]).status.success());
+    guest.wait();
+    let mut guest = running(bench);
+    let both = bench.ctl(&["--vm=vm", "--force-poweroff", "--destroy"]);
+    assert!(both.status.success(), "{both:?}");
+    guest.wait();
+    assert_eq!(left(), 0);
 }
 
 /// How long an order may take in the middle of everything, on a machine that is busy with other tests.

@@ -15,6 +15,10 @@ mod vendor;
 use std::path::Path;
 use std::process::ExitCode;
 
+use vmmapi::Errno;
+use vmmapi::control::{clear_away, client_rundir};
+use vmmapi::errno::strerror;
+
 fn main() -> ExitCode {
     env_logger::init();
     let arguments = match opts::parse(std::env::args_os()) {
@@ -62,9 +66,17 @@ fn run(arguments: &opts::Arguments) -> anyhow::Result<ExitCode> {
     };
     let vm = match opened {
         Ok(vm) => vm,
+        // Its process has ended, and what it has left is all that there is to destroy.
+        Err(error)
+            if error.errno == Errno::ENOENT
+                && arguments.value("destroy").is_some()
+                && clear_away(&client_rundir(rundir)?, name)? =>
+        {
+            return Ok(ExitCode::SUCCESS);
+        }
         Err(error) => {
-            let why = vmmapi::errno::strerror(error.errno);
-            complainln!("vm_open: {name} could not be opened: {why}");
+            let (what, why) = (error.what, strerror(error.errno));
+            complainln!("vm_open: {what} could not be opened: {why}");
             return Ok(ExitCode::FAILURE);
         }
     };

@@ -95,11 +95,6 @@ pub fn strerror(errno: Errno) -> Cow<'static, str> {
     }
 }
 
-/// The error of the system call that nix reports.
-pub(crate) fn from_nix(errno: nix::errno::Errno) -> Errno {
-    Errno(errno as i32)
-}
-
 /// The error of an I/O operation; EIO if it was not a system call's.
 pub(crate) fn from_io(error: &std::io::Error) -> Errno {
     Errno(error.raw_os_error().unwrap_or(libc::EIO))

@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::fcntl::AtFlags;
 use nix::sys::stat::{FchmodatFlags, Mode, fchmodat, fstatat};
@@ -22,6 +23,7 @@ pub struct SocketName {
     name: OsString,
     /// Device and inode.
     identity: (u64, u64),
+    stays: AtomicBool,
 }
 
 impl SocketName {
@@ -42,6 +44,7 @@ impl SocketName {
             // A path that a socket was bound to has a last part.
             name: path.file_name().unwrap_or_default().to_owned(),
             identity: (metadata.dev(), metadata.ino()),
+            stays: AtomicBool::new(false),
         })
     }
 
@@ -57,8 +60,16 @@ impl SocketName {
         Ok(())
     }
 
-    /// Removes the name if it is still that socket's. Removing it again does nothing.
+    /// Whether the name is to outlive the process that listens, so that a client finds it abandoned and not missing.
+    pub fn stay(&self, stays: bool) {
+        self.stays.store(stays, Ordering::Relaxed);
+    }
+
+    /// Removes the name if it is still that socket's and is not to stay. Removing it again does nothing.
     pub fn remove(&self) {
+        if self.stays.load(Ordering::Relaxed) {
+            return;
+        }
         let name = self.name.as_os_str();
         let ours = fstatat(&self.directory, name, AtFlags::AT_SYMLINK_NOFOLLOW)
             .is_ok_and(|found| (found.st_dev, found.st_ino) == self.identity);

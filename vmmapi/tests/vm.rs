@@ -380,6 +380,10 @@ impl ControlHandler for Owner {
 
     fn checkpoint_answered(&self, _suspend: bool) {}
 
+    fn stays_after_power_off(&self) -> bool {
+        true
+    }
+
     fn remote_backend(&self) -> Option<Arc<dyn Backend>> {
         Some(self.0.backend().clone())
     }

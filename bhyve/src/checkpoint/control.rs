@@ -131,6 +131,11 @@ impl ControlHandler for Control {
         }
     }
 
+    fn stays_after_power_off(&self) -> bool {
+        let options = self.machine.options();
+        !options.monitored && !options.destroy_on_poweroff
+    }
+
     fn remote_backend(&self) -> Option<Arc<dyn Backend>> {
         let vm = self.machine.vm();
         vm.is_software().then(|| Arc::clone(vm.backend()))

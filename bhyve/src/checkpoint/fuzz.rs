@@ -264,6 +264,10 @@ impl ControlHandler for Handler {
 
     fn checkpoint_answered(&self, _suspend: bool) {}
 
+    fn stays_after_power_off(&self) -> bool {
+        true
+    }
+
     fn remote_backend(&self) -> Option<Arc<dyn Backend>> {
         Some(Arc::clone(self.0.backend()))
     }

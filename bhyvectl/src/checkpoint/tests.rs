@@ -216,6 +216,10 @@ impl ControlHandler for Ours {
 
     fn checkpoint_answered(&self, _suspend: bool) {}
 
+    fn stays_after_power_off(&self) -> bool {
+        true
+    }
+
     fn remote_backend(&self) -> Option<Arc<dyn Backend>> {
         None
     }

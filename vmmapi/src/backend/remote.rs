@@ -6,10 +6,10 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use ::vmm::Errno;
-use vmm_abi::{VM_GET_TOPOLOGY, VMMCTL_VM_DESTROY, iocparm_len};
+use vmm_abi::{VM_GET_TOPOLOGY, VM_SUSPEND, VMMCTL_VM_DESTROY, iocparm_len};
 
 use super::{Backend, HostMapping, Kind};
-use crate::control::{ControlClient, ControlError};
+use crate::control::{ControlClient, ControlError, clear_away};
 
 /// The VM behind a control socket. Each request has a connection of its own, so that a process that falls silent or
 /// starts anew costs one request only.
@@ -32,8 +32,30 @@ impl Remote {
             name: name.to_owned(),
         };
         let mut topology = vec![0; iocparm_len(VM_GET_TOPOLOGY)];
-        remote.call(VM_GET_TOPOLOGY, &mut topology, &mut [])?;
+        remote.insist(VM_GET_TOPOLOGY, &mut topology).1?;
         Ok(remote)
+    }
+
+    /// A request that ends the VM, and with it the process that is to answer.
+    fn end(&self, request: u64, arg: &mut [u8]) -> Result<(), ControlError> {
+        match self.insist(request, arg) {
+            (true, Err(error)) if is_of_an_end(error.errno()) => Ok(()),
+            (_, result) => result,
+        }
+    }
+
+    /// A request that may be made more than once; whether it has been. A connection that ends without an answer says that the process
+    /// is ending, with the request carried out or not, or that the connection gave way to others: who looks for the VM again finds out.
+    fn insist(&self, request: u64, arg: &mut [u8]) -> (bool, Result<(), ControlError>) {
+        const ATTEMPTS: usize = 5;
+        let mut again = false;
+        for _ in 1..ATTEMPTS {
+            match self.call(request, arg, &mut []) {
+                Err(ControlError::Unanswered) => again = true,
+                result => return (again, result),
+            }
+        }
+        (true, self.call(request, arg, &mut []))
     }
 
     fn call(
@@ -52,8 +74,11 @@ impl Backend for Remote {
     }
 
     fn ioctl(&self, request: u64, arg: &mut [u8], buffers: &mut [&mut [u8]]) -> Result<(), Errno> {
-        self.call(request, arg, buffers)
-            .map_err(|error| error.errno())
+        let result = match request {
+            VM_SUSPEND => self.end(request, arg),
+            _ => self.call(request, arg, buffers),
+        };
+        result.map_err(|error| error.errno())
     }
 
     /// Memory of another process cannot be mapped over a socket.
@@ -77,11 +102,23 @@ impl Backend for Remote {
         None
     }
 
+    /// A VM that has ended since it was found is destroyed; what it has left behind is removed.
     fn destroy(&self) -> Result<(), Errno> {
-        self.ioctl(
-            VMMCTL_VM_DESTROY,
-            &mut vec![0; iocparm_len(VMMCTL_VM_DESTROY)],
-            &mut [],
-        )
+        let mut arg = vec![0; iocparm_len(VMMCTL_VM_DESTROY)];
+        match self.end(VMMCTL_VM_DESTROY, &mut arg) {
+            Err(error) if !is_of_an_end(error.errno()) => Err(error.errno()),
+            _ => match clear_away(&self.rundir, &self.name) {
+                Ok(_) => Ok(()),
+                Err(error) => Err(error.errno()),
+            },
+        }
     }
+}
+
+/// Whether a request fails with that because the VM has ended: the process is gone, the VM is, or it is stopped.
+fn is_of_an_end(errno: Errno) -> bool {
+    matches!(
+        errno.0,
+        libc::ENOENT | libc::ECONNREFUSED | libc::ENXIO | libc::EINVAL | libc::EALREADY
+    )
 }

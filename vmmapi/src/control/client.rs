@@ -12,7 +12,7 @@ use ::vmm::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::wire::{Deadline, recv_list, send_list};
-use super::{ControlError, Progress, socket_path};
+use super::{ControlError, Progress, peer, rundir, socket_path};
 use crate::errno::{from_freebsd, from_io, strerror};
 use crate::nvlist::{NvList, Value};
 
@@ -45,21 +45,30 @@ pub struct ControlClient {
 }
 
 impl ControlClient {
-    /// Connects to a VM's socket.
+    /// Connects to a VM's socket, if it is one of this user's or of root's: a stranger's process would be told what is asked, and
+    /// be handed the directory of a checkpoint.
     ///
     /// # Errors
     ///
     /// [`ControlError::System`] with `ENOENT` or `ECONNREFUSED` if no process has such a VM, with `EACCES` if it is another
-    /// user's; [`ControlError::Name`] and [`ControlError::PathTooLong`] for what cannot be a socket's path.
+    /// user's; [`ControlError::RunDir`] for a directory in which others can put sockets, [`ControlError::Foreign`] for a socket and
+    /// [`ControlError::Stranger`] for a process of theirs; [`ControlError::Name`] and [`ControlError::PathTooLong`] for what cannot be
+    /// a socket's path.
     pub fn connect(rundir: &Path, name: &str) -> Result<Self, ControlError> {
         let path = socket_path(rundir, name)?;
-        match UnixStream::connect(&path) {
-            Ok(stream) => Ok(Self { stream, path }),
-            Err(error) => Err(ControlError::System {
-                op: "connect",
+        rundir::check_socket(rundir, &path)?;
+        let system = |op, error: &io::Error| ControlError::System {
+            op,
+            path: path.clone(),
+            errno: from_io(error),
+        };
+        let stream = UnixStream::connect(&path).map_err(|error| system("connect", &error))?;
+        match peer::stranger(&stream).map_err(|error| system("getpeereid", &error))? {
+            Some(user) => Err(ControlError::Stranger {
                 path,
-                errno: from_io(&error),
+                user: user.as_raw(),
             }),
+            None => Ok(Self { stream, path }),
         }
     }
 
@@ -68,9 +77,10 @@ impl ControlClient {
             io::ErrorKind::TimedOut => {
                 ControlError::Protocol("the VM's process does not answer".into())
             }
-            io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData => {
-                ControlError::Protocol(error.to_string())
-            }
+            io::ErrorKind::UnexpectedEof
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::BrokenPipe => ControlError::Unanswered,
+            io::ErrorKind::InvalidData => ControlError::Protocol(error.to_string()),
             _ => ControlError::System {
                 op,
                 path: self.path.clone(),
@@ -174,7 +184,8 @@ impl ControlClient {
     /// # Errors
     ///
     /// [`ControlError::Refused`] with the errno of the request, `EOPNOTSUPP` for one that is not carried out for others;
-    /// [`ControlError::Protocol`] for an answer of another form; [`ControlError::System`] if the connection breaks.
+    /// [`ControlError::Unanswered`] if the connection ends, as upstream's bhyve and one that is just ending have it;
+    /// [`ControlError::Protocol`] for an answer of another form.
     pub fn ioctl(
         &mut self,
         request: u64,
@@ -197,9 +208,7 @@ impl ControlClient {
         }
         self.send(&list)?;
         let reply = self.recv(Some(Instant::now() + IOCTL_TIMEOUT))?;
-        let reply = reply.ok_or_else(|| {
-            ControlError::Protocol("the VM's process does not serve requests".into())
-        })?;
+        let reply = reply.ok_or(ControlError::Unanswered)?;
         let error = reply
             .number("error")
             .ok_or_else(|| ControlError::Protocol("an answer has no result".into()))?;

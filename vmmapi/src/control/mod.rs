@@ -14,6 +14,8 @@
 //! socket's may not be. Unknown commands are answered with EOPNOTSUPP.
 
 mod client;
+mod lock;
+mod peer;
 mod rundir;
 mod server;
 mod wire;
@@ -28,7 +30,7 @@ use ::vmm::Errno;
 use crate::backend::Backend;
 
 pub use client::{ControlClient, Outcome};
-pub use rundir::{client_rundir, running, server_rundir, socket_path};
+pub use rundir::{clear_away, client_rundir, running, server_rundir, socket_path};
 pub use server::ControlServer;
 
 /// Why the control socket does not work.
@@ -63,6 +65,36 @@ pub enum ControlError {
     /// A living process has a VM of this name.
     #[error("{0}: name in use by a running VM")]
     InUse(PathBuf),
+    /// A process of another user's is at the other end.
+    #[error(
+        "{path}: the process that listens there is user {user}'s: nothing was sent; act as that user, or name another directory"
+    )]
+    Stranger {
+        /// The socket.
+        path: PathBuf,
+        /// The user's number.
+        user: u32,
+    },
+    /// A name in the run directory is taken by what is not ours to use.
+    #[error(
+        "{path}: belongs to user {user}, or is a link: have it removed, or name another directory"
+    )]
+    Foreign {
+        /// The name.
+        path: PathBuf,
+        /// Its owner's number.
+        user: u32,
+    },
+    /// The lock of the run directory is held by another process.
+    #[error("{path}: {holder} has held the lock for {seconds} seconds; end it and try again")]
+    Locked {
+        /// The lock.
+        path: PathBuf,
+        /// Which process.
+        holder: String,
+        /// For how long it was waited for.
+        seconds: u64,
+    },
     /// A system call failed.
     #[error("{path}: {op}: {}", crate::errno::strerror(*errno))]
     System {
@@ -73,7 +105,10 @@ pub enum ControlError {
         /// Why it failed.
         errno: Errno,
     },
-    /// The peer did not speak the protocol, went away, or took too long.
+    /// The connection ended before the request was answered.
+    #[error("control socket: the VM's process has ended the connection without an answer")]
+    Unanswered,
+    /// The peer did not speak the protocol, or took too long.
     #[error("control socket: {0}")]
     Protocol(String),
     /// The peer refused the request.
@@ -96,8 +131,10 @@ impl ControlError {
             | Self::System { errno, .. }
             | Self::Refused { errno, .. } => *errno,
             Self::NoRunDir => Errno::ENOENT,
+            Self::Stranger { .. } | Self::Foreign { .. } => Errno::EPERM,
+            Self::Locked { .. } => Errno::EBUSY,
             Self::InUse(_) => Errno::EEXIST,
-            Self::Protocol(_) => Errno(libc::EPROTO),
+            Self::Unanswered | Self::Protocol(_) => Errno(libc::EPROTO),
         }
     }
 }
@@ -171,6 +208,9 @@ pub trait ControlHandler: Send + Sync {
 
     /// A checkpoint succeeded and its client has the answer, or is gone. If it was a suspension, the process may end now.
     fn checkpoint_answered(&self, suspend: bool);
+
+    /// Whether the VM's name stays when a client has powered it off, as a VM of the kernel's does, until a client destroys it.
+    fn stays_after_power_off(&self) -> bool;
 
     /// The VM for `ioctl` requests; none if clients can reach it through the kernel.
     fn remote_backend(&self) -> Option<Arc<dyn Backend>>;

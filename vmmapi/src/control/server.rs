@@ -7,11 +7,9 @@
 //! them has been answered or has been silent for [`GRACE`], which then gives way: connections that are only there keep no command out.
 
 use std::cmp::Reverse;
-use std::fs::File;
 use std::io;
 use std::net::Shutdown;
 use std::os::fd::AsFd;
-use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,21 +17,26 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use ::vmm::Errno;
-use nix::fcntl::{Flock, FlockArg};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use parking_lot::{Condvar, Mutex};
 
+use super::lock::Lock;
 use super::wire::{recv_list, send_list};
 use super::{
-    CheckpointRequest, ControlError, ControlHandler, Failure, Progress, Written, socket_path,
+    CheckpointRequest, ControlError, ControlHandler, Failure, Progress, Written, peer, rundir,
+    socket_path,
 };
 use crate::backend::{Backend, pointers};
-use crate::errno::{from_io, from_nix, to_freebsd};
+use crate::errno::{from_io, to_freebsd};
 use crate::local_socket::SocketName;
 use crate::nvlist::{NvList, Value};
 use crate::report::Reporter;
 use crate::sandbox::{self, Purpose};
-use vmm_abi::{VM_RUN, VM_SNAPSHOT_REQ, VMMCTL_VM_DESTROY, iocparm_len};
+use vmm_abi::{
+    VM_RUN, VM_SNAPSHOT_REQ, VM_SUSPEND, VM_SUSPEND_POWEROFF, VMMCTL_VM_DESTROY, VmSuspend,
+    iocparm_len,
+};
+use zerocopy::FromBytes;
 
 /// Most connections that are served at the same time.
 const MAX_CLIENTS: usize = 16;
@@ -85,9 +88,11 @@ impl ControlServer {
             .map_err(|error| system("fcntl", &error))?;
         sandbox::limit(&listener, Purpose::Listener)
             .map_err(|error| system("cap_rights_limit", &error))?;
+        let socket = Arc::new(socket);
         let vm = Arc::new(Served {
             name: name.to_owned(),
             handler,
+            socket: Arc::clone(&socket),
         });
         let (wake, woken) = UnixStream::pair().map_err(|error| system("socketpair", &error))?;
         let thread = std::thread::Builder::new()
@@ -96,7 +101,7 @@ impl ControlServer {
             .map_err(|error| system("thread", &error))?;
         Ok(Self {
             path,
-            socket: Arc::new(socket),
+            socket,
             wake: Some(wake),
             thread: Some(thread),
         })
@@ -123,58 +128,25 @@ impl Drop for ControlServer {
     }
 }
 
-/// Binds the socket, in place of one that a dead process left behind. A lock on the directory keeps two processes from
-/// taking each other's new socket for a stale one.
+/// Binds the socket, in place of one that a dead process left behind. A lock of the directory keeps two processes from taking each
+/// other's new socket for an abandoned one.
 fn bind(rundir: &Path, path: &Path) -> Result<UnixListener, ControlError> {
-    let system = |op, error: &io::Error| ControlError::System {
-        op,
-        path: path.to_owned(),
-        errno: from_io(error),
-    };
-    let directory = File::open(rundir).map_err(|error| ControlError::RunDir {
-        path: rundir.to_owned(),
-        reason: crate::errno::strerror(from_io(&error)).into_owned(),
-        errno: from_io(&error),
-    })?;
-    let _lock = Flock::lock(directory, FlockArg::LockExclusive).map_err(|(_, errno)| {
-        ControlError::System {
-            op: "flock",
-            path: rundir.to_owned(),
-            errno: from_nix(errno),
-        }
-    })?;
-    match std::fs::symlink_metadata(path) {
-        Ok(metadata) if !metadata.file_type().is_socket() => {
-            return Err(ControlError::System {
-                op: "bind",
-                path: path.to_owned(),
-                errno: Errno::EEXIST,
-            });
-        }
-        Ok(_) => match UnixStream::connect(path) {
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                std::fs::remove_file(path).map_err(|error| system("unlink", &error))?;
-            }
-            // Connected, or refused for lack of permission or of room in the queue: a process listens.
-            Ok(_) => return Err(ControlError::InUse(path.to_owned())),
-            Err(error)
-                if [io::ErrorKind::PermissionDenied, io::ErrorKind::WouldBlock]
-                    .contains(&error.kind()) =>
-            {
-                return Err(ControlError::InUse(path.to_owned()));
-            }
-            Err(error) => return Err(system("connect", &error)),
-        },
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(system("stat", &error)),
+    let _lock = Lock::take(rundir)?;
+    if !rundir::remove_abandoned(path)? && std::fs::symlink_metadata(path).is_ok() {
+        return Err(ControlError::InUse(path.to_owned()));
     }
-    UnixListener::bind(path).map_err(|error| system("bind", &error))
+    UnixListener::bind(path).map_err(|error| ControlError::System {
+        op: "bind",
+        path: path.to_owned(),
+        errno: from_io(&error),
+    })
 }
 
 /// The VM that clients ask for.
 struct Served {
     name: String,
     handler: Arc<dyn ControlHandler>,
+    socket: Arc<SocketName>,
 }
 
 fn accept_loop(listener: &UnixListener, woken: &UnixStream, vm: &Arc<Served>) {
@@ -200,7 +172,13 @@ fn accept_loop(listener: &UnixListener, woken: &UnixStream, vm: &Arc<Served>) {
             poll(&mut wake, PollTimeout::ZERO) != Ok(0)
         };
         match listener.accept() {
-            Ok((stream, _)) => serve(stream, vm, &clients, ends),
+            Ok((stream, _)) => match peer::stranger(&stream) {
+                Ok(None) => serve(stream, vm, &clients, ends),
+                Ok(Some(user)) => clients
+                    .report
+                    .warn(format_args!("refused a connection of user {user}")),
+                Err(error) => clients.report.warn(format_args!("getpeereid: {error}")),
+            },
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => {
                 clients.report.warn(format_args!("accept: {error}"));
@@ -358,7 +336,7 @@ fn converse(admitted: &Admitted, vm: &Served) -> io::Result<()> {
         }
         match request.string("cmd") {
             Some("checkpoint") => serve_checkpoint(stream, handler, &mut request)?,
-            Some("ioctl") => send_list(stream, &serve_ioctl(handler, &request))?,
+            Some("ioctl") => send_list(stream, &serve_ioctl(vm, &request))?,
             Some("name") => {
                 let name = Value::String(vm.name.clone());
                 send_list(stream, &result(Ok(())).with("name", name))?;
@@ -459,20 +437,25 @@ fn serve_checkpoint(
     sent
 }
 
-fn serve_ioctl(handler: &dyn ControlHandler, list: &NvList) -> NvList {
+fn serve_ioctl(vm: &Served, list: &NvList) -> NvList {
     let Some(request) = list.number("request") else {
         return result(Err(Failure::new(
             Errno::EINVAL,
             "the request has no number",
         )));
     };
-    let Some(backend) = handler.remote_backend() else {
+    let Some(backend) = vm.handler.remote_backend() else {
         return result(Err(Failure::new(
             Errno(libc::EOPNOTSUPP),
             "the VM is the kernel's",
         )));
     };
     let mut arg = list.binary("arg").unwrap_or_default().to_vec();
+    let (powers_off, destroys) = (is_power_off(request, &arg), request == VMMCTL_VM_DESTROY);
+    if destroys || powers_off && vm.handler.stays_after_power_off() {
+        // Before it is done: the process may end as soon as it is.
+        vm.socket.stay(powers_off);
+    }
     let count = pointers(request).len();
     let mut buffers: Vec<Vec<u8>> = (0..count)
         .map(|index| {
@@ -493,6 +476,12 @@ fn serve_ioctl(handler: &dyn ControlHandler, list: &NvList) -> NvList {
         }
     }
     reply
+}
+
+/// Whether the request powers the VM off. A VM of the kernel's is then there until it is destroyed, and clients destroy it.
+fn is_power_off(request: u64, arg: &[u8]) -> bool {
+    let how = VmSuspend::ref_from_bytes(arg).map(|suspend| suspend.how);
+    request == VM_SUSPEND && how == Ok(VM_SUSPEND_POWEROFF)
 }
 
 fn carry_out(

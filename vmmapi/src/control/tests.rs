@@ -4,10 +4,11 @@
 
 use parking_lot::Mutex;
 use std::fs::File;
-use std::io::Write;
+use std::io::{BufRead, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -68,6 +69,10 @@ impl ControlHandler for Handler {
 
     fn checkpoint_answered(&self, suspend: bool) {
         self.answered.lock().push(suspend);
+    }
+
+    fn stays_after_power_off(&self) -> bool {
+        true
     }
 
     fn remote_backend(&self) -> Option<Arc<dyn Backend>> {
@@ -336,6 +341,221 @@ fn a_run_directory_that_was_asked_for_must_be_fit() {
     );
 }
 
+fn set_mode(path: &Path, mode: u32) {
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).expect("a mode");
+}
+
+/// Both sides look, before there is a socket and before anything is sent.
+#[test]
+fn a_run_directory_that_others_can_write_is_refused() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (_server, _) = serve(dir.path());
+    for (mode, fit) in [
+        (0o700, true),
+        (0o755, true),
+        (0o775, false),
+        (0o777, false),
+        (0o702, false),
+        (0o1777, true),
+    ] {
+        set_mode(dir.path(), mode);
+        let answers = [
+            server_rundir(Some(dir.path())).map(drop),
+            ControlClient::connect(dir.path(), "vm").map(drop),
+            running(dir.path()).map(drop),
+        ];
+        for (side, answer) in answers.into_iter().enumerate() {
+            match answer {
+                Ok(()) => assert!(fit, "{mode:o}, {side}"),
+                Err(error) => {
+                    assert!(!fit, "{mode:o}, {side}: {error}");
+                    assert_eq!(error.errno(), Errno::EPERM);
+                    assert!(error.to_string().contains("chmod go-w"), "{error}");
+                }
+            }
+        }
+    }
+}
+
+/// Does as nobody what [`as_a_stranger`] is told to: another process's part of a test.
+#[test]
+#[ignore = "a process that another test starts"]
+fn a_stranger() {
+    let Some(path) = std::env::var_os("STRANGERS_SOCKET") else {
+        return;
+    };
+    let mut stream = if std::env::var_os("STRANGER_LISTENS").is_some() {
+        let listener = UnixListener::bind(&path).expect("a socket");
+        println!("ready");
+        listener.accept().expect("a connection").0
+    } else {
+        let stream = UnixStream::connect(&path).expect("a server");
+        let request = NvList::new().with("cmd", Value::String("name".into()));
+        let _ = wire::send_list(&stream, &request);
+        stream
+    };
+    let mut told = Vec::new();
+    let _ = stream.read_to_end(&mut told);
+    assert!(told.is_empty(), "the stranger was told {told:?}");
+    println!("told nothing");
+}
+
+/// Starts [`a_stranger`] as nobody; none where this user cannot.
+fn as_a_stranger(socket: &Path, listens: bool) -> Option<std::process::Child> {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("skipped: only root can start a process of another user's");
+        return None;
+    }
+    let mut command = std::process::Command::new(std::env::current_exe().expect("a program"));
+    command
+        .args([
+            "--exact",
+            "control::tests::a_stranger",
+            "--ignored",
+            "--nocapture",
+        ])
+        .env("STRANGERS_SOCKET", socket)
+        .current_dir("/")
+        .uid(65534)
+        .gid(65534)
+        .stdout(std::process::Stdio::piped());
+    if listens {
+        command.env("STRANGER_LISTENS", "1");
+    }
+    match command.spawn() {
+        Ok(child) => Some(child),
+        Err(error) => {
+            eprintln!("skipped: nobody cannot run this program: {error}");
+            None
+        }
+    }
+}
+
+/// Waits until the stranger's output has `text`.
+fn wait_for(child: &mut std::process::Child, text: &str) {
+    let output = std::io::BufReader::new(child.stdout.as_mut().expect("piped"));
+    assert!(
+        output
+            .lines()
+            .map_while(Result::ok)
+            .any(|line| line.ends_with(text)),
+        "the stranger has failed"
+    );
+}
+
+#[test]
+fn a_stranger_who_listens_is_told_nothing() {
+    let dir = tempfile::tempdir().expect("a directory");
+    set_mode(dir.path(), 0o1777);
+    let socket = dir.path().join("vm");
+    let Some(mut stranger) = as_a_stranger(&socket, true) else {
+        return;
+    };
+    wait_for(&mut stranger, "ready");
+    let foreign = ControlClient::connect(dir.path(), "vm").map(drop);
+    assert!(
+        matches!(foreign, Err(ControlError::Foreign { user: 65534, .. })),
+        "{foreign:?}"
+    );
+    let taken = ControlServer::start(dir.path(), "vm", handler(None)).map(drop);
+    assert!(
+        matches!(taken, Err(ControlError::Foreign { user: 65534, .. })),
+        "{taken:?}"
+    );
+    // Even a socket that looks like ours is asked who listens there.
+    std::os::unix::fs::chown(&socket, Some(0), None).expect("root may");
+    assert_eq!(running(dir.path()).expect("a directory"), [""; 0]);
+    drop(stranger.kill());
+    let _ = stranger.wait();
+    std::fs::remove_file(&socket).expect("a socket");
+    let mut stranger = as_a_stranger(&socket, true).expect("as before");
+    wait_for(&mut stranger, "ready");
+    std::os::unix::fs::chown(&socket, Some(0), None).expect("root may");
+    let error = ControlClient::connect(dir.path(), "vm").map(drop);
+    assert!(
+        matches!(error, Err(ControlError::Stranger { user: 65534, .. })),
+        "{error:?}"
+    );
+    wait_for(&mut stranger, "told nothing");
+    let _ = stranger.wait();
+}
+
+#[test]
+fn a_stranger_who_connects_is_told_nothing() {
+    let dir = tempfile::tempdir().expect("a directory");
+    set_mode(dir.path(), 0o755);
+    let (_server, _) = serve(dir.path());
+    set_mode(&dir.path().join("vm"), 0o666);
+    if let Some(mut stranger) = as_a_stranger(&dir.path().join("vm"), false) {
+        wait_for(&mut stranger, "told nothing");
+        let _ = stranger.wait();
+    }
+    ControlClient::connect(dir.path(), "vm")
+        .expect("served")
+        .name()
+        .expect("a name");
+}
+
+/// Whoever may read the directory can lock that, and stops nobody; and the lock that counts is not waited for without end.
+#[test]
+fn a_lock_is_waited_for_in_words_and_not_for_long() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = File::open(dir.path()).expect("the directory");
+    let _locked = nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusive)
+        .expect("a lock of the directory");
+    drop(serve(dir.path()));
+    let held = lock::Lock::take(dir.path()).expect("a lock");
+    let error =
+        lock::Lock::take_within(dir.path(), Duration::from_millis(50)).expect_err("it is held");
+    assert_eq!(error.errno(), Errno::EBUSY);
+    let holder = format!("process {} has held the lock", std::process::id());
+    assert!(error.to_string().contains(&holder), "{error}");
+    drop(held);
+    assert_eq!(
+        std::fs::read_dir(dir.path())
+            .expect("the directory")
+            .count(),
+        0
+    );
+    // A link to a file of ours is not written to.
+    let precious = dir.path().join("precious");
+    std::fs::write(&precious, "precious").expect("a file");
+    let name = format!(".lock-{}", nix::unistd::geteuid());
+    std::fs::hard_link(&precious, dir.path().join(&name)).expect("a link");
+    assert!(matches!(
+        lock::Lock::take(dir.path()),
+        Err(ControlError::Foreign { .. })
+    ));
+    std::fs::remove_file(dir.path().join(&name)).expect("a link");
+    std::os::unix::fs::symlink(&precious, dir.path().join(&name)).expect("a link");
+    assert!(lock::Lock::take(dir.path()).is_err());
+    assert_eq!(std::fs::read(&precious).expect("a file"), b"precious");
+}
+
+/// Many start a VM of one name at once, where a dead one has left its socket: one of them has it.
+#[test]
+fn one_of_many_gets_the_name() {
+    let dir = tempfile::tempdir().expect("a directory");
+    for _ in 0..20 {
+        drop(UnixListener::bind(dir.path().join("vm")).expect("a socket that stays behind"));
+        let starts: Vec<_> = (0..4)
+            .map(|_| {
+                let path = dir.path().to_owned();
+                std::thread::spawn(move || ControlServer::start(&path, "vm", handler(None)))
+            })
+            .collect();
+        let all: Vec<_> = starts
+            .into_iter()
+            .map(|thread| thread.join().expect("no panic"))
+            .collect();
+        assert_eq!(all.iter().filter(|server| server.is_ok()).count(), 1);
+        let lost = all.iter().filter_map(|server| server.as_ref().err());
+        for error in lost {
+            assert!(matches!(error, ControlError::InUse(_)), "{error}");
+        }
+    }
+}
+
 /// A VM with a register that reads as its number, and register sets likewise.
 fn fake_vm() -> Fake {
     Fake::new()
@@ -384,6 +604,60 @@ fn a_remote_vm_answers_like_a_local_one() {
             .as_ref()
             .is_some_and(|fake| fake.destroyed())
     );
+}
+
+/// A process that is ending closes the connection in place of an answer, or before it has read the request.
+#[test]
+fn an_end_without_an_answer_is_an_end() {
+    for reads in [true, false] {
+        let dir = tempfile::tempdir().expect("a directory");
+        let _server = ControlServer::start(dir.path(), "vm", handler(Some(fake_vm())));
+        let remote = Remote::open(dir.path(), "vm").expect("a VM");
+        drop(_server);
+        let listener = UnixListener::bind(dir.path().join("vm")).expect("a socket");
+        let ending = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().expect("a connection");
+            if reads {
+                let _ = stream.read(&mut [0; 1 << 16]);
+            }
+        });
+        assert_eq!(remote.destroy(), Ok(()), "reads: {reads}");
+        ending.join().expect("no panic");
+        assert!(!dir.path().join("vm").exists(), "what it left is removed");
+    }
+    // One that goes on without answering has not done it.
+    let dir = tempfile::tempdir().expect("a directory");
+    let server = ControlServer::start(dir.path(), "vm", handler(Some(fake_vm())));
+    let remote = Remote::open(dir.path(), "vm").expect("a VM");
+    drop(server);
+    let listener = UnixListener::bind(dir.path().join("vm")).expect("a socket");
+    std::thread::spawn(move || listener.incoming().for_each(drop));
+    assert_eq!(remote.destroy(), Err(Errno(libc::EPROTO)));
+}
+
+/// As a VM of the kernel's is there until it is destroyed.
+#[test]
+fn a_vm_that_a_client_has_powered_off_can_be_destroyed() {
+    let power_off = |how: i32| {
+        let dir = tempfile::tempdir().expect("a directory");
+        let fake = Fake::new()
+            .answer(VM_GET_TOPOLOGY, |_, _| Ok(()))
+            .answer(VM_SUSPEND, |_, _| Ok(()));
+        let server = ControlServer::start(dir.path(), "vm", handler(Some(fake)));
+        let remote = Remote::open(dir.path(), "vm").expect("a VM");
+        let vm = Vm::with_backend("vm", Arc::new(remote));
+        vm.suspend(how).expect("suspended");
+        drop(server);
+        (clear_away(dir.path(), "vm"), dir.path().join("vm").exists())
+    };
+    assert!(matches!(
+        power_off(vmm_abi::VM_SUSPEND_POWEROFF),
+        (Ok(true), false)
+    ));
+    assert!(matches!(
+        power_off(vmm_abi::VM_SUSPEND_RESET),
+        (Ok(false), false)
+    ));
 }
 
 #[test]
