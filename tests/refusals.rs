@@ -97,7 +97,7 @@ fn command_lines(bench: &Bench) {
         (&["-o", "vmm=tea"], 4, &["tea"]),
         (&["-o", "vmm.clock=sundial"], 4, &["sundial"]),
         (&["-o", "rundir=/nowhere/run"], 4, &["/nowhere/run"]),
-        (&["-r", "/nowhere/state"], 1, &["/nowhere/state"]),
+        (&["-r", "/nowhere/state"], 4, &["/nowhere/state"]),
         (&["-k", "/nowhere/config"], 4, &["/nowhere/config"]),
     ];
     for (more, status, named) in cases {
@@ -321,17 +321,17 @@ fn damaged_checkpoints(bench: &Bench) {
             let mut bad = good.clone();
             bad[at] ^= 0x10;
             std::fs::write(&path, bad).unwrap();
-            refused(&bench.run(&["-r", "a"]), 1, &[&file]);
+            refused(&bench.run(&["-r", "a"]), 4, &[&file]);
             refused(&bench.ctl(&["--checkpoint-verify=a"]), 1, &[&file]);
         }
         std::fs::write(&path, &good[..good.len() / 2]).unwrap();
-        refused(&bench.run(&["-r", "a"]), 1, &[&file]);
+        refused(&bench.run(&["-r", "a"]), 4, &[&file]);
         if suffix != ".meta" {
             std::fs::copy(bench.path(&format!("b{suffix}")), &path).unwrap();
-            refused(&bench.run(&["-r", "a"]), 1, &[&file]);
+            refused(&bench.run(&["-r", "a"]), 4, &[&file]);
         }
         std::fs::remove_file(&path).unwrap();
-        refused(&bench.run(&["-r", "a"]), 1, &[&file]);
+        refused(&bench.run(&["-r", "a"]), 4, &[&file]);
         std::fs::write(&path, &good).unwrap();
     }
     let mut guest = bench.start(&["-r", "a"]);
@@ -348,7 +348,7 @@ fn machines_that_are_not_the_checkpoints(bench: &Bench) {
     ] {
         let mut args = options.to_vec();
         args.extend(["-r", "state"]);
-        refused(&bench.run(&args), 1, &[named]);
+        refused(&bench.run(&args), 4, &[named]);
     }
     // What the guest sees of the machine stays, and one line says so; what it does not see is taken.
     for (options, named) in [
@@ -402,7 +402,7 @@ fn processors_that_are_not_the_checkpoints(bench: &Bench) {
         change(&mut changed.cpu);
         assert_ne!(changed, meta);
         std::fs::write(&path, changed.to_text()).unwrap();
-        refused(&bench.run(&["-r", "state"]), 1, named);
+        refused(&bench.run(&["-r", "state"]), 4, named);
     };
     refused_with(
         &|cpu| cpu.vendor = "GenuineIntel".to_owned(),
@@ -461,11 +461,11 @@ fn disks_that_have_moved_on(bench: &Bench) {
     std::fs::write(&disk, vec![1; 1 << 20]).unwrap();
     refused(
         &bench.run(&["-r", "state"]),
-        1,
+        4,
         &[&disk, "snapshot.disks=force"],
     );
     std::fs::write(&disk, vec![1; 2 << 20]).unwrap();
-    refused(&bench.run(&["-r", "state"]), 1, &[&disk]);
+    refused(&bench.run(&["-r", "state"]), 4, &[&disk]);
     std::fs::write(&disk, vec![1; 1 << 20]).unwrap();
     let mut guest = bench.start(&["-o", "snapshot.disks=force", "-r", "state"]);
     guest.expect("\n");
@@ -574,7 +574,7 @@ fn a_generic_kernel() {
     assert!(guest.errors().contains(HELD), "{}", guest.errors());
     // Nor can it go on there.
     let output = bench.run(&["-o", "vmm=standin-15-generic", "-r", "state"]);
-    refused(&output, 1, &[LACKS]);
+    refused(&output, 4, &[LACKS]);
 }
 
 /// The kernel of FreeBSD 14 ends a processor's struct before the MTRRs.
@@ -591,7 +591,7 @@ fn another_kernels_struct() {
         assert!(asked.status.success(), "{asked:?}");
         assert_eq!(guest.wait().code(), Some(0));
         let output = bench.run(&["-o", &format!("vmm={here}"), "-r", "state"]);
-        refused(&output, 1, &["vmcx", sizes[0], sizes[1], "another kernel"]);
+        refused(&output, 4, &["vmcx", sizes[0], sizes[1], "another kernel"]);
     }
 }
 
@@ -625,7 +625,7 @@ fn a_checkpoint_of_another_vmm() {
         let to = format!("vmm={to}");
         refused(
             &bench.run(&["-o", &to, "-r", "state"]),
-            1,
+            4,
             &["vmm", "kernel", "soft"],
         );
     }
@@ -677,7 +677,7 @@ fn devices_that_a_guest_has_gone_on_with(bench: &Bench) {
     let refused_device = || {
         refused(
             &bench.run(&["-r", "state"]),
-            1,
+            4,
             &["restore state", &device.0, "snapshot.disks=force"],
         );
     };

@@ -3,10 +3,10 @@
 //! The start-up order and the end of bhyve(8) (`main` of `usr.sbin/bhyve/bhyverun.c`).
 
 use crate::backends::net_backends::slirp_helper;
-use crate::checkpoint::restore::{Restore, RestoreError};
-use crate::checkpoint::{control, pulse};
+use crate::checkpoint::restore::{self, Restore, RestoreError};
+use crate::checkpoint::{self, control, pulse};
 use crate::cli::{self, Invocation, Request};
-use crate::config::{ConfigError, Var, variables};
+use crate::config::{Config, ConfigError, Var, variables};
 use crate::gdb::{Endpoint, GdbError};
 use crate::machine::options::MONITOR;
 use crate::machine::vcpu::End;
@@ -41,8 +41,6 @@ const STATUS_HALT: u8 = 2;
 const STATUS_TRIPLE_FAULT: u8 = 3;
 const STATUS_ERROR: u8 = 4;
 const STATUS_UNKNOWN: u8 = 100;
-/// What upstream ends with if it cannot restore.
-const STATUS_RESTORE: u8 = 1;
 /// After `config.dump`, as upstream.
 const STATUS_DUMP: u8 = 1;
 
@@ -57,24 +55,11 @@ enum RunError {
     Gdb(#[from] GdbError),
     #[error(transparent)]
     Restore(#[from] RestoreError),
-    /// Building a machine that a checkpoint describes.
-    #[error(transparent)]
-    NotRestored(MachineError),
     #[error("cannot {what}")]
     Host {
         what: &'static str,
         source: std::io::Error,
     },
-}
-
-impl RunError {
-    fn status(&self) -> u8 {
-        match self {
-            Self::Restore(_) => STATUS_RESTORE,
-            Self::NotRestored(_) => STATUS_RESTORE,
-            _ => STATUS_ERROR,
-        }
-    }
 }
 
 /// Runs the program with these arguments, without its name, and answers with its exit status. The terminal is as it was.
@@ -113,7 +98,7 @@ fn serve(args: impl IntoIterator<Item = OsString>) -> u8 {
         Ok(status) => status,
         Err(error) => {
             complain(&error);
-            error.status()
+            STATUS_ERROR
         }
     }
 }
@@ -162,21 +147,30 @@ fn complain(error: &(dyn StdError + 'static)) {
 }
 
 fn run(invocation: Invocation) -> Result<u8, RunError> {
-    let Invocation { config, restore } = invocation;
+    let Invocation {
+        config: given,
+        restore,
+    } = invocation;
     let restore = restore
-        .map(|path| Restore::open(&path, &config))
+        .map(|path| Restore::open(&path, &given))
         .transpose()?;
     let config = restore
         .as_ref()
-        .map_or(config, |restore| restore.config().clone());
+        .map_or_else(|| given.clone(), |restore| restore.config().clone());
     if config.get(&CONFIG_DUMP)? {
         return Ok(print(format_args!("{}", config.dump()), STATUS_DUMP));
     }
     vars::check(&config)?;
+    if restore.is_none()
+        && let Some(warning) = restore::left_behind(&config)?
+    {
+        log::warn!("{warning}");
+    }
     let mut restore = restore;
+    let suspended = checkpoint::options::exit_status(&config)?;
     let monitored = config.get(&MONITOR)?;
     if monitored {
-        match monitor::monitor().map_err(|source| RunError::Host {
+        match monitor::monitor(suspended).map_err(|source| RunError::Host {
             what: "make a child process",
             source,
         })? {
@@ -192,10 +186,11 @@ fn run(invocation: Invocation) -> Result<u8, RunError> {
         source,
     })?;
     let debug = Endpoint::from_config(&config)?;
-    let machine = Machine::build(config, restore.as_ref()).map_err(|error| match restore {
-        Some(_) => RunError::NotRestored(error),
-        None => error.into(),
-    })?;
+    let machine = build(config, restore.as_ref(), &given)?;
+    // Started by the same command line again, the guest would find itself where it was before the reboot, or be refused.
+    let goes_back = restore
+        .as_ref()
+        .is_some_and(|restore| !restore.boots_if_stale());
     // The checkpoint's memory and states are in the machine now.
     drop(restore);
     proctitle::set(&format!("bhyve: {}", machine.name()), "bhyve");
@@ -219,10 +214,17 @@ fn run(invocation: Invocation) -> Result<u8, RunError> {
     if let Some(pulse) = pulse {
         pulse.join().expect("a panic ends the process");
     }
-    let status = match end {
+    let status = match &end {
         End::Checkpointed if monitored => monitor::STATUS_SUSPENDED,
-        _ => status(&end),
+        End::Checkpointed => suspended,
+        End::Failed(_) => STATUS_ERROR,
+        End::Suspended(how) => status(*how),
     };
+    if end == End::Suspended(abi::VM_SUSPEND_RESET) && goes_back && !monitored {
+        log::warn!(
+            "the guest reboots: start it without -r, since the checkpoint is of before (\"-o snapshot.stale=boot\" does so by itself)"
+        );
+    }
     if let End::Failed(reason) = &end {
         stdio::complain(format_args!("bhyve: {reason}{}", line_end()));
     }
@@ -230,17 +232,36 @@ fn run(invocation: Invocation) -> Result<u8, RunError> {
     Ok(status)
 }
 
-fn status(end: &End) -> u8 {
-    match end {
-        End::Checkpointed => STATUS_RESET,
-        End::Failed(_) => STATUS_ERROR,
-        End::Suspended(how) => match *how {
-            abi::VM_SUSPEND_RESET => STATUS_RESET,
-            abi::VM_SUSPEND_POWEROFF => STATUS_POWEROFF,
-            abi::VM_SUSPEND_HALT => STATUS_HALT,
-            abi::VM_SUSPEND_TRIPLEFAULT => STATUS_TRIPLE_FAULT,
-            abi::VM_SUSPEND_DESTROY => STATUS_ERROR,
-            _ => STATUS_UNKNOWN,
-        },
+/// Builds the machine; where its checkpoint is past and the configuration says so, as if it had not been given.
+fn build(
+    config: Config,
+    restore: Option<&Restore>,
+    given: &Config,
+) -> Result<Arc<Machine>, RunError> {
+    let error = match Machine::build(config, restore) {
+        Ok(machine) => return Ok(machine),
+        Err(error) => error,
+    };
+    let MachineError::Restore(RestoreError::Stale { path, why }) = &error else {
+        return Err(error.into());
+    };
+    let Some(restore) = restore.filter(|restore| restore.boots_if_stale()) else {
+        return Err(error.into());
+    };
+    log::warn!("starting without the checkpoint {}: {why}", path.display());
+    let config = restore.cold_config(given)?;
+    vars::check(&config)?;
+    Ok(Machine::build(config, None)?)
+}
+
+/// The status for a VM that was stopped for one of `VM_SUSPEND_*`.
+fn status(how: i32) -> u8 {
+    match how {
+        abi::VM_SUSPEND_RESET => STATUS_RESET,
+        abi::VM_SUSPEND_POWEROFF => STATUS_POWEROFF,
+        abi::VM_SUSPEND_HALT => STATUS_HALT,
+        abi::VM_SUSPEND_TRIPLEFAULT => STATUS_TRIPLE_FAULT,
+        abi::VM_SUSPEND_DESTROY => STATUS_ERROR,
+        _ => STATUS_UNKNOWN,
     }
 }

@@ -48,9 +48,7 @@ pub trait External {
     /// It has changed since the checkpoint, and is not to be taken as it is.
     fn accept(&self, saved: &Identity, here: &Identity) -> Result<(), StateError> {
         match saved.difference(self.noun(), here) {
-            Some(why) if !self.is_forced() => Err(StateError::Invalid(format!(
-                "{why}; \"-o snapshot.disks=force\" takes it as it is"
-            ))),
+            Some(why) if !self.is_forced() => Err(StateError::Stale(why)),
             _ => Ok(()),
         }
     }

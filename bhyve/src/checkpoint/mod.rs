@@ -12,6 +12,7 @@ pub mod fuzz;
 pub mod guest;
 mod image;
 mod items;
+pub mod options;
 pub mod pulse;
 pub mod restore;
 pub mod stub;

@@ -9,15 +9,19 @@ use super::cpuid::{self, CpuidError};
 use super::guest::Processors;
 use super::image::VmImage;
 use super::items::{ItemError, check_support, items};
+use super::options::{STALE, Stale};
 use super::{STRUCT_VERSION, SnapshotError};
+use crate::amd64::bhyverun_machdep::BOOT_KERNEL;
 use crate::amd64::xmsr::Vendor;
 use crate::backends::block_if::options::{CHANGED_DISKS, ChangedDisks};
 use crate::cli::{Topology, TopologyError};
 use crate::config::{Business, Config, ConfigError};
-use crate::device::{Clock, SavedBytes};
+use crate::device::{Clock, SavedBytes, StateError};
+use crate::machine::options::{NAME, SNAPSHOT_FILE};
 use crate::machine::{Devices, MachineOptions, RestoreStateError};
 use crate::vars::{self, Declared};
 use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use vmmapi::Vm;
@@ -35,16 +39,17 @@ pub enum RestoreError {
         /// What is wrong with it.
         source: checkpoint::Error,
     },
-    /// A disk that nothing says of whether it is as it was.
+    /// The guest, or its disks, have gone on since.
     #[error(
-        "cannot restore {}: the guest has gone on from it with disk {disk}, a device, which may have been written since; \"-o snapshot.disks=force\" takes it as it is",
+        "cannot restore {}: {why}; start without -r, or delete it (\"-o snapshot.stale=boot\" starts without it by itself; \
+         \"-o snapshot.disks=force\" restores it all the same, which destroys the disk if it was written)",
         path.display()
     )]
-    Resumed {
+    Stale {
         /// The checkpoint.
         path: PathBuf,
-        /// The disk.
-        disk: String,
+        /// What has gone on.
+        why: String,
     },
     /// The configuration inside.
     #[error("the checkpoint's configuration")]
@@ -170,6 +175,7 @@ pub struct Restore {
     base: String,
     checkpoint: Checkpoint,
     config: Config,
+    stale: Stale,
 }
 
 /// What is to be said beside a checkpoint when its guest goes on with a disk that is a device.
@@ -215,33 +221,69 @@ impl Restore {
             .try_for_each(|line| config.assign(line))?;
         forget_the_run(&config);
         merge(&config, given)?;
-        let restore = Self {
+        let stale = config.get(&STALE)?;
+        Ok(Self {
             path: path.to_owned(),
             directory: Arc::new(directory),
             base,
             checkpoint,
             config,
-        };
-        restore.refuse_devices_that_went_on()?;
-        Ok(restore)
+            stale,
+        })
     }
 
-    /// A device has no time of change: what is known is only whether the guest has gone on with it since.
-    fn refuse_devices_that_went_on(&self) -> Result<(), RestoreError> {
-        let forced = self.config.get(&CHANGED_DISKS)? == ChangedDisks::Force;
+    /// The configuration of a start without the checkpoint: what was given, or, where that has nothing to boot, the checkpoint's with
+    /// what was given over it.
+    pub fn cold_config(&self, given: &Config) -> Result<Config, ConfigError> {
+        if given.get(&BOOT_KERNEL)?.is_some() {
+            return Ok(given.clone());
+        }
+        let config = Config::new();
+        let saved = self.checkpoint.meta().config.iter();
+        saved
+            .map(String::as_str)
+            .try_for_each(|line| config.assign(line))?;
+        forget_the_run(&config);
+        let mut given = given.settings().into_iter();
+        given.try_for_each(|(path, value)| config.set(&path, &value))?;
+        Ok(config)
+    }
+
+    /// Whether a checkpoint that is past is to be left alone and the guest started without it. Such a one is continued once, which is
+    /// noted beside it.
+    pub fn boots_if_stale(&self) -> bool {
+        self.stale == Stale::Boot
+    }
+
+    /// Looks for what says by itself that the guest has gone on. A device has no time of change, so for its sake that is noted.
+    fn refuse_what_has_gone_on(&self) -> Result<(), RestoreError> {
+        if self.config.get(&CHANGED_DISKS)? == ChangedDisks::Force {
+            return Ok(());
+        }
         let resumed = self.checkpoint.is_resumed();
         let mut disks = self.checkpoint.meta().disks.iter();
         let gone_on = disks.find(|disk| disk.went_on() || resumed && disk.is_writable_device());
-        match gone_on {
-            Some(disk) if !forced => Err(RestoreError::Resumed {
-                path: self.path.clone(),
-                disk: disk.path.clone(),
-            }),
-            _ => Ok(()),
+        let why = match gone_on {
+            Some(disk) => format!(
+                "the guest has gone on from it with disk {}, a device, which may have been written since",
+                disk.path
+            ),
+            None if resumed && self.boots_if_stale() => {
+                "the guest has gone on from it before".to_owned()
+            }
+            None => return Ok(()),
+        };
+        Err(self.stale(why))
+    }
+
+    fn stale(&self, why: String) -> RestoreError {
+        RestoreError::Stale {
+            path: self.path.clone(),
+            why,
         }
     }
 
-    /// The mark to be set before a guest goes on with a disk that is a device.
+    /// The mark to be set before a guest goes on that it is noted of.
     pub fn mark(&self) -> ResumeMark {
         ResumeMark {
             path: self.path.clone(),
@@ -264,6 +306,7 @@ impl Restore {
         options: &MachineOptions,
     ) -> Result<(), RestoreError> {
         check_support(vm).map_err(RestoreError::Unsupported)?;
+        self.refuse_what_has_gone_on()?;
         let meta = self.checkpoint.meta();
         let (vmm, maker, layout) = processor(vm.kind(), vendor);
         let contract = |what, found: &str, here: &str| {
@@ -312,7 +355,15 @@ impl Restore {
 
     /// The devices' states, which they take over as they do in place.
     pub fn load_devices(&self, devices: &Devices) -> Result<(), RestoreError> {
-        Ok(devices.restore(&|name| self.device(name))?)
+        devices
+            .restore(&|name| self.device(name))
+            .map_err(|error| match error {
+                RestoreStateError::Refused {
+                    device,
+                    source: StateError::Stale(why),
+                } => self.stale(format!("{device}: {why}")),
+                other => other.into(),
+            })
     }
 
     fn device(&self, name: &str) -> Option<SavedBytes> {
@@ -370,6 +421,34 @@ impl Restore {
         }
         Ok(())
     }
+}
+
+/// What to say at a cold start of a VM whose configuration names a checkpoint that it could go on from instead: its disks go on
+/// without that.
+pub fn left_behind(config: &Config) -> Result<Option<String>, ConfigError> {
+    let (Some(path), Some(name)) = (config.get(&SNAPSHOT_FILE)?, config.get(&NAME)?) else {
+        return Ok(None);
+    };
+    let Ok(checkpoint) = Checkpoint::open(&path) else {
+        return Ok(None);
+    };
+    let meta = checkpoint.meta();
+    let is_as_it_was = |disk: &checkpoint::Disk| {
+        if !disk.writable || disk.is_writable_device() {
+            return !disk.went_on();
+        }
+        let changed = std::fs::metadata(&disk.path)
+            .ok()
+            .map(|data| i128::from(data.mtime()) * 1_000_000_000 + i128::from(data.mtime_nsec()));
+        changed.is_some_and(|changed| changed.to_string() == disk.changed)
+    };
+    let waits = meta.basic.vmname == name
+        && !checkpoint.is_resumed()
+        && meta.disks.iter().all(is_as_it_was);
+    Ok(waits.then(|| {
+        let path = path.display();
+        format!("{path} holds a suspended state of {name}, which this cold start leaves behind; -r {path} goes on from it")
+    }))
 }
 
 /// Removes the variables that were about the run that ended with the checkpoint.

@@ -64,6 +64,9 @@ pub enum StateError {
     /// Bytes after the struct's end.
     #[error("the saved state is followed by {0} bytes that belong to nothing")]
     Trailing(usize),
+    /// Something outside of the checkpoint, such as a disk, that is not as the guest knows it.
+    #[error("{0}")]
+    Stale(String),
     /// A field that cannot be, or that contradicts the configuration.
     #[error("{0}")]
     Invalid(String),

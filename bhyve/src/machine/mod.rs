@@ -254,7 +254,8 @@ impl Machine {
         for remark in vars::remarks(&config) {
             log::warn!("{remark}");
         }
-        let mark = restore.filter(|_| devices.needs_mark()).map(Restore::mark);
+        let is_noted = |restore: &&Restore| devices.needs_mark() || restore.boots_if_stale();
+        let mark = restore.filter(is_noted).map(Restore::mark);
         let machine = Self {
             mark,
             stub: make_stub(vm),

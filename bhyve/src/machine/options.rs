@@ -111,8 +111,11 @@ variables! {
     )
     .otherwise("never")
     .run();
-    const SNAPSHOT_FILE: Option<PathBuf> =
-        Var::new("snapshot.file", "The checkpoint that `snapshot.at` writes.").run();
+    pub const SNAPSHOT_FILE: Option<PathBuf> = Var::new(
+        "snapshot.file",
+        "The VM's checkpoint: what `snapshot.at` writes. A start without `-r` says so if the guest could go on from it.",
+    )
+    .run();
     const SNAPSHOT_PULSE: u64 = Var::new(
         "snapshot.pulse",
         "For tests: whenever the guest has left its processors that many times, all of them together, stop it, save \

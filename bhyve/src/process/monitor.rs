@@ -11,7 +11,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork};
 use std::io;
 
-/// What a child ends with when its guest was suspended; the monitor ends with 0 then.
+/// What a child ends with when its guest was suspended.
 pub const STATUS_SUSPENDED: u8 = 250;
 const STATUS_RESET: u8 = 0;
 
@@ -33,8 +33,9 @@ const FORWARDED: [Signal; 4] = [
     Signal::SIGQUIT,
 ];
 
-/// Makes children until one ends otherwise than with a reboot. There must be no other thread yet.
-pub fn monitor() -> io::Result<Role> {
+/// Makes children until one ends otherwise than with a reboot. `suspended` is what the monitor ends with when the guest was suspended.
+/// There must be no other thread yet.
+pub fn monitor(suspended: u8) -> io::Result<Role> {
     [Signal::SIGCHLD, Signal::SIGTERM]
         .into_iter()
         .try_for_each(signals::catch)?;
@@ -52,7 +53,7 @@ pub fn monitor() -> io::Result<Role> {
             }
             ForkResult::Parent { child } => match attend(child, &set)? {
                 STATUS_RESET => again = true,
-                STATUS_SUSPENDED => return Ok(Role::Monitor(0)),
+                STATUS_SUSPENDED => return Ok(Role::Monitor(suspended)),
                 status => return Ok(Role::Monitor(status)),
             },
         }

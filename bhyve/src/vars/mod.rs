@@ -8,6 +8,7 @@
 use crate::amd64::bhyverun_machdep;
 use crate::backends::block_if;
 use crate::bus::pci::slot::{self, DEVICE};
+use crate::checkpoint;
 use crate::cli;
 use crate::config::{Config, ConfigError, Declaration, Group, Status, join, names_match};
 use crate::devices::{lpc, models, rtc, virtio};
@@ -51,6 +52,7 @@ static GROUPS: &[&Group] = &[
         variables: &[
             options::RUNNING,
             block_if::options::CHANGED,
+            checkpoint::options::VARIABLES,
             bhyverun::VARIABLES,
             gdb::VARIABLES,
         ],
