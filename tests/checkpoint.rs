@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use vmm_tests::bench::Once;
 use vmm_tests::guests::lines;
 use vmm_tests::{Bench, Guest, guests, on_each_vmm};
+use vmmapi::checkpoint::Meta;
 
 on_each_vmm!(
     a_suspended_guest_goes_on_in_a_new_process,
@@ -20,6 +21,7 @@ on_each_vmm!(
     files_are_private_and_sparse,
     a_guest_does_not_notice_that_it_is_saved_and_restored_in_place,
     a_guest_that_ends_is_not_waited_for,
+    the_rtc_passes_the_time,
 );
 #[cfg(target_os = "linux")]
 on_each_vmm!(memory_is_wired_and_in_core_dumps_if_asked_for);
@@ -320,6 +322,47 @@ fn a_guest_that_ends_is_not_waited_for(bench: &Bench) {
     let mut guest = start_pulsed(bench, &guests::poweroff_with_two(), &["-c", "2"], 1);
     assert_eq!(guest.wait().code(), Some(1), "{}", guest.errors());
     assert!(started.elapsed() < Duration::from_secs(5));
+}
+
+/// Seconds since 1970 that the guest's RTC shows.
+fn rtc(bench: &Bench) -> i64 {
+    let text = ctl(bench, &["--vm=vm", "--get-rtc-time"]);
+    let number = text.strip_prefix("rtc time 0x").unwrap();
+    let number = number.split(':').next().unwrap();
+    i64::from_str_radix(number, 16).unwrap()
+}
+
+/// A guest that asks its RTC finds out how long it was suspended; a time of its own stays its own.
+fn the_rtc_passes_the_time(bench: &Bench) {
+    /// For how long the guest is to have been suspended, in seconds.
+    const AGO: i64 = 50_000;
+    let now = || {
+        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        since.unwrap().as_secs() as i64
+    };
+    for ahead in [0, 3 * 86400] {
+        let mut guest = start(bench, &guests::nonce(), &["-u"]);
+        guest.expect("\n");
+        let then = now() - AGO + ahead;
+        ctl(bench, &["--vm=vm", &format!("--set-rtc-time={then}")]);
+        ctl(bench, &["--vm=vm", "--suspend=state"]);
+        assert_eq!(guest.wait().code(), Some(0));
+        let path = bench.path("state.meta");
+        let mut meta = Meta::from_text("state.meta", &std::fs::read(&path).unwrap()).unwrap();
+        meta.clock.stopped_at -= AGO as u64;
+        std::fs::write(&path, meta.to_text()).unwrap();
+        for (option, wanted) in [("host", ahead), ("saved", ahead - AGO)] {
+            let option = format!("snapshot.rtc={option}");
+            let mut restored = bench.start(&["-o", &option, "-r", "state"]);
+            restored.expect("\n");
+            let found = rtc(bench) - now();
+            assert!(
+                found.abs_diff(wanted) <= 60,
+                "{option}: {found} seconds from the host's time, and not {wanted}"
+            );
+            assert_eq!(restored.errors(), "");
+        }
+    }
 }
 
 /// With the repeatable clock, a run that was stopped and went on elsewhere equals one that never was, to the last byte.

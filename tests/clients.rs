@@ -3,6 +3,7 @@
 //! The loops of vm-bhyve (`lib/vm-run`) and CBSD (`share/bhyverun.sh`) around bhyve(8): what they pass, and what they make of its exit
 //! status. Nothing is lost in them, and none comes to a point from which it cannot start the guest.
 
+use vmm_tests::bench::Once;
 use vmm_tests::host::image;
 use vmm_tests::{Bench, Guest, guests, on_each_vmm};
 
@@ -16,6 +17,37 @@ on_each_vmm!(
     a_monitor_ends_with_the_status_too,
     what_is_past_is_not_what_is_broken,
 );
+
+/// What libvirt looks for in what bhyve(8) says (`src/bhyve/bhyve_capabilities.c`): it believes in each device of which that is not said.
+#[test]
+fn libvirt_finds_out_what_is_not_built() {
+    let bench = Bench::once(Once::NoGuest);
+    let lacks = |model: &str| {
+        let output = bench.run(&["-s", &format!("0,{model}")]);
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        errors.contains(&format!("pci slot 0:0: unknown device \"{model}\""))
+    };
+    let list = bench.run(&["-s", "help"]);
+    let models = String::from_utf8(list.stdout).unwrap();
+    for model in models.lines() {
+        assert!(!lacks(model), "{model}");
+    }
+    for model in ["hda", "nvme", "virtio-9p", "virtio-scsi", "passthru"] {
+        assert_eq!(
+            lacks(model),
+            !models.lines().any(|there| there == model),
+            "{model}"
+        );
+    }
+    let help = String::from_utf8(bench.run(&["-h"]).stderr).unwrap();
+    assert!(help.contains("-u:") && !help.contains("-c vcpus"), "{help}");
+    let password = bench.run(&["-s", "0,fbuf,password="]);
+    let errors = String::from_utf8_lossy(&password.stderr);
+    assert!(
+        !errors.contains("Invalid fbuf emulation \"password\""),
+        "{errors}"
+    );
+}
 
 /// A guest that types back what it is typed, resets for `r`, powers off for `q`, and says `up` when it starts.
 fn machine(bench: &Bench, disk: Option<&str>, more: &[&str]) -> Vec<String> {

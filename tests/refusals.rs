@@ -64,7 +64,7 @@ fn command_lines(bench: &Bench) {
         (
             &["-s", "3,nonsense"],
             4,
-            &["pci slot 0:3:0: unknown device \"nonsense\""],
+            &["pci slot 3:0: unknown device \"nonsense\""],
         ),
         (&["-s", "33,virtio-rnd"], 4, &["33"]),
         (&["-s", "3:9,virtio-rnd"], 4, &["3:9"]),

@@ -15,6 +15,7 @@ mod items;
 pub mod options;
 pub mod pulse;
 pub mod restore;
+pub mod rtc;
 pub mod stub;
 mod vlapic;
 

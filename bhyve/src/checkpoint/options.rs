@@ -16,6 +16,13 @@ variables! {
     )
     .default("refuse")
     .run();
+    pub const RTC: Rtc = Var::new(
+        "snapshot.rtc",
+        "What the RTC of a guest shows that goes on from a checkpoint: `host`, later by the time that has passed meanwhile, or `saved`, \
+         what it showed when the guest stopped, as it is with `vmm.clock=instructions` in any case.",
+    )
+    .default("host")
+    .host();
     const EXIT_STATUS: ExitStatus = Var::new(
         "snapshot.exit_status",
         "What bhyve(8) ends with when its guest was suspended, 0 to 255; 0 is the status of a reboot, too.",
@@ -36,6 +43,19 @@ pub enum Stale {
 impl Words for Stale {
     const WORDS: &'static [(&'static str, Self)] =
         &[("refuse", Self::Refuse), ("boot", Self::Boot)];
+}
+
+/// What the RTC shows after a restore.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rtc {
+    /// The time that has passed is added.
+    Host,
+    /// What it showed when the guest stopped.
+    Saved,
+}
+
+impl Words for Rtc {
+    const WORDS: &'static [(&'static str, Self)] = &[("host", Self::Host), ("saved", Self::Saved)];
 }
 
 /// A process's exit status.

@@ -10,6 +10,7 @@ use super::guest::Processors;
 use super::image::VmImage;
 use super::items::{ItemError, check_support, items};
 use super::options::{STALE, Stale};
+use super::rtc::MissedTime;
 use super::{STRUCT_VERSION, SnapshotError};
 use crate::amd64::bhyverun_machdep::BOOT_KERNEL;
 use crate::amd64::xmsr::Vendor;
@@ -296,6 +297,11 @@ impl Restore {
     /// The configuration of the machine.
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// What the RTC is to catch up with, if it is.
+    pub fn missed_time(&self, clock: Clock) -> Result<Option<MissedTime>, ConfigError> {
+        MissedTime::new(&self.config, clock, self.checkpoint.meta().clock.stopped_at)
     }
 
     /// Checks that the machine is one that the checkpoint can be continued on.

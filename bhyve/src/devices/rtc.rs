@@ -20,7 +20,7 @@ const REPEATABLE_START: i64 = 1_577_836_800;
 variables! {
     /// What the clock starts with.
     pub static VARIABLES;
-    const USE_LOCALTIME: bool = Var::new(
+    pub const USE_LOCALTIME: bool = Var::new(
         "rtc.use_localtime",
         "The RTC starts with local time and not with UTC.",
     )
@@ -46,7 +46,7 @@ fn cmos_sizes(memory: MemoryLayout) -> impl Iterator<Item = (i32, u8)> {
 }
 
 /// How far local time is ahead of UTC, in seconds.
-fn local_offset(now: libc::time_t) -> i64 {
+pub fn local_offset(now: libc::time_t) -> i64 {
     let mut local = std::mem::MaybeUninit::<libc::tm>::zeroed();
     // SAFETY: both pointers are valid for the call; localtime_r fills the structure or answers with null. All bytes of the
     // structure are initialised, and zero is a valid value for each of its fields.

@@ -26,6 +26,7 @@ use crate::bus::mem::Mmio;
 use crate::checkpoint::check_support;
 use crate::checkpoint::guest::Processors;
 use crate::checkpoint::restore::{Restore, RestoreError, ResumeMark};
+use crate::checkpoint::rtc::MissedTime;
 use crate::checkpoint::stub::Stub;
 use crate::config::Config;
 use crate::device::{BuildCtx, BuildError, Clock};
@@ -132,6 +133,8 @@ pub struct Machine {
     exit_counter: Mutex<Option<ExitCounter>>,
     /// It is restored: its devices are paused and its clocks stand still until it goes on.
     restored: bool,
+    /// What its RTC is to catch up with when it goes on from a checkpoint.
+    missed_time: Option<MissedTime>,
     /// Set when the guest goes on from a checkpoint with a disk that is a device.
     mark: Option<ResumeMark>,
     /// Set before the processors' threads are started, if there is a debug server.
@@ -256,8 +259,15 @@ impl Machine {
         }
         let is_noted = |restore: &&Restore| devices.needs_mark() || restore.boots_if_stale();
         let mark = restore.filter(is_noted).map(Restore::mark);
+        let missed_time = match restore {
+            Some(restore) => restore
+                .missed_time(options.clock)
+                .map_err(RestoreError::from)?,
+            None => None,
+        };
         let machine = Self {
             mark,
+            missed_time,
             stub: make_stub(vm),
             restored: restore.is_some(),
             vm: vm.clone(),
@@ -397,6 +407,9 @@ impl Machine {
     fn go_on(&self) -> Result<(), MachineError> {
         if self.restored {
             self.vm.restore_time()?;
+        }
+        if let Some(missed) = &self.missed_time {
+            missed.pass(&self.vm);
         }
         self.devices.resume();
         Ok(self.vcpus.start()?)

@@ -23,9 +23,10 @@ pub enum SlotError {
     /// Two devices in one place.
     #[error("pci slot {0} already occupied!")]
     Occupied(Bdf),
-    /// No such model.
+    /// No such model. libvirt asks `-s 0,MODEL` and looks for `pci slot 0:0: unknown device "MODEL"`, with the two numbers that
+    /// FreeBSD's bhyve printed before it knew buses, so the place has a bus only where one was given.
     #[error("pci slot {0}: {1}")]
-    Unknown(Bdf, UnknownModel),
+    Unknown(String, UnknownModel),
     /// The model does not take these options.
     #[error("pci slot {bdf}: {source}")]
     Options {
@@ -71,7 +72,16 @@ pub fn parse(config: &Config, argument: &str) -> Result<(), SlotError> {
     let (place, rest) = argument.split_once(',').ok_or_else(malformed)?;
     let bdf = parse_bdf(place).ok_or_else(malformed)?;
     let (name, options) = rest.split_once(',').unwrap_or((rest, ""));
-    let (model, pci) = models::pci(name).map_err(|error| SlotError::Unknown(bdf, error))?;
+    let (model, pci) = models::pci(name).map_err(|error| {
+        let Bdf { slot, func, .. } = bdf;
+        let has_bus = place.matches(':').count() == 2;
+        let place = if has_bus {
+            bdf.to_string()
+        } else {
+            format!("{slot}:{func}")
+        };
+        SlotError::Unknown(place, error)
+    })?;
     let node = config.node(&path(bdf));
     // `-o pci.0.3.0.x=…` may come before; only a device makes the slot occupied.
     if node.is_set(&DEVICE) {
@@ -127,10 +137,13 @@ mod tests {
         );
         let error = |argument| parse(&config, argument).unwrap_err().to_string();
         assert_eq!(error("0,hostbridge"), "pci slot 0:0:0 already occupied!");
-        assert_eq!(
-            error("1,frobnicator"),
-            "pci slot 0:1:0: unknown device \"frobnicator\""
-        );
+        for (place, shown) in [("0", "0:0"), ("1:2", "1:2"), ("0:1:0", "0:1:0")] {
+            let argument = format!("{place},frobnicator");
+            assert_eq!(
+                parse(&config, &argument).unwrap_err().to_string(),
+                format!("pci slot {shown}: unknown device \"frobnicator\"")
+            );
+        }
         assert_eq!(error("1"), "Invalid PCI slot info field \"1\"");
         assert_eq!(
             error("33,hostbridge"),

@@ -160,7 +160,7 @@ fn models_are_found_where_they_are_put() {
         if let Place::NotBuilt(instead) = model.place {
             let error = crate::bus::pci::slot::parse(&Config::new(), &format!("3,{}", model.name));
             let wanted = format!(
-                "pci slot 0:3:0: unknown device \"{}\", which is not built here: {instead}",
+                "pci slot 3:0: unknown device \"{}\", which is not built here: {instead}",
                 model.name
             );
             assert_eq!(error.unwrap_err().to_string(), wanted);
