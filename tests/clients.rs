@@ -100,7 +100,9 @@ fn resumes_once(bench: &Bench, disk: Option<&str>) {
     assert_eq!(suspend(bench, &mut guest), Some(0));
     let mut guest = turn(bench, &machine);
     types_back(&mut guest);
-    disk.map(write);
+    if let Some(path) = disk {
+        write(path);
+    }
     guest.send("r");
     assert_eq!(guest.wait().code(), Some(0), "{}", guest.errors());
     assert_eq!(guest.errors(), "");

@@ -21,6 +21,8 @@ on_each_vmm!(
     processors_that_are_not_the_checkpoints,
     disks_that_have_moved_on,
     disks_that_no_restore_could_have,
+    discs_that_are_others,
+    checkpoints_of_strangers,
     a_disk_that_has_grown,
 );
 #[cfg(target_os = "linux")]
@@ -471,6 +473,82 @@ fn disks_that_have_moved_on(bench: &Bench) {
     guest.expect("\n");
 }
 
+/// What the guest cannot write is what it was given, too.
+fn discs_that_are_others(bench: &Bench) {
+    let disc = image(bench, "disc", 1 << 20);
+    for slot in [
+        format!("3,virtio-blk,{disc},ro"),
+        format!("3,ahci-cd,{disc}"),
+    ] {
+        let mut guest = bench.start(&bench.machine(&guests::nonce(), &["-s", &slot, "vm"]));
+        guest.expect("\n");
+        assert!(bench.ctl(&["--vm=vm", "--suspend=state"]).status.success());
+        guest.wait();
+        bench.start(&["-r", "state"]).expect("\n");
+        std::fs::remove_file(&disc).unwrap();
+        image(bench, "disc", 1 << 20);
+        let output = bench.run(&["-r", "state"]);
+        refused(
+            &output,
+            4,
+            &[&disc, "since the checkpoint", "start without -r"],
+        );
+        bench
+            .start(&["-o", "snapshot.disks=force", "-r", "state"])
+            .expect("\n");
+    }
+}
+
+/// A checkpoint names what is opened, so it is shown what that is, and to whom the checkpoint belongs.
+fn checkpoints_of_strangers(bench: &Bench) {
+    let disk = image(bench, "disk", 1 << 20);
+    let slot = format!("3,virtio-blk,{disk},ro");
+    let trust = ["-s", &slot, "-o", "snapshot.trust=yes", "vm"];
+    let mut guest = bench.start(&bench.machine(&guests::nonce(), &trust));
+    guest.expect("\n");
+    assert!(bench.ctl(&["--vm=vm", "--suspend=state"]).status.success());
+    guest.wait();
+    let opens = format!("pci.0.3.0.path={disk}");
+    let not_restored = |whose: &str| {
+        let named = [whose, "lpc.com1.path=stdio", &opens, "snapshot.trust=yes"];
+        refused(&bench.run(&["-r", "state"]), 4, &named);
+        let mut guest = bench.start(&["-o", "snapshot.trust=yes", "-r", "state"]);
+        guest.expect("\n");
+        drop(guest);
+        // What is given is no news.
+        let given = ["-s", &slot, "-l", "com1,stdio", "-r", "state"];
+        let output = bench.run(&given);
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(4), "{errors}");
+        assert!(
+            !errors.contains(&opens) && !errors.contains("com1"),
+            "{errors}"
+        );
+    };
+    let mode = |name: &str, mode| {
+        use std::os::unix::fs::PermissionsExt;
+        let mode = std::fs::Permissions::from_mode(mode);
+        std::fs::set_permissions(bench.path(name), mode).unwrap();
+    };
+    for name in ["state", "state.meta"] {
+        mode(name, 0o602);
+        not_restored("every user can write it");
+        mode(name, 0o600);
+    }
+    for name in ["state", "state.kern", "state.dev", "state.meta"] {
+        let give = |user| std::os::unix::fs::chown(bench.path(name), Some(user), None);
+        if give(65534).is_err() {
+            eprintln!("skipped: this user cannot give files away");
+            return;
+        }
+        not_restored("user 65534's");
+        give(0).unwrap();
+    }
+    let mut guest = bench.start(&["-r", "state"]);
+    guest.expect("\n");
+    assert_eq!(guest.errors(), "");
+}
+
 /// A guest whose disks do not lie where a restore would look for them goes on: it would be lost by a suspension.
 fn disks_that_no_restore_could_have(bench: &Bench) {
     const SIZE: u64 = 1 << 20;
@@ -511,8 +589,12 @@ fn disks_that_no_restore_could_have(bench: &Bench) {
     std::os::unix::fs::symlink("disk", bench.path("link")).unwrap();
     std::fs::rename(&cd, &aside).unwrap();
     refused_with(&["ahci@pci.0.4.0", &cd]);
-    // Another copy of a disc will do.
+    // Another file of that size is not the disc; a faithful copy of it is.
     std::fs::copy(&aside, &cd).unwrap();
+    refused_with(&["ahci@pci.0.4.0", &cd, "has been replaced"]);
+    let changed = std::fs::metadata(&aside).unwrap().modified().unwrap();
+    let copy = std::fs::File::options().write(true).open(&cd).unwrap();
+    copy.set_modified(changed).unwrap();
     let good = bench.ctl(&["--vm=vm", "--suspend=state"]);
     assert!(good.status.success(), "{good:?}");
     assert_eq!(guest.wait().code(), Some(0));

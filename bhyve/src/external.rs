@@ -77,8 +77,7 @@ pub struct Identity {
 
 impl Identity {
     /// Why `here` is not what it was when this was taken down, if it is not. A faithful copy, which has size and time of change of
-    /// the original, will do: what must not be is old memory over newer blocks. What the guest cannot write is only asked for its
-    /// size.
+    /// the original, will do: what must not be is old memory over newer blocks, and another file in the place of one that the guest was given.
     pub fn difference(&self, noun: &str, here: &Identity) -> Option<String> {
         let Self {
             path,
@@ -94,9 +93,7 @@ impl Identity {
             "become another kind of file"
         } else if *size != here.size {
             "changed its size"
-        } else if *read_only {
-            return None;
-        } else if here.read_only {
+        } else if here.read_only && !read_only {
             "become read-only"
         } else if *device && *dev != here.dev {
             "become another device"

@@ -16,6 +16,13 @@ variables! {
     )
     .default("refuse")
     .run();
+    pub const TRUST: bool = Var::new(
+        "snapshot.trust",
+        "With `-r`: continue a checkpoint whose files are another user's, or can be written by every user, with the files and devices \
+         of the host that it names. Otherwise it is refused, and the error lists them.",
+    )
+    .default("false")
+    .run();
     pub const RTC: Rtc = Var::new(
         "snapshot.rtc",
         "What the RTC of a guest shows that goes on from a checkpoint: `host`, later by the time that has passed meanwhile, or `saved`, \

@@ -9,14 +9,14 @@ use super::cpuid::{self, CpuidError};
 use super::guest::Processors;
 use super::image::VmImage;
 use super::items::{ItemError, check_support, items};
-use super::options::{STALE, Stale};
+use super::options::{STALE, Stale, TRUST};
 use super::rtc::MissedTime;
 use super::{STRUCT_VERSION, SnapshotError};
 use crate::amd64::bhyverun_machdep::BOOT_KERNEL;
 use crate::amd64::xmsr::Vendor;
 use crate::backends::block_if::options::{CHANGED_DISKS, ChangedDisks};
 use crate::cli::{Topology, TopologyError};
-use crate::config::{Business, Config, ConfigError};
+use crate::config::{Business, Config, ConfigError, Kind};
 use crate::device::{Clock, SavedBytes, StateError};
 use crate::machine::options::{NAME, SNAPSHOT_FILE};
 use crate::machine::{Devices, MachineOptions, RestoreStateError};
@@ -26,8 +26,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use vmmapi::Vm;
-use vmmapi::backend::Kind;
-use vmmapi::checkpoint::{self, Checkpoint, Directory, Record};
+use vmmapi::backend::Kind as Vmm;
+use vmmapi::checkpoint::{self, Checkpoint, Directory, Record, Stranger};
 
 /// Why a checkpoint cannot be continued.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +39,19 @@ pub enum RestoreError {
         path: PathBuf,
         /// What is wrong with it.
         source: checkpoint::Error,
+    },
+    /// The checkpoint may say what another user wants, and a restore opens what it says.
+    #[error(
+        "cannot restore {}: {stranger}, and it would open {opens}; if that is right, say \"-o snapshot.trust=yes\"",
+        path.display()
+    )]
+    Stranger {
+        /// The checkpoint.
+        path: PathBuf,
+        /// Whose it is.
+        stranger: Stranger,
+        /// What it would open.
+        opens: String,
     },
     /// The guest, or its disks, have gone on since.
     #[error(
@@ -147,8 +160,8 @@ pub fn clock_name(clock: Clock) -> &'static str {
 }
 
 /// What the files call the vmm, the maker of its processor, and the layout of its `vmcx`.
-pub fn processor(kind: Kind, vendor: Vendor) -> (&'static str, &'static str, &'static str) {
-    let vmm = if kind == Kind::Kernel {
+pub fn processor(kind: Vmm, vendor: Vendor) -> (&'static str, &'static str, &'static str) {
+    let vmm = if kind == Vmm::Kernel {
         "kernel"
     } else {
         "soft"
@@ -223,6 +236,18 @@ impl Restore {
         forget_the_run(&config);
         merge(&config, given)?;
         let stale = config.get(&STALE)?;
+        if let Some(stranger) = directory.stranger() {
+            let opens = opened(&config, given);
+            let path = path.to_owned();
+            if !config.get(&TRUST)? {
+                return Err(RestoreError::Stranger {
+                    path,
+                    stranger,
+                    opens,
+                });
+            }
+            log::warn!("{}: {stranger}; opening {opens}", path.display());
+        }
         Ok(Self {
             path: path.to_owned(),
             directory: Arc::new(directory),
@@ -455,6 +480,29 @@ pub fn left_behind(config: &Config) -> Result<Option<String>, ConfigError> {
         let path = path.display();
         format!("{path} holds a suspended state of {name}, which this cold start leaves behind; -r {path} goes on from it")
     }))
+}
+
+/// What the checkpoint's configuration has of the host: all but what was given besides.
+fn opened(config: &Config, given: &Config) -> String {
+    let given: BTreeMap<_, _> = given.settings().into_iter().collect();
+    let is_of_the_host = |(path, value): &(String, String)| {
+        given.get(path) != Some(value)
+            && vars::find(config, path).is_some_and(|declared| {
+                let of_a_path = matches!(declared.declaration.kind, Kind::Path);
+                declared.declaration.business == Business::Host
+                    && (of_a_path || declared.is_of_a_device())
+            })
+    };
+    let settings = config.settings().into_iter().filter(is_of_the_host);
+    // It may hold anything, and is shown on a terminal.
+    let shown: Vec<_> = settings
+        .map(|(path, value)| format!("{path}={}", value.escape_debug()))
+        .collect();
+    if shown.is_empty() {
+        "nothing of the host".to_owned()
+    } else {
+        shown.join(", ")
+    }
 }
 
 /// Removes the variables that were about the run that ended with the checkpoint.

@@ -72,6 +72,16 @@ pub enum StateError {
     Invalid(String),
 }
 
+impl StateError {
+    /// The same of one part of a device. What is only past stays so.
+    pub fn of(self, part: &str) -> Self {
+        match self {
+            Self::Stale(why) => Self::Stale(format!("{part}: {why}")),
+            other => Self::Invalid(format!("{part}: {other}")),
+        }
+    }
+}
+
 /// A type that a device's state is saved as. Checkpoints outlive the program, so a change of the type is a new version, and the
 /// type reads every older version that a release has written.
 pub trait SavedLayout: Serialize + DeserializeOwned {

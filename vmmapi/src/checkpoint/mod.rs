@@ -36,7 +36,7 @@ pub use meta::{
     MAX_META_SIZE, Meta, Record, VERSION,
 };
 pub use reader::Checkpoint;
-pub use storage::{Directory, Entry, EntryKind, FileId, NewFile, Storage};
+pub use storage::{Directory, Entry, EntryKind, FileId, NewFile, Storage, Stranger};
 pub use writer::{Description, Writer, check_names};
 
 /// Name and kind of the last record of `P.kern` and of `P.dev`: the UUID of the image that they belong to.

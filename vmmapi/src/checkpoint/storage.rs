@@ -9,6 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat, renameat};
@@ -106,12 +107,51 @@ pub trait Storage: Send + Sync {
 
 /// The real one.
 #[derive(Debug)]
-pub struct Directory(OwnedFd);
+pub struct Directory {
+    fd: OwnedFd,
+    stranger: OnceLock<Stranger>,
+}
+
+/// Why a file may say what another user wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Stranger {
+    /// It is that user's, and this process's user is another one.
+    #[error("it is user {0}'s")]
+    Owner(u32),
+    /// Everybody can write it.
+    #[error("every user can write it")]
+    Everybody,
+}
+
+impl Stranger {
+    /// None if the file is this user's or root's.
+    fn of(file: &File) -> io::Result<Option<Self>> {
+        /// The mode bit by which others may write.
+        const OTHERS_WRITE: u32 = 0o002;
+        let data = file.metadata()?;
+        let owner = data.uid();
+        Ok(if owner != 0 && owner != geteuid().as_raw() {
+            Some(Self::Owner(owner))
+        } else if data.mode() & OTHERS_WRITE != 0 {
+            Some(Self::Everybody)
+        } else {
+            None
+        })
+    }
+}
 
 impl Directory {
     /// A directory that another process has opened, as bhyvectl(8) does for bhyve(8).
     pub fn from_fd(fd: OwnedFd) -> Directory {
-        Directory(fd)
+        Directory {
+            fd,
+            stranger: OnceLock::new(),
+        }
+    }
+
+    /// Whether a file that was opened here may be another user's word. It is asked of the files themselves and not of their names.
+    pub fn stranger(&self) -> Option<Stranger> {
+        self.stranger.get().copied()
     }
 
     /// Splits `path` into its directory, opened, and the last component.
@@ -135,12 +175,12 @@ impl Directory {
             Mode::empty(),
         )?;
         sandbox::limit(&fd, Purpose::Checkpoints)?;
-        Ok((Directory(fd), base.to_owned()))
+        Ok((Directory::from_fd(fd), base.to_owned()))
     }
 
     /// The descriptor, to be sent to bhyve(8).
     pub fn into_fd(self) -> OwnedFd {
-        self.0
+        self.fd
     }
 }
 
@@ -182,7 +222,7 @@ impl NewFile for File {
 
 impl Storage for Directory {
     fn look(&self, name: &str) -> io::Result<Option<Entry>> {
-        let stat = match fstatat(&self.0, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+        let stat = match fstatat(&self.fd, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
             Ok(stat) => stat,
             Err(Errno::ENOENT) => return Ok(None),
             Err(errno) => return Err(errno.into()),
@@ -203,7 +243,12 @@ impl Storage for Directory {
         // O_EXCL: what another user has put there would be that user's, and a link's target would be overwritten.
         let flags =
             OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let file = File::from(openat(&self.0, name, flags, Mode::S_IRUSR | Mode::S_IWUSR)?);
+        let file = File::from(openat(
+            &self.fd,
+            name,
+            flags,
+            Mode::S_IRUSR | Mode::S_IWUSR,
+        )?);
         if let Err(error) = keep_private(&file) {
             self.remove(name)?;
             return Err(error);
@@ -214,24 +259,28 @@ impl Storage for Directory {
     fn open(&self, name: &str) -> io::Result<File> {
         // O_NONBLOCK: a FIFO of that name must not stop us here; that it is no regular file is seen next.
         let fd = openat(
-            &self.0,
+            &self.fd,
             name,
             OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC,
             Mode::empty(),
         )?;
-        Ok(File::from(fd))
+        let file = File::from(fd);
+        if let Some(stranger) = Stranger::of(&file)? {
+            self.stranger.get_or_init(|| stranger);
+        }
+        Ok(file)
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        Ok(renameat(&self.0, from, &self.0, to)?)
+        Ok(renameat(&self.fd, from, &self.fd, to)?)
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
-        Ok(unlinkat(&self.0, name, UnlinkatFlags::NoRemoveDir)?)
+        Ok(unlinkat(&self.fd, name, UnlinkatFlags::NoRemoveDir)?)
     }
 
     fn sync(&self) -> io::Result<()> {
-        Ok(fsync(self.0.as_fd())?)
+        Ok(fsync(self.fd.as_fd())?)
     }
 }
 

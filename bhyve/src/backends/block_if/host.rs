@@ -29,7 +29,7 @@ pub struct Geometry {
 
 impl Identity {
     /// Compares the open disk with what its path leads to now, which is what a restore will open. The guest has its blocks in
-    /// the open one, so it must be the same; of a disk that the guest cannot write another copy will do, as in
+    /// the open one, so it must be the same; of a disk that the guest cannot write a faithful copy will do, as in
     /// [`Identity::difference`].
     pub(super) fn check_place(&self, now: io::Result<FileStat>) -> io::Result<()> {
         let path = &self.path;
@@ -46,7 +46,7 @@ impl Identity {
         } else {
             kind == SFlag::S_IFREG
                 && ((now.st_dev, now.st_ino) == (self.dev, self.inode)
-                    || self.read_only && u64::try_from(now.st_size) == Ok(self.size))
+                    || self.read_only && self.is_copied_by(&now))
         };
         if is_same {
             return Ok(());
@@ -54,6 +54,12 @@ impl Identity {
         Err(io::Error::other(format!(
             "disk {path} has been replaced while the guest runs: the guest's blocks are in another file than a restore would open; put that back first"
         )))
+    }
+
+    /// Whether it has size and time of change of the original.
+    fn is_copied_by(&self, copy: &FileStat) -> bool {
+        u64::try_from(copy.st_size) == Ok(self.size)
+            && nanoseconds(copy.st_mtime, copy.st_mtime_nsec) == self.mtime_ns
     }
 
     /// Compares the size with what the guest knows, in bytes.
@@ -82,10 +88,7 @@ pub fn identity(
 ) -> io::Result<Identity> {
     let metadata = file.metadata()?;
     let device = is_device(&metadata);
-    let mtime_ns = metadata
-        .mtime()
-        .saturating_mul(1_000_000_000)
-        .saturating_add(metadata.mtime_nsec());
+    let mtime_ns = nanoseconds(metadata.mtime(), metadata.mtime_nsec());
     Ok(Identity {
         path: path.to_string_lossy().into_owned(),
         canonical: canonical.to_owned(),
@@ -100,6 +103,11 @@ pub fn identity(
         mtime_ns: if device { 0 } else { mtime_ns },
         read_only,
     })
+}
+
+/// A time of stat(2) in nanoseconds since 1970.
+fn nanoseconds(secs: i64, nsec: i64) -> i64 {
+    secs.saturating_mul(1_000_000_000).saturating_add(nsec)
 }
 
 /// Asks for sizes.

@@ -131,7 +131,7 @@ impl AhciState {
         for (n, ((port, saved), disk)) in state.ports.iter_mut().zip(ports).zip(disks).enumerate() {
             saved
                 .apply(port, disk.as_ref())
-                .map_err(|what| StateError::Invalid(format!("port {n}: {what}")))?;
+                .map_err(|error| error.of(&format!("port {n}")))?;
         }
         let existing = state.ports.len() as u32;
         if u64::from(is) >> existing != 0 {

@@ -44,10 +44,14 @@ fn disks_that_no_restore_could_have_are_not_saved() {
         let error = driver.device.save().unwrap_err().to_string();
         assert!(error.contains(why), "{error}");
     };
-    // Any disc of the same size may lie in the drive.
+    // A faithful copy may lie in the drive in place of the disc, and no other disc.
     let other = rig.cd.with_extension("other");
+    let changed = fs::metadata(&rig.cd).unwrap().modified().unwrap();
     fs::copy(&rig.cd, &other).unwrap();
     fs::rename(&other, &rig.cd).unwrap();
+    refused("has been replaced");
+    let copy = fs::File::options().write(true).open(&rig.cd).unwrap();
+    copy.set_modified(changed).unwrap();
     save(&driver);
     fs::rename(&rig.cd, &other).unwrap();
     refused("is not there any more");

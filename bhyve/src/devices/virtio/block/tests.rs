@@ -405,7 +405,7 @@ fn a_disk_that_no_restore_could_have_is_not_saved() {
     fs::remove_file(&other).unwrap();
 }
 
-/// Any copy of the same size does for a disk that the guest cannot write, now as in a restore.
+/// A copy of the same size and time of change does for a disk that the guest cannot write, now as in a restore.
 #[test]
 fn a_copy_of_a_read_only_disk_will_do() {
     let (bench, image) = (Bench::new(Clock::Instructions), image());
@@ -413,7 +413,12 @@ fn a_copy_of_a_read_only_disk_will_do() {
     driver.pause();
     let other = image.path.with_extension("other");
     fs::copy(&image.path, &other).unwrap();
+    let changed = fs::metadata(&image.path).unwrap().modified().unwrap();
     fs::rename(&other, &image.path).unwrap();
+    let error = driver.device.save().unwrap_err().to_string();
+    assert!(error.contains("has been replaced"), "{error}");
+    let copy = fs::File::options().write(true).open(&image.path).unwrap();
+    copy.set_modified(changed).unwrap();
     let saved = SavedBytes::from(driver.device.save().unwrap());
     drop(start(&bench, &image, ",ro", Some(&saved)).unwrap());
     let file = fs::File::options().write(true).open(&image.path).unwrap();
