@@ -276,16 +276,12 @@ fn finish(
         0 => DEFAULT_CMDLINE_SIZE,
         size => size,
     };
-    loader.load_cmdline(cmdline_size as usize)?;
+    let cmdline = loader.load_cmdline(cmdline_size as usize)?;
     let initrd = loader.load_initrd(u64::from(header.u32(INITRD_ADDR_MAX)) + 1)?;
 
     let mut params = header.params.clone();
     put(&mut params, TYPE_OF_LOADER, [UNDEFINED_LOADER]);
-    put(
-        &mut params,
-        CMD_LINE_PTR,
-        (place::CMDLINE as u32).to_le_bytes(),
-    );
+    put(&mut params, CMD_LINE_PTR, (cmdline as u32).to_le_bytes());
     if let Some(initrd) = initrd {
         // Both are below 4 GiB: the initrd lies in low memory.
         put(

@@ -6,7 +6,8 @@
 //! Loading is a pure function of the files and of the machine's memory: it gives back what to put where, and the state of the
 //! boot processor. A compressed Linux kernel is unpacked on the host; the kernel's own decompressor, which would also
 //! randomise the kernel's addresses (KASLR), is not run, so the guest has no KASLR unless the payload's compression is
-//! unknown here and the guest has to unpack itself. Memory that is not written is expected to be zero.
+//! unknown here and the guest has to unpack itself. An ELF kernel may be compressed as a whole, as Debian ships Xen. Memory that is
+//! not written is expected to be zero.
 
 mod bytes;
 mod decompress;
@@ -129,24 +130,32 @@ pub enum LoadError {
     },
 }
 
-/// Fixed places of what the loader itself leaves in low memory. A kernel may not be loaded over them.
+/// Places in low memory of what the loader itself leaves there. A kernel may not be loaded over those that are fixed.
 mod place {
     use std::ops::Range;
 
+    /// Words of the BIOS data area: the segment of the extended one, and the KiB of conventional memory below it.
+    pub const BDA_EBDA_SEGMENT: u64 = 0x40e;
+    pub const BDA_MEMORY_SIZE: u64 = 0x413;
+    /// The extended BIOS data area, which is empty.
+    pub const EBDA: u64 = 0x9_fc00;
     /// Global descriptor table.
     pub const GDT: u64 = 0x500;
-    /// Start info of PVH, information of multiboot, with what they point to.
+    /// What every kernel has to leave free: interrupt vectors, BIOS data area, the descriptor table.
+    pub const FIXED: Range<u64> = 0..0x600;
+    /// Start info of PVH, information of multiboot, with what they point to, if the kernel leaves room there.
     pub const INFO: u64 = 0x6000;
-    pub const INFO_END: u64 = 0x7000;
+    /// Bytes of it.
+    pub const INFO_SIZE: u64 = 0x1000;
     /// Linux's boot parameters.
     pub const BOOT_PARAMS: u64 = 0x7000;
     /// Page tables; see `state::page_tables`.
     pub const PAGE_TABLES: u64 = 0x9000;
-    /// The kernel's command line.
+    /// The kernel's command line, if the kernel leaves room there.
     pub const CMDLINE: u64 = 0x2_0000;
-    pub const CMDLINE_END: u64 = 0x3_0000;
-    /// All of it.
-    pub const LOADER: Range<u64> = 0..CMDLINE_END;
+    pub const CMDLINE_SIZE: u64 = 0x1_0000;
+    /// What a Linux kernel has to leave free.
+    pub const LINUX: Range<u64> = 0..CMDLINE + CMDLINE_SIZE;
 }
 
 const PAGE: u64 = 0x1000;
@@ -159,7 +168,9 @@ struct Loader<'a> {
     machine: &'a BootMachine,
     e820: E820,
     segments: Vec<BootSegment>,
-    /// What is taken, beyond `place::LOADER`.
+    /// What the kernel may not be loaded over.
+    fixed: Range<u64>,
+    /// What is taken, beyond that.
     taken: Vec<Range<u64>>,
 }
 
@@ -185,7 +196,7 @@ impl Loader<'_> {
         if range.start > range.end || !self.e820.is_memory(&range) {
             return Err(error());
         }
-        if overlaps(&range, &place::LOADER) {
+        if overlaps(&range, &self.fixed) {
             return Err(self.bad_kernel(format!(
                 "it wants to be loaded at {:#x}, where the boot information has to be",
                 range.start
@@ -208,10 +219,25 @@ impl Loader<'_> {
         Ok(())
     }
 
-    /// Puts the command line into memory.
-    fn load_cmdline(&mut self, limit: usize) -> Result<(), LoadError> {
-        let room = (place::CMDLINE_END - place::CMDLINE - 1) as usize;
-        let limit = limit.min(room);
+    /// Takes `size` bytes of conventional memory for the loader itself: at `usual`, or else as high as the kernel leaves room.
+    fn place(&mut self, usual: u64, size: u64) -> Result<u64, LoadError> {
+        let pages = place::FIXED.end.div_ceil(PAGE)..(place::EBDA - size) / PAGE + 1;
+        let below = pages.rev().map(|page| page * PAGE);
+        let is_free = |at: &u64| {
+            let range = *at..*at + size;
+            self.e820.is_memory(&range) && !self.taken.iter().any(|taken| overlaps(taken, &range))
+        };
+        let found = std::iter::once(usual).chain(below).find(is_free);
+        let at = found.ok_or_else(|| {
+            self.bad_kernel("it leaves no room below 640 KiB for the boot information")
+        })?;
+        self.taken.push(at..at + size);
+        Ok(at)
+    }
+
+    /// Puts the command line into memory, and answers with its address.
+    fn load_cmdline(&mut self, limit: usize) -> Result<u64, LoadError> {
+        let limit = limit.min(place::CMDLINE_SIZE as usize - 1);
         let mut line = self.files.cmdline.clone().into_bytes();
         if line.len() > limit || line.contains(&0) {
             return Err(LoadError::CommandLine {
@@ -221,8 +247,9 @@ impl Loader<'_> {
             });
         }
         line.push(0);
-        self.put(place::CMDLINE, line);
-        Ok(())
+        let at = self.place(place::CMDLINE, line.len() as u64)?;
+        self.put(at, line);
+        Ok(at)
     }
 
     /// Puts the initrd as high as it may be in low memory, clear of the kernel. `limit` is the first address that it may
@@ -276,16 +303,41 @@ fn read_file(path: &Path) -> Result<Vec<u8>, LoadError> {
     })
 }
 
+/// Reads a kernel; one that is packed as a whole is unpacked.
+fn read_kernel(path: &Path) -> Result<Vec<u8>, LoadError> {
+    let kernel = read_file(path)?;
+    if linux::SetupHeader::find(&kernel).is_some() || elf::is_elf(&kernel) {
+        return Ok(kernel);
+    }
+    match decompress::unpack(&kernel) {
+        Ok(unpacked) => Ok(unpacked),
+        Err(decompress::UnpackError::Unknown) => Err(LoadError::NotAKernel(path.to_owned())),
+        Err(error) => Err(LoadError::Kernel {
+            path: path.to_owned(),
+            reason: error.to_string(),
+        }),
+    }
+}
+
 /// Reads the files and says what to do to the machine.
 pub fn prepare(files: &BootFiles, machine: &BootMachine) -> Result<BootImage, LoadError> {
-    let kernel = read_file(&files.kernel)?;
+    let kernel = read_kernel(&files.kernel)?;
     let mut loader = Loader {
         files,
         machine,
         e820: E820::new(machine.memory),
         segments: Vec::new(),
+        fixed: place::LINUX,
         taken: Vec::new(),
     };
+    loader.put(
+        place::BDA_EBDA_SEGMENT,
+        ((place::EBDA >> 4) as u16).to_le_bytes().into(),
+    );
+    loader.put(
+        place::BDA_MEMORY_SIZE,
+        ((place::EBDA >> 10) as u16).to_le_bytes().into(),
+    );
     let state = if let Some(header) = linux::SetupHeader::find(&kernel) {
         linux::load_bzimage(&mut loader, &header, &kernel)?
     } else if elf::is_elf(&kernel) {

@@ -8,7 +8,6 @@ use super::elf::Elf;
 use super::state::{self, BootState};
 use super::{LoadError, Loader, place};
 use crate::backends::console::{BootScreen, FrameBuffer, Geometry, TextScreen};
-use crate::firmware::e820::BASE_MEMORY_END;
 
 const HEADER_MAGIC: u32 = 0x1bad_b002;
 const LOADER_MAGIC: u64 = 0x2bad_b002;
@@ -29,8 +28,9 @@ const INFO_SCREEN: u32 = 1 << 12;
 const SCREEN: usize = 88;
 const SCREEN_PIXELS: u8 = 1;
 const SCREEN_TEXT: u8 = 2;
-const MODULE: u64 = place::INFO + 0x80;
-const MEMORY_MAP: u64 = place::INFO + 0xa0;
+/// Where in the information the module and the memory map are.
+const MODULE: u64 = 0x80;
+const MEMORY_MAP: u64 = 0xa0;
 const MEMORY_MAP_ENTRY: usize = 24;
 /// There is no limit in the specification; this is a page.
 const CMDLINE_LIMIT: usize = 4095;
@@ -97,27 +97,30 @@ pub(super) fn load(
     }
     let entry = u32::try_from(elf.entry)
         .map_err(|_| loader.bad_kernel("its entry point is above 4 GiB"))?;
+    loader.fixed = place::FIXED;
     loader.load_elf(elf, kernel)?;
-    loader.load_cmdline(CMDLINE_LIMIT)?;
+    let cmdline = loader.load_cmdline(CMDLINE_LIMIT)?;
+    let at = loader.place(place::INFO, place::INFO_SIZE)?;
+    let (module_at, map_at) = (at + MODULE, at + MEMORY_MAP);
     let initrd = loader.load_initrd(u64::from(u32::MAX) + 1)?;
 
     let mut info = vec![0; INFO_SIZE];
     let mut flags = INFO_MEMORY | INFO_CMDLINE | INFO_MEMORY_MAP;
     let upper = loader.machine.memory.lowmem.saturating_sub(1 << 20) >> 10;
-    put(&mut info, 4, (BASE_MEMORY_END as u32 >> 10).to_le_bytes());
+    put(&mut info, 4, (place::EBDA as u32 >> 10).to_le_bytes());
     put(&mut info, 8, (upper as u32).to_le_bytes());
-    put(&mut info, 16, (place::CMDLINE as u32).to_le_bytes());
+    put(&mut info, 16, (cmdline as u32).to_le_bytes());
     if let Some(initrd) = initrd {
         flags |= INFO_MODULES;
         put(&mut info, 20, 1_u32.to_le_bytes());
-        put(&mut info, 24, (MODULE as u32).to_le_bytes());
+        put(&mut info, 24, (module_at as u32).to_le_bytes());
         let mut module = vec![0; 16];
         put(&mut module, 0, (initrd.start as u32).to_le_bytes());
         // Below 4 GiB, as all low memory is.
         put(&mut module, 4, (initrd.end as u32).to_le_bytes());
-        loader.put(MODULE, module);
+        loader.put(module_at, module);
     }
-    let room = (place::INFO_END - MEMORY_MAP) as usize / MEMORY_MAP_ENTRY;
+    let room = (place::INFO_SIZE - MEMORY_MAP) as usize / MEMORY_MAP_ENTRY;
     let mut map = Vec::new();
     for entry in loader.e820.entries().iter().take(room) {
         // The size does not count itself.
@@ -132,13 +135,13 @@ pub(super) fn load(
     }
     put(&mut info, 0, flags.to_le_bytes());
     put(&mut info, 44, (map.len() as u32).to_le_bytes());
-    put(&mut info, 48, (MEMORY_MAP as u32).to_le_bytes());
-    loader.put(MEMORY_MAP, map);
-    loader.put(place::INFO, info);
+    put(&mut info, 48, (map_at as u32).to_le_bytes());
+    loader.put(map_at, map);
+    loader.put(at, info);
     loader.put(place::GDT, state::gdt(false));
     Ok(BootState {
         rax: LOADER_MAGIC,
-        rbx: place::INFO,
+        rbx: at,
         ..BootState::protected_mode(entry.into())
     })
 }

@@ -10,8 +10,9 @@ use super::{LoadError, Loader, place};
 
 const MAGIC: u32 = 0x336e_c578;
 const START_INFO_SIZE: usize = 56;
-const MODULE: u64 = place::INFO + 0x40;
-const MEMORY_MAP: u64 = place::INFO + 0x80;
+/// Where behind the start info the module and the memory map are.
+const MODULE: u64 = 0x40;
+const MEMORY_MAP: u64 = 0x80;
 const MEMORY_MAP_ENTRY: usize = 24;
 /// There is no limit in the protocol; this is a page.
 const CMDLINE_LIMIT: usize = 4095;
@@ -22,31 +23,34 @@ pub(super) fn load(
     entry: u32,
     kernel: &[u8],
 ) -> Result<BootState, LoadError> {
+    loader.fixed = place::FIXED;
     loader.load_elf(elf, kernel)?;
-    loader.load_cmdline(CMDLINE_LIMIT)?;
+    let cmdline = loader.load_cmdline(CMDLINE_LIMIT)?;
+    let at = loader.place(place::INFO, place::INFO_SIZE)?;
+    let (module_at, map_at) = (at + MODULE, at + MEMORY_MAP);
     let initrd = loader.load_initrd(u64::from(u32::MAX) + 1)?;
 
     let mut info = vec![0; START_INFO_SIZE];
     put(&mut info, 0, MAGIC.to_le_bytes());
     // Version 1 is the one with a memory map.
     put(&mut info, 4, 1_u32.to_le_bytes());
-    put(&mut info, 24, place::CMDLINE.to_le_bytes());
+    put(&mut info, 24, cmdline.to_le_bytes());
     put(
         &mut info,
         32,
         loader.machine.rsdp.unwrap_or(0).to_le_bytes(),
     );
-    put(&mut info, 40, MEMORY_MAP.to_le_bytes());
-    let room = (place::INFO_END - MEMORY_MAP) as usize / MEMORY_MAP_ENTRY;
+    put(&mut info, 40, map_at.to_le_bytes());
+    let room = (place::INFO_SIZE - MEMORY_MAP) as usize / MEMORY_MAP_ENTRY;
     let entries: Vec<_> = loader.e820.entries().iter().take(room).cloned().collect();
     put(&mut info, 48, (entries.len() as u32).to_le_bytes());
     if let Some(initrd) = initrd {
         put(&mut info, 12, 1_u32.to_le_bytes());
-        put(&mut info, 16, MODULE.to_le_bytes());
+        put(&mut info, 16, module_at.to_le_bytes());
         let mut module = vec![0; 32];
         put(&mut module, 0, initrd.start.to_le_bytes());
         put(&mut module, 8, (initrd.end - initrd.start).to_le_bytes());
-        loader.put(MODULE, module);
+        loader.put(module_at, module);
     }
     let mut map = Vec::new();
     for entry in &entries {
@@ -55,11 +59,11 @@ pub(super) fn load(
         map.extend((entry.kind as u32).to_le_bytes());
         map.extend([0; 4]);
     }
-    loader.put(MEMORY_MAP, map);
-    loader.put(place::INFO, info);
+    loader.put(map_at, map);
+    loader.put(at, info);
     loader.put(place::GDT, state::gdt(false));
     Ok(BootState {
-        rbx: place::INFO,
+        rbx: at,
         ..BootState::protected_mode(entry.into())
     })
 }

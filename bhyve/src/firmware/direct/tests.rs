@@ -210,7 +210,7 @@ fn multiboot_and_vmlinux() {
     .unwrap();
     assert_eq!(image.state.rax, 0x2bad_b002);
     let info = at(&image, image.state.rbx);
-    assert_eq!(u32_at(info, 4), Some(640));
+    assert_eq!(u32_at(info, 4), Some(639));
     assert_eq!(u32_at(info, 8), Some(31 * 1024));
     assert_eq!(at(&image, u32_at(info, 16).unwrap().into()), b"hello\0");
     // The same without a header is taken for Linux.
@@ -225,6 +225,55 @@ fn multiboot_and_vmlinux() {
         u32_at(at(&image, image.state.rsi), 0x202),
         Some(u32::from_le_bytes(*b"HdrS"))
     );
+}
+
+#[test]
+fn the_boot_information_keeps_out_of_a_kernels_way() {
+    // Where the information usually is, where the command line usually is, and both.
+    for (start, size) in [(0x6000, 0x1000), (0x8000, 0x3_0000), (0x1000, 0x9_0000)] {
+        for pvh in [None, Some(start as u32)] {
+            let kernel = synthetic(start, &multiboot_header(3), size, pvh);
+            let image = boot(&kernel, Some(b"module"), "hello", 32 * MIB).unwrap();
+            let own = start..start + size;
+            for segment in &image.segments {
+                let end = segment.gpa + segment.bytes.len() as u64;
+                assert!(
+                    segment.gpa == start || !overlaps(&own, &(segment.gpa..end)),
+                    "{:#x} in {own:x?}",
+                    segment.gpa
+                );
+            }
+            let info = at(&image, image.state.rbx);
+            let cmdline = match pvh {
+                Some(_) => u64_at(info, 24).unwrap(),
+                None => u32_at(info, 16).unwrap().into(),
+            };
+            assert_eq!(at(&image, cmdline), b"hello\0");
+        }
+    }
+}
+
+#[test]
+fn a_packed_kernel_is_unpacked() {
+    let kernel = synthetic(MIB, &multiboot_header(3), 0x1000, None);
+    let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    packed.write_all(&kernel).unwrap();
+    let packed = packed.finish().unwrap();
+    let same = |kernel: &[u8]| boot(kernel, None, "", 32 * MIB).unwrap();
+    assert_eq!(same(&packed), same(&kernel));
+    let error = boot(&packed[..packed.len() - 9], None, "", 32 * MIB).unwrap_err();
+    let error = error.to_string();
+    assert!(
+        error.ends_with("cannot be booted: its gzip payload is damaged"),
+        "{error}"
+    );
+}
+
+#[test]
+fn the_bios_data_area_says_where_memory_ends() {
+    let image = boot(&synthetic(MIB, b"code", 0x1000, None), None, "", 32 * MIB).unwrap();
+    assert_eq!(at(&image, 0x40e), [0xc0, 0x9f]);
+    assert_eq!(at(&image, 0x413), 639_u16.to_le_bytes());
 }
 
 const TEXT: BootScreen = BootScreen::Text(TextScreen {
@@ -308,6 +357,10 @@ fn what_is_not_a_kernel_is_named() {
         )
         .is_err()
     );
+    let over_the_vectors = synthetic(0x500, &multiboot_header(3), 0x1000, None);
+    assert!(boot(&over_the_vectors, None, "", 32 * MIB).is_err());
+    let all_of_low_memory = synthetic(0x1000, &multiboot_header(3), 0x9_e000, None);
+    assert!(boot(&all_of_low_memory, None, "", 32 * MIB).is_err());
     assert!(
         boot(
             &synthetic(0xa_0000, b"code", 0x1000, None),
