@@ -4,11 +4,16 @@
 //!
 //! Differences: requests that touch one block are not ordered among each other (a guest waits for the first before it sends
 //! the second), an image is locked so that two machines cannot write it, and with the instruction clock every request is
-//! carried out inside `submit`.
+//! carried out inside `submit`. Long requests are carried out in pieces, so that one that is not wanted any more ends soon.
 
 pub mod host;
 pub mod options;
 mod place;
+mod pool;
+#[cfg(test)]
+pub mod slow;
+#[cfg(test)]
+mod tests;
 
 pub use options::Options;
 
@@ -16,9 +21,9 @@ use crate::device::{BuildError, Clock};
 use crate::external::{External, Identity};
 use crate::iov::{self, Direction, Seg};
 use host::Geometry;
-use parking_lot::{Condvar, Mutex, MutexGuard};
 use place::Place;
-use std::collections::VecDeque;
+pub use pool::Dropped;
+use pool::{Pool, cancelled};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -31,6 +36,14 @@ use vmmapi::sandbox::{self, Purpose};
 
 /// Threads of one disk, as BLOCKIF_NUMTHR.
 const WORKERS: usize = 8;
+
+/// Transfers are cut into pieces of this size, and what erases blocks into larger ones; in bytes. Between two of them a worker looks
+/// whether the request is still wanted.
+const PIECE: u64 = 1 << 20;
+const ERASE_PIECE: u64 = 16 << 20;
+
+/// How long to wait at the end for pieces that workers have begun. A disk that takes longer keeps its threads, which end with the process.
+const END_PATIENCE: Duration = Duration::from_secs(1);
 
 /// A machine that was just suspended may hold its disks for the moment that its process takes to end.
 const LOCK_TRIES: u32 = 20;
@@ -85,7 +98,7 @@ pub struct BlockIf<T> {
 pub struct Queue<T> {
     disk: Arc<Disk>,
     /// None where requests are carried out inside `submit`.
-    shared: Option<Arc<Shared<T>>>,
+    pool: Option<Arc<Pool<T>>>,
 }
 
 struct Disk {
@@ -101,6 +114,8 @@ struct Disk {
     read_only: bool,
     can_discard: bool,
     mem: vmmapi::GuestMemory,
+    #[cfg(test)]
+    slow: Option<Arc<slow::Gate>>,
 }
 
 impl<T: Send + 'static> BlockIf<T> {
@@ -148,13 +163,15 @@ impl<T: Send + 'static> BlockIf<T> {
             read_only,
             can_discard,
             mem: mem.clone(),
+            #[cfg(test)]
+            slow: slow::of(&path),
         });
-        let shared = match clock {
+        let pool = match clock {
             Clock::Host => Some(Arc::default()),
             Clock::Instructions => None,
         };
         let mut this = Self {
-            queue: Queue { disk, shared },
+            queue: Queue { disk, pool },
             workers: Vec::new(),
         };
         this.start(name).map_err(could_not)?;
@@ -162,19 +179,18 @@ impl<T: Send + 'static> BlockIf<T> {
     }
 
     fn start(&mut self, name: &str) -> io::Result<()> {
-        let Some(shared) = &self.queue.shared else {
+        let Some(pool) = &self.queue.pool else {
             return Ok(());
         };
         for n in 0..WORKERS {
-            let (shared, disk) = (Arc::clone(shared), Arc::clone(&self.queue.disk));
+            let (pool, disk) = (Arc::clone(pool), Arc::clone(&self.queue.disk));
             let thread = std::thread::Builder::new()
                 .name(format!("blk-{name}-{n}"))
                 .spawn(move || {
-                    while let Some((request, done)) = shared.next() {
-                        let result = disk.perform(&request);
-                        done.complete(request, result, false);
-                        drop(done);
-                        shared.finished();
+                    while let Some(begun) = pool.next() {
+                        let is_wanted = || pool.is_wanted(begun.epoch());
+                        let result = disk.perform(&begun.request, &is_wanted);
+                        pool.complete(begun, result);
                     }
                 })?;
             self.workers.push(thread);
@@ -186,7 +202,7 @@ impl<T: Send + 'static> BlockIf<T> {
     pub fn queue(&self) -> Queue<T> {
         Queue {
             disk: Arc::clone(&self.queue.disk),
-            shared: self.queue.shared.clone(),
+            pool: self.queue.pool.clone(),
         }
     }
 
@@ -221,25 +237,25 @@ impl<T: Send + 'static> BlockIf<T> {
         self.queue.disk.can_discard
     }
 
-    /// Waits until nothing is being done. The caller must hold no lock that a completion takes.
-    pub fn drain(&self) {
-        if let Some(shared) = &self.queue.shared {
-            let mut state = shared.lock();
-            shared
-                .idle
-                .wait_while(&mut state, |state| state.outstanding > 0);
+    /// Drops the requests that no worker has begun and has the others end at their next piece, each with `ECANCELED`. Waits for these no
+    /// longer than until `deadline`; whether nothing is being done any more. The caller must hold no lock that a completion takes.
+    pub fn cancel(&self, deadline: Instant) -> bool {
+        if let Some(dropped) = self.queue.cancel() {
+            dropped.tell();
         }
+        self.quiesce(deadline)
     }
 
-    /// Waits for the same until `deadline`; whether nothing is being done any more.
+    /// Whether something of before the last [`BlockIf::cancel`] is being done.
+    pub fn is_stale(&self) -> bool {
+        let pool = self.queue.pool.as_deref();
+        pool.is_some_and(Pool::is_stale)
+    }
+
+    /// Waits until `deadline` for all requests to end; whether nothing is being done any more.
     pub fn quiesce(&self, deadline: Instant) -> bool {
-        let Some(shared) = &self.queue.shared else {
-            return true;
-        };
-        let mut state = shared.lock();
-        let busy = |state: &mut PoolState<T>| state.outstanding > 0;
-        shared.idle.wait_while_until(&mut state, busy, deadline);
-        state.outstanding == 0
+        let pool = self.queue.pool.as_deref();
+        pool.is_none_or(|pool| pool.wait_idle(deadline))
     }
 
     /// Has `requests` carried out, in any order; `done` hears of each. The vector is left empty.
@@ -285,30 +301,22 @@ impl<T> External for BlockIf<T> {
 impl<T> Queue<T> {
     /// See [`BlockIf::submit`].
     pub fn submit(&self, requests: &mut Vec<Request<T>>, done: &Arc<dyn Completion<T>>) {
-        match &self.shared {
-            Some(shared) => {
-                let mut state = shared.lock();
-                state.outstanding += requests.len();
-                let count = requests.len();
-                state.queue.extend(
-                    requests
-                        .drain(..)
-                        .map(|request| (request, Arc::clone(done))),
-                );
-                drop(state);
-                for _ in 0..count.min(WORKERS) {
-                    shared.work.notify_one();
-                }
-            }
+        match &self.pool {
+            Some(pool) => pool.submit(requests, done),
             None => {
                 let mut rest = requests.len();
                 for request in requests.drain(..) {
                     rest -= 1;
-                    let result = self.disk.perform(&request);
+                    let result = self.disk.perform(&request, &|| true);
                     done.complete(request, result, rest > 0);
                 }
             }
         }
+    }
+
+    /// As [`BlockIf::cancel`], without waiting. The owners of what is dropped are told by the caller, who may hold locks until then.
+    pub fn cancel(&self) -> Option<Dropped<T>> {
+        self.pool.as_ref().map(Pool::cancel)
     }
 }
 
@@ -366,7 +374,7 @@ fn lock(file: &File, read_only: bool, path: &str) -> Result<(), BuildError> {
 }
 
 impl Disk {
-    fn perform<T>(&self, request: &Request<T>) -> io::Result<()> {
+    fn perform<T>(&self, request: &Request<T>, is_wanted: &dyn Fn() -> bool) -> io::Result<()> {
         let Request {
             op,
             offset,
@@ -385,19 +393,48 @@ impl Disk {
         if self.read_only && !matches!(op, Op::Read | Op::Flush) {
             return Err(io::Error::from_raw_os_error(libc::EROFS));
         }
-        match op {
-            Op::Read => self.transfer(segs, offset, Direction::In),
-            Op::Write => self.transfer(segs, offset, Direction::Out),
-            Op::Flush if self.read_only => Ok(()),
-            Op::Flush => self.file.sync_data(),
-            Op::Discard if !self.can_discard => Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP)),
-            Op::Discard => host::discard(&self.file, offset, len),
-            Op::WriteZeroes { unmap } => {
-                host::write_zeroes(&self.file, offset, len, *unmap && !self.options.no_delete)
+        let piece_len = match op {
+            Op::Read | Op::Write => PIECE,
+            _ => ERASE_PIECE,
+        };
+        let mut part = Vec::new();
+        let mut done = 0;
+        // What has no length, a flush, is one piece.
+        loop {
+            #[cfg(test)]
+            slow::pass(self.slow.as_deref());
+            if !is_wanted() {
+                return Err(cancelled());
+            }
+            let (at, count) = (offset + done, (len - done).min(piece_len));
+            let piece = if count == len {
+                segs
+            } else {
+                part.clear();
+                iov::part(segs, done, count, &mut part);
+                &part
+            };
+            match op {
+                Op::Read => self.transfer(piece, at, Direction::In)?,
+                Op::Write => self.transfer(piece, at, Direction::Out)?,
+                Op::Flush if self.read_only => {}
+                Op::Flush => self.file.sync_data()?,
+                Op::Discard if !self.can_discard => {
+                    return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));
+                }
+                Op::Discard => host::discard(&self.file, at, count)?,
+                Op::WriteZeroes { unmap } => {
+                    host::write_zeroes(&self.file, at, count, *unmap && !self.options.no_delete)?
+                }
+            }
+            done += count;
+            if done >= len {
+                return Ok(());
             }
         }
     }
 
+    /// Moves a piece.
     fn transfer(&self, segs: &[Seg], offset: u64, direction: Direction) -> io::Result<()> {
         match iov::transfer(&self.file, &self.mem, segs, offset, direction) {
             // Without the host's cache, guest buffers must be aligned as the device wants it; nothing obliges the guest to.
@@ -410,93 +447,35 @@ impl Disk {
 
     fn bounce(&self, segs: &[Seg], offset: u64, direction: Direction) -> io::Result<()> {
         const ALIGN: usize = 4096;
-        const MOST: u64 = 1 << 20;
-        let total = iov::total(segs);
-        let size = total.min(MOST) as usize;
+        let size = iov::total(segs) as usize; // of a piece
         let mut space = vec![0u8; size + ALIGN];
         let start = space.as_ptr().align_offset(ALIGN).min(ALIGN);
         let aligned = space.get_mut(start..start + size).unwrap_or_default();
-        let mut done = 0;
-        while done < total {
-            let count = (total - done).min(MOST) as usize;
-            let part = aligned.get_mut(..count).unwrap_or_default();
-            match direction {
-                Direction::In => {
-                    self.file.read_exact_at(part, offset + done)?;
-                    iov::scatter(&self.mem, segs, done, part)?;
-                }
-                Direction::Out => {
-                    iov::gather(&self.mem, segs, done, part)?;
-                    self.file.write_all_at(part, offset + done)?;
-                }
+        match direction {
+            Direction::In => {
+                self.file.read_exact_at(aligned, offset)?;
+                iov::scatter(&self.mem, segs, 0, aligned)?;
             }
-            done += count as u64;
+            Direction::Out => {
+                iov::gather(&self.mem, segs, 0, aligned)?;
+                self.file.write_all_at(aligned, offset)?;
+            }
         }
         Ok(())
     }
 }
 
-type Work<T> = (Request<T>, Arc<dyn Completion<T>>);
-
-struct PoolState<T> {
-    queue: VecDeque<Work<T>>,
-    // Queued and running ones.
-    outstanding: usize,
-    stop: bool,
-}
-
-struct Shared<T> {
-    state: Mutex<PoolState<T>>,
-    work: Condvar,
-    idle: Condvar,
-}
-
-impl<T> Shared<T> {
-    fn lock(&self) -> MutexGuard<'_, PoolState<T>> {
-        self.state.lock()
-    }
-
-    fn next(&self) -> Option<Work<T>> {
-        let mut state = self.lock();
-        loop {
-            if let Some(work) = state.queue.pop_front() {
-                return Some(work);
-            }
-            if state.stop {
-                return None;
-            }
-            self.work.wait(&mut state);
-        }
-    }
-
-    fn finished(&self) {
-        let mut state = self.lock();
-        state.outstanding -= 1;
-        if state.outstanding == 0 {
-            self.idle.notify_all();
-        }
-    }
-}
-
-impl<T> Default for Shared<T> {
-    fn default() -> Self {
-        Self {
-            state: Mutex::new(PoolState {
-                queue: VecDeque::new(),
-                outstanding: 0,
-                stop: false,
-            }),
-            work: Condvar::new(),
-            idle: Condvar::new(),
-        }
-    }
-}
-
 impl<T> Drop for BlockIf<T> {
     fn drop(&mut self) {
-        if let Some(shared) = &self.queue.shared {
-            shared.lock().stop = true;
-            shared.work.notify_all();
+        let Some(pool) = &self.queue.pool else {
+            return;
+        };
+        pool.cancel().tell();
+        pool.end();
+        if !pool.wait_idle(Instant::now() + END_PATIENCE) {
+            let path = self.queue.disk.options.path.display();
+            log::warn!("{path}: the disk does not finish what it is doing; it is not waited for");
+            return;
         }
         for thread in self.workers.drain(..) {
             thread.join().expect("a panic ends the process");
@@ -511,73 +490,4 @@ pub fn default_serial(path: &Path) -> String {
     let sum = Md5::digest(path.as_os_str().as_bytes());
     let [a, b, c, d, e, f, ..] = <[u8; 16]>::from(sum);
     format!("BHYVE-{a:02X}{b:02X}-{c:02X}{d:02X}-{e:02X}{f:02X}")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::sync::mpsc::{self, Receiver, Sender};
-    use vmmapi::{Choice, CreateOptions, Vm};
-
-    /// A completion that takes as long as the test wants.
-    struct Slow {
-        begun: Sender<()>,
-        end: Mutex<Receiver<()>>,
-    }
-
-    impl Completion<()> for Slow {
-        fn complete(&self, _request: Request<()>, _result: io::Result<()>, _more: bool) {
-            self.begun.send(()).unwrap();
-            self.end.lock().recv().unwrap();
-        }
-    }
-
-    #[test]
-    fn who_waits_for_the_last_request_is_told() {
-        let image = tempfile::NamedTempFile::new().unwrap();
-        image.as_file().set_len(4096).unwrap();
-        let create = CreateOptions {
-            backend: Choice::Soft,
-            ..CreateOptions::default()
-        };
-        let vm = Vm::create("block-if-quiesce", &create).unwrap();
-        let options = Options {
-            path: image.path().to_owned(),
-            nocache: false,
-            sync: false,
-            read_only: false,
-            no_delete: false,
-            sector_size: None,
-            forced: false,
-        };
-        let disk = BlockIf::open(options, vm.memory(), Clock::Host, "test").unwrap();
-        let soon = |milliseconds| Instant::now() + Duration::from_millis(milliseconds);
-        assert!(disk.quiesce(soon(0)), "nothing was asked for");
-        let (begun, begins) = mpsc::channel();
-        let (end, ends) = mpsc::channel();
-        let done: Arc<dyn Completion<()>> = Arc::new(Slow {
-            begun,
-            end: Mutex::new(ends),
-        });
-        let flush = Request {
-            op: Op::Flush,
-            offset: 0,
-            len: 0,
-            segs: Vec::new(),
-            token: (),
-        };
-        disk.submit(&mut vec![flush], &done);
-        begins.recv().unwrap();
-        // Its completion is not over.
-        assert!(!disk.quiesce(soon(20)));
-        let deadline = soon(20_000);
-        std::thread::scope(|scope| {
-            let waits = scope.spawn(|| disk.quiesce(deadline));
-            std::thread::sleep(Duration::from_millis(20));
-            end.send(()).unwrap();
-            assert!(waits.join().unwrap());
-        });
-        assert!(Instant::now() < deadline, "found out, and not told");
-        vm.destroy().unwrap();
-    }
 }

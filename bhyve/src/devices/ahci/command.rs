@@ -18,9 +18,19 @@ const PRD_SIZE: usize = 16;
 const PRD_COUNT: u32 = 0x3f_ffff;
 /// Entries that are read at once.
 const PRDS_AT_ONCE: usize = 64;
+/// Pieces of memory that one request to the disk names, but for those that make its length a multiple of a block. Drivers hardly
+/// use as many; a table may have 65535 entries.
+const MOST_PIECES: usize = 256;
 
 /// A command packet of a packet device.
 pub type Packet = [u8; 16];
+
+/// A place in a command's table: an entry, and bytes of it.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Cursor {
+    entry: u16,
+    skip: u32,
+}
 
 /// A command as it was fetched.
 #[derive(Debug, Clone, Copy)]
@@ -56,36 +66,93 @@ impl Command {
         })
     }
 
-    /// The guest's memory for `len` bytes, and how many of them there is room for. Every piece is memory.
+    /// The guest's memory for `len` bytes, which are few, and how many of them there is room for. Every piece is memory.
     pub fn buffers(&self, mem: &GuestMemory, len: u64) -> Result<(Vec<Seg>, u64), OutOfRange> {
         let mut segs = Vec::new();
+        let room = self.walk(mem, &mut Cursor::default(), len, |seg| {
+            segs.push(seg);
+            true
+        })?;
+        Ok((segs, room))
+    }
+
+    /// How many of `len` bytes there is room for. Every piece is memory.
+    pub fn room(&self, mem: &GuestMemory, len: u64) -> Result<u64, OutOfRange> {
+        self.walk(mem, &mut Cursor::default(), len, |_| true)
+    }
+
+    /// The memory of the next request of a transfer of which `len` bytes are left: whole blocks of `block` bytes, in a limited number
+    /// of pieces.
+    pub fn next_part(
+        &self,
+        mem: &GuestMemory,
+        cursor: &mut Cursor,
+        len: u64,
+        block: u64,
+    ) -> Result<Vec<Seg>, OutOfRange> {
+        let mut segs = Vec::new();
+        let mut push = |seg| {
+            segs.push(seg);
+            segs.len() < MOST_PIECES
+        };
+        let moved = self.walk(mem, cursor, len, &mut push)?;
+        let ragged = moved.next_multiple_of(block).min(len) - moved;
+        self.walk(mem, cursor, ragged, |seg| {
+            segs.push(seg);
+            true
+        })?;
+        Ok(segs)
+    }
+
+    /// Hands out the pieces of the next `len` bytes until there are no more or `take` answers false; the number of bytes.
+    fn walk(
+        &self,
+        mem: &GuestMemory,
+        cursor: &mut Cursor,
+        len: u64,
+        mut take: impl FnMut(Seg) -> bool,
+    ) -> Result<u64, OutOfRange> {
         let mut left = len;
-        let mut at = self.table.wrapping_add(PRDT_AT);
-        let mut entries = usize::from(self.prds);
         let mut bytes = [0; PRDS_AT_ONCE * PRD_SIZE];
-        while entries > 0 && left > 0 {
-            let count = entries.min(PRDS_AT_ONCE);
+        while cursor.entry < self.prds && left > 0 {
+            let count = usize::from(self.prds - cursor.entry).min(PRDS_AT_ONCE);
             let table = bytes.get_mut(..count * PRD_SIZE).unwrap_or_default();
-            mem.read(at, table)?;
+            let place = PRDT_AT + u64::from(cursor.entry) * PRD_SIZE as u64;
+            mem.read(self.table.wrapping_add(place), table)?;
             for entry in table.as_chunks::<PRD_SIZE>().0 {
                 if left == 0 {
                     break;
                 }
                 let [a0, a1, a2, a3, a4, a5, a6, a7, _, _, _, _, c0, c1, c2, c3] = *entry;
-                let gpa = u64::from_le_bytes([a0, a1, a2, a3, a4, a5, a6, a7]);
-                let room = (u32::from_le_bytes([c0, c1, c2, c3]) & PRD_COUNT) + 1;
+                let base = u64::from_le_bytes([a0, a1, a2, a3, a4, a5, a6, a7]);
+                let size = (u32::from_le_bytes([c0, c1, c2, c3]) & PRD_COUNT) + 1;
+                let (gpa, room) = (
+                    base.wrapping_add(cursor.skip.into()),
+                    size.saturating_sub(cursor.skip),
+                );
                 let used = u32::try_from(left).unwrap_or(u32::MAX).min(room);
                 if !mem.contains(gpa, u64::from(used)) {
                     let len = u64::from(used);
                     return Err(OutOfRange { gpa, len });
                 }
-                segs.push(Seg { gpa, len: used });
                 left -= u64::from(used);
+                *cursor = if used < room {
+                    Cursor {
+                        entry: cursor.entry,
+                        skip: cursor.skip + used,
+                    }
+                } else {
+                    Cursor {
+                        entry: cursor.entry + 1,
+                        skip: 0,
+                    }
+                };
+                if used > 0 && !take(Seg { gpa, len: used }) {
+                    return Ok(len - left);
+                }
             }
-            entries -= count;
-            at = at.wrapping_add((count * PRD_SIZE) as u64);
         }
-        Ok((segs, len - left))
+        Ok(len - left)
     }
 
     /// Tells the guest how many bytes were moved.

@@ -9,7 +9,7 @@
 use super::port::{Port, Token};
 use super::regs::*;
 use super::state::AhciState;
-use crate::backends::block_if::{BlockIf, Completion, Queue, Request};
+use crate::backends::block_if::{BlockIf, Completion, Dropped, Queue, Request};
 use crate::bus::mem::all_ones;
 use crate::bus::pci::PciDevice;
 use crate::bus::pci::func::PciFunc;
@@ -19,11 +19,14 @@ use crate::report::Reporter;
 use parking_lot::{Mutex, MutexGuard};
 use std::io;
 use std::sync::{Arc, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use vmmapi::GuestMemory;
 
 /// The BAR with the registers.
 pub const ABAR: usize = 5;
+
+/// How long power-on waits for what the disks have begun.
+const RESET_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What the lock protects.
 pub struct HbaState {
@@ -202,8 +205,13 @@ impl Hba {
         }
     }
 
-    // Gives the disks what the ports have left for them.
+    // Tells the disks what they need not do any more, and gives them what the ports have left for them.
     fn pass_on(&self, mut state: MutexGuard<'_, HbaState>) {
+        let ports = state.ports.iter_mut().zip(&self.queues);
+        // Under the lock: what a port begins next is wanted.
+        let dropped: Vec<_> = ports
+            .filter_map(|(port, queue)| queue.as_ref().filter(|_| port.take_cancels())?.cancel())
+            .collect();
         let work: Vec<_> = state
             .ports
             .iter_mut()
@@ -212,6 +220,7 @@ impl Hba {
             .filter(|(_, requests)| !requests.is_empty())
             .collect();
         drop(state);
+        dropped.into_iter().for_each(Dropped::tell);
         let Some(this) = self.this.upgrade().filter(|_| !work.is_empty()) else {
             return;
         };
@@ -278,7 +287,8 @@ impl Hba {
 impl Completion<Token> for Hba {
     fn complete(&self, request: Request<Token>, result: io::Result<()>, _more: bool) {
         let n = request.token.port;
-        if let Err(error) = &result {
+        let failure = result.as_ref().err();
+        if let Some(error) = failure.filter(|error| error.raw_os_error() != Some(libc::ECANCELED)) {
             let Request {
                 op, offset, len, ..
             } = &request;
@@ -365,7 +375,10 @@ impl Device for Ahci {
 
     fn reset(&self) {
         self.hba.lock().ports.iter_mut().for_each(Port::doom);
-        self.disks.iter().flatten().for_each(BlockIf::drain);
+        let deadline = Instant::now() + RESET_PATIENCE;
+        for disk in self.disks.iter().flatten() {
+            disk.cancel(deadline);
+        }
         self.hba.lock().reset();
         self.hba.func.intx_deassert();
     }

@@ -5,11 +5,12 @@
 //!
 //! A port is a state machine under the controller's lock. What it wants of the disk it leaves in an outbox, from where the
 //! controller takes it when the lock is free again. Commands that are with the disk are `jobs`; a checkpoint waits until there
-//! are none, so they are never saved. Differences: a reset waits for the disk instead of leaving it to write into memory that the
-//! guest uses for something else by then, and after an error nothing is answered any more until the guest has stopped the list.
+//! are none, so they are never saved. A command with many pieces of memory is carried out in several requests, one after the other.
+//! Differences: a reset waits for the disk instead of leaving it to write into memory that the guest uses for something else by then
+//! (what the disk has not begun is dropped), and after an error nothing is answered any more until the guest has stopped the list.
 
 use super::ata::{self, TRIM_PAGE};
-use super::command::Command;
+use super::command::{Command, Cursor};
 use super::drive::{Action, Drive, Fault};
 use super::fis::{self, Answer, Cfis};
 use super::regs::*;
@@ -35,8 +36,21 @@ struct Job {
     fault: Option<Fault>,
     /// Bytes that have moved when it is done.
     bytes: u32,
+    /// What no request has asked for yet.
+    rest: Option<Rest>,
     /// A flush is to follow.
     durable: bool,
+}
+
+/// The rest of a transfer.
+#[derive(Debug)]
+struct Rest {
+    op: Op,
+    /// Where it goes on, in bytes of the disk and in the command's table.
+    offset: u64,
+    cursor: Cursor,
+    /// In bytes.
+    len: u64,
 }
 
 /// The registers of a port.
@@ -92,6 +106,8 @@ pub struct Port {
     jobs: [Option<Job>; MAX_SLOTS as usize],
     /// The jobs belong to a list that was stopped: nobody is told how they end.
     doomed: bool,
+    /// The disk has not been told that it need not do them.
+    cancels: bool,
     /// The link comes up when the last job has ended.
     link_wanted: bool,
     /// The port is not to begin anything.
@@ -113,6 +129,7 @@ impl Port {
             discard,
             jobs: [const { None }; MAX_SLOTS as usize],
             doomed: false,
+            cancels: false,
             link_wanted: false,
             paused: false,
             raised: false,
@@ -138,12 +155,18 @@ impl Port {
     /// Nobody is to be told how the commands end that are with the disk.
     pub fn doom(&mut self) {
         self.doomed = self.is_busy();
+        self.cancels = self.doomed;
         (self.regs.ci, self.regs.sact) = (0, 0);
     }
 
     /// What is for the disk.
     pub fn take_outbox(&mut self) -> Vec<Request<Token>> {
         std::mem::take(&mut self.outbox)
+    }
+
+    /// Whether the disk need not do what it was given.
+    pub fn take_cancels(&mut self) -> bool {
+        std::mem::take(&mut self.cancels)
     }
 
     /// Whether the controller has to look at the port's interrupt causes.
@@ -170,6 +193,7 @@ impl Port {
             discard: _,
             jobs: _,        // there are none
             doomed: _,      // only while there are some
+            cancels: _,     // the disk has been told
             link_wanted: _, // likewise
             paused: _,
             raised: _, // the controller has looked
@@ -433,7 +457,7 @@ impl Port {
                 durable,
                 pio,
             } => {
-                let (segs, room) = command.buffers(mem, len)?;
+                let room = command.room(mem, len)?;
                 if write && room < len {
                     return self.fail(slot, &command, mem);
                 }
@@ -443,16 +467,22 @@ impl Port {
                 if pio {
                     self.pio_setup(&cfis, !write, len, mem);
                 }
-                let op = if write { Op::Write } else { Op::Read };
-                let job = Job {
+                let mut job = Job {
                     command,
                     parts: 1,
                     fault: None,
                     bytes: room as u32,
+                    rest: Some(Rest {
+                        op: if write { Op::Write } else { Op::Read },
+                        offset,
+                        cursor: Cursor::default(),
+                        len: room,
+                    }),
                     durable,
                 };
-                let request = self.request(slot, op, offset, room, segs);
-                self.start(slot, job, vec![request]);
+                if let Some(request) = self.go_on(slot, &mut job, mem)? {
+                    self.start(slot, job, vec![request]);
+                }
             }
             Action::Flush => {
                 let job = Job {
@@ -460,6 +490,7 @@ impl Port {
                     parts: 1,
                     fault: None,
                     bytes: 0,
+                    rest: None,
                     durable: false,
                 };
                 let request = self.request(slot, Op::Flush, 0, 0, Vec::new());
@@ -486,6 +517,27 @@ impl Port {
             segs,
             token: Token { port, slot },
         }
+    }
+
+    /// The next request of a transfer, if there is something left of it.
+    fn go_on(
+        &self,
+        slot: u32,
+        job: &mut Job,
+        mem: &GuestMemory,
+    ) -> Result<Option<Request<Token>>, OutOfRange> {
+        let Some(rest) = &mut job.rest else {
+            return Ok(None);
+        };
+        let block = self.drive.as_ref().map_or(1, |drive| drive.face.block);
+        let segs = (job.command).next_part(mem, &mut rest.cursor, rest.len, block.into())?;
+        let (op, offset, len) = (rest.op, rest.offset, iov::total(&segs));
+        (rest.offset, rest.len) = (offset.saturating_add(len), rest.len.saturating_sub(len));
+        // A guest that makes a table shorter which it has given away gets less.
+        if rest.len == 0 || len == 0 {
+            job.rest = None;
+        }
+        Ok(Some(self.request(slot, op, offset, len, segs)))
     }
 
     fn start(&mut self, slot: u32, job: Job, requests: Vec<Request<Token>>) {
@@ -580,6 +632,7 @@ impl Port {
             parts: requests.len(),
             fault: None,
             bytes: TRIM_PAGE as u32,
+            rest: None,
             durable: false,
         };
         self.start(slot, job, requests);
@@ -608,14 +661,24 @@ impl Port {
         if job.parts > 0 {
             return;
         }
-        if job.durable && job.fault.is_none() {
-            job.durable = false;
-            job.parts = 1;
-            let flush = self.request(slot, Op::Flush, 0, 0, Vec::new());
-            self.outbox.push(flush);
-            return;
+        let Some(mut job) = place.take() else { return };
+        if job.fault.is_none() && !self.doomed {
+            let next = match self.go_on(slot, &mut job, mem) {
+                Ok(None) if job.durable => {
+                    job.durable = false;
+                    Ok(Some(self.request(slot, Op::Flush, 0, 0, Vec::new())))
+                }
+                next => next,
+            };
+            match next {
+                Ok(Some(request)) => {
+                    job.parts = 1;
+                    return self.start(slot, job, vec![request]);
+                }
+                Ok(None) => {}
+                Err(OutOfRange { .. }) => self.bus_error(),
+            }
         }
-        let Some(job) = place.take() else { return };
         if !self.doomed && !self.halted {
             self.end(slot, &job, mem);
         }

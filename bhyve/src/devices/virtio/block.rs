@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO,
     VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_ID_BYTES,
@@ -72,6 +72,9 @@ const MAX_DISCARD: u32 = 16 << 11;
 const HEADER: usize = 16;
 /// sector, count, flags
 const DISCARD_RANGE: usize = 16;
+/// How long a processor of the guest waits in a reset for what the disk has begun, 1 MiB for each of its threads. A driver of virtio
+/// 1.x reads the status until the reset has ended; older ones do not know that it may take time.
+const RESET_PATIENCE: Duration = Duration::from_secs(5);
 const ID_BYTES: usize = VIRTIO_BLK_ID_BYTES as usize;
 
 /// `struct virtio_blk_config`, up to and with write_zeroes_may_unmap. What is zero is not offered.
@@ -431,12 +434,19 @@ impl Completion<Token> for Shared {
                     status: status_at,
                 },
         } = request;
+        let Some(mut queue) = self.transport.queue(0) else {
+            return;
+        };
+        if queue.generation() != generation {
+            return; // the driver has taken the queue away since
+        }
         let (status, written) = match &result {
             Ok(()) if op == Op::Read => (VIRTIO_BLK_S_OK, u32::try_from(len).unwrap_or(u32::MAX)),
             Ok(()) => (VIRTIO_BLK_S_OK, 0),
             Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
                 (VIRTIO_BLK_S_UNSUPP, 0)
             }
+            Err(error) if error.raw_os_error() == Some(libc::ECANCELED) => (VIRTIO_BLK_S_IOERR, 0),
             Err(error) => {
                 self.transport.report.warn(format_args!(
                     "{op:?} of {len} bytes at {offset:#x} failed: {error}"
@@ -444,12 +454,6 @@ impl Completion<Token> for Shared {
                 (VIRTIO_BLK_S_IOERR, 0)
             }
         };
-        let Some(mut queue) = self.transport.queue(0) else {
-            return;
-        };
-        if queue.generation() != generation {
-            return; // the driver has taken the queue away since
-        }
         let result = self.give_back(&mut queue, head, status_at, status, written);
         if !more || result.is_err() {
             self.transport.finish(0, queue, result);
@@ -513,7 +517,22 @@ impl VirtioDevice for Block {
     }
 
     fn reset(&self) {
-        self.disk.drain();
+        // A kick that has taken requests before the queue was closed gives them to the disk under this lock.
+        let _batch = self.shared.batch.lock();
+        if !self.disk.cancel(Instant::now() + RESET_PATIENCE) {
+            let report = &self.shared.transport.report;
+            report.warn(format_args!(
+                "the disk does not finish what it is doing, which a reset waits for"
+            ));
+        }
+    }
+
+    fn close_queue(&self, _queue: usize) {
+        VirtioDevice::reset(self);
+    }
+
+    fn is_resetting(&self) -> bool {
+        self.disk.is_stale()
     }
 
     fn pause(&self) {}

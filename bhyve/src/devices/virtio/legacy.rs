@@ -55,7 +55,7 @@ pub fn read<D: VirtioDevice>(device: &D, offset: u64, size: u8) -> u64 {
             .map_or(0, |queue| queue.size().into()),
         (QUEUE_SELECT, 2) => transport.selected() as u64,
         (QUEUE_NOTIFY, 2) => 0,
-        (STATUS, 1) => transport.status().bits().into(),
+        (STATUS, 1) => super::status(device).bits().into(),
         (ISR, 1) => transport.take_isr().bits().into(),
         (CONFIG_VECTOR, 2) => transport.config_vector().into(),
         (QUEUE_VECTOR, 2) => transport.queue_vector(transport.selected()).into(),
@@ -83,7 +83,7 @@ pub fn write<D: VirtioDevice>(device: &D, offset: u64, size: u8, value: u64) {
         (GUEST_FEATURES, 4) => {
             transport.set_features(Features::from_bits_retain(value) & transport.offered_legacy());
         }
-        (QUEUE_PFN, 4) => place(transport, value as u32),
+        (QUEUE_PFN, 4) => place(device, value as u32),
         (QUEUE_SELECT, 2) => transport.select(value as u16),
         (STATUS, 1) if value == 0 => {
             super::reset(device);
@@ -95,7 +95,8 @@ pub fn write<D: VirtioDevice>(device: &D, offset: u64, size: u8, value: u64) {
     }
 }
 
-fn place(transport: &Transport, pfn: u32) {
+fn place<D: VirtioDevice>(device: &D, pfn: u32) {
+    let transport = device.transport();
     let index = transport.selected();
     let Some(mut queue) = transport.queue(index) else {
         return;
@@ -103,6 +104,8 @@ fn place(transport: &Transport, pfn: u32) {
     if pfn == 0 {
         queue.reset();
         queue.set_event_idx(transport.event_idx());
+        drop(queue);
+        device.close_queue(index);
         return;
     }
     let placement = Placement::legacy(pfn, queue.size());

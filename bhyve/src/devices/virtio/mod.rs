@@ -24,9 +24,10 @@ pub(crate) mod testing;
 use crate::bus::pci::PciDevice;
 use crate::device::{Device, Persist, SaveError, SavedLayout, StateError};
 use crate::external::External;
+use bits::Status;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 use transport::{Transport, TransportState};
 
@@ -48,8 +49,12 @@ pub trait VirtioDevice: Send + Sync + 'static {
     fn write_config(&self, offset: usize, data: &[u8]);
     /// The driver has put something into a queue. Never called while paused.
     fn kick(&self, queue: usize);
-    /// Lets go of the queues and forgets the driver; waits for what is in flight.
+    /// Forgets the driver, whose queues are closed already: drops what has not begun, and gives the rest some time to end.
     fn reset(&self);
+    /// The same for one queue, which the driver takes back.
+    fn close_queue(&self, queue: usize);
+    /// Whether something of before the last reset is in flight. The driver sees until then that the reset has not ended.
+    fn is_resetting(&self) -> bool;
     /// Stops back ends. The gate is closed already.
     fn pause(&self);
     /// See [`Device::quiesce`].
@@ -98,7 +103,15 @@ impl<D: VirtioDevice> SavedLayout for Record<D> {
 impl<D: VirtioDevice> VirtioPci<D> {
     /// Puts `device` on PCI.
     pub fn new(device: D) -> Arc<Self> {
-        Arc::new(Self { device })
+        Arc::new_cyclic(|this: &Weak<Self>| {
+            let this = Weak::clone(this);
+            device.transport().on_later(move || {
+                if let Some(Self { device }) = this.upgrade().as_deref() {
+                    device.transport().kick_remembered(device);
+                }
+            });
+            Self { device }
+        })
     }
 }
 
@@ -145,8 +158,19 @@ impl<D: VirtioDevice> Persist for VirtioPci<D> {
 
 /// What a driver's write of zero to the status register does.
 fn reset<D: VirtioDevice>(device: &D) {
+    device.transport().close_queues();
     device.reset();
     device.transport().reset();
+}
+
+/// What the status register shows: after a reset it is zero when the device has let go of the driver's memory.
+fn status<D: VirtioDevice>(device: &D) -> Status {
+    let mut status = device.transport().status();
+    status.set(
+        Status::NEEDS_RESET,
+        status.contains(Status::NEEDS_RESET) || device.is_resetting(),
+    );
+    status
 }
 
 impl<D: VirtioDevice> PciDevice for VirtioPci<D> {

@@ -229,6 +229,7 @@ fn address(placement: &mut Placement, offset: u64) -> &mut u64 {
 pub fn read<D: VirtioDevice>(device: &D, offset: u64, size: u8) -> u64 {
     let transport = device.transport();
     match offset / PAGE * PAGE {
+        COMMON if (offset, size) == (STATUS, 1) => super::status(device).bits().into(),
         COMMON => read_common(transport, offset, size).unwrap_or(u64::MAX),
         ISR if (offset, size) == (ISR, 1) => transport.take_isr().bits().into(),
         DEVICE => {
@@ -284,7 +285,6 @@ fn read_common(transport: &Transport, offset: u64, size: u8) -> Option<u64> {
         ),
         (CONFIG_VECTOR, 2) => transport.config_vector().into(),
         (NUM_QUEUES, 2) => transport.queue_count() as u64,
-        (STATUS, 1) => transport.status().bits().into(),
         (GENERATION, 1) => transport.generation().into(),
         (QUEUE_SELECT, 2) => selected as u64,
         (QUEUE_VECTOR, 2) => transport.queue_vector(selected).into(),
@@ -377,7 +377,7 @@ fn write_status<D: VirtioDevice>(device: &D, mut status: Status) {
     }
     transport.set_status(status);
     if risen.contains(Status::DRIVER_OK) {
-        transport.driver_ready(device);
+        transport.kick_remembered(device);
     }
 }
 

@@ -5,6 +5,9 @@
 //! The rings are walked by the virtio-queue crate. What it leaves open is decided here: a chain that ends badly is an error
 //! rather than a shorter chain, buffers that are not memory are found before a device touches them, and
 //! VRING_AVAIL_F_NO_INTERRUPT is honoured.
+//!
+//! The queue knows which chains the device has. So a device never has more of them than the queue has entries, whatever the
+//! driver puts into the ring.
 
 use crate::iov::Seg;
 use serde::{Deserialize, Serialize};
@@ -25,6 +28,12 @@ pub enum RingError {
     /// A buffer for the driver before one for the device.
     #[error("the chain at descriptor {0} has a buffer to read after one to write")]
     Order(u16),
+    /// A chain that the device has not given back yet.
+    #[error("the chain at descriptor {0} is offered again while the device has it")]
+    Outstanding(u16),
+    /// More bytes than a chain may have, which is 2^32 (virtio 1.2, 2.7.5.1).
+    #[error("the chain at descriptor {0} is longer than 4 GiB")]
+    Long(u16),
     /// A buffer that is not memory.
     #[error(
         "the chain at descriptor {head} has a buffer of {len} bytes at {gpa:#x}, which is not memory"
@@ -41,6 +50,9 @@ pub enum RingError {
     #[error("the ring at {0:#x} is not in memory")]
     Placement(u64),
 }
+
+/// The most that a chain may have.
+const MOST_BYTES: u64 = 1 << 32;
 
 /// A request: buffers that the device reads, then buffers that it writes. Made to be used again and again.
 #[derive(Debug, Default)]
@@ -108,10 +120,48 @@ pub struct QueueState {
     broken: bool,
 }
 
+/// The chains that the device has, by their heads.
+#[derive(Debug)]
+struct Outstanding(Box<[u64]>);
+
+impl Outstanding {
+    fn new(max_size: u16) -> Self {
+        Self(vec![0; usize::from(max_size).div_ceil(64)].into())
+    }
+
+    fn word(&mut self, head: u16) -> Option<(&mut u64, u64)> {
+        let word = self.0.get_mut(usize::from(head) / 64)?;
+        Some((word, 1 << (head % 64)))
+    }
+
+    /// False if the device has it already.
+    fn insert(&mut self, head: u16) -> bool {
+        self.word(head).is_some_and(|(word, bit)| {
+            let is_new = *word & bit == 0;
+            *word |= bit;
+            is_new
+        })
+    }
+
+    /// False if the device does not have it.
+    fn remove(&mut self, head: u16) -> bool {
+        self.word(head).is_some_and(|(word, bit)| {
+            let is_out = *word & bit != 0;
+            *word &= !bit;
+            is_out
+        })
+    }
+
+    fn clear(&mut self) {
+        self.0.fill(0);
+    }
+}
+
 /// One queue.
 #[derive(Debug)]
 pub struct VirtQueue {
     ring: Queue,
+    outstanding: Outstanding,
     // Where the driver has said that the parts are; a 1.x driver says so before the queue is put to use.
     placement: Placement,
     // After an error nothing more is taken from it.
@@ -124,6 +174,7 @@ impl VirtQueue {
     pub fn new(max_size: u16) -> Result<Self, RingError> {
         Ok(Self {
             ring: Queue::new(max_size)?,
+            outstanding: Outstanding::new(max_size),
             placement: Placement::default(),
             broken: false,
             generation: 0,
@@ -133,6 +184,7 @@ impl VirtQueue {
     /// Forgets the driver.
     pub fn reset(&mut self) {
         self.ring.reset();
+        self.outstanding.clear();
         self.placement = Placement::default();
         self.broken = false;
         self.generation = self.generation.wrapping_add(1);
@@ -246,7 +298,7 @@ impl VirtQueue {
         };
         let head = descriptors.head_index();
         chain.head = head;
-        let mut count = 0;
+        let (mut count, mut bytes) = (0, 0);
         // True until a descriptor without a successor has been seen: the crate ends a bad chain without a word.
         let mut unfinished = true;
         for descriptor in descriptors {
@@ -256,6 +308,10 @@ impl VirtQueue {
                 return Err(RingError::Chain(head));
             }
             let (gpa, len) = (descriptor.addr().0, descriptor.len());
+            bytes += u64::from(len);
+            if bytes > MOST_BYTES {
+                return Err(RingError::Long(head));
+            }
             let (access, writable) = match descriptor.is_write_only() {
                 true => (Permissions::Write, true),
                 false => (Permissions::Read, false),
@@ -275,14 +331,17 @@ impl VirtQueue {
             }
         }
         if unfinished {
-            Err(RingError::Chain(head))
-        } else {
-            Ok(true)
+            return Err(RingError::Chain(head));
         }
+        if !self.outstanding.insert(head) {
+            return Err(RingError::Outstanding(head));
+        }
+        Ok(true)
     }
 
-    /// Puts back the request that was taken last.
-    pub fn unpop(&mut self) {
+    /// Puts back the request that was taken last, of several one after the other in the opposite order.
+    pub fn unpop(&mut self, head: u16) {
+        self.outstanding.remove(head);
         self.ring.go_to_previous_position();
     }
 
@@ -293,7 +352,7 @@ impl VirtQueue {
         head: u16,
         len: u32,
     ) -> Result<(), RingError> {
-        if !self.ring.ready() {
+        if !self.outstanding.remove(head) {
             return Ok(()); // the driver has taken its memory back
         }
         Ok(self.ring.add_used(mem, head, len)?)
@@ -305,8 +364,12 @@ impl VirtQueue {
         mem: &M,
         parts: &[(u16, u32)],
     ) -> Result<(), RingError> {
-        let Some(((head, len), before)) = parts.split_last().filter(|_| self.ring.ready()) else {
-            return Ok(());
+        let all_out = parts.iter().fold(true, |all, (head, _)| {
+            let is_out = self.outstanding.remove(*head);
+            all && is_out
+        });
+        let Some(((head, len), before)) = parts.split_last().filter(|_| all_out) else {
+            return Ok(()); // as above
         };
         // The index is published by the crate, one further for each element; so the others are put in their places first,
         // and the last one publishes them.
@@ -361,6 +424,7 @@ impl VirtQueue {
         // Nothing is in flight, so no old generation can come back.
         let Self {
             ring,
+            outstanding: _, // likewise
             placement: Placement { desc, avail, used },
             broken,
             generation: _,

@@ -174,6 +174,12 @@ impl VirtioDevice for Rnd {
 
     fn reset(&self) {}
 
+    fn close_queue(&self, _queue: usize) {}
+
+    fn is_resetting(&self) -> bool {
+        false
+    }
+
     fn pause(&self) {}
 
     fn quiesce(&self, _deadline: Instant) -> bool {

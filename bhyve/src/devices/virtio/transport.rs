@@ -12,12 +12,14 @@ use crate::bus::pci::bar::BarType;
 use crate::bus::pci::func::{PciFunc, PciIds};
 use crate::config::{Var, variables};
 use crate::device::{BuildCtx, BuildError, Clock, StateError};
+use crate::mevent::{Mevent, TimerId};
 use crate::point;
 use crate::report::Reporter;
 use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard};
 use serde::{Deserialize, Serialize};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 use vmmapi::GuestMemory;
 
 variables! {
@@ -71,6 +73,9 @@ pub struct Transport {
     gate: RwLock<bool>,
     // Set before the gate is closed, so that a driver that adds faster than it is served cannot keep it open.
     closing: AtomicBool,
+    mevent: Arc<Mevent>,
+    // Has the event loop pass on the kicks that are remembered.
+    later: OnceLock<TimerId>,
     /// Says what is wrong with a driver or the host.
     pub report: Reporter,
 }
@@ -181,7 +186,14 @@ impl Transport {
             queues: rings,
             gate: RwLock::new(false),
             closing: AtomicBool::new(false),
+            mevent: Arc::clone(ctx.mevent),
+            later: OnceLock::new(),
         })
+    }
+
+    /// Has `action` called on the event loop's thread when a kick was not served to its end. It calls [`Transport::kick_remembered`].
+    pub fn on_later(&self, action: impl FnMut() + Send + 'static) {
+        self.later.get_or_init(|| self.mevent.add_timer(action));
     }
 
     /// The device's name.
@@ -279,13 +291,16 @@ impl Transport {
         self.registers.lock().generation
     }
 
-    /// Forgets the driver. The device must have let go of the queues.
-    pub fn reset(&self) {
+    /// Takes nothing more from the queues, before the device lets go of what it has taken.
+    pub fn close_queues(&self) {
         for queue in &self.queues {
             queue.kicked.store(false, Ordering::Release);
-            let mut ring = queue.ring.lock();
-            ring.reset();
+            queue.ring.lock().reset();
         }
+    }
+
+    /// Forgets the driver. The device has let go of the queues.
+    pub fn reset(&self) {
         self.features.store(0, Ordering::Release);
         {
             let mut registers = self.registers.lock();
@@ -412,8 +427,8 @@ impl Transport {
         }
     }
 
-    /// The driver has become ready: what it kicked for before is looked at.
-    pub fn driver_ready<D: VirtioDevice>(&self, device: &D) {
+    /// Passes on the kicks that were remembered, when the driver has become ready or on the event loop.
+    pub fn kick_remembered<D: VirtioDevice>(&self, device: &D) {
         for (index, queue) in self.queues.iter().enumerate() {
             if queue.kicked.swap(false, Ordering::AcqRel) {
                 self.kick(device, index);
@@ -438,7 +453,7 @@ impl Transport {
                     .push_used(&self.mem, chain.head(), written)
                     .map(|()| true),
                 None => {
-                    queue.unpop();
+                    queue.unpop(chain.head());
                     Ok(false)
                 }
             }
@@ -448,6 +463,9 @@ impl Transport {
 
     /// Takes requests from a queue that the caller has locked, until none is left or `handle` answers false. What becomes of
     /// a request is `handle`'s business.
+    ///
+    /// At most as many as the queue has entries are taken in one go, and the event loop sees to the rest: another processor that adds
+    /// while it is served must not keep the caller here, which may have to see that the VM ends.
     pub fn take_all(
         &self,
         index: usize,
@@ -455,12 +473,19 @@ impl Transport {
         chain: &mut Chain,
         mut handle: impl FnMut(&mut VirtQueue, &mut Chain) -> Result<bool, RingError>,
     ) -> Result<(), RingError> {
+        let mut left = queue.size();
         loop {
             queue.disable_kicks(&self.mem)?;
             let stopped = loop {
                 if !queue.pop(&self.mem, chain)? {
                     break false;
                 }
+                if left == 0 {
+                    queue.unpop(chain.head());
+                    self.kick_later(index);
+                    break true;
+                }
+                left -= 1;
                 if !handle(queue, chain)? {
                     break true;
                 }
@@ -478,6 +503,14 @@ impl Transport {
     fn remember_kick(&self, index: usize) {
         if let Some(queue) = self.queues.get(index) {
             queue.kicked.store(true, Ordering::Release);
+        }
+    }
+
+    // The event loop's callback takes the queue's lock, which the caller has, only after it was let go.
+    fn kick_later(&self, index: usize) {
+        self.remember_kick(index);
+        if let Some(timer) = self.later.get() {
+            self.mevent.set_timer(*timer, Some(Instant::now()));
         }
     }
 
@@ -546,6 +579,8 @@ impl Transport {
             queues,
             gate: _,
             closing: _,
+            mevent: _,
+            later: _,
             report: _,
         } = self;
         let Registers {
@@ -640,5 +675,13 @@ impl Transport {
                 .map_err(|error| StateError::Invalid(format!("queue {index}: {error}")))?;
         }
         Ok(())
+    }
+}
+
+impl Drop for Transport {
+    fn drop(&mut self) {
+        if let Some(timer) = self.later.take() {
+            self.mevent.delete_timer(timer);
+        }
     }
 }

@@ -3,7 +3,8 @@
 //! Commands one by one: what they answer, and what becomes of them when the controller is paused, reset or broken.
 
 use super::*;
-use std::time::Instant;
+use crate::backends::block_if::slow::Gate;
+use std::time::{Duration, Instant};
 
 #[test]
 fn a_disk_says_what_it_is() {
@@ -243,6 +244,56 @@ fn a_reset_waits_for_the_disk() {
             rig.go(&driver, &[Issue::ata(IDENTIFY, 0, 0).data(DATA, 512)]),
             0x50
         );
+    }
+}
+
+/// However the guest takes its commands back: those that no worker has begun are not carried out, and nobody is told of the others.
+#[test]
+fn what_the_guest_takes_back_is_dropped() {
+    let stop = |driver: &Driver| write(driver, 0, P_CMD, PxCmd::FRE.bits());
+    let comreset = |driver: &Driver| {
+        stop(driver);
+        write(driver, 0, P_SCTL, 0x301);
+        write(driver, 0, P_SCTL, 0x300);
+    };
+    let reset = |driver: &Driver| {
+        let all = (Ghc::AE | Ghc::HR).bits();
+        driver.device.bar_write(ABAR, GHC, 4, all.into());
+    };
+    let power_on = |driver: &Driver| driver.device.reset();
+    for (name, take_back) in [
+        ("stop", &stop as &dyn Fn(&Driver)),
+        ("COMRESET", &comreset),
+        ("reset of the controller", &reset),
+        ("power-on", &power_on),
+    ] {
+        let rig = rig(Clock::Host);
+        let gate = Gate::at(&rig.hd);
+        let driver = rig.ready(&rig.both());
+        gate.close();
+        let issues: Vec<_> = (0..32)
+            .map(|slot| Issue::queued(READ_QUEUED, slot, 0, 8).data(DATA, 4096))
+            .collect();
+        issues.iter().for_each(|issue| rig.put(issue));
+        write(&driver, 0, P_SACT, u32::MAX);
+        write(&driver, 0, P_CI, u32::MAX);
+        until("all workers have begun", || gate.waiting() == 8);
+        let opener = Arc::clone(&gate);
+        let thread = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(50));
+            opener.open();
+        });
+        take_back(&driver);
+        thread.join().unwrap();
+        until("the workers have ended", || {
+            driver.device.quiesce(Instant::now())
+        });
+        begin(&driver);
+        assert_eq!(gate.came(), 8, "{name}: what was not begun");
+        let read = Issue::ata(READ_DMA_EXT, 3, 1).data(DATA, 512);
+        rig.go(&driver, &[read]);
+        assert_eq!(rig.data(512), [3; 512], "{name}");
+        assert_eq!(gate.came(), 9, "{name}");
     }
 }
 

@@ -3,6 +3,7 @@
 //! A random sequence of requests against a disk and against a vector of bytes; checkpoints; drivers that misbehave.
 
 use super::*;
+use crate::backends::block_if::slow::Gate;
 use crate::device::{Clock, SavedBytes};
 use crate::devices::virtio::testing::{BUFFERS, Bench, Driver, Interface, seg, until};
 use proptest::prelude::*;
@@ -639,4 +640,120 @@ fn many_requests_at_once_all_come_back() {
             Ok(n as u8)
         );
     }
+}
+
+/// A disk that does as little as the test wants, and a driver of it.
+fn slow(bench: &Bench) -> (Arc<Gate>, Image, Driver) {
+    let image = image();
+    fs::write(&image.path, vec![7; 4 << 20]).unwrap();
+    let gate = Gate::at(&image.path);
+    let driver = ready(bench, &image, "");
+    (gate, image, driver)
+}
+
+/// A read of `count` buffers of 512 KiB, which are all one.
+fn add_read(bench: &Bench, driver: &mut Driver, count: usize) -> u16 {
+    const SIZE: u32 = 512 << 10;
+    put_header(bench, VIRTIO_BLK_T_IN, 0);
+    let mut writable = vec![seg(DATA_AT, SIZE); count];
+    writable.push(seg(STATUS_AT, 1));
+    driver.add(0, &[seg(HEADER_AT, 16)], &writable)
+}
+
+/// The status register, and what it shows while a reset goes on.
+const STATUS: [u64; 2] = [18, 20];
+const NEEDS_RESET: u64 = 0x40;
+
+#[test]
+fn a_request_that_the_disk_has_is_not_taken_again() {
+    for interface in Interface::BOTH {
+        let bench = Bench::with(Clock::Host, interface);
+        let (gate, _image, mut driver) = slow(&bench);
+        gate.close();
+        let head = add_read(&bench, &mut driver, 1);
+        driver.kick(0);
+        until("the disk has it", || gate.waiting() == 1);
+        driver.offer(0, head);
+        driver.kick(0);
+        assert_ne!(driver.status() & NEEDS_RESET, 0, "{interface:?}");
+        gate.open();
+        assert_eq!(driver.wait_used(0).0, u32::from(head));
+        assert_eq!(gate.came(), 1);
+        // Given back, it may come again.
+        driver.start(u64::MAX);
+        for _ in 0..3 {
+            let head = add_read(&bench, &mut driver, 1);
+            driver.kick(0);
+            assert_eq!(driver.wait_used(0).0, u32::from(head));
+        }
+        assert_eq!(driver.status(), driver.ready());
+    }
+}
+
+#[test]
+fn long_transfers_are_cut() {
+    let bench = Bench::new(Clock::Host);
+    let (gate, _image, mut driver) = slow(&bench);
+    let head = add_read(&bench, &mut driver, 6);
+    driver.kick(0);
+    assert_eq!(driver.wait_used(0), (head.into(), (3 << 20) + 1));
+    assert_eq!(gate.came(), 3, "pieces");
+}
+
+#[test]
+fn a_reset_drops_what_no_worker_has_begun() {
+    for (interface, register) in Interface::BOTH.into_iter().zip(STATUS) {
+        let bench = Bench::with(Clock::Host, interface);
+        let (gate, _image, mut driver) = slow(&bench);
+        gate.close();
+        for _ in 0..16 {
+            add_read(&bench, &mut driver, 6);
+        }
+        driver.kick(0);
+        until("all workers have begun", || gate.waiting() == 8);
+        let (opener, began) = (Arc::clone(&gate), Instant::now());
+        let thread = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(100));
+            opener.open();
+        });
+        driver.write(register, 1, 0);
+        assert!(
+            began.elapsed() >= Duration::from_millis(100),
+            "not waited for"
+        );
+        assert_eq!(gate.came(), 8, "pieces after the reset");
+        assert_eq!(driver.status(), 0);
+        assert_eq!(driver.used(0), None, "the driver has its memory back");
+        thread.join().unwrap();
+        driver.start(u64::MAX);
+        let head = add_read(&bench, &mut driver, 1);
+        driver.kick(0);
+        assert_eq!(driver.wait_used(0).0, u32::from(head));
+    }
+}
+
+#[test]
+fn a_disk_that_hangs_holds_up_no_reset_and_no_end() {
+    let bench = Bench::with(Clock::Host, Interface::Modern);
+    let (gate, _image, mut driver) = slow(&bench);
+    gate.close();
+    add_read(&bench, &mut driver, 1);
+    driver.kick(0);
+    until("the disk has it", || gate.waiting() == 1);
+    let began = Instant::now();
+    driver.write(STATUS[1], 1, 0);
+    assert!(began.elapsed() < RESET_PATIENCE + Duration::from_secs(5));
+    assert_ne!(driver.status(), 0, "the reset has not ended");
+    gate.open();
+    until("the reset has ended", || driver.status() == 0);
+    // And once more, now at the end.
+    driver.start(u64::MAX);
+    gate.close();
+    add_read(&bench, &mut driver, 1);
+    driver.kick(0);
+    until("the disk has it", || gate.waiting() == 1);
+    let began = Instant::now();
+    drop(driver);
+    assert!(began.elapsed() < Duration::from_secs(6));
+    gate.open();
 }

@@ -574,6 +574,18 @@ impl VirtioDevice for Console {
         }
     }
 
+    fn close_queue(&self, index: usize) {
+        let (n, sends) = port_of(index);
+        let of_port = sends && index != CONTROL_OUT;
+        if of_port && let Some(port) = self.inner.state().ports.get_mut(n) {
+            port.forget_output();
+        }
+    }
+
+    fn is_resetting(&self) -> bool {
+        false
+    }
+
     fn pause(&self) {
         let mut state = self.inner.state();
         for port in &mut state.ports {

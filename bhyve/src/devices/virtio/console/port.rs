@@ -14,6 +14,8 @@ use vmmapi::SocketName;
 
 /// The most that is copied at a time, in bytes.
 const CHUNK: usize = 4096;
+/// The most that is sent in one go, in bytes, or a client that reads fast would keep a processor here.
+const MOST_AT_ONCE: u64 = 256 << 10;
 
 /// A port.
 pub struct Port {
@@ -56,7 +58,7 @@ pub enum Input {
 pub enum Output {
     /// All of it has been sent, or there is nobody to send it to.
     Done,
-    /// The client does not take more for now.
+    /// The client does not take more for now, or has taken much.
     Waits,
     /// The client has left.
     Gone,
@@ -198,9 +200,13 @@ impl Port {
         let Some(client) = &mut self.client else {
             return Output::Done;
         };
+        let until = self.sent + MOST_AT_ONCE;
         loop {
             buffer.resize(CHUNK, 0);
             let len = more(self.sent, buffer);
+            if len != 0 && self.sent >= until {
+                return Output::Waits;
+            }
             if len == 0 {
                 self.sent = 0;
                 return Output::Done;
@@ -229,6 +235,11 @@ impl Port {
     pub fn forget_guest(&mut self) {
         (self.guest_open, self.host_open) = (false, false);
         (self.input_waits, self.output_waits, self.sent) = (false, false, 0);
+    }
+
+    /// The guest takes back the queue that it sends with.
+    pub fn forget_output(&mut self) {
+        (self.output_waits, self.sent) = (false, 0);
     }
 
     /// Stops watching anything. The socket's file stays, as upstream: another process may have put its own there.

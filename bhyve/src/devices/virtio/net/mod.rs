@@ -262,7 +262,7 @@ impl Inner {
             .take_all(RX, &mut queue, chain, |queue, chain| {
                 room = true;
                 if left == 0 {
-                    queue.unpop();
+                    queue.unpop(chain.head());
                     return Ok(false);
                 }
                 left -= 1;
@@ -272,7 +272,7 @@ impl Inner {
                 let frame_len = match received {
                     Ok(Some(len)) => len,
                     Ok(None) => {
-                        queue.unpop();
+                        queue.unpop(chain.head());
                         return Ok(false);
                     }
                     Err(error) => {
@@ -281,7 +281,7 @@ impl Inner {
                             .warn(format_args!("cannot receive: {error}"));
                         // Until the guest kicks: asking again at once would bring the same answer.
                         room = false;
-                        queue.unpop();
+                        queue.unpop(chain.head());
                         return Ok(false);
                     }
                 };
@@ -364,8 +364,8 @@ impl Inner {
             }
             if !queue.pop(mem, chain)? {
                 // Not enough room for the frame: it is lost, and the buffers stay where they were.
-                for _ in 0..parts.len() {
-                    queue.unpop();
+                for (head, _) in parts.iter().rev() {
+                    queue.unpop(*head);
                 }
                 self.transport.report.warn(format_args!(
                     "{} bytes received, room for {done}",
@@ -502,6 +502,12 @@ impl VirtioDevice for Net {
         let queue = self.inner.transport.queue(RX);
         self.inner.watch(&self.mevent, false);
         drop(queue);
+    }
+
+    fn close_queue(&self, _queue: usize) {} // what is done with a queue is done under its lock
+
+    fn is_resetting(&self) -> bool {
+        false
     }
 
     fn pause(&self) {
